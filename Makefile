@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+# Each target installs what it needs. All products are in .build and .venv.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+
+CORES := 2.16.19 2.19.14
+TREE := .build/tree/ansible_collections/virtops/live_backup
+CHECKS := lint sanity importer unit integration molecule
+SCRIPTS := .ci/run $(shell git ls-files --cached --others --exclude-standard '*.sh')
+
+# A fixed PATH, since version managers' stand-ins for python3 hide the system's, which alone sees python3-libvirt.
+export PATH := $(CURDIR)/.venv/bin:/usr/sbin:/usr/bin:/sbin:/bin
+export ANSIBLE_COLLECTIONS_PATH := $(CURDIR)/.build/tree
+export ANSIBLE_HOME := $(CURDIR)/.build/ansible
+unexport PYTHONPATH
+
+# The rig makes namespaces, so what uses it runs as root.
+ifneq ($(shell id -u),0)
+AS_ROOT := sudo --preserve-env=ANSIBLE_COLLECTIONS_PATH,ANSIBLE_HOME,LIVE_BACKUP_TEST_ALL env PATH="$(PATH)"
+endif
+
+PYTEST = python -m pytest --junitxml=.build/results/$@.xml
+
+.PHONY: help
+help: ## Say what there is
+	@sed -n 's/^\([a-z-]*\):.*## /  \1\t/p' Makefile | expand --tabs=18
+
+.PHONY: install-rig
+install-rig: ## Install libvirt, QEMU and what else the test hypervisors are made of
+	tests/tools/apt.sh $$(sed 's/#.*//' tests/rig/packages.txt)
+
+.PHONY: venv
+venv: .venv/made $(TREE) ## Make .venv with the tools and test libraries
+
+.venv/made: requirements-dev.txt
+	tests/tools/apt.sh git python3-venv python3-libvirt python3-lxml
+	/usr/bin/python3 -m venv --clear --system-site-packages .venv
+	pip install --quiet --disable-pip-version-check --requirement requirements-dev.txt
+	touch $@
+
+$(TREE):
+	mkdir -p $(@D)
+	ln -s $(CURDIR) $@
+
+.build/venv-core-%/made:
+	tests/tools/apt.sh git python3-venv
+	/usr/bin/python3 -m venv --clear $(@D)
+	$(@D)/bin/pip install --quiet --disable-pip-version-check ansible-core==$*
+	touch $@
+
+.PHONY: lint
+lint: venv ## Check style, types, documentation and changelog
+	tests/tools/apt.sh shellcheck
+	ruff check
+	ruff format --check
+	mypy
+	yamllint --strict .
+	shellcheck $(SCRIPTS)
+	python tests/tools/check_bars.py
+	antsibull-changelog lint
+	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=self .
+	ansible-lint --offline --strict
+
+.PHONY: format
+format: venv ## Lay out the Python code
+	ruff check --fix
+	ruff format
+
+.PHONY: sanity $(CORES:%=sanity-%)
+sanity: $(CORES:%=sanity-%) ## Run ansible-test sanity on the oldest and the newest ansible-core
+
+$(CORES:%=sanity-%): sanity-%: .build/venv-core-%/made
+	tests/tools/sanity.sh $*
+
+.PHONY: importer
+importer: venv ## Build the collection and check it as Galaxy does
+	tests/tools/importer.sh
+
+.PHONY: unit
+unit: venv ## Run the unit tests, with coverage of the plugins
+	$(PYTEST) --cov=ansible_collections.virtops.live_backup.plugins tests/unit
+
+.PHONY: integration
+integration: venv install-rig ## Run the modules and roles against real hypervisors and guests
+	$(AS_ROOT) $(PYTEST) tests/integration
+
+.PHONY: molecule
+molecule: venv install-rig ## Run the molecule scenarios
+	$(AS_ROOT) tests/tools/molecule.sh
+
+.PHONY: test
+test: venv ## Run all checks; sweeps and repetitions are sampled
+	python tests/tools/run_checks.py $(CHECKS)
+
+.PHONY: test-all
+test-all: export LIVE_BACKUP_TEST_ALL := 1
+test-all: test ## Run all checks with full sweeps and twentyfold repetitions
+
+.PHONY: demo
+demo: venv install-rig ## Show a backup and its restore on a running guest
+	$(AS_ROOT) tests/demo/run.sh
+
+.PHONY: demo-stop
+demo-stop: ## End what the demo has left running
+	$(AS_ROOT) tests/demo/stop.sh
+
+.PHONY: bench
+bench: venv install-rig ## Measure speed and pauses
+	$(AS_ROOT) python tests/bench/run.py
+
+.PHONY: clean
+clean: ## Remove all products
+	$(AS_ROOT) rm -rf .build .venv .ansible
