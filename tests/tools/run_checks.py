@@ -37,7 +37,7 @@ def main(targets: list[str]) -> int:
         print(f"{target:12} {result:6} {seconds:5.0f} s")
     passed, failed = counts()
     print(f"{passed} passed, {failed} failed", flush=True)
-    return int(any(result == "failed" for _, result, _ in rows))
+    return int(any(row[1] == "failed" for row in rows))
 
 
 if __name__ == "__main__":

@@ -19,7 +19,8 @@ if [[ ! -d $cache ]]; then
 import sys
 sys.path.insert(0, "$(echo "$cache"/pip-*.whl)")
 from pip._internal.cli.main import main
-sys.exit(main(["install", *sys.argv[1:]]))
+own = {"--no-setuptools", "--no-wheel"}  # options of the bootstrap script, unknown to pip
+sys.exit(main(["install", *(argument for argument in sys.argv[1:] if argument not in own)]))
 EOF
     done
 fi
