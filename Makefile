@@ -19,7 +19,8 @@ unexport PYTHONPATH
 
 # The rig makes namespaces, so what uses it runs as root.
 ifneq ($(shell id -u),0)
-AS_ROOT := sudo --preserve-env=ANSIBLE_COLLECTIONS_PATH,ANSIBLE_HOME,LIVE_BACKUP_TEST_ALL env PATH="$(PATH)"
+AS_ROOT = sudo env PATH="$(PATH)" ANSIBLE_COLLECTIONS_PATH="$(ANSIBLE_COLLECTIONS_PATH)" ANSIBLE_HOME="$(ANSIBLE_HOME)" \
+	LIVE_BACKUP_TEST_ALL="$(LIVE_BACKUP_TEST_ALL)"
 endif
 
 PYTEST = python -m pytest --junitxml=.build/results/$@.xml

@@ -26,6 +26,7 @@ def counts() -> tuple[int, int]:
 
 def main(targets: list[str]) -> int:
     shutil.rmtree(RESULTS, ignore_errors=True)
+    RESULTS.mkdir(parents=True, exist_ok=True)
     rows = []
     for target in targets:
         print(f"\n=== {target}", flush=True)
