@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Throw-away real hypervisors with real guests on one machine."""

@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A guest: a domain whose writer tells on its console what has become durable."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import re
+import shutil
+import signal
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING
+from xml.etree import ElementTree
+
+from .disks import Disk, make_disks
+from .image import guest_image
+from .shapes import SHAPES, Shape
+from .shell import RigError, wait_until
+
+if TYPE_CHECKING:
+    from .hypervisor import Hypervisor
+
+MIB = 1 << 20
+_OVMF = "/usr/share/OVMF/OVMF_{}_4M.fd"
+_BOOT_TIMEOUT = 120
+
+
+class Guest:
+    """A guest of a hypervisor; made by ``Hypervisor.guest``, found again by ``Hypervisor.guests``."""
+
+    def __init__(self, hypervisor: Hypervisor, directory: Path) -> None:
+        record = json.loads((directory / "guest.json").read_text(encoding="utf-8"))
+        self.hypervisor = hypervisor
+        self.directory = directory
+        self.name: str = record["name"]
+        self.uuid: str = record["uuid"]
+        self.shape: Shape = SHAPES[record["shape"]]
+        disks = [Disk(d["target"], d["role"], d["path"] and Path(d["path"]), d["format"]) for d in record["disks"]]
+        self.disks = {disk.target: disk for disk in disks}
+
+    @classmethod
+    def make(
+        cls, hypervisor: Hypervisor, name: str, shape: str, rate: int | None, size: int, fill: int
+    ) -> Guest:
+        """Make the disks and define the domain; a transient one is not there before it is started."""
+        if shape not in SHAPES:
+            raise RigError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+            raise RigError(f"{name!r} is no name for a guest: use letters, digits, dots, underscores and hyphens")
+        directory = hypervisor.directory / "guests" / name
+        if directory.exists():
+            raise RigError(f"{hypervisor.name} already has a guest {name}")
+        directory.mkdir(parents=True)
+        plan = SHAPES[shape]
+        disks = make_disks(hypervisor, directory, plan.disks, size, fill, plan.file_name)
+        record = {
+            "name": plan.domain_name.format(name),
+            "uuid": str(uuid.uuid4()),
+            "shape": shape,
+            "disks": [{**dataclasses.asdict(disk), "path": disk.path and str(disk.path)} for disk in disks],
+        }
+        (directory / "guest.json").write_text(json.dumps(record, indent=2), encoding="utf-8")
+        guest = cls(hypervisor, directory)
+        guest._xml_file.write_bytes(ElementTree.tostring(guest._domain(rate)))
+        if plan.persistent:
+            hypervisor.virsh("define", guest._xml_file)
+        return guest
+
+    @property
+    def images(self) -> list[tuple[Path, str]]:
+        """The stores, as the oracle wants them: (path, format) in order."""
+        return [(disk.path, disk.format) for disk in self.disks.values() if disk.is_store and disk.path]
+
+    # The domain
+
+    def xml(self, *flags: str) -> str:
+        """Its XML, as ``virsh dumpxml`` shows it."""
+        return self.hypervisor.virsh("dumpxml", *flags, self.uuid)
+
+    def state(self) -> str:
+        """Its state in virsh's words; "undefined" if libvirt does not know it."""
+        done = self.hypervisor.run(["virsh", "--connect", "qemu:///system", "domstate", self.uuid], check=False)
+        return done.stdout.strip() if done.returncode == 0 else "undefined"
+
+    def start(self) -> None:
+        """Start it and wait until its writer has written."""
+        before = len(self.console())
+        if self.shape.persistent:
+            self.hypervisor.virsh("start", self.uuid)
+        else:
+            self.hypervisor.virsh("create", self._xml_file)
+        try:
+            wait_until(lambda: "\ndurable " in self.console()[before:], _BOOT_TIMEOUT, f"the writer of {self.name}")
+        except RigError as error:
+            raise RigError(f"{error}; its console ends: {self.console()[-300:]!r}") from error
+
+    def destroy(self) -> None:
+        """Stop it at once."""
+        self.hypervisor.virsh("destroy", self.uuid)
+
+    def shutdown_inside(self) -> None:
+        """Let the guest agent shut it down, and wait until it is off."""
+        off = "shut off" if self.shape.persistent else "undefined"
+        self.hypervisor.virsh("shutdown", "--mode", "agent", self.uuid)
+        wait_until(lambda: self.state() == off, 60, f"{self.name} to shut down")
+
+    def undefine(self) -> None:
+        """Undefine it, with all that libvirt keeps about it."""
+        self.hypervisor.virsh(
+            "undefine", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata", "--nvram", self.uuid
+        )
+
+    def remove(self) -> None:
+        """Remove the domain, whatever its state, and its disks."""
+        if self.state() not in ("shut off", "undefined"):
+            self.destroy()
+        if self.state() != "undefined":
+            self.undefine()
+        for disk in self.disks.values():
+            if disk.role == "loop" and disk.path:
+                self.hypervisor.remove_loop_device(disk.path)
+        shutil.rmtree(self.directory)
+
+    # QEMU
+
+    def qemu_pid(self) -> int:
+        """The QEMU process, as seen outside."""
+        pid_file = self.hypervisor.outside(f"/run/libvirt/qemu/{self.name}.pid")
+        try:
+            return self.hypervisor.outside_pid(int(pid_file.read_text(encoding="ascii")))
+        except FileNotFoundError as error:
+            raise RigError(f"{self.name} has no QEMU") from error
+
+    def kill_qemu(self) -> None:
+        """Kill QEMU, as a crash would."""
+        os.kill(self.qemu_pid(), signal.SIGKILL)
+
+    # The writer
+
+    def console(self) -> str:
+        """All that the guest has printed, over all its boots."""
+        try:
+            return self._console_file.read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return ""
+
+    def durable(self) -> int:
+        """The last number that the writer has told to be durable; 0 if none."""
+        numbers = re.findall(r"^durable (\d+)\r?\n", self.console(), re.MULTILINE)
+        return int(numbers[-1]) if numbers else 0
+
+    def wait_durable(self, number: int, timeout: float = 60) -> None:
+        """Wait until write ``number`` is durable."""
+        wait_until(lambda: self.durable() >= number, timeout, f"write {number} of {self.name}")
+
+    # The guest agent
+
+    def agent(self, command: str, **arguments: object) -> object:
+        """What the guest agent returns for a command."""
+        request = json.dumps({"execute": command, "arguments": arguments})
+        return json.loads(self.hypervisor.virsh("qemu-agent-command", "--timeout", "10", self.uuid, request))["return"]
+
+    def frozen(self) -> bool:
+        """Whether the guest agent holds file systems frozen."""
+        return self.agent("guest-fsfreeze-status") == "frozen"
+
+    def silence_agent(self, seconds: int) -> None:
+        """Make the guest agent stop answering for some seconds; whatever it is asked meanwhile, it does afterwards."""
+        script = f"kill -STOP $(cat /run/qemu-ga.pid); sleep {seconds}; kill -CONT $(cat /run/qemu-ga.pid)"
+        self.agent("guest-exec", path="/bin/sh", arg=["-c", f"({script}) >/dev/null 2>&1 &"])
+
+    # Files
+
+    @property
+    def _xml_file(self) -> Path:
+        return self.directory / "domain.xml"
+
+    @property
+    def _console_file(self) -> Path:
+        return self.directory / "console.log"
+
+    def _domain(self, rate: int | None) -> ElementTree.Element:
+        image = guest_image(self.hypervisor.root)
+        command_line = ["console=ttyS0", "quiet", "panic=0"]
+        command_line += [f"rate={rate}"] if rate else []
+        command_line += [] if self.shape.agent else ["agent=off"]
+
+        domain = ElementTree.Element("domain", type="qemu")
+        _add(domain, "name", self.name)
+        _add(domain, "uuid", self.uuid)
+        _add(domain, "memory", "192", unit="MiB")
+        _add(domain, "vcpu", "1")
+        system = _add(domain, "os")
+        _add(system, "type", "hvm", arch="x86_64", machine="q35")
+        if self.shape.uefi:
+            _add(system, "loader", _OVMF.format("CODE"), readonly="yes", type="pflash")
+            _add(system, "nvram", template=_OVMF.format("VARS"))
+        _add(system, "kernel", str(image.kernel))
+        _add(system, "initrd", str(image.initramfs))
+        _add(system, "cmdline", " ".join(command_line))
+        _add(_add(domain, "features"), "acpi")
+
+        devices = _add(domain, "devices")
+        for disk in self.disks.values():
+            _add_disk(devices, disk)
+        serial = _add(devices, "serial", type="file")
+        _add(serial, "source", path=str(self._console_file), append="on")
+        if self.shape.channel:
+            channel = _add(devices, "channel", type="unix")
+            _add(channel, "target", type="virtio", name="org.qemu.guest_agent.0")
+        _add(devices, "controller", type="usb", model="none")
+        _add(devices, "memballoon", model="none")
+        return domain
+
+
+def _add(parent: ElementTree.Element, tag: str, text: str | None = None, **attributes: str) -> ElementTree.Element:
+    element = ElementTree.SubElement(parent, tag, attributes)
+    element.text = text
+    return element
+
+
+def _add_disk(devices: ElementTree.Element, disk: Disk) -> None:
+    is_cdrom = disk.role.endswith("cdrom")
+    block = disk.role == "loop"
+    element = _add(devices, "disk", type="block" if block else "file", device="cdrom" if is_cdrom else "disk")
+    _add(element, "driver", name="qemu", type=disk.format)
+    if disk.path:
+        _add(element, "source", **{"dev" if block else "file": str(disk.path)})
+    _add(element, "target", dev=disk.target, bus="sata" if is_cdrom else "virtio")
+    if disk.role == "readonly":
+        _add(element, "readonly")

@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run commands, wait for states, and fail with one plain line."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+
+class RigError(Exception):
+    """What failed, in one line that a user can act on."""
+
+
+def check(argv: Sequence[str | Path], done: subprocess.CompletedProcess[str]) -> None:
+    """Raise for a command that failed, with what it printed."""
+    if done.returncode != 0:
+        said = " ".join((done.stderr or done.stdout or "").split())
+        raise RigError(f"{' '.join(map(str, argv))}: exit status {done.returncode}: {said}")
+
+
+def run(argv: Sequence[str | Path], cwd: Path | None = None, stdin: str | None = None) -> str:
+    """Run a command on this machine, outside every hypervisor; return what it printed."""
+    try:
+        done = subprocess.run(argv, cwd=cwd, input=stdin, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise RigError(f"{error.filename} is missing; tests/rig/packages.txt lists what to install") from error
+    check(argv, done)
+    return done.stdout
+
+
+def wait_until(condition: Callable[[], bool], timeout: float, what: str, interval: float = 0.02) -> None:
+    """Poll a condition until it holds; past the deadline say what was waited for."""
+    deadline = time.monotonic() + timeout
+    while not condition():
+        if time.monotonic() > deadline:
+            raise RigError(f"waited {timeout:g} s in vain: {what}")
+        time.sleep(interval)
