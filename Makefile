@@ -5,6 +5,8 @@ SHELL := /bin/bash
 .SHELLFLAGS := -euo pipefail -c
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
+# What is independent of a failed check runs nevertheless.
+MAKEFLAGS += --keep-going
 
 CORES := 2.16.19 2.19.14
 TREE := .build/tree/ansible_collections/virtops/live_backup
@@ -52,17 +54,26 @@ $(TREE):
 	$(@D)/bin/pip install --quiet --disable-pip-version-check ansible-core==$*
 	touch $@
 
-.PHONY: lint
-lint: venv ## Check style, types, documentation and changelog
-	tests/tools/apt.sh shellcheck
+LINTS := python shell texts ansible
+.PHONY: lint $(LINTS:%=lint-%)
+lint: $(LINTS:%=lint-%) ## Check style, types, documentation and changelog
+
+lint-python: venv
 	ruff check
 	ruff format --check
-	mypy
-	yamllint --strict .
-	shellcheck $(SCRIPTS)
 	python tests/tools/check_bars.py
+	mypy
+
+lint-shell:
+	tests/tools/apt.sh shellcheck
+	shellcheck $(SCRIPTS)
+
+lint-texts: venv
+	yamllint --strict .
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=self .
+
+lint-ansible: venv
 	ansible-lint --offline --strict
 
 .PHONY: format
