@@ -1,0 +1,84 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What two runs of the backup playbook have left: one set that is whole, and a domain at rest."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.rig.hypervisor import Hypervisor
+from tests.rig.oracle import judge
+
+BACKUP_ID = "molecule"
+
+
+@pytest.fixture(scope="module")
+def hypervisor():
+    return Hypervisor.find("molecule")
+
+
+@pytest.fixture(scope="module")
+def guest(hypervisor):
+    (only,) = hypervisor.guests()
+    return only
+
+
+@pytest.fixture(scope="module")
+def target(hypervisor):
+    return hypervisor.directory / "backups"
+
+
+@pytest.fixture(scope="module")
+def published(target, guest):
+    return target / guest.name / BACKUP_ID
+
+
+@pytest.fixture(scope="module")
+def manifest(published):
+    return json.loads((published / "manifest.json").read_text(encoding="utf-8"))
+
+
+def test_the_manifest_names_the_set(manifest, guest):
+    assert manifest["schema"] == 1
+    assert manifest["backup_id"] == BACKUP_ID
+    assert manifest["method"] == "push"
+    assert manifest["domain"]["uuid"] == guest.uuid
+    assert [disk["target"] for disk in manifest["disks"]] == list(guest.disks)
+
+
+def test_only_root_can_read_it(host, published):
+    assert host.file(str(published)).mode == 0o700
+    modes = {path: host.file(str(path)).mode for path in published.rglob("*")}
+    assert modes
+    assert {path: mode for path, mode in modes.items() if mode != 0o600} == {}
+
+
+def test_every_image_is_sound(host, published, manifest):
+    for disk in manifest["disks"]:
+        assert host.run("qemu-img check %s", str(published / disk["file"])).rc == 0
+
+
+def test_the_images_are_of_one_instant(published, manifest):
+    verdict = judge([(published / disk["file"], disk["format"]) for disk in manifest["disks"]])
+    assert verdict.ok, verdict
+
+
+def test_nothing_else_is_left_of_the_run(target, published):
+    sets = {path for path in target.glob("*/*") if path.name != ".domain.json"}
+    assert sets == {published}
+
+
+def test_the_domain_is_at_rest(hypervisor, guest):
+    assert guest.state() == "running"
+    assert "None" in hypervisor.virsh("domjobinfo", guest.uuid)
+    assert list(hypervisor.outside("/var/lib/live_backup").glob("*.json")) == []
+
+
+def test_the_guest_still_writes(guest):
+    guest.wait_durable(guest.durable() + 1)
+
+
+def test_the_disks_are_those_it_had_before(hypervisor, guest):
+    listed = hypervisor.virsh("domblklist", guest.uuid).split("\n")
+    assert [tuple(line.split()) for line in listed if line] == [(target, str(disk.path)) for target, disk in guest.disks.items()]
