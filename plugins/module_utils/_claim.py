@@ -1,0 +1,191 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Claims: the journal that says which run owns a domain.
+
+A claim is written before anything is changed and removed last. Between two tasks no process of ours exists, so a claim
+is alive while a step holds its lock, or while its lease, which every step renews, still runs. A claim that says `in_step`
+without a lock, or comes from another boot, is dead.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from ._clock import Clock
+from ._errors import LiveBackupError
+from ._files import sync_path, write_durably
+
+CLAIMS = Path("/var/lib/live_backup")
+LEASE_SECONDS = 300.0
+# How long a step waits for a lock that another process may hold just to look.
+_GLANCE_SECONDS = 1.0
+
+
+def boot_id() -> str:
+    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+@dataclass
+class Claim:
+    """What a run has planned and done so far; `results` holds each finished step's result."""
+
+    uuid: str
+    domain: str
+    backup_id: str
+    method: str
+    directory: str
+    plan: dict[str, Any]
+    started: float
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
+    boot_id: str = field(default_factory=boot_id)
+    step: str = ""
+    in_step: bool = False
+    lease_until: float = 0.0
+    results: dict[str, Any] = field(default_factory=dict)
+
+    def file(self) -> Path:
+        return _file(self.uuid)
+
+
+def _file(uuid: str) -> Path:
+    return CLAIMS / f"{uuid}.json"
+
+
+def read_claim(uuid: str) -> Claim | None:
+    """The claim on a domain, if there is one."""
+    path = _file(uuid)
+    try:
+        return Claim(**json.loads(path.read_bytes()))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise LiveBackupError(f"The claim {path} is damaged ({error}). Look at the domain's jobs and disks, then remove the file.") from error
+
+
+def all_claims() -> list[Claim]:
+    """Every claim on this hypervisor."""
+    return [claim for path in sorted(CLAIMS.glob("*.json")) if (claim := read_claim(path.stem)) is not None]
+
+
+def find_claim(domain: str) -> Claim | None:
+    """The claim on the domain of that name or UUID; it may outlive a transient domain."""
+    return next((claim for claim in all_claims() if domain in (claim.domain, claim.uuid)), None)
+
+
+def save_claim(claim: Claim) -> None:
+    """Write a claim durably. It may name secrets of the domain, so only root reads it."""
+    write_durably(claim.file(), json.dumps(asdict(claim), indent=1, sort_keys=True).encode())
+
+
+def remove_claim(claim: Claim) -> None:
+    """End a claim: the last thing that a run does."""
+    claim.file().unlink(missing_ok=True)
+    sync_path(CLAIMS)
+
+
+def lease_runs(claim: Claim, now: float, this_boot: str) -> bool:
+    """Whether a claim that no step works on still belongs to a living run."""
+    return claim.boot_id == this_boot and not claim.in_step and now < claim.lease_until
+
+
+def is_alive(claim: Claim, clock: Clock) -> bool:
+    """Whether a living run owns the domain; takes nothing and changes nothing."""
+    return _is_locked(claim.uuid) or lease_runs(claim, clock.boottime(), boot_id())
+
+
+def describe(claim: Claim, clock: Clock) -> str:
+    """Who owns the domain, for an error message."""
+    left = max(0, round(claim.lease_until - clock.boottime()))
+    state = "is working on it right now" if _is_locked(claim.uuid) else f"holds it for another {left} s"
+    return f"backup {claim.backup_id} (method {claim.method}, last step {claim.step or 'none'}) {state}"
+
+
+@contextmanager
+def hold(uuid: str, clock: Clock) -> Iterator[None]:
+    """Hold the lock of a domain for one step; fail at once if another step holds it."""
+    CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path = CLAIMS / f"{uuid}.lock"
+    descriptor = _locked(path, clock.boottime() + _GLANCE_SECONDS, clock)
+    try:
+        yield
+    finally:
+        # Removed while it is still locked, so that nobody can be holding it.
+        path.unlink(missing_ok=True)
+        os.close(descriptor)
+
+
+def _locked(path: Path, deadline: float, clock: Clock) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(descriptor)
+            if clock.boottime() > deadline:
+                raise LiveBackupError(
+                    "Another task is working on this domain right now; wait until it is done, or end it, and run again."
+                ) from None
+            clock.sleep(0.02)
+            continue
+        # The file may have been removed between open and lock: then the lock is on nothing.
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(path)):
+                return descriptor
+        os.close(descriptor)
+
+
+def _is_locked(uuid: str) -> bool:
+    try:
+        descriptor = os.open(CLAIMS / f"{uuid}.lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def require_claim(uuid: str, name: str, backup_id: str) -> Claim:
+    """The claim that this run's earlier step left; without it a later step must not go on."""
+    claim = read_claim(uuid)
+    if claim is None:
+        raise LiveBackupError(f"Domain {name!r} has no backup {backup_id} under way: it was not begun, or has ended or been recovered.")
+    if claim.backup_id != backup_id:
+        raise LiveBackupError(f"Domain {name!r} is in another backup, {claim.backup_id}; backup {backup_id} has ended or been recovered.")
+    return claim
+
+
+@contextmanager
+def step(claim: Claim, name: str, clock: Clock) -> Iterator[None]:
+    """Note that a step works on the claim, and renew its lease when it ends.
+
+    Whoever dies inside leaves `in_step` behind, which tells the next run so.
+    """
+    claim.step, claim.in_step = name, True
+    save_claim(claim)
+    try:
+        yield
+    except LiveBackupError:
+        _rest(claim, clock)
+        raise
+    _rest(claim, clock)
+
+
+def _rest(claim: Claim, clock: Clock) -> None:
+    """The claim waits for the run's next step, unless this step ended it."""
+    if claim.file().exists():
+        claim.in_step, claim.lease_until = False, clock.boottime() + LEASE_SECONDS
+        save_claim(claim)

@@ -1,0 +1,157 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Read libvirt's domain XML into plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ._libraries import etree
+
+AGENT_CHANNEL = "org.qemu.guest_agent.0"
+
+
+@dataclass(frozen=True)
+class Image:
+    """One link of a backing chain. `path` is empty where the image has no path on this host."""
+
+    type: str
+    path: str
+    format: str
+
+
+@dataclass(frozen=True)
+class Disk:
+    """A disk of a domain; `chain[0]` is the image that the guest writes to."""
+
+    target: str
+    device: str
+    bus: str
+    chain: tuple[Image, ...]
+    readonly: bool
+    shareable: bool
+    transient: bool
+
+    @property
+    def skip_reason(self) -> str:
+        """Why there is nothing to back up here; empty for a disk that must be captured."""
+        if self.device in ("cdrom", "floppy"):
+            return self.device
+        if not self.chain:
+            return "empty"
+        return "read-only" if self.readonly else ""
+
+    @property
+    def obstacle(self) -> str:
+        """Why libvirt or QEMU cannot take a sound copy of a disk that must be captured."""
+        if self.device == "lun":
+            return "device 'lun' is passed through to the guest, so QEMU does not see its writes"
+        if self.bus == "sd":
+            return "bus 'sd' has no block jobs"
+        if self.transient:
+            return "it is transient"
+        if self.chain and self.chain[0].type == "vhostuser":
+            return "type 'vhostuser' is served outside QEMU"
+        if self.shareable:
+            return "it is shareable: what another domain writes to it, no job of this domain sees"
+        return ""
+
+
+@dataclass(frozen=True)
+class Domain:
+    """What this collection needs of a domain's XML."""
+
+    name: str
+    uuid: str
+    disks: tuple[Disk, ...]
+    nvram: str
+    agent: str
+    qemu_user: tuple[int, int] | None
+    secrets: tuple[str, ...]
+
+    def disk(self, target: str) -> Disk | None:
+        """The disk of that target dev."""
+        return next((disk for disk in self.disks if disk.target == target), None)
+
+
+def parse_xml(text: str) -> Any:
+    """An element tree; no entity is resolved and nothing is fetched."""
+    parser = etree.XMLParser(resolve_entities=False, no_network=True, huge_tree=False)
+    return etree.fromstring(text.encode(), parser)
+
+
+def parse_domain(text: str) -> Domain:
+    """A domain from its XML, live or inactive."""
+    root = parse_xml(text)
+    return Domain(
+        name=root.findtext("name"),
+        uuid=root.findtext("uuid"),
+        disks=tuple(_disk(element) for element in root.findall("devices/disk")),
+        nvram=_nvram(root),
+        agent=_agent(root),
+        qemu_user=_qemu_user(root),
+        secrets=_secrets(root),
+    )
+
+
+def _disk(element: Any) -> Disk:
+    return Disk(
+        target=element.find("target").get("dev"),
+        device=element.get("device", "disk"),
+        bus=element.find("target").get("bus", ""),
+        chain=tuple(_chain(element, element.get("type", "file"))),
+        readonly=element.find("readonly") is not None,
+        shareable=element.find("shareable") is not None,
+        transient=element.find("transient") is not None,
+    )
+
+
+def _chain(element: Any, kind: str) -> list[Image]:
+    """The image that `element` names and those that it is backed by; an empty drive has none."""
+    source = element.find("source")
+    if source is None or not (source.attrib or len(source)):
+        return []
+    # A disk tells its format in <driver type>, a backing store in <format type>.
+    style = element.find("driver" if element.tag == "disk" else "format")
+    image = Image(kind, source.get("file") or source.get("dev") or "", "raw" if style is None else style.get("type", "raw"))
+    backing = element.find("backingStore")
+    return [image] if backing is None else [image, *_chain(backing, backing.get("type", "file"))]
+
+
+def _nvram(root: Any) -> str:
+    """The NVRAM file. Since libvirt 8.5 it may have a <source> as a disk has."""
+    nvram = root.find("os/nvram")
+    if nvram is None:
+        return ""
+    source = nvram.find("source")
+    return (nvram.text or "").strip() if source is None else source.get("file", "")
+
+
+def _agent(root: Any) -> str:
+    """`absent`, or the state of the guest agent's channel: `connected`, `disconnected`."""
+    for target in root.findall("devices/channel/target"):
+        if target.get("name") == AGENT_CHANNEL:
+            return target.get("state", "disconnected")
+    return "absent"
+
+
+def _qemu_user(root: Any) -> tuple[int, int] | None:
+    """The user and group that QEMU runs as: a live domain's DAC label, `+uid:+gid`."""
+    for seclabel in root.findall("seclabel"):
+        label = seclabel.findtext("label") or ""
+        if seclabel.get("model") == "dac" and label.startswith("+"):
+            user, _colon, group = label.partition(":")
+            return int(user), int(group)
+    return None
+
+
+def _secrets(root: Any) -> tuple[str, ...]:
+    """What the domain cannot be started without and no backup of its disks holds."""
+    found = []
+    if root.find("devices/tpm/backend[@type='emulator']") is not None:
+        found.append("the state of its virtual TPM (/var/lib/libvirt/swtpm)")
+    found += [f"libvirt secret {secret.get('uuid') or secret.get('usage')}" for secret in root.iterfind("devices/disk//encryption/secret")]
+    return tuple(found)

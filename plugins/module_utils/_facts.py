@@ -1,0 +1,84 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Ask libvirt what a domain is and does."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from ._connection import explained
+from ._domain_xml import Disk, Domain, Image, parse_domain
+from ._job import block_jobs, running_job
+from ._libraries import libvirt
+from ._plan import HostVersions
+
+# virDomainState
+STATES = ("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
+
+
+@dataclass(frozen=True)
+class DomainFacts:
+    """A domain's definition and what is going on in it; `capacity` and `allocation` are bytes by target dev."""
+
+    xml: Domain
+    active: bool
+    state: str
+    persistent: bool
+    capacity: dict[str, int]
+    allocation: dict[str, int]
+    job: dict[str, Any] | None
+    block_jobs: list[dict[str, Any]]
+
+
+def host_versions(connection: libvirt.virConnect) -> HostVersions:
+    """The versions of the hypervisor's libvirt and QEMU, not of the Python binding."""
+    with explained("ask libvirt for its version"):
+        return HostVersions(libvirt=connection.getLibVersion(), qemu=connection.getVersion())
+
+
+def domain_facts(connection: libvirt.virConnect, domain: libvirt.virDomain) -> DomainFacts:
+    """All that a plan needs to know."""
+    with explained(f"examine domain {domain.name()!r}"):
+        xml = parse_domain(domain.XMLDesc(0))
+        active = bool(domain.isActive())
+        capacity = _capacities(connection, domain)
+        # A running backup shows on every disk it reads, and is told once, as the job.
+        job = running_job(domain) if active else None
+        used = [disk.target for disk in xml.disks if not disk.skip_reason]
+        jobs = [found for found in block_jobs(domain, used) if found["type"] != "backup"] if active else []
+        return DomainFacts(
+            xml=xml,
+            active=active,
+            state=STATES[domain.state()[0]],
+            persistent=bool(domain.isPersistent()),
+            capacity=capacity,
+            allocation={disk.target: chain_allocation(disk, capacity.get(disk.target, 0)) for disk in xml.disks},
+            job=job,
+            block_jobs=jobs,
+        )
+
+
+def _capacities(connection: libvirt.virConnect, domain: libvirt.virDomain) -> dict[str, int]:
+    """Every disk's virtual size, in one call."""
+    [(_domain, stats)] = connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_BLOCK)
+    count = stats.get("block.count", 0)
+    return {stats[f"block.{index}.name"]: stats.get(f"block.{index}.capacity", 0) for index in range(count)}
+
+
+def chain_allocation(disk: Disk, capacity: int) -> int:
+    """The bytes that a disk's chain holds; what has no holes to be seen counts as full."""
+    return sum(_allocation(image, capacity) for image in disk.chain)
+
+
+def _allocation(image: Image, capacity: int) -> int:
+    if image.type != "file":
+        return capacity
+    try:
+        return os.stat(image.path).st_blocks * 512
+    except OSError:
+        # Not readable for us; libvirt and QEMU may still be able to.
+        return capacity

@@ -1,0 +1,102 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""List domains with what a backup of them would find."""
+
+from __future__ import annotations
+
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ._claim import describe, is_alive, read_claim
+from ._clock import Clock
+from ._connection import connect, explained
+from ._domain_xml import Disk
+from ._errors import LiveBackupError
+from ._facts import domain_facts, host_versions
+from ._libraries import libvirt
+from ._plan import choose_method, version_text
+
+
+def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """The chosen domains of this hypervisor, by name."""
+    with connect(params["uri"], readonly=True) as connection:
+        with explained("list the domains"):
+            domains = {domain.name(): domain for domain in connection.listAllDomains()}
+        names = choose_names(sorted(domains), params["domains"], params["exclude_domains"])
+        versions = host_versions(connection)
+        return {
+            "changed": False,
+            "domains": [_domain(connection, domains[name], versions, clock) for name in names],
+            "host": {
+                "libvirt": version_text(versions.libvirt),
+                "qemu": version_text(versions.qemu),
+                "supports_push": versions.supports_push,
+            },
+        }
+
+
+def choose_names(names: list[str], wanted: list[str], excluded: list[str]) -> list[str]:
+    """The names that a name or glob of `wanted` matches and none of `excluded`; each wanted one must match."""
+    chosen = set()
+    for pattern in wanted:
+        found = [name for name in names if _matches(name, pattern)]
+        if not found:
+            kind = "domain" if not set("*?[") & set(pattern) else "domain that matches"
+            raise LiveBackupError(f"There is no {kind} {pattern!r} on this hypervisor; it has: {', '.join(names) or 'none'}.")
+        chosen.update(found)
+    return [name for name in names if name in chosen and not any(_matches(name, pattern) for pattern in excluded)]
+
+
+def _matches(name: str, pattern: str) -> bool:
+    # A name may itself hold what is special in a glob.
+    return name == pattern or fnmatchcase(name, pattern)
+
+
+def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: Any, clock: Clock) -> dict[str, Any]:
+    facts = domain_facts(connection, domain)
+    method, reason = choose_method(versions, active=facts.active)
+    claim = read_claim(facts.xml.uuid)
+    with explained(f"list the checkpoints of domain {facts.xml.name!r}"):
+        checkpoints = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
+    return {
+        "name": facts.xml.name,
+        "uuid": facts.xml.uuid,
+        "state": facts.state,
+        "persistent": facts.persistent,
+        "disks": [_disk(disk, facts.capacity, facts.allocation) for disk in facts.xml.disks],
+        "job": facts.job,
+        "block_jobs": facts.block_jobs,
+        "checkpoints": checkpoints,
+        "agent": facts.xml.agent,
+        "nvram": facts.xml.nvram,
+        "claim": claim
+        and {
+            "backup_id": claim.backup_id,
+            "method": claim.method,
+            "step": claim.step,
+            "alive": is_alive(claim, clock),
+            "msg": describe(claim, clock),
+        },
+        "method": method,
+        "method_reason": reason,
+    }
+
+
+def _disk(disk: Disk, capacity: dict[str, int], allocation: dict[str, int]) -> dict[str, Any]:
+    return {
+        "target": disk.target,
+        "device": disk.device,
+        "bus": disk.bus,
+        "type": disk.chain[0].type if disk.chain else "",
+        "source": disk.chain[0].path if disk.chain else "",
+        "format": disk.chain[0].format if disk.chain else "",
+        "readonly": disk.readonly,
+        "shareable": disk.shareable,
+        "capacity": capacity.get(disk.target, 0),
+        "allocation": allocation.get(disk.target, 0),
+        "chain": [{"path": image.path, "type": image.type, "format": image.format} for image in disk.chain],
+        "skip_reason": disk.skip_reason,
+        "obstacle": disk.obstacle,
+    }

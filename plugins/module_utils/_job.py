@@ -1,0 +1,206 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Libvirt's jobs: what runs on a domain, how a backup job ended, and the wait for its end."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Any
+
+from ._backup_xml import backup_targets
+from ._clock import Clock
+from ._connection import NO_DOMAIN, NO_DOMAIN_BACKUP, OPERATION_INVALID, connect, libvirt_failure
+from ._errors import LiveBackupError
+from ._libraries import libvirt
+
+# virDomainJobType and virDomainJobOperation, in the words of `virsh domjobinfo`. Numbers, since old bindings lack names.
+JOB_TYPES = ("none", "bounded", "unbounded", "completed", "failed", "cancelled")
+OPERATIONS = (
+    "unknown",
+    "start",
+    "save",
+    "restore",
+    "incoming migration",
+    "outgoing migration",
+    "snapshot",
+    "snapshot revert",
+    "dump",
+    "backup",
+    "snapshot delete",
+)
+BLOCK_JOB_TYPES = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
+
+# How often a running job is looked at when no event comes.
+POLL_SECONDS = 1.0
+# For how long libvirtd may be away, while QEMU goes on with the job.
+RECONNECT_SECONDS = 300.0
+_KEEP_COMPLETED = 2  # VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED, with COMPLETED: others may want to read them too
+# libvirt counts a job's time from a moment inside the call that begins it.
+_SLACK_SECONDS = 2.0
+
+
+def job_fields(stats: dict[str, Any]) -> dict[str, Any] | None:
+    """A job as the modules return it, from libvirt's statistics; None for no job.
+
+    The keys of the amounts are absent from libvirt's statistics when they are zero.
+    """
+    kind = JOB_TYPES[stats.get("type", 0)]
+    if kind == "none":
+        return None
+    operation = stats.get("operation", 0)
+    return {
+        "type": kind,
+        "operation": OPERATIONS[operation] if operation < len(OPERATIONS) else str(operation),
+        "success": bool(stats.get("success", False)),
+        "time_elapsed_ms": stats.get("time_elapsed", 0),
+        "data_total": stats.get("disk_total", 0),
+        "data_processed": stats.get("disk_processed", 0),
+        "data_remaining": stats.get("disk_remaining", 0),
+        "error": stats.get("errmsg", ""),
+    }
+
+
+def running_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
+    """The job that occupies a domain now.
+
+    libvirt sends the event of a finished backup before QEMU has closed the target. This query is answered after that,
+    so that `None` also means that the files are closed.
+    """
+    try:
+        return job_fields(domain.jobStats())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() == OPERATION_INVALID:  # the domain is shut off
+            return None
+        raise
+
+
+def completed_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
+    """The statistics of the last finished job, which stay there for others to read."""
+    return job_fields(domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | _KEEP_COMPLETED))
+
+
+def drop_completed_job(domain: libvirt.virDomain) -> None:
+    """Forget the statistics of an earlier job: beginning a new one does not."""
+    domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED)
+
+
+def running_backup(domain: libvirt.virDomain) -> dict[str, str]:
+    """The files that the running backup job writes, by disk; empty when there is none, or a pull job."""
+    try:
+        return backup_targets(domain.backupGetXMLDesc())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (NO_DOMAIN_BACKUP, OPERATION_INVALID):
+            return {}
+        raise
+
+
+def block_jobs(domain: libvirt.virDomain, disks: list[str]) -> list[dict[str, Any]]:
+    """The block jobs on these disks."""
+    found = []
+    for disk in disks:
+        info = domain.blockJobInfo(disk)
+        if info:
+            found.append({"disk": disk, "type": BLOCK_JOB_TYPES[info["type"]], "cur": info["cur"], "end": info["end"]})
+    return found
+
+
+def judge_job(job: dict[str, Any] | None, began: float, last_seen: float, now: float) -> str:
+    """Why completed statistics are not those of our backup; empty when they are.
+
+    `began`, `last_seen` and `now` are by the wall clock, as libvirt's own times are: when our job was begun, when it was
+    last seen active, and when these statistics were read. A job that took longer than ours can have taken began before
+    it; one that took less than ours was seen to take is a later one.
+    """
+    if job is None:
+        return "libvirt has no statistics of the job: it was restarted after the job's end, or the domain is gone"
+    if job["operation"] != "backup":
+        return f"libvirt's last finished job is not the backup but: {job['operation']}"
+    elapsed = job["time_elapsed_ms"] / 1000
+    if elapsed > now - began + _SLACK_SECONDS:
+        return "libvirt's last finished job began before this backup"
+    if elapsed < last_seen - began - _SLACK_SECONDS:
+        return "libvirt's last finished job began after this backup"
+    return ""
+
+
+class JobWatch:
+    """Waits for the end of a domain's backup job, over restarts of libvirtd.
+
+    An event tells the end at once; without one, as when it came while libvirtd was away, the job is looked at every
+    second. `targets` are the files that the awaited job writes, by disk; None stands for any backup job.
+    """
+
+    def __init__(self, uri: str, uuid: str, targets: dict[str, str] | None, clock: Clock) -> None:
+        self._uri = uri
+        self._uuid = uuid
+        self._targets = targets
+        self._clock = clock
+        self.last_seen = 0.0
+
+    def until_ended(self, deadline: float) -> bool:
+        """True when the job has ended, False when the deadline came first."""
+        lost_since: float | None = None
+        while True:
+            try:
+                with connect(self._uri, events=True) as connection:
+                    lost_since = None
+                    try:
+                        return self._watch(connection, deadline)
+                    except libvirt.libvirtError as error:
+                        if error.get_error_code() == NO_DOMAIN:
+                            return True
+                        if connection.isAlive() == 1:
+                            raise
+            except LiveBackupError as error:
+                if error.libvirt_error is None:
+                    raise
+                now = self._clock.boottime()
+                lost_since = lost_since or now
+                if now > min(deadline, lost_since + RECONNECT_SECONDS):
+                    raise
+            self._clock.sleep(0.2)
+
+    def _watch(self, connection: libvirt.virConnect, deadline: float) -> bool:
+        domain = connection.lookupByUUIDString(self._uuid)
+
+        def wake(*_event: Any) -> None:
+            """The event only ends one turn of the loop; the state is then read."""
+
+        timer = libvirt.virEventAddTimeout(round(POLL_SECONDS * 1000), wake, None)
+        callbacks = [
+            connection.domainEventRegisterAny(domain, event, wake, None)
+            for event in (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)
+        ]
+        try:
+            while self._is_active(domain):
+                if self._clock.boottime() >= deadline:
+                    return False
+                libvirt.virEventRunDefaultImpl()
+            return True
+        finally:
+            libvirt.virEventRemoveTimeout(timer)
+            with suppress(libvirt.libvirtError):
+                for callback in callbacks:
+                    connection.domainEventDeregisterAny(callback)
+
+    def _is_active(self, domain: libvirt.virDomain) -> bool:
+        job = running_job(domain)
+        if job is None or job["operation"] != "backup":
+            return False
+        if self._targets is not None and running_backup(domain) != self._targets:
+            return False
+        self.last_seen = self._clock.wall()
+        return True
+
+
+def abort_and_wait(watch: JobWatch, domain: libvirt.virDomain, seconds: float, clock: Clock) -> None:
+    """End the job; libvirt only asks QEMU to, so wait until it has ended."""
+    try:
+        domain.abortJob()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != OPERATION_INVALID:  # it ended by itself meanwhile
+            raise libvirt_failure("abort the backup job", error) from error
+    if not watch.until_ended(clock.boottime() + seconds):
+        raise LiveBackupError(f"The backup job was told to end and has not after {seconds:.0f} s; its target may hang. Run again.")

@@ -1,0 +1,112 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a backup set says of itself: manifest.json for programs, RESTORE.md for people."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from pathlib import Path
+from typing import Any
+
+from ._claim import Claim
+from ._clock import rfc3339
+from ._digest import image_digest
+from ._version import VERSION
+
+SCHEMA = 1
+
+
+def image_entry(disk: dict[str, Any], path: Path) -> dict[str, Any]:
+    """An image as the manifest lists it; reads it once."""
+    status = path.stat()
+    return {
+        "target": disk["target"],
+        "file": path.name,
+        "format": disk["format"],
+        "capacity": disk["capacity"],
+        "size": status.st_size,
+        "allocated": status.st_blocks * 512,
+        "digest": image_digest(path),
+        "source": disk["source"],
+        "backing": None,
+    }
+
+
+def build_manifest(claim: Claim, disks: list[dict[str, Any]], files: list[dict[str, Any]], finished: float) -> dict[str, Any]:
+    """The manifest of a full backup."""
+    begun = claim.results["begin"]
+    return {
+        "schema": SCHEMA,
+        "backup_id": claim.backup_id,
+        "domain": {"name": claim.domain, "uuid": claim.uuid, "hypervisor": platform.node()},
+        "method": claim.method,
+        "level": "full",
+        "parent": None,
+        "consistency": {
+            "level": begun["consistency"],
+            "instant": begun["instant"],
+            "frozen_ms": begun["frozen_ms"],
+            "why": begun["why"],
+        },
+        "started": rfc3339(claim.started),
+        "finished": rfc3339(finished),
+        "job": claim.results["job"],
+        "versions": {**claim.plan["versions"], "collection": VERSION},
+        "disks": disks,
+        "skipped": claim.plan["skipped"],
+        "not_captured": claim.plan["not_captured"],
+        "files": files,
+    }
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def restore_guide(manifest: dict[str, Any]) -> str:
+    """How to restore the set with qemu-img and virsh alone."""
+    domain = manifest["domain"]
+    converts = "\n".join(
+        f"qemu-img convert -p -f {disk['format']} -O {disk['source']['format']} {shlex.quote(disk['file'])} "
+        f"{shlex.quote(disk['source']['path'] or '/path/to/' + disk['target'])}"
+        for disk in manifest["disks"]
+    )
+    missing = "".join(f"- not in this set: {what}\n" for what in manifest["not_captured"])
+    skipped = "".join(f"- disk {disk['target']} was not backed up: {disk['reason']}\n" for disk in manifest["skipped"])
+    nvram = any(file["name"] == "nvram" for file in manifest["files"])
+    return f"""# Backup {manifest["backup_id"]} of domain {domain["name"]}
+
+Taken from {domain["hypervisor"]} at {manifest["consistency"]["instant"]}, method {manifest["method"]}, consistency
+{manifest["consistency"]["level"]}: {manifest["consistency"]["why"]}.
+{missing}{skipped}
+## Check the files
+
+`manifest.json` holds each file's digest. `sha256:` is what sha256sum prints. For an image, `sha256-4m:` is the SHA-256 of
+the joined SHA-256 digests of its 4 MiB chunks:
+
+```
+python3 - IMAGE <<'END'
+import hashlib, sys
+whole = hashlib.sha256()
+with open(sys.argv[1], "rb") as image:
+    while chunk := image.read(4 * 1024 * 1024):
+        whole.update(hashlib.sha256(chunk).digest())
+print("sha256-4m:" + whole.hexdigest())
+END
+```
+
+## Restore
+
+The domain must be shut off. Run as root in this directory. These commands write over the domain's old disks; name other
+files, and change them in the XML, to keep those.
+
+```
+{converts}
+{"cp nvram /path/to/the/nvram/file/named/in/domain.xml" + chr(10) if nvram else ""}virsh define domain.xml
+virsh start {shlex.quote(domain["name"])}
+```
+"""

@@ -1,0 +1,45 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The only code that sees AnsibleModule: argument specs, one call, one place that fails."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible.module_utils.basic import AnsibleModule
+
+from ._clock import Clock
+from ._connection import libvirt_failure
+from ._errors import LiveBackupError, from_os_error
+from ._libraries import libvirt
+
+CONNECTION: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
+DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
+BACKUP_ID: dict[str, Any] = {"backup_id": {"type": "str", "required": True}}
+TARGET: dict[str, Any] = {"target": {"type": "str", "required": True}}
+
+Operation = Callable[[dict[str, Any], bool, Clock], dict[str, Any]]
+
+
+def run(operation: Operation, *options: dict[str, Any]) -> None:
+    """Run `operation(params, check_mode, clock)` as a module with these options; its result is the module's."""
+    spec = {name: option for one in (CONNECTION, *options) for name, option in one.items()}
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    try:
+        result = operation(module.params, module.check_mode, Clock())
+    except LiveBackupError as error:
+        module.fail_json(**error.as_result())
+    except OSError as error:
+        module.fail_json(**from_os_error(error).as_result())
+    except _libvirt_error() as error:
+        module.fail_json(**libvirt_failure("finish the task", error).as_result())
+    else:
+        module.exit_json(**result)
+
+
+def _libvirt_error() -> type[Exception]:
+    """libvirt's exception, or one that is never raised where the library is missing."""
+    return LiveBackupError if libvirt is None else libvirt.libvirtError

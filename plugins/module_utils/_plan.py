@@ -1,0 +1,107 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Decide what a backup captures, by which method, and how much room it needs. Nothing here touches libvirt or a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from ._domain_xml import Disk, Domain
+from ._errors import LiveBackupError
+
+PUSH_LIBVIRT = 7_002_000
+PUSH_QEMU = 4_002_000
+
+
+@dataclass(frozen=True)
+class HostVersions:
+    """Versions as libvirt numbers them: 1000000 * major + 1000 * minor + release."""
+
+    libvirt: int
+    qemu: int
+
+    @property
+    def supports_push(self) -> bool:
+        return self.libvirt >= PUSH_LIBVIRT and self.qemu >= PUSH_QEMU
+
+
+def version_text(number: int) -> str:
+    """`9.0.0` for 9000000."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
+
+
+def choose_method(versions: HostVersions, *, active: bool) -> tuple[str, str]:
+    """The method that suits a domain, and why."""
+    if not active:
+        return "offline", "the domain is shut off"
+    have = f"libvirt {version_text(versions.libvirt)} and QEMU {version_text(versions.qemu)}"
+    if versions.supports_push:
+        return "push", f"the domain is running, and {have} have the backup job"
+    return "legacy", f"the backup job needs libvirt 7.2 and QEMU 4.2, here are {have}"
+
+
+def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:
+    """The disks to capture, and those skipped with the reason.
+
+    A disk that would have to be captured and cannot be fails the domain unless it is excluded by name: a set that
+    silently lacks a disk is worse than none.
+    """
+    targets = [disk.target for disk in domain.disks]
+    unknown = [target for target in exclude if target not in targets]
+    if unknown:
+        raise LiveBackupError(
+            f"Domain {domain.name!r} has no disk {', '.join(unknown)} to exclude; it has {', '.join(targets) or 'no disks'}."
+        )
+    chosen: list[Disk] = []
+    skipped: list[dict[str, str]] = []
+    for disk in domain.disks:
+        reason = "excluded" if disk.target in exclude else disk.skip_reason
+        if reason:
+            skipped.append({"target": disk.target, "reason": reason})
+        elif disk.obstacle:
+            raise LiveBackupError(
+                f"Disk {disk.target} of domain {domain.name!r} cannot be captured: {disk.obstacle}. "
+                "Name it in exclude_disks to back the domain up without it."
+            )
+        else:
+            chosen.append(disk)
+    if not chosen:
+        raise LiveBackupError(f"No disk of domain {domain.name!r} is left to back up: {_reasons(skipped)}.")
+    return chosen, skipped
+
+
+def _reasons(skipped: list[dict[str, str]]) -> str:
+    return ", ".join(f"{one['target']} is {one['reason']}" for one in skipped) or "it has none"
+
+
+def bytes_needed(capacity: int, allocation: int) -> int:
+    """The room for one disk's full copy: what its chain holds and a tenth more, at most its capacity."""
+    return min(capacity, allocation + allocation // 10)
+
+
+def check_room(needed: int, reserved: int, free: int, target: str) -> None:
+    """Fail when the copy, and what other unfinished captures still write there, does not fit."""
+    if needed + reserved > free:
+        others = f", and other unfinished backups there still need {_mib(reserved)}" if reserved else ""
+        raise LiveBackupError(
+            f"Target {target} is too small: the backup needs {_mib(needed)}{others}, and {_mib(free)} are free. "
+            "Free some room, or choose another target.",
+            bytes_needed=needed,
+            bytes_free=free,
+        )
+
+
+def _mib(size: int) -> str:
+    return f"{size / 1024 / 1024:.1f} MiB"
+
+
+def occupied_by(jobs: dict[str, Any] | None, block_jobs: list[dict[str, Any]]) -> str:
+    """What keeps libvirt from starting a backup now, said at once: libvirt itself would wait 30 s for its lock."""
+    if jobs is not None:
+        return f"a job ({jobs['operation']}) is running on it"
+    if block_jobs:
+        return "block jobs are running on it: " + ", ".join(f"{job['type']} on {job['disk']}" for job in block_jobs)
+    return ""

@@ -1,0 +1,93 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Make a finished backup a set that can be seen: describe it, sync it, rename it into place."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from ._backup_set import MANIFEST, TOKEN, SetPaths, check_backup_id, check_target, domain_directory, is_partial_of, published_manifest
+from ._claim import Claim, find_claim, hold, require_claim, step
+from ._clock import Clock
+from ._connection import connect, find_domain
+from ._digest import file_digest
+from ._errors import LiveBackupError
+from ._files import sync_path, write_durably
+from ._manifest import build_manifest, image_entry, manifest_bytes, restore_guide
+from ._target import probe_target
+from ._undo import end_claim, paths_of
+
+GUIDE = "RESTORE.md"
+
+
+def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """Publish the backup `backup_id`, or find it published."""
+    check_backup_id(params["backup_id"])
+    target = check_target(params["target"])
+    claim = find_claim(params["domain"])
+    if claim is None:
+        with connect(params["uri"], readonly=True) as connection:
+            domain = find_domain(connection, params["domain"])
+            name, uuid = domain.name(), domain.UUIDString()
+    else:
+        name, uuid = claim.domain, claim.uuid
+    probe_target(target, name, None, write=False)
+    paths = SetPaths(domain_directory(target, name, uuid), params["backup_id"])
+    manifest = published_manifest(paths)
+    if manifest is not None:
+        return {"changed": False, "path": str(paths.final), "manifest": manifest}
+    if check_mode:
+        _ready(uuid, name, paths)
+        return {"changed": True, "path": str(paths.final), **_diff(paths)}
+    with hold(uuid, clock):
+        claim = _ready(uuid, name, paths)
+        with step(claim, "publish", clock):
+            manifest = _publish(claim, paths, clock)
+    return {"changed": True, "path": str(paths.final), "manifest": manifest, **_diff(paths)}
+
+
+def _diff(paths: SetPaths) -> dict[str, Any]:
+    return {"diff": {"before": f"{paths.partial}\n", "after": f"{paths.final}\n"}}
+
+
+def _ready(uuid: str, name: str, paths: SetPaths) -> Claim:
+    """The claim of a backup whose job succeeded and whose files are all there."""
+    claim = require_claim(uuid, name, paths.backup_id)
+    if "job" not in claim.results:
+        raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} is not finished: run libvirt_job_wait first.")
+    if paths_of(claim) != paths:
+        raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} was begun for {claim.directory}, not for {paths.directory}.")
+    if not is_partial_of(paths, claim.token):
+        raise LiveBackupError(f"{paths.partial} is gone or was made by another run; run libvirt_backup_recover and back up again.")
+    missing = [disk["path"] for disk in claim.plan["disks"] if not Path(disk["path"]).is_file()]
+    if missing:
+        raise LiveBackupError(f"{', '.join(missing)} is gone; run libvirt_backup_recover and back up again.")
+    return claim
+
+
+def _publish(claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
+    disks = [image_entry(disk, _settled(Path(disk["path"]))) for disk in claim.plan["disks"]]
+    images = {disk["file"] for disk in disks}
+    small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE})
+    files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
+    manifest = build_manifest(claim, disks, files, clock.wall())
+    write_durably(paths.partial / GUIDE, restore_guide(manifest).encode())
+    write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
+    paths.partial.chmod(0o700)
+    sync_path(paths.partial)
+    paths.partial.rename(paths.final)
+    sync_path(paths.directory)
+    end_claim(claim)
+    return manifest
+
+
+def _settled(image: Path) -> Path:
+    """An image that QEMU has written: on the disk, and root's alone."""
+    sync_path(image)
+    os.chown(image, os.geteuid(), os.getegid())
+    image.chmod(0o600)
+    return image

@@ -1,0 +1,50 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Bring a domain back to rest after a run that was interrupted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, read_claim
+from ._clock import Clock
+from ._connection import connect, find_domain
+from ._errors import LiveBackupError
+from ._job import running_backup
+from ._libraries import libvirt
+from ._undo import find_repairs, paths_of, planned_files
+
+
+def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """Repair what a dead claim's run left; one that lives is an error, unless the run of `backup_id` can go on with it."""
+    claim = find_claim(params["domain"])
+    with connect(params["uri"], readonly=check_mode) as connection:
+        if claim is None:
+            find_domain(connection, params["domain"])
+            return {"changed": False, "repairs": []}
+        if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim):
+            return {"changed": False, "repairs": []}
+        if is_alive(claim, clock):
+            raise LiveBackupError(
+                f"Domain {claim.domain!r} is being backed up: {describe(claim, clock)}. There is nothing to recover while that run lives."
+            )
+        if check_mode:
+            repairs = find_repairs(params["uri"], connection, claim, clock, died=True)
+            return {"changed": True, "repairs": [repair.as_result() for repair in repairs]}
+        with hold(claim.uuid, clock):
+            claim = read_claim(claim.uuid)
+            if claim is None or lease_runs(claim, clock.boottime(), boot_id()):
+                raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.")
+            repairs = find_repairs(params["uri"], connection, claim, clock, died=True)
+            for repair in repairs:
+                repair.do()
+        return {"changed": True, "repairs": [repair.as_result() for repair in repairs]}
+
+
+def _can_go_on(connection: libvirt.virConnect, claim: Claim) -> bool:
+    """Whether a later step of the same backup can take over: its job runs, or is finished and waits to be published."""
+    if "begin" not in claim.results or claim.boot_id != boot_id() or paths_of(claim).final.exists():
+        return False
+    return "job" in claim.results or running_backup(find_domain(connection, claim.uuid)) == planned_files(claim)

@@ -1,0 +1,159 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The preflight of an export target: is it there, can we and QEMU's user write to it, and what is free.
+
+A dead network mount can hang any system call for ever, so all of it runs in a child that can be given up.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import select
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._errors import LiveBackupError
+
+ANSWER_SECONDS = 30
+
+
+@dataclass(frozen=True)
+class TargetFacts:
+    """The room that QEMU's user finds on a target, and the file system's device number."""
+
+    free: int
+    device: int
+
+
+def probe_target(target: Path, domain: str, qemu_user: tuple[int, int] | None, *, write: bool) -> TargetFacts:
+    """Fail with the likely cause when the QEMU of `domain` could not write a backup below `target`.
+
+    Without `write`, as in check mode, nothing is created: then only what can be seen is checked.
+    """
+    answer = _in_child(lambda: _probe(target, domain, qemu_user, write), str(target))
+    if "problem" in answer:
+        raise LiveBackupError(answer["problem"])
+    return TargetFacts(**answer)
+
+
+def _in_child(question: Callable[[], dict], target: str) -> dict:
+    """The answer of a child process, which is left behind if it hangs."""
+    reader, writer = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            os.close(reader)
+            os.write(writer, json.dumps(question()).encode())
+        finally:
+            os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader, "rb") as pipe:
+        ready, _out, _err = select.select([pipe], [], [], ANSWER_SECONDS)
+        if not ready:
+            raise LiveBackupError(
+                f"Target {target} does not answer within {ANSWER_SECONDS} s: is it on a network mount whose server is gone? "
+                "Nothing was begun."
+            )
+        answer = pipe.read()
+    os.waitpid(child, 0)
+    if not answer:
+        raise LiveBackupError(f"Target {target} could not be examined: the process that looked at it died.")
+    return json.loads(answer)
+
+
+def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: bool) -> dict:
+    try:
+        if not target.is_dir():
+            what = "is not a directory" if target.exists() else "does not exist"
+            return {"problem": f"Target {target} {what}. Create it, or mount what it stands for; a backup never creates it."}
+        room = os.statvfs(target)
+        facts = {"free": room.f_bavail * room.f_frsize, "device": target.stat().st_dev}
+        if room.f_flag & os.ST_RDONLY:
+            return {"problem": f"Target {target} is on a read-only file system."}
+        if not _qemu_sees(target, domain):
+            return {"problem": f"QEMU does not see target {target}: it was mounted after the domain was started, and mounts do not "
+                    "propagate into QEMU's mount namespace. Run `mount --make-rshared /` before domains are started, or restart the domain."}
+        return _probe_by_writing(target, qemu_user, facts) if write else _probe_by_looking(target, qemu_user, facts)
+    except OSError as error:
+        return {"problem": f"Target {target} cannot be used by this user: {error.strerror}."}
+
+
+def _qemu_sees(target: Path, domain: str) -> bool:
+    """QEMU has a mount namespace of its own; without a pid file (another kind of libvirt) there is nothing to compare."""
+    try:
+        qemu = int(Path(f"/run/libvirt/qemu/{domain}.pid").read_text(encoding="ascii"))
+    except (FileNotFoundError, PermissionError):
+        return True
+    try:
+        return os.path.samestat(os.stat(f"/proc/{qemu}/root{target}"), os.stat(target))
+    except FileNotFoundError:
+        return False
+
+
+def _probe_by_looking(target: Path, qemu_user: tuple[int, int] | None, facts: dict) -> dict:
+    if not os.access(target, os.W_OK | os.X_OK):
+        return {"problem": _not_for_us(target, "Permission denied")}
+    if qemu_user:
+        _become(qemu_user)
+        if not os.access(target, os.X_OK, effective_ids=True):
+            return {"problem": _not_for_qemu(target, qemu_user, "Permission denied")}
+    return facts
+
+
+def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None, facts: dict) -> dict:
+    """As libvirt does it: we create the file and give it to QEMU's user, who opens it by its path."""
+    directory = target / f".live_backup_probe.{os.getpid()}"
+    probe = directory / "probe"
+    try:
+        directory.mkdir(mode=0o711)
+        directory.chmod(0o711)
+        probe.touch(0o600)
+        if qemu_user:
+            os.chown(probe, *qemu_user)
+    except OSError as error:
+        _remove(directory, probe)
+        return {"problem": _not_for_us(target, error.strerror)}
+    real = os.getuid(), os.getgid()
+    try:
+        if qemu_user:
+            _become(qemu_user)
+        probe.write_bytes(b"probe")
+    except OSError as error:
+        return {"problem": _not_for_qemu(target, qemu_user, error.strerror)}
+    finally:
+        if qemu_user:
+            _become(real)
+        _remove(directory, probe)
+    return facts
+
+
+def _become(user: tuple[int, int]) -> None:
+    # Root first: only root may change groups.
+    os.seteuid(os.getuid())
+    os.setgroups([])
+    os.setegid(user[1])
+    os.seteuid(user[0])
+
+
+def _remove(directory: Path, probe: Path) -> None:
+    probe.unlink(missing_ok=True)
+    if directory.exists():
+        directory.rmdir()
+
+
+def _not_for_us(target: Path, why: str) -> str:
+    return (
+        f"Target {target} is not writable for {'root' if os.geteuid() == 0 else 'this user'}: {why}. "
+        "Run the task as root (become); on NFS the export needs no_root_squash."
+    )
+
+
+def _not_for_qemu(target: Path, user: tuple[int, int] | None, why: str) -> str:
+    return (
+        f"Target {target} is not writable for QEMU's user {user[0] if user else ''}: {why}. Every directory above it must let that user "
+        "pass (chmod o+x); on NFS, look for root_squash; with AppArmor or SELinux, for a denial in the host's log."
+    )

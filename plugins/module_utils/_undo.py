@@ -1,0 +1,120 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Bring a domain back to rest after a backup that failed or was interrupted.
+
+The same repairs serve a step that fails, and the recovery after one that died.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._backup_set import OWNER, TOKEN, SetPaths, is_partial_of
+from ._claim import Claim, remove_claim
+from ._clock import Clock
+from ._connection import NO_DOMAIN, explained
+from ._job import JobWatch, abort_and_wait, running_backup, running_job
+from ._libraries import libvirt
+
+ABORT_SECONDS = 60.0
+
+
+@dataclass(frozen=True)
+class Repair:
+    """Something that a backup left: what, how we know that it is ours, and what is done about it."""
+
+    what: str
+    evidence: str
+    action: str
+    do: Callable[[], None]
+
+    def as_result(self) -> dict[str, str]:
+        return {"what": self.what, "evidence": self.evidence, "action": self.action}
+
+
+def paths_of(claim: Claim) -> SetPaths:
+    return SetPaths(Path(claim.directory), claim.backup_id)
+
+
+def planned_files(claim: Claim) -> dict[str, str]:
+    """The file that each disk is written to."""
+    return {disk["target"]: disk["path"] for disk in claim.plan["disks"]}
+
+
+def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock, *, died: bool) -> list[Repair]:
+    """What the claimed backup left, in the order in which it is to be repaired; nothing is changed here.
+
+    `died` is true where no step is left to clean up after itself.
+    """
+    repairs = []
+    domain = _active_domain(connection, claim.uuid)
+    if domain is not None:
+        repairs += _domain_repairs(uri, domain, claim, died, clock)
+    paths = paths_of(claim)
+    if is_partial_of(paths, claim.token):
+        evidence = f"{paths.partial} holds the claim's token"
+        repairs.append(Repair("unfinished backup set", evidence, "remove it", lambda: shutil.rmtree(paths.partial)))
+    return [*repairs, Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))]
+
+
+def undo(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> list[Repair]:
+    """Repair everything, the claim last."""
+    repairs = find_repairs(uri, connection, claim, clock, died=False)
+    for repair in repairs:
+        repair.do()
+    return repairs
+
+
+def _domain_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, died: bool, clock: Clock) -> list[Repair]:
+    repairs = []
+    with explained(f"examine domain {claim.domain!r}"):
+        ours = running_job(domain) is not None and running_backup(domain) == planned_files(claim)
+        state, reason = domain.state()[:2]
+    if ours:
+        watch = JobWatch(uri, claim.uuid, planned_files(claim), clock)
+        evidence = "it writes the files that the claim names"
+        repairs.append(Repair("backup job", evidence, "abort it", lambda: abort_and_wait(watch, domain, ABORT_SECONDS, clock)))
+    if died and claim.plan["freezes"] and claim.in_step and claim.step == "begin":
+        evidence = "the run died in the step that freezes"
+        repairs.append(Repair("possibly frozen file systems", evidence, "thaw them", lambda: _thaw(domain)))
+    if claim.plan["state"] == "running" and (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
+        evidence = "it ran when the backup began, and stopped at an I/O error"
+        repairs.append(Repair("paused domain", evidence, "resume it", lambda: _resume(domain)))
+    return repairs
+
+
+def _active_domain(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
+    try:
+        domain = connection.lookupByUUIDString(uuid)
+        return domain if domain.isActive() else None
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != NO_DOMAIN:
+            raise
+        return None
+
+
+def _thaw(domain: libvirt.virDomain) -> None:
+    # Without an agent nothing was frozen; the watchdog has been at it already.
+    with suppress(libvirt.libvirtError):
+        domain.fsThaw()
+
+
+def _resume(domain: libvirt.virDomain) -> None:
+    with explained("resume the domain, which an I/O error paused"):
+        domain.resume()
+
+
+def end_claim(claim: Claim) -> None:
+    """Remove the claim, and before it our mark in the published set, or a directory that holds no set."""
+    paths = paths_of(claim)
+    (paths.final / TOKEN).unlink(missing_ok=True)
+    if paths.directory.exists() and [entry.name for entry in paths.directory.iterdir()] == [OWNER]:
+        (paths.directory / OWNER).unlink()
+        paths.directory.rmdir()
+    remove_claim(claim)

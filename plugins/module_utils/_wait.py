@@ -1,0 +1,106 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Wait for the job of a backup, and record how it ended."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from ._backup_set import check_backup_id
+from ._claim import Claim, find_claim, hold, require_claim, step
+from ._clock import Clock
+from ._connection import NO_DOMAIN, connect, find_domain
+from ._errors import LiveBackupError
+from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_job
+from ._libraries import libvirt
+from ._undo import ABORT_SECONDS, planned_files, undo
+
+
+def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """The result of the job of `backup_id`, once it has ended; the same again when it is recorded already."""
+    check_backup_id(params["backup_id"])
+    claim = find_claim(params["domain"])
+    if claim is None:
+        with connect(params["uri"], readonly=True) as connection:
+            domain = find_domain(connection, params["domain"])
+            claim = require_claim(domain.UUIDString(), domain.name(), params["backup_id"])
+    if check_mode:
+        claim = _begun(claim, params["backup_id"])
+        return _recorded(claim) or {"changed": True, "job": _look(params["uri"], claim)}
+    with hold(claim.uuid, clock):
+        claim = _begun(claim, params["backup_id"])
+        recorded = _recorded(claim)
+        if recorded:
+            return recorded
+        with step(claim, "wait", clock):
+            claim.results["job"] = _await(claim, params, clock)
+        return {"changed": True, "job": claim.results["job"]}
+
+
+def _begun(claim: Claim, backup_id: str) -> Claim:
+    claim = require_claim(claim.uuid, claim.domain, backup_id)
+    if "begin" not in claim.results:
+        raise LiveBackupError(f"Backup {backup_id} of domain {claim.domain!r} was interrupted while it began; run libvirt_backup_recover.")
+    return claim
+
+
+def _recorded(claim: Claim) -> dict[str, Any] | None:
+    return {"changed": False, "job": claim.results["job"]} if "job" in claim.results else None
+
+
+def _look(uri: str, claim: Claim) -> dict[str, Any] | None:
+    with connect(uri, readonly=True) as connection:
+        return running_job(find_domain(connection, claim.uuid))
+
+
+def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]:
+    """The statistics of the finished job. When it failed, all that it left is removed before the error is raised."""
+    watch = JobWatch(params["uri"], claim.uuid, planned_files(claim), clock)
+    ended = watch.until_ended(clock.boottime() + params["timeout"])
+    with connect(params["uri"]) as connection:
+        if not ended and params["on_timeout"] == "fail":
+            raise LiveBackupError(
+                f"The backup of domain {claim.domain!r} has not finished within {params['timeout']} s. Its job goes on: "
+                "wait again with the same backup_id, or end it with libvirt_job_abort.",
+                job=running_job(find_domain(connection, claim.uuid)),
+            )
+        if not ended:
+            abort_and_wait(watch, find_domain(connection, claim.uuid), ABORT_SECONDS, clock)
+            problem, job = f"has not finished within {params['timeout']} s and was aborted", None
+        else:
+            problem, job = _outcome(connection, claim, watch.last_seen, clock)
+        if problem:
+            undo(params["uri"], connection, claim, clock)
+            raise LiveBackupError(
+                f"The backup of domain {claim.domain!r} {problem}. Nothing was published and nothing is left at the target.", job=job
+            )
+    return job
+
+
+def _outcome(connection: libvirt.virConnect, claim: Claim, last_seen: float, clock: Clock) -> tuple[str, dict[str, Any] | None]:
+    """What went wrong (empty if nothing did), and the job's statistics."""
+    try:
+        domain = connection.lookupByUUIDString(claim.uuid)
+        job, active = completed_job(domain), bool(domain.isActive())
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != NO_DOMAIN:
+            raise
+        job, active = None, False
+    # Only one second's sight of the job proves less than the job itself, so `last_seen` is at least its beginning.
+    began = claim.results["begin"]["began"]
+    doubt = judge_job(job, began, max(began, last_seen), clock.wall())
+    stopped = "" if active else "; the domain was shut off or crashed meanwhile, which ends a backup"
+    if doubt:
+        return f"has ended, but nothing proves that it succeeded: {doubt}{stopped}", job
+    assert job is not None
+    if not job["success"]:
+        if active and job["type"] == "cancelled":
+            stopped = "; somebody aborted it"
+        return f"failed ({job['type']}){': ' + job['error'] if job['error'] else ''}{stopped}", job
+    missing = [path for path in planned_files(claim).values() if not Path(path).is_file()]
+    if missing:
+        return f"is complete by libvirt's word, but {', '.join(missing)} is gone", job
+    return "", job

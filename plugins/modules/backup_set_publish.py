@@ -1,0 +1,68 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_set_publish
+short_description: Publish a finished backup as a backup set
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Makes the files of a finished backup a set, with C(manifest.json) and C(RESTORE.md), each file synced, readable for root alone.
+  - Renames the set into place as the last step, so that a set that can be seen is whole.
+  - Needs the result that M(virtops.live_backup.libvirt_job_wait) recorded, and every planned image.
+  - Reads each image once, for its digest, and leaves the host's page cache as it was.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.libvirt.backup_id
+  - virtops.live_backup.libvirt.target
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+    details: Fails as the real run would when the backup is not ready to be published.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+    details: No change when the set is published.
+seealso:
+  - module: virtops.live_backup.libvirt_job_wait
+"""
+
+EXAMPLES = r"""
+- name: Publish the set
+  virtops.live_backup.backup_set_publish:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: /srv/backup
+"""
+
+RETURN = r"""
+path:
+  description: The directory of the set.
+  returned: success
+  type: str
+  sample: /srv/backup/db1/20261122T184512Z
+manifest:
+  description: The set's manifest, described by the JSON Schema in C(docs/manifest.schema.json).
+  returned: success, outside check mode or when the set is published
+  type: dict
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._publish import publish_set
+
+
+def main() -> None:
+    run(publish_set, DOMAIN, BACKUP_ID, TARGET)
+
+
+if __name__ == "__main__":
+    main()

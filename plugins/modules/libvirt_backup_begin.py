@@ -1,0 +1,181 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_backup_begin
+short_description: Begin a live full backup of a running libvirt domain
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Starts libvirt's backup job in push mode. QEMU then writes an image of every chosen disk, as it was at one instant,
+    while the guest runs on.
+  - Freezes the guest's file systems before and thaws them after, in one process, with a watchdog beside it that thaws
+    when that process dies, hangs, or takes longer than O(freeze_timeout).
+  - Writes a claim to C(/var/lib/live_backup) first, so that no second run meets this one and an interrupted one can be
+    recovered with M(virtops.live_backup.libvirt_backup_recover).
+  - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the unfinished set.
+  - Skips CD-ROMs, floppies, empty drives and read-only disks of itself. Any other disk that cannot be captured is an
+    error, unless O(exclude_disks) names it.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.libvirt.backup_id
+  - virtops.live_backup.libvirt.target
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+    details: All that can be checked without writing is checked, and the same errors are raised.
+  diff_mode:
+    support: none
+    details: The result lists the files that are begun; nothing that was there changes.
+  idempotent:
+    support: full
+    details: No change when the job of this O(backup_id) was begun, or its set is published.
+options:
+  exclude_disks:
+    description: Target devs of disks to leave out, for example V(vdb). Each must exist.
+    type: list
+    elements: str
+    default: []
+  format:
+    description: The format of the images that are written.
+    type: str
+    choices: [qcow2, raw]
+    default: qcow2
+  quiesce:
+    description:
+      - V(auto) freezes the guest's file systems where its agent can, and otherwise takes a crash-consistent backup.
+      - V(require) fails where they cannot be frozen.
+      - V(never) does not try.
+    type: str
+    choices: [auto, require, never]
+    default: auto
+  freeze_timeout:
+    description: The longest time in seconds for which the guest's file systems may be frozen, and how long its agent may take to answer.
+    type: int
+    default: 30
+notes:
+  - Needs libvirt 7.2 and QEMU 4.2 or newer on the hypervisor.
+seealso:
+  - module: virtops.live_backup.libvirt_job_wait
+  - module: virtops.live_backup.backup_set_publish
+  - name: Efficient live full disk backup
+    description: Libvirt's own description of the flow.
+    link: https://libvirt.org/kbase/live_full_disk_backup.html
+"""
+
+EXAMPLES = r"""
+- name: Begin the backup
+  virtops.live_backup.libvirt_backup_begin:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: /srv/backup
+
+- name: Begin a backup that must be consistent on file system level, without the scratch disk
+  virtops.live_backup.libvirt_backup_begin:
+    domain: db1
+    backup_id: before-upgrade
+    target: /srv/backup
+    exclude_disks:
+      - vdb
+    quiesce: require
+"""
+
+RETURN = r"""
+disks:
+  description: The disks that are captured.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    target:
+      description: The disk's target dev.
+      type: str
+      sample: vda
+    path:
+      description: The file that it is written to; below the published set once that is published.
+      type: str
+      sample: /srv/backup/db1/.20261122T184512Z.partial/vda.qcow2
+    format:
+      description: The file's format.
+      type: str
+      sample: qcow2
+skipped:
+  description: The disks that are not captured, and why.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{target: sda, reason: cdrom}]
+consistency:
+  description: V(filesystem) when the guest's file systems were frozen at that instant, otherwise V(crash). In check mode, what is expected.
+  returned: success
+  type: str
+  sample: filesystem
+why:
+  description: Why the consistency is what it is.
+  returned: when a backup was begun or found
+  type: str
+  sample: 1 file systems were frozen by the guest agent
+frozen_ms:
+  description: How long the guest's file systems stood still, in milliseconds.
+  returned: when a backup was begun or found
+  type: int
+  sample: 61
+instant:
+  description: When libvirt had begun the job, by the hypervisor's clock; the images show the disks as they were then.
+  returned: when a backup was begun or found
+  type: str
+  sample: '2026-11-22T18:45:12.345Z'
+began:
+  description: When the job was asked for, in seconds since the epoch.
+  returned: when a backup was begun
+  type: float
+  sample: 1795373112.311
+job:
+  description: The job as RV(virtops.live_backup.libvirt_job_wait#module:job), if it was still running. V(null) if it had ended.
+  returned: when a backup was begun or found
+  type: dict
+published:
+  description: Whether the set is published already, so that there is nothing to wait for.
+  returned: success
+  type: bool
+bytes_needed:
+  description: The room that the images may need, in bytes.
+  returned: success
+  type: int
+  sample: 3543348019
+bytes_free:
+  description: The room that there is, in bytes.
+  returned: success
+  type: int
+  sample: 107374182400
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._begin import begin_backup
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, TARGET, run
+
+
+def main() -> None:
+    run(
+        begin_backup,
+        DOMAIN,
+        BACKUP_ID,
+        TARGET,
+        {
+            "exclude_disks": {"type": "list", "elements": "str", "default": []},
+            "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
+            "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
+            "freeze_timeout": {"type": "int", "default": 30},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

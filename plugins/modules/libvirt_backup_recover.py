@@ -1,0 +1,78 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_backup_recover
+short_description: Bring a libvirt domain back to rest after an interrupted backup
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Repairs what a backup left whose run has died, by its claim in C(/var/lib/live_backup). It aborts the job, thaws the guest,
+    resumes a guest that an I/O error has paused, removes the unfinished set, and removes the claim last.
+  - Touches nothing that is not provably of that run.
+  - The claim of a living run is an error. A claim lives while a step works on it, and for five minutes after each step.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+    details: Lists what would be repaired, with the evidence.
+  diff_mode:
+    support: none
+    details: The repairs are listed in RV(repairs).
+  idempotent:
+    support: full
+    details: No change when there is nothing to repair.
+options:
+  backup_id:
+    description: The backup that is to go on after this. If its job runs or has finished on the domain, it is left as it is.
+    type: str
+seealso:
+  - module: virtops.live_backup.libvirt_backup_begin
+"""
+
+EXAMPLES = r"""
+- name: Heal what the last night left
+  virtops.live_backup.libvirt_backup_recover:
+    domain: db1
+"""
+
+RETURN = r"""
+repairs:
+  description: What was repaired, in order.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    what:
+      description: What was found.
+      type: str
+      sample: backup job
+    evidence:
+      description: How it is known to be of the interrupted run.
+      type: str
+      sample: it writes the files that the claim names
+    action:
+      description: What was done.
+      type: str
+      sample: abort it
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._recover import recover
+
+
+def main() -> None:
+    run(recover, DOMAIN, {"backup_id": {"type": "str"}})
+
+
+if __name__ == "__main__":
+    main()

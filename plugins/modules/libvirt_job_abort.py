@@ -1,0 +1,64 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_job_abort
+short_description: End the backup job of a libvirt domain
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Aborts the backup job that runs on a domain, whoever began it, and returns when it has ended.
+  - Libvirt removes the images that the job has written. The guest runs on.
+  - A job of another kind, such as a migration, is not touched.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+  diff_mode:
+    support: none
+    details: Nothing that can be shown as a difference changes.
+  idempotent:
+    support: full
+    details: No change when no backup job runs.
+options:
+  timeout:
+    description: The longest time in seconds that the job may take to end.
+    type: int
+    default: 60
+seealso:
+  - module: virtops.live_backup.libvirt_backup_recover
+"""
+
+EXAMPLES = r"""
+- name: Stop the backup, the guest needs its disks for itself
+  virtops.live_backup.libvirt_job_abort:
+    domain: db1
+"""
+
+RETURN = r"""
+job:
+  description: >-
+    The job that was found, as RV(virtops.live_backup.libvirt_job_wait#module:job). V(null) for none.
+  returned: success
+  type: dict
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._abort import abort_job
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import DOMAIN, run
+
+
+def main() -> None:
+    run(abort_job, DOMAIN, {"timeout": {"type": "int", "default": 60}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,119 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_job_wait
+short_description: Wait for the backup job of a libvirt domain
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Waits until the backup job that M(virtops.live_backup.libvirt_backup_begin) began has ended, and records how it ended.
+  - No job is not taken for success. Libvirt's statistics of the finished job must be there, must be of this job, and must say so.
+  - Goes on waiting when libvirtd is restarted. If libvirtd loses the statistics of a finished job with that, the backup has failed.
+  - When the job failed, all that the backup left is removed, a guest that an I/O error of the job has paused is resumed,
+    and the module fails with the reason.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.libvirt.backup_id
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+    details: Does not wait, and returns the job as it is now.
+  diff_mode:
+    support: none
+    details: Nothing that can be shown as a difference changes.
+  idempotent:
+    support: full
+    details: No change when the result is recorded already.
+options:
+  timeout:
+    description: The longest time in seconds to wait.
+    type: int
+    default: 86400
+  on_timeout:
+    description:
+      - V(fail) leaves the job running, so that a later task can go on waiting.
+      - V(abort) ends it and removes what it has written.
+    type: str
+    choices: [fail, abort]
+    default: fail
+seealso:
+  - module: virtops.live_backup.libvirt_backup_begin
+  - module: virtops.live_backup.libvirt_job_abort
+"""
+
+EXAMPLES = r"""
+- name: Wait for the backup, for six hours at most
+  virtops.live_backup.libvirt_job_wait:
+    domain: db1
+    backup_id: 20261122T184512Z
+    timeout: 21600
+    on_timeout: abort
+"""
+
+RETURN = r"""
+job:
+  description: The finished job, with what C(virsh domjobinfo --completed) shows. In check mode, the job as it is now.
+  returned: success, and on failure where it is known
+  type: dict
+  contains:
+    type:
+      description: V(completed), V(failed) or V(cancelled); V(unbounded) while it runs.
+      type: str
+      sample: completed
+    operation:
+      description: What the job does.
+      type: str
+      sample: backup
+    success:
+      description: Whether it succeeded.
+      type: bool
+      sample: true
+    time_elapsed_ms:
+      description: How long it took, in milliseconds.
+      type: int
+      sample: 4213
+    data_total:
+      description: The bytes of all disks.
+      type: int
+      sample: 3221225472
+    data_processed:
+      description: The bytes that are done.
+      type: int
+      sample: 3221225472
+    data_remaining:
+      description: The bytes that remain.
+      type: int
+      sample: 0
+    error:
+      description: What QEMU said, empty if nothing.
+      type: str
+      sample: ''
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._wait import wait_for_job
+
+
+def main() -> None:
+    run(
+        wait_for_job,
+        DOMAIN,
+        BACKUP_ID,
+        {
+            "timeout": {"type": "int", "default": 86400},
+            "on_timeout": {"type": "str", "choices": ["fail", "abort"], "default": "fail"},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
