@@ -39,6 +39,14 @@ def main() -> None:
     for path in PRIVATE:
         Path(path).mkdir(parents=True, exist_ok=True)
         mount("--bind", str(directory / "host" / path.strip("/").replace("/", "-")), path)
+    hosts = directory / "hosts"
+    hosts.write_text(f"127.0.0.1 localhost {name}\n", encoding="ascii")
+    mount("--bind", str(hosts), "/etc/hosts")
+    # libvirt asks QEMU anew at every call as long as the two disagree whether KVM can be used: here nobody can use it.
+    if Path("/dev/kvm").exists():
+        no_kvm = directory / "no-kvm"
+        no_kvm.touch(mode=0o600)
+        mount("--bind", str(no_kvm), "/dev/kvm")
     # Every `up` is a boot, and claims tell boots apart by this number.
     boot_id = directory / "boot_id"
     boot_id.write_text(f"{uuid.uuid4()}\n", encoding="ascii")
