@@ -83,8 +83,6 @@ def _from_manifest(manifest: dict[str, Any], target: Path, name: str, uuid: str)
         "frozen_ms": manifest["consistency"]["frozen_ms"],
         "instant": manifest["consistency"]["instant"],
         "job": manifest["job"],
-        "bytes_needed": 0,
-        "bytes_free": 0,
     }
 
 

@@ -148,12 +148,12 @@ published:
   type: bool
 bytes_needed:
   description: The room that the images may need, in bytes.
-  returned: success
+  returned: unless the set is published already
   type: int
   sample: 3543348019
 bytes_free:
   description: The room that there is, in bytes.
-  returned: success
+  returned: unless the set is published already
   type: int
   sample: 107374182400
 """
