@@ -76,7 +76,7 @@ class Label:
 
     @classmethod
     def make(cls, index: int, count: int, size: int, fill: int = 0) -> Label:
-        """Lay out a store of ``size`` bytes; the slots are spread over its first half."""
+        """Lay out a store of ``size`` bytes, whole blocks; the slots are spread over its first half."""
         blocks = size // BLOCK
         half = (blocks - 1) // 2
         slots = min(_MOST_SLOTS, half)

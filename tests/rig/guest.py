@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from xml.etree import ElementTree
 
+from .blocks import BLOCK
 from .disks import Disk, make_disks
 from .image import guest_image
 from .shapes import SHAPES, Shape
@@ -49,6 +50,8 @@ class Guest:
             raise RigError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
             raise RigError(f"{name!r} is no name for a guest: use letters, digits, dots, underscores and hyphens")
+        if size % MIB or size < 8 * MIB or fill % BLOCK:
+            raise RigError("a disk has whole MiB, at least 8, and a filling of whole blocks of 4096 bytes")
         directory = hypervisor.directory / "guests" / name
         if directory.exists():
             raise RigError(f"{hypervisor.name} already has a guest {name}")

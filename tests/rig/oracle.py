@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 import tempfile
@@ -34,15 +35,23 @@ class Verdict:
         return "\n".join(lines)
 
 
-@dataclass(frozen=True)
 class _Store:
-    name: str
-    fd: int
-    size: int
-    label: Label
+    """A store, with the content of its slots and the writes which these hold unharmed."""
 
-    def block(self, number: int) -> bytes:
-        return os.pread(self.fd, BLOCK, number * BLOCK).ljust(BLOCK, b"\0")
+    def __init__(self, name: str, fd: int, label: Label) -> None:
+        self.name = name
+        self.fd = fd
+        self.label = label
+        self.size = os.lseek(fd, 0, os.SEEK_END)
+        self.slots = [self._block(label.slot_block(slot)) for slot in range(label.slots)]
+        self.writes = [self._write_in(found, label.slot_block(slot)) for slot, found in enumerate(self.slots)]
+
+    def _block(self, block: int) -> bytes:
+        return os.pread(self.fd, BLOCK, block * BLOCK).ljust(BLOCK, b"\0")
+
+    def _write_in(self, found: bytes, block: int) -> int:
+        n = number_in(found)
+        return n if n and found == content(n, self.label.index, block) else 0
 
 
 def judge(images: Sequence[tuple[Path | str, str]], at_least: int = 0) -> Verdict:
@@ -116,7 +125,7 @@ def _open(raw: Path, name: str) -> _Store:
     if label is None:
         os.close(fd)
         raise _NoStore(f"{name}: no label at its start")
-    return _Store(name, fd, os.lseek(fd, 0, os.SEEK_END), label)
+    return _Store(name, fd, label)
 
 
 def _order(stores: list[_Store]) -> list[str]:
@@ -128,7 +137,7 @@ def _order(stores: list[_Store]) -> list[str]:
             raise _NoStore(
                 f"{store.name}: is store {label.index + 1} of {label.count}, but was given as {index + 1} of {len(stores)}"
             )
-        if store.size // BLOCK != label.blocks:
+        if store.size != label.blocks * BLOCK:
             findings.append(f"{store.name}: has {store.size} bytes instead of {label.blocks * BLOCK}")
     return findings
 
@@ -137,18 +146,15 @@ def _order(stores: list[_Store]) -> list[str]:
 
 
 def _judge(stores: list[_Store], at_least: int, findings: list[str], recovery: dict[Path, bool]) -> Verdict:
-    labels = [store.label for store in stores]
-    slots = [[store.block(store.label.slot_block(slot)) for slot in range(store.label.slots)] for store in stores]
-    newest = [max((number_in(block) or 0 for block in blocks), default=0) for blocks in slots]
-    number = max(newest)
-    wrong = _wrong_slots(stores, slots, number)
+    number = max(max(store.writes) for store in stores)
+    wrong = _wrong_slots(stores, stores, number)
     # The write after the newest block may have reached the disks too, where it left nothing but zeroes.
     if is_zero(number + 1):
-        wrong_after = _wrong_slots(stores, slots, number + 1)
+        wrong_after = _wrong_slots(stores, stores, number + 1)
         if len(wrong_after) <= len(wrong):
             number, wrong = number + 1, wrong_after
-    if wrong and len(stores) > 1:
-        findings += _instants(stores, slots, newest)
+    if wrong:
+        findings += _instants(stores)
     findings += wrong
     for store in stores:
         findings += _wrong_elsewhere(store)
@@ -170,28 +176,30 @@ def _last_writes(labels: list[Label], number: int) -> dict[tuple[int, int], int]
     return last
 
 
-def _wrong_slots(stores: list[_Store], slots: list[list[bytes]], number: int) -> list[str]:
-    """What is wrong with the slots if the instant is ``number``."""
+def _wrong_slots(of: list[_Store], stores: list[_Store], number: int) -> list[str]:
+    """What is wrong with the slots of these (out of all) stores if the instant is ``number``."""
     last = _last_writes([store.label for store in stores], number)
     wrong = []
-    for index, store in enumerate(stores):
-        for slot, found in enumerate(slots[index]):
-            n = last.get((index, slot))
-            block = store.label.slot_block(slot)
-            expected = content(n, index, block) if n else store.label.initial(block, 1)
+    for store in of:
+        label = store.label
+        for slot, found in enumerate(store.slots):
+            n = last.get((label.index, slot), 0)
+            if n and store.writes[slot] == n:
+                continue
+            block = label.slot_block(slot)
+            expected = content(n, label.index, block) if n else label.initial(block, 1)
             if found != expected:
-                meant = _describe(expected, store.label, block, n)
                 wrong.append(
-                    f"{store.name}: block {block} should hold {meant} at instant {number}, but holds "
-                    f"{_describe(found, store.label, block, None)}{_first_difference(found, expected)}"
+                    f"{store.name}: block {block} should hold {_describe(expected, label, block, n)} at instant "
+                    f"{number}, but holds {_describe(found, label, block)}{_first_difference(found, expected)}"
                 )
     return wrong
 
 
-def _describe(found: bytes, label: Label, block: int, n: int | None) -> str:
+def _describe(found: bytes, label: Label, block: int, n: int = 0) -> str:
     """A block in words: what it is, or what it is nearest to."""
-    if n or number_in(found) is not None:
-        n = n or number_in(found) or 0
+    n = n or number_in(found) or 0
+    if n:
         if found == content(n, label.index, block):
             return f"write {n}, a block of zeroes" if is_zero(n) else f"write {n}"
         return f"a damaged or misplaced write {n}"
@@ -206,15 +214,18 @@ def _first_difference(found: bytes, expected: bytes) -> str:
     return f" (first of {len(different)} wrong bytes: {different[0]})" if len(different) < BLOCK // 8 else ""
 
 
-def _instants(stores: list[_Store], slots: list[list[bytes]], newest: list[int]) -> list[str]:
+def _instants(stores: list[_Store]) -> list[str]:
     """Tell stores which are each right by themselves, but at different instants, from damaged ones."""
-    for index, store in enumerate(stores):
-        others = [store if i == index else other for i, other in enumerate(stores)]
-        wrong = [line for line in _wrong_slots(others, slots, newest[index]) if line.startswith(f"{store.name}:")]
-        if wrong:
+    instants = []
+    for store in stores:
+        newest = max(store.writes)
+        after = newest + len(stores)
+        candidates = (newest, after) if is_zero(after) else (newest,)
+        right = [number for number in candidates if not _wrong_slots([store], stores, number)]
+        if not right:
             return []
-    each = ", ".join(f"{store.name} at {number}" for store, number in zip(stores, newest))
-    return [f"the images are of different instants: {each}"]
+        instants.append(f"{store.name} at {right[-1]}")
+    return [f"the images are of different instants: {', '.join(instants)}"]
 
 
 # Where the writer never writes
@@ -223,20 +234,27 @@ def _instants(stores: list[_Store], slots: list[list[bytes]], newest: list[int])
 def _wrong_elsewhere(store: _Store) -> Iterator[str]:
     """Blocks outside the slots which are not as they were before the first write."""
     label = store.label
-    written = {label.slot_block(slot) for slot in range(label.slots)}
     for first, blocks in _chunks(store):
         found = bytearray(os.pread(store.fd, blocks * BLOCK, first * BLOCK))
         expected = label.initial(first, blocks)
+        for i in _slots_between(label, first, blocks):
+            found[i * BLOCK : (i + 1) * BLOCK] = expected[i * BLOCK : (i + 1) * BLOCK]
         if found == expected:
             continue
         for i in range(blocks):
-            block, start = first + i, i * BLOCK
-            here, meant = bytes(found[start : start + BLOCK]), expected[start : start + BLOCK]
-            if here != meant and block not in written:
+            here, meant = bytes(found[i * BLOCK : (i + 1) * BLOCK]), expected[i * BLOCK : (i + 1) * BLOCK]
+            if here != meant:
                 yield (
-                    f"{store.name}: block {block}, which the writer never writes, holds "
-                    f"{_describe(here, label, block, None)}{_first_difference(here, meant)}"
+                    f"{store.name}: block {first + i}, which the writer never writes, holds "
+                    f"{_describe(here, label, first + i)}{_first_difference(here, meant)}"
                 )
+
+
+def _slots_between(label: Label, first: int, blocks: int) -> range:
+    """The blocks of slots among ``blocks`` blocks from ``first`` on, counted from there."""
+    start = max(0, -(-(first - 1) // label.stride))
+    end = min(label.slots, -(-(first + blocks - 1) // label.stride))
+    return range(label.slot_block(start) - first, label.slot_block(end) - first, label.stride)
 
 
 def _chunks(store: _Store) -> Iterator[tuple[int, int]]:
@@ -244,12 +262,25 @@ def _chunks(store: _Store) -> Iterator[tuple[int, int]]:
     end = store.size // BLOCK
     first = 0
     while first < end:
+        stop = min(end, first - first % CHUNK_BLOCKS + CHUNK_BLOCKS)
         if first >= store.label.filled:
-            try:
-                data = os.lseek(store.fd, first * BLOCK, os.SEEK_DATA)
-            except OSError:
-                return
-            first = max(first, data // BLOCK)
-        blocks = min(CHUNK_BLOCKS - first % CHUNK_BLOCKS, end - first)
-        yield first, blocks
-        first += blocks
+            data, hole = _data_from(store, first * BLOCK)
+            if data // BLOCK >= stop:
+                first = data // BLOCK
+                continue
+            first, stop = max(first, data // BLOCK), min(stop, -(-hole // BLOCK))
+        yield first, stop - first
+        first = stop
+
+
+def _data_from(store: _Store, position: int) -> tuple[int, int]:
+    """Where the next data begin and end."""
+    try:
+        data = os.lseek(store.fd, position, os.SEEK_DATA)
+        return data, os.lseek(store.fd, data, os.SEEK_HOLE)
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return store.size, store.size
+        if error.errno == errno.EINVAL:  # A block device knows of no holes.
+            return position, store.size
+        raise
