@@ -8,4 +8,4 @@ export ANSIBLE_COLLECTIONS_PATH=$PWD/.build/molecule
 mkdir -p "$LIVE_BACKUP_RESULTS"
 tests/tools/copy.sh .build/molecule
 cd .build/molecule/ansible_collections/virtops/live_backup
-molecule test --all
+molecule test --all --no-command-borders
