@@ -186,7 +186,8 @@ class Guest:
 
     def _domain(self, rate: int | None) -> ElementTree.Element:
         image = guest_image(self.hypervisor.root)
-        command_line = ["console=ttyS0", "quiet", "panic=0"]
+        # no_timer_check: on a busy machine emulated timers fail the kernel's test at boot, and it panics.
+        command_line = ["console=ttyS0", "quiet", "panic=1", "no_timer_check", "mitigations=off", "cryptomgr.notests"]
         command_line += [f"rate={rate}"] if rate else []
         command_line += [] if self.shape.agent else ["agent=off"]
 
