@@ -92,7 +92,7 @@ importer: venv ## Build the collection and check it as Galaxy does
 	tests/tools/importer.sh
 
 .PHONY: unit
-unit: venv ## Run the unit tests, with coverage of the plugins
+unit: venv install-rig ## Run the unit tests, with coverage of the plugins
 	$(PYTEST) --cov=ansible_collections.virtops.live_backup.plugins tests/unit
 
 .PHONY: integration
