@@ -1,0 +1,193 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Run modules and playbooks on a hypervisor of the rig, as Ansible would."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor, Inside
+from tests.rig.oracle import Verdict, judge
+from tests.rig.shell import wait_until
+
+pytest_plugins = ["tests.rig.fixtures"]
+
+REPOSITORY = Path(__file__).parents[2]
+FAULTY = Path(__file__).with_name("faulty.py")
+_numbers = count(1)
+
+# A sample of the sweeps and repetitions, or all of them.
+REPETITIONS = 20 if os.environ.get("LIVE_BACKUP_TEST_ALL") else 3
+
+
+@dataclass
+class Backup:
+    """A guest and a target, and the steps of its backup as module calls."""
+
+    hypervisor: Hypervisor
+    guest: Guest
+    target: Path
+    backup_id: str
+
+    def module(self, name: str, *, check: bool = False, fault: str = "", **arguments: Any) -> dict[str, Any]:
+        """The result of a module, as Ansible would see it; `fault` is for faulty.py."""
+        return result_of(self.start_module(name, check=check, fault=fault, **arguments))
+
+    def start_module(self, name: str, *, check: bool = False, fault: str = "", **arguments: Any) -> Inside:
+        process = self.hypervisor.popen(
+            [sys.executable, FAULTY, fault, f"ansible_collections.virtops.live_backup.plugins.modules.{name}"],
+            env={**os.environ, "PYTHONPATH": str(REPOSITORY / ".build/tree")},
+            stdin=-1,
+            stdout=-1,
+            stderr=-1,
+        )
+        assert process.stdin is not None
+        process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check}}))
+        process.stdin.close()
+        process.stdin = None
+        return process
+
+    def begin(self, **options: Any) -> dict[str, Any]:
+        arguments = {"domain": self.guest.name, "backup_id": self.backup_id, "target": str(self.target)}
+        return self.module("libvirt_backup_begin", **{**arguments, **options})
+
+    def wait(self, **options: Any) -> dict[str, Any]:
+        return self.module("libvirt_job_wait", **{"domain": self.guest.name, "backup_id": self.backup_id, **options})
+
+    def publish(self, **options: Any) -> dict[str, Any]:
+        arguments = {"domain": self.guest.name, "backup_id": self.backup_id, "target": str(self.target)}
+        return self.module("backup_set_publish", **{**arguments, **options})
+
+    def recover(self, **options: Any) -> dict[str, Any]:
+        return self.module("libvirt_backup_recover", **{"domain": self.guest.name, **options})
+
+    def run(self, **options: Any) -> dict[str, Any]:
+        """All three steps; the result of the last."""
+        for step in (lambda: self.begin(**options), self.wait, self.publish):
+            result = step()
+            assert "failed" not in result, result
+        return result
+
+    def slowly(self) -> Inside:
+        """From now on: as soon as a job of this guest begins, hold it back, so that it does not end."""
+        return self.hypervisor.popen(
+            ["sh", "-c", f"until virsh -q blockjob '{self.guest.uuid}' vda --bandwidth 1 2>/dev/null; do :; done"]
+        )
+
+    def quickly(self) -> None:
+        """Let the job that was held back go on."""
+        self.hypervisor.virsh("blockjob", self.guest.uuid, "vda", "--bandwidth", "0")
+
+    def judge(self, published: dict[str, Any], at_least: int) -> Verdict:
+        """The oracle's word on a published set, that it is whole and not older than the number."""
+        manifest = published["manifest"]
+        images = [(Path(published["path"]) / disk["file"], disk["format"]) for disk in manifest["disks"]]
+        return judge(images, at_least)
+
+    def wait_claimed(self) -> None:
+        wait_until(lambda: any(path.suffix == ".json" for path in self.claims()), 30, "a claim")
+
+    def claims(self) -> list[Path]:
+        return sorted(self.hypervisor.outside("/var/lib/live_backup").iterdir())
+
+    def assert_nothing_left(self) -> None:
+        """No claim, no job, no file at the target, no watchdog; the guest runs, thawed, and writes."""
+        assert self.claims() == []
+        assert [path for path in self.target.rglob("*") if not path.is_dir()] == []
+        self.assert_at_rest()
+
+    def assert_at_rest(self) -> None:
+        assert "None" in self.hypervisor.virsh("domjobinfo", self.guest.uuid)
+        assert self.watchdogs() == []
+        assert self.guest.state() == "running"
+        if self.guest.shape.agent and self.guest.shape.channel:
+            assert not self.guest.frozen()
+        self.guest.wait_durable(self.guest.durable() + 10)
+
+    def watchdogs(self) -> list[str]:
+        """The watchdogs of this guest that are alive."""
+        done = self.hypervisor.run(["pgrep", "--full", f"armed.*{self.guest.uuid}"], check=False)
+        return done.stdout.split()
+
+
+def result_of(process: Inside) -> dict[str, Any]:
+    """What a module printed; a module that printed no result has crashed."""
+    out, err = process.communicate(timeout=300)
+    try:
+        result = json.loads(out)
+    except ValueError:
+        raise AssertionError(f"no result, status {process.returncode}: {out}{err}") from None
+    assert "Traceback" not in json.dumps(result), result
+    assert "Traceback" not in err, err
+    return result
+
+
+@pytest.fixture
+def make_guest(hypervisor: Hypervisor) -> Iterator[Callable[..., Guest]]:
+    """Makes guests that write as fast as they can, and live until the test is done."""
+    yield from _guests(hypervisor)
+
+
+@pytest.fixture(scope="module")
+def make_shared_guest(hypervisor: Hypervisor) -> Iterator[Callable[..., Guest]]:
+    """Makes guests that write at leisure, and live until the module's tests are done."""
+    yield from _guests(hypervisor, rate=100)
+
+
+def _guests(hypervisor: Hypervisor, **defaults: Any) -> Iterator[Callable[..., Guest]]:
+    made: list[Guest] = []
+
+    def make(shape: str, **options: Any) -> Guest:
+        made.append(hypervisor.guest(f"g{next(_numbers)}", shape, **{**defaults, **options}))
+        return made[-1]
+
+    yield make
+    for guest in made:
+        guest.remove()
+
+
+@pytest.fixture
+def backup_of(hypervisor: Hypervisor, request: pytest.FixtureRequest) -> Iterator[Callable[..., Backup]]:
+    """A backup of a guest, with a target of its own; what a failed test leaves does not meet the next one."""
+    name = re.sub(r"[^a-zA-Z0-9]+", "-", request.node.name)
+    made: list[Backup] = []
+
+    def make(guest: Guest, target: Path | None = None, backup_id: str = "night-1") -> Backup:
+        if target is None:
+            target = hypervisor.directory / "targets" / f"{name}-{next(_numbers)}"
+            target.mkdir(parents=True)
+        made.append(Backup(hypervisor, guest, target, backup_id))
+        return made[-1]
+
+    yield make
+    for backup in made:
+        if backup.claims():
+            backup.hypervisor.run(["sh", "-c", "sleep 0; virsh domjobabort \"$1\"; rm -rf /var/lib/live_backup/*", "sh", backup.guest.uuid], check=False)
+
+
+@pytest.fixture(scope="module")
+def everyday(make_shared_guest: Callable[..., Guest]) -> Guest:
+    """A running guest with two disks."""
+    return make_shared_guest("two-disks")
+
+
+@pytest.fixture(scope="module")
+def frozen_guest(make_shared_guest: Callable[..., Guest]) -> Guest:
+    """A running guest with a mounted file system, which can be frozen."""
+    return make_shared_guest("several")
+
+
+@pytest.fixture(scope="module")
+def large(make_shared_guest: Callable[..., Guest]) -> Guest:
+    """A running guest whose backup takes long enough to be held back."""
+    return make_shared_guest("several", size=512 << 20, fill=384 << 20)

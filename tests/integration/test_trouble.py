@@ -1,0 +1,143 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Trouble in the middle of a job: no set is published, nothing is left, the guest runs thawed, and the message says why."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable
+
+import pytest
+
+from .conftest import Backup, result_of
+from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor, Inside
+from tests.rig.shell import wait_until
+
+
+def begin_slowly(backup: Backup) -> tuple[dict, Inside]:
+    """A begun backup that is held back, and a module that waits for it."""
+    slow = backup.slowly()
+    begun = backup.begin()
+    assert begun.get("changed"), begun
+    assert slow.wait(timeout=30) == 0
+    waiting = backup.start_module("libvirt_job_wait", domain=backup.guest.name, backup_id=backup.backup_id)
+    wait_until(lambda: backup.module("libvirt_domain_info")["domains"] and _step(backup) == "wait", 30, "the wait")
+    return begun, waiting
+
+
+def _step(backup: Backup) -> str:
+    domains = {domain["name"]: domain for domain in backup.module("libvirt_domain_info")["domains"]}
+    return domains[backup.guest.name]["claim"]["step"]
+
+
+def test_libvirtd_restarts(large: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(large)
+    before = large.durable()
+    _begun, waiting = begin_slowly(backup)
+    for sig in (signal.SIGTERM, signal.SIGKILL):
+        backup.hypervisor.restart_libvirtd(sig)
+    assert waiting.poll() is None
+    backup.quickly()
+    waited = result_of(waiting)
+    assert waited["job"]["success"], waited
+    verdict = backup.judge(backup.publish(), before)
+    assert verdict.ok, str(verdict)
+    backup.assert_at_rest()
+
+
+def test_the_job_ends_while_libvirtd_is_away(large: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(large)
+    _begun, waiting = begin_slowly(backup)
+    backup.quickly()
+    backup.hypervisor.stop_libvirtd(signal.SIGKILL)
+    image = backup.target / large.name / f".{backup.backup_id}.partial" / "vda.qcow2"
+    wait_until(lambda: not backup.hypervisor.run(["qemu-img", "info", image], check=False).returncode, 60, "QEMU to let go of the image")
+    backup.hypervisor.start_libvirtd()
+    waited = result_of(waiting)
+    if waited.get("failed"):
+        assert "nothing proves that it succeeded" in waited["msg"]
+        backup.assert_nothing_left()
+    else:
+        assert backup.judge(backup.publish(), 0).ok
+
+
+def test_somebody_aborts(large: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(large)
+    _begun, waiting = begin_slowly(backup)
+    backup.hypervisor.virsh("domjobabort", large.uuid)
+    waited = result_of(waiting)
+    assert waited["failed"] and "somebody aborted it" in waited["msg"] and "Nothing was published" in waited["msg"], waited
+    assert waited["job"]["type"] == "cancelled"
+    backup.assert_nothing_left()
+    assert "no backup night-1 under way" in backup.publish()["msg"]
+
+
+def test_the_guest_shuts_down(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("several", size=512 << 20, fill=384 << 20, rate=100)
+    backup = backup_of(guest)
+    _begun, waiting = begin_slowly(backup)
+    guest.shutdown_inside()
+    waited = result_of(waiting)
+    assert waited["failed"] and "the domain was shut off or crashed meanwhile" in waited["msg"], waited
+    guest.start()
+    backup.assert_nothing_left()
+
+
+@pytest.mark.parametrize("shape", ["two-disks", "transient"])
+def test_qemu_is_killed(shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest(shape, size=512 << 20, fill=384 << 20, rate=100)
+    backup = backup_of(guest)
+    _begun, waiting = begin_slowly(backup)
+    guest.kill_qemu()
+    waited = result_of(waiting)
+    assert waited["failed"] and "Nothing was published" in waited["msg"], waited
+    wait_until(lambda: guest.state() in ("shut off", "undefined"), 30, "libvirt to notice")
+    guest.start()
+    backup.assert_nothing_left()
+
+
+def test_the_target_fills_up(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> None:
+    """Another writer takes the room that was free when the backup began."""
+    guest = make_guest("several", size=512 << 20, fill=384 << 20, rate=100)
+    backup = backup_of(guest, hypervisor.small_filesystem("full", 1600 << 20))
+    _begun, waiting = begin_slowly(backup)
+    hypervisor.run(["dd", "if=/dev/zero", f"of={backup.target}/hog", "bs=1M"], check=False)
+    backup.quickly()
+    waited = result_of(waiting)
+    assert waited["failed"] and "No space left on device" in waited["msg"], waited
+    assert waited["job"]["type"] == "failed"
+    assert sorted(path.name for path in backup.target.iterdir()) in (["hog"], ["hog", "lost+found"])
+    backup.assert_at_rest()
+    assert backup.claims() == []
+
+
+def test_too_slow(large: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(large)
+    slow = backup.slowly()
+    backup.begin()
+    slow.wait(timeout=30)
+    waited = backup.wait(timeout=1)
+    assert waited["failed"] and "has not finished within 1 s. Its job goes on" in waited["msg"]
+    assert waited["job"]["type"] == "unbounded"
+    waited = backup.wait(timeout=1, on_timeout="abort")
+    assert waited["failed"] and "was aborted" in waited["msg"]
+    backup.assert_nothing_left()
+
+
+def test_statistics_of_another_job_are_rejected(large: Guest, backup_of: Callable[..., Backup]) -> None:
+    """Ours is aborted before we wait, and somebody else's backup succeeds meanwhile."""
+    backup = backup_of(large)
+    slow = backup.slowly()
+    backup.begin()
+    slow.wait(timeout=30)
+    backup.hypervisor.virsh("domjobabort", large.uuid)
+    wait_until(lambda: "None" in backup.hypervisor.virsh("domjobinfo", large.uuid), 30, "the abort")
+    foreign = backup.target / "foreign.xml"
+    foreign.write_text(f"<domainbackup><disks><disk name='vdb' type='file'><target file='{backup.target}/x.raw'/><driver type='raw'/></disk></disks></domainbackup>")
+    backup.hypervisor.virsh("backup-begin", large.uuid, foreign)
+    waited = backup.wait()
+    assert waited["failed"] and "is gone" in waited["msg"], waited
+    assert (backup.target / "x.raw").exists()
+    foreign.unlink()
+    (backup.target / "x.raw").unlink()
+    backup.assert_nothing_left()
