@@ -11,6 +11,7 @@ import os
 import re
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ._errors import LiveBackupError
 from ._files import write_durably, write_exclusively
@@ -114,7 +115,7 @@ def claim_domain_directory(target: Path, name: str, uuid: str) -> Path:
     raise LiveBackupError(f"{directory} belongs to another domain of the name {name!r}; choose another target for one of them.")
 
 
-def published_manifest(paths: SetPaths) -> dict | None:
+def published_manifest(paths: SetPaths) -> dict[str, Any] | None:
     """The manifest of a published set; None when it is not published."""
     try:
         return json.loads((paths.final / MANIFEST).read_bytes())

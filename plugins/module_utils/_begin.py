@@ -14,6 +14,7 @@ from ._backup_xml import push_backup_xml
 from ._claim import Claim, all_claims, describe, hold, is_alive, read_claim, step
 from ._clock import Clock, rfc3339
 from ._connection import connect, explained, find_domain
+from ._domain_xml import without_backing_stores
 from ._errors import LiveBackupError
 from ._facts import DomainFacts, domain_facts, host_versions
 from ._files import write_durably
@@ -208,10 +209,8 @@ def _capture(domain: libvirt.virDomain, claim: Claim, target: Path, params: dict
         if plan["nvram"]:
             moments["nvram"] = Path(plan["nvram"]).read_bytes()
 
-    consistency = capture_quiesced(
-        params["uri"], domain, plan["agent"], params["quiesce"], params["freeze_timeout"], start_job, clock
-    )
-    write_durably(paths.partial / DOMAIN_XML, xml.encode())
+    consistency = capture_quiesced(params["uri"], domain, plan["agent"], params["quiesce"], params["freeze_timeout"], start_job, clock)
+    write_durably(paths.partial / DOMAIN_XML, without_backing_stores(xml).encode())
     if plan["nvram"]:
         write_durably(paths.partial / NVRAM, moments["nvram"])
     return {

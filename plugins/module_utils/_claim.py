@@ -69,7 +69,9 @@ def read_claim(uuid: str) -> Claim | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise LiveBackupError(f"The claim {path} is damaged ({error}). Look at the domain's jobs and disks, then remove the file.") from error
+        raise LiveBackupError(
+            f"The claim {path} is damaged ({error}). Look at the domain's jobs and disks, then remove the file."
+        ) from error
 
 
 def all_claims() -> list[Claim]:

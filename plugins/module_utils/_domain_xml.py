@@ -97,6 +97,18 @@ def parse_domain(text: str) -> Domain:
     )
 
 
+def without_backing_stores(text: str) -> str:
+    """The XML of a domain whose disks are single images, as those of a backup are.
+
+    Live XML names each disk's whole chain. libvirt believes a chain that it is given, so a domain defined from it would
+    see the old template behind a restored image.
+    """
+    root = parse_xml(text)
+    for backing in root.findall("devices/disk/backingStore"):
+        backing.getparent().remove(backing)
+    return etree.tostring(root, encoding="unicode")
+
+
 def _disk(element: Any) -> Disk:
     return Disk(
         target=element.find("target").get("dev"),

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import inspect
-import os
 import select
 import shutil
 import subprocess
@@ -16,10 +15,10 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO, cast
 
 from . import _thaw_watchdog
 from ._clock import Clock
-from ._connection import libvirt_failure
 from ._errors import LiveBackupError
 from ._libraries import libvirt
 from ._thaw_watchdog import AGENT_TIMEOUT_DEFAULT, THAWED
@@ -46,15 +45,17 @@ class Watchdog:
         # A session of its own outlives the SSH connection, and a scope of its own the end of the login session.
         if Path("/run/systemd/system").is_dir() and (systemd_run := shutil.which("systemd-run")):
             arguments = [systemd_run, "--scope", "--quiet", "--collect", "--", *arguments]
+        # It lives longer than this block, and maybe than this process.
         self._process = subprocess.Popen(  # pylint: disable=consider-using-with
             arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
         )
+        self._input = cast(IO[bytes], self._process.stdin)
+        self._output = cast(IO[bytes], self._process.stdout)
 
     def wait_armed(self) -> None:
         """Return when the watchdog stands ready; nothing may be frozen before."""
-        assert self._process.stdout is not None
-        ready, _out, _err = select.select([self._process.stdout], [], [], _ARMING_SECONDS)
-        if not ready or self._process.stdout.readline() != b"armed\n":
+        ready, _out, _err = select.select([self._output], [], [], _ARMING_SECONDS)
+        if not ready or self._output.readline() != b"armed\n":
             self._process.kill()
             self._process.wait()
             raise LiveBackupError("The watchdog that would thaw the guest did not start, so nothing was frozen.")
@@ -73,15 +74,13 @@ class Watchdog:
         return self._ended(seconds) == THAWED
 
     def _tell(self, line: bytes) -> None:
-        assert self._process.stdin is not None
         with suppress(BrokenPipeError):  # it has stepped in and ended; its exit status tells
-            self._process.stdin.write(line)
-            self._process.stdin.flush()
+            self._input.write(line)
+            self._input.flush()
 
     def _ended(self, seconds: float | None) -> int | None:
-        assert self._process.stdin is not None
         with suppress(BrokenPipeError):
-            self._process.stdin.close()
+            self._input.close()
         try:
             return self._process.wait(seconds)
         except subprocess.TimeoutExpired:

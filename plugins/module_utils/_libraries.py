@@ -14,12 +14,12 @@ from ._errors import LiveBackupError
 try:
     import libvirt
 except ImportError:
-    libvirt = None
+    libvirt = None  # type: ignore[assignment,unused-ignore]
 
 try:
     from lxml import etree
 except ImportError:
-    etree = None
+    etree = None  # type: ignore[assignment,unused-ignore]
 
 
 def require_libraries() -> None:

@@ -15,6 +15,7 @@ import select
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ._errors import LiveBackupError
 
@@ -40,7 +41,7 @@ def probe_target(target: Path, domain: str, qemu_user: tuple[int, int] | None, *
     return TargetFacts(**answer)
 
 
-def _in_child(question: Callable[[], dict], target: str) -> dict:
+def _in_child(question: Callable[[], dict[str, Any]], target: str) -> dict[str, Any]:
     """The answer of a child process, which is left behind if it hangs."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -65,7 +66,7 @@ def _in_child(question: Callable[[], dict], target: str) -> dict:
     return json.loads(answer)
 
 
-def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: bool) -> dict:
+def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: bool) -> dict[str, Any]:
     try:
         if not target.is_dir():
             what = "is not a directory" if target.exists() else "does not exist"
@@ -75,8 +76,10 @@ def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: 
         if room.f_flag & os.ST_RDONLY:
             return {"problem": f"Target {target} is on a read-only file system."}
         if not _qemu_sees(target, domain):
-            return {"problem": f"QEMU does not see target {target}: it was mounted after the domain was started, and mounts do not "
-                    "propagate into QEMU's mount namespace. Run `mount --make-rshared /` before domains are started, or restart the domain."}
+            return {
+                "problem": f"QEMU does not see target {target}: it was mounted after the domain was started, and mounts do not "
+                "propagate into QEMU's mount namespace. Run `mount --make-rshared /` before domains are started, or restart the domain."
+            }
         return _probe_by_writing(target, qemu_user, facts) if write else _probe_by_looking(target, qemu_user, facts)
     except OSError as error:
         return {"problem": f"Target {target} cannot be used by this user: {error.strerror}."}
@@ -94,7 +97,7 @@ def _qemu_sees(target: Path, domain: str) -> bool:
         return False
 
 
-def _probe_by_looking(target: Path, qemu_user: tuple[int, int] | None, facts: dict) -> dict:
+def _probe_by_looking(target: Path, qemu_user: tuple[int, int] | None, facts: dict[str, Any]) -> dict[str, Any]:
     if not os.access(target, os.W_OK | os.X_OK):
         return {"problem": _not_for_us(target, "Permission denied")}
     if qemu_user:
@@ -104,7 +107,7 @@ def _probe_by_looking(target: Path, qemu_user: tuple[int, int] | None, facts: di
     return facts
 
 
-def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None, facts: dict) -> dict:
+def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None, facts: dict[str, Any]) -> dict[str, Any]:
     """As libvirt does it: we create the file and give it to QEMU's user, who opens it by its path."""
     directory = target / f".live_backup_probe.{os.getpid()}"
     probe = directory / "probe"
@@ -116,14 +119,14 @@ def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None, facts: di
             os.chown(probe, *qemu_user)
     except OSError as error:
         _remove(directory, probe)
-        return {"problem": _not_for_us(target, error.strerror)}
+        return {"problem": _not_for_us(target, str(error.strerror))}
     real = os.getuid(), os.getgid()
     try:
         if qemu_user:
             _become(qemu_user)
         probe.write_bytes(b"probe")
     except OSError as error:
-        return {"problem": _not_for_qemu(target, qemu_user, error.strerror)}
+        return {"problem": _not_for_qemu(target, qemu_user, str(error.strerror))}
     finally:
         if qemu_user:
             _become(real)

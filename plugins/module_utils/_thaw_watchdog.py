@@ -18,6 +18,7 @@ from __future__ import annotations
 import select
 import sys
 import time
+from typing import Any
 
 THAWED = 3
 GAVE_UP = 4
@@ -27,7 +28,7 @@ AGENT_TIMEOUT_DEFAULT = -2
 GIVE_UP_SECONDS = 600
 
 
-def thaw(connection, uuid):  # type: ignore[no-untyped-def]
+def thaw(connection: Any, uuid: str) -> None:
     """Thaw once; a domain that is shut off is thawed."""
     domain = connection.lookupByUUIDString(uuid)
     if domain.isActive():
@@ -36,7 +37,7 @@ def thaw(connection, uuid):  # type: ignore[no-untyped-def]
         domain.agentSetResponseTimeout(AGENT_TIMEOUT_DEFAULT, 0)
 
 
-def thaw_until_done(libvirt, uri, uuid):  # type: ignore[no-untyped-def]
+def thaw_until_done(libvirt: Any, uri: str, uuid: str) -> int:
     """Thaw, with a new connection for every try, since libvirtd may have been restarted."""
     give_up = time.monotonic() + GIVE_UP_SECONDS
     while time.monotonic() < give_up:
@@ -54,13 +55,14 @@ def thaw_until_done(libvirt, uri, uuid):  # type: ignore[no-untyped-def]
     return GAVE_UP
 
 
-def main(uri, uuid, freeze_timeout):  # type: ignore[no-untyped-def]
+def main(uri: str, uuid: str, freeze_timeout: float) -> int:
     """Wait for release, death or the deadline."""
     import libvirt
 
     libvirt.registerErrorHandler(lambda context, error: None, None)
     libvirt.open(uri).close()
-    print("armed", flush=True)
+    sys.stdout.write("armed\n")
+    sys.stdout.flush()
     command = sys.stdin.readline()
     if command != "freezing\n":
         return 0
@@ -71,4 +73,4 @@ def main(uri, uuid, freeze_timeout):  # type: ignore[no-untyped-def]
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+    raise SystemExit(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))

@@ -72,7 +72,7 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
             problem, job = f"has not finished within {params['timeout']} s and was aborted", None
         else:
             problem, job = _outcome(connection, claim, watch.last_seen, clock)
-        if problem:
+        if problem or job is None:
             undo(params["uri"], connection, claim, clock)
             raise LiveBackupError(
                 f"The backup of domain {claim.domain!r} {problem}. Nothing was published and nothing is left at the target.", job=job
@@ -93,9 +93,8 @@ def _outcome(connection: libvirt.virConnect, claim: Claim, last_seen: float, clo
     began = claim.results["begin"]["began"]
     doubt = judge_job(job, began, max(began, last_seen), clock.wall())
     stopped = "" if active else "; the domain was shut off or crashed meanwhile, which ends a backup"
-    if doubt:
+    if doubt or job is None:
         return f"has ended, but nothing proves that it succeeded: {doubt}{stopped}", job
-    assert job is not None
     if not job["success"]:
         if active and job["type"] == "cancelled":
             stopped = "; somebody aborted it"

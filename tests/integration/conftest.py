@@ -80,9 +80,7 @@ class Backup:
 
     def slowly(self) -> Inside:
         """From now on: as soon as a job of this guest begins, hold it back, so that it does not end."""
-        return self.hypervisor.popen(
-            ["sh", "-c", f"until virsh -q blockjob '{self.guest.uuid}' vda --bandwidth 1 2>/dev/null; do :; done"]
-        )
+        return self.hypervisor.popen(["sh", "-c", f"until virsh -q blockjob '{self.guest.uuid}' vda --bandwidth 1 2>/dev/null; do :; done"])
 
     def quickly(self) -> None:
         """Let the job that was held back go on."""
@@ -172,7 +170,9 @@ def backup_of(hypervisor: Hypervisor, request: pytest.FixtureRequest) -> Iterato
     yield make
     for backup in made:
         if backup.claims():
-            backup.hypervisor.run(["sh", "-c", "sleep 0; virsh domjobabort \"$1\"; rm -rf /var/lib/live_backup/*", "sh", backup.guest.uuid], check=False)
+            backup.hypervisor.run(
+                ["sh", "-c", 'sleep 0; virsh domjobabort "$1"; rm -rf /var/lib/live_backup/*', "sh", backup.guest.uuid], check=False
+            )
 
 
 @pytest.fixture(scope="module")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import Backup, result_of
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.shell import wait_until
+
+from .conftest import Backup, result_of
 
 NAMED = [
     ({"domain": "nobody"}, "no domain 'nobody'"),
@@ -49,9 +50,7 @@ def test_a_domain_that_is_shut_off(check: bool, make_guest: Callable[..., Guest]
 
 
 @pytest.mark.parametrize("shape", ["no-agent", "silent-agent"])
-def test_an_agent_that_is_required_and_not_there(
-    shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
-) -> None:
+def test_an_agent_that_is_required_and_not_there(shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(make_guest(shape))
     for check in (True, False):
         result = backup.begin(check=check, quiesce="require")
@@ -103,9 +102,7 @@ def test_a_target_that_is_read_only(everyday: Guest, backup_of: Callable[..., Ba
 
 
 @pytest.mark.parametrize("check", [False, True])
-def test_a_target_that_is_too_small(
-    check: bool, large: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor
-) -> None:
+def test_a_target_that_is_too_small(check: bool, large: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> None:
     backup = backup_of(large, hypervisor.small_filesystem(f"small-{check}", 32 << 20))
     result = backup.begin(check=check)
     assert result["failed"] and "is too small" in result["msg"] and result["bytes_needed"] > result["bytes_free"]
@@ -211,7 +208,7 @@ def test_two_runs_at_the_same_time(large: Guest, backup_of: Callable[..., Backup
     results = [result_of(process) for process in processes]
     [loser] = [result for result in results if result.get("failed")]
     assert "is being backed up" in loser["msg"] or "right now" in loser["msg"], loser
-    winner = (second if results[0].get("failed") else first)
+    winner = second if results[0].get("failed") else first
     slow.wait(timeout=30)
     third = backup_of(large, backup_id="night-3")
     for check in (True, False):

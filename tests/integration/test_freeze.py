@@ -8,9 +8,10 @@ from collections.abc import Callable
 
 import pytest
 
-from .conftest import Backup, result_of
 from tests.rig.guest import Guest
 from tests.rig.shell import wait_until
+
+from .conftest import Backup, result_of
 
 
 def begin_with_fault(backup: Backup, fault: str, **options: object):  # type: ignore[no-untyped-def]

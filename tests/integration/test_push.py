@@ -9,8 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from .conftest import REPETITIONS, Backup
 from tests.rig.guest import Guest
+
+from .conftest import REPETITIONS, Backup
 
 
 def test_each_module_in_four_steps(everyday: Guest, backup_of: Callable[..., Backup]) -> None:

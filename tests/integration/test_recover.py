@@ -9,10 +9,11 @@ from collections.abc import Callable
 
 import pytest
 
-from .conftest import Backup
-from .test_freeze import begin_with_fault
 from tests.rig.guest import Guest
 from tests.rig.shell import wait_until
+
+from .conftest import Backup
+from .test_freeze import begin_with_fault
 
 
 def test_the_wait_is_killed(large: Guest, backup_of: Callable[..., Backup]) -> None:

@@ -8,10 +8,11 @@ from collections.abc import Callable
 
 import pytest
 
-from .conftest import Backup, result_of
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.shell import wait_until
+
+from .conftest import Backup, result_of
 
 
 def begin_slowly(backup: Backup) -> tuple[dict, Inside]:
@@ -133,7 +134,9 @@ def test_statistics_of_another_job_are_rejected(large: Guest, backup_of: Callabl
     backup.hypervisor.virsh("domjobabort", large.uuid)
     wait_until(lambda: "None" in backup.hypervisor.virsh("domjobinfo", large.uuid), 30, "the abort")
     foreign = backup.target / "foreign.xml"
-    foreign.write_text(f"<domainbackup><disks><disk name='vdb' type='file'><target file='{backup.target}/x.raw'/><driver type='raw'/></disk></disks></domainbackup>")
+    foreign.write_text(
+        f"<domainbackup><disks><disk name='vdb' type='file'><target file='{backup.target}/x.raw'/><driver type='raw'/></disk></disks></domainbackup>"
+    )
     backup.hypervisor.virsh("backup-begin", large.uuid, foreign)
     waited = backup.wait()
     assert waited["failed"] and "is gone" in waited["msg"], waited

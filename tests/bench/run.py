@@ -1,0 +1,148 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Measure a push backup against the bare tools, in one run and in turns. docs/performance.md explains the table."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor
+from tests.rig.shell import wait_until
+
+REPOSITORY = Path(__file__).parents[2]
+HERE = Path(__file__).parent
+GIB = 1 << 30
+
+
+def module(hypervisor: Hypervisor, name: str, **arguments: Any) -> dict[str, Any]:
+    """A module as its own process."""
+    done = hypervisor.run(
+        [sys.executable, "-m", f"ansible_collections.virtops.live_backup.plugins.modules.{name}"],
+        input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
+        env={**os.environ, "PYTHONPATH": str(REPOSITORY / ".build/tree")},
+    )
+    return json.loads(done.stdout)
+
+
+def seconds(action: Callable[[], object]) -> float:
+    began = time.monotonic()
+    action()
+    return time.monotonic() - began
+
+
+def settle(hypervisor: Hypervisor, guest: Guest) -> None:
+    """No job, and nothing left to be written, before the next one is timed."""
+    wait_until(lambda: "None" in hypervisor.virsh("domjobinfo", guest.uuid), 120, "the job to end")
+    os.sync()
+
+
+def compare_push(hypervisor: Hypervisor, directory: Path, size: int, rounds: int) -> None:
+    guest = hypervisor.guest("large", "one-raw", size=size, fill=size - (16 << 20), rate=50)
+    ours, bare = [], []
+    for number in range(rounds):
+        common = {"domain": guest.name, "backup_id": f"b{number}"}
+
+        def by_modules(common: dict[str, str] = common) -> None:
+            module(hypervisor, "libvirt_backup_begin", target=str(directory), **common)
+            assert module(hypervisor, "libvirt_job_wait", **common)["job"]["success"]
+
+        def by_hand(number: int = number) -> None:
+            xml = directory / "bare.xml"
+            disk = f"<disk name='vda' type='file'><target file='{directory}/bare{number}.qcow2'/><driver type='qcow2'/></disk>"
+            xml.write_text(f"<domainbackup><disks>{disk}</disks></domainbackup>", encoding="utf-8")
+            hypervisor.run([HERE / "bare_push.sh", guest.uuid, xml])
+
+        # Turn about, so that neither always comes after the other.
+        for times, action in [(ours, by_modules), (bare, by_hand)][:: 1 if number % 2 else -1]:
+            settle(hypervisor, guest)
+            times.append(seconds(action))
+        module(hypervisor, "backup_set_publish", target=str(directory), **common)
+        shutil.rmtree(directory / guest.name)
+        (directory / f"bare{number}.qcow2").unlink()
+    guest.remove()
+    row(f"push of {size / GIB:.0f} GiB: begin and wait", ours, "s")
+    row("  virsh backup-begin and a loop", bare, "s")
+    print(f"  ratio {statistics.median(ours) / statistics.median(bare):.3f} (bar 1.05)")
+
+
+def compare_frozen(hypervisor: Hypervisor, directory: Path, rounds: int) -> None:
+    guest = hypervisor.guest("frozen", "several", rate=50)
+    ours, bare = [], []
+    for number in range(rounds):
+        settle(hypervisor, guest)
+        common = {"domain": guest.name, "backup_id": f"b{number}"}
+        ours.append(float(module(hypervisor, "libvirt_backup_begin", target=str(directory), **common)["frozen_ms"]))
+        module(hypervisor, "libvirt_job_wait", **common)
+        module(hypervisor, "backup_set_publish", target=str(directory), **common)
+        shutil.rmtree(directory / guest.name)
+        settle(hypervisor, guest)
+        bare.append(float(hypervisor.run(["/usr/bin/python3", HERE / "bare_frozen.py", guest.uuid, directory]).stdout))
+        settle(hypervisor, guest)
+        for path in directory.glob("*.qcow2"):
+            path.unlink()
+    guest.remove()
+    row("frozen: module", ours, "ms")
+    row("  bare API", bare, "ms")
+    print(f"  ratio {statistics.median(ours) / statistics.median(bare):.3f} (bar 1.3)")
+
+
+def measure_role(hypervisor: Hypervisor, directory: Path, counts: list[int]) -> None:
+    inventory = directory / "inventory.yml"
+    host = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+    inventory.write_text(json.dumps({"hypervisors": {"hosts": {hypervisor.name: host}}}), encoding="utf-8")
+    idle = seconds(lambda: playbook(hypervisor, inventory, directory, ["nothing", "{}"]))
+    for count in counts:
+        for number in range(len(hypervisor.guests()), count):
+            hypervisor.guest(f"small{number}", "one-raw", rate=2)
+        took = seconds(lambda count=count: playbook(hypervisor, inventory, directory, [f"fleet{count}", '{"backup_domains": ["small*"]}']))
+        print(
+            f"role, {count:2} domains: {took:6.2f} s, less {idle:.2f} s for a play without any: {(took - idle) / count:.2f} s a domain (bar 2.5)"
+        )
+
+
+def playbook(hypervisor: Hypervisor, inventory: Path, target: Path, run: list[str]) -> None:
+    backup_id, variables = run
+    nothing = ["--extra-vars", '{"backup_exclude_domains": ["*"]}'] if backup_id == "nothing" else []
+    hypervisor.run(
+        [Path(sys.executable).with_name("ansible-playbook"), "--inventory", inventory, "virtops.live_backup.backup"]
+        + ["--extra-vars", variables, "--extra-vars", f"backup_target={target} backup_id={backup_id}", *nothing],
+        env={**os.environ, "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / ".build/tree"), "LC_ALL": "C.UTF-8"},
+        timeout=600,
+    )
+
+
+def row(name: str, values: list[float], unit: str) -> None:
+    print(f"{name:34} median {statistics.median(values):7.2f} {unit}, {min(values):7.2f} to {max(values):7.2f}, {len(values)} rounds")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--size", type=int, default=3, help="of the large image, in GiB")
+    parser.add_argument("--only", choices=["push", "frozen", "role"])
+    options = parser.parse_args()
+    hypervisor = Hypervisor.up("bench")
+    try:
+        directory = hypervisor.directory / "target"
+        directory.mkdir(exist_ok=True)
+        if options.only in (None, "push"):
+            compare_push(hypervisor, directory, options.size * GIB, options.rounds)
+        if options.only in (None, "frozen"):
+            compare_frozen(hypervisor, directory, options.rounds * 3)
+        if options.only in (None, "role"):
+            measure_role(hypervisor, directory, [1, 4, 16])
+    finally:
+        hypervisor.down()
+
+
+if __name__ == "__main__":
+    main()
