@@ -3,15 +3,13 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .blocks import Label, format_store
-from .shell import run
+from .shell import RigError, run
 
 if TYPE_CHECKING:
     from .hypervisor import Hypervisor
@@ -27,6 +25,13 @@ class Disk:
     role: str
     path: Path | None
     format: str
+
+    @property
+    def image(self) -> Path:
+        """Its image, for a drive that is not empty."""
+        if self.path is None:
+            raise RigError(f"{self.target} is an empty drive")
+        return self.path
 
     @property
     def is_store(self) -> bool:
@@ -121,9 +126,7 @@ STORES = {"raw": _raw, "qcow2": _qcow2, "ext4": _ext4, "loop": _loop, "template"
 OTHERS = {"readonly": _other, "cdrom": _other, "empty-cdrom": _nothing}
 
 
-def make_disks(
-    hypervisor: Hypervisor, directory: Path, roles: tuple[str, ...], size: int, fill: int, file_name: str
-) -> list[Disk]:
+def make_disks(hypervisor: Hypervisor, directory: Path, roles: tuple[str, ...], size: int, fill: int, file_name: str) -> list[Disk]:
     """Make a disk for each role; ``file_name`` is a format string which gets the disk's target."""
     count = sum(role in STORES for role in roles)
     disks: list[Disk] = []

@@ -42,9 +42,7 @@ class Guest:
         self.disks = {disk.target: disk for disk in disks}
 
     @classmethod
-    def make(
-        cls, hypervisor: Hypervisor, name: str, shape: str, rate: int | None, size: int, fill: int
-    ) -> Guest:
+    def make(cls, hypervisor: Hypervisor, name: str, shape: str, rate: int | None, size: int, fill: int) -> Guest:
         """Make the disks and define the domain; a transient one is not there before it is started."""
         if shape not in SHAPES:
             raise RigError(f"no shape {shape!r}; there are {', '.join(SHAPES)}")
@@ -74,7 +72,7 @@ class Guest:
     @property
     def images(self) -> list[tuple[Path, str]]:
         """The stores, as the oracle wants them: (path, format) in order."""
-        return [(disk.path, disk.format) for disk in self.disks.values() if disk.is_store and disk.path]
+        return [(disk.image, disk.format) for disk in self.disks.values() if disk.is_store]
 
     # The domain
 
@@ -111,9 +109,7 @@ class Guest:
 
     def undefine(self) -> None:
         """Undefine it, with all that libvirt keeps about it."""
-        self.hypervisor.virsh(
-            "undefine", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata", "--nvram", self.uuid
-        )
+        self.hypervisor.virsh("undefine", "--managed-save", "--snapshots-metadata", "--checkpoints-metadata", "--nvram", self.uuid)
 
     def remove(self) -> None:
         """Remove the domain, whatever its state, and its disks."""
@@ -122,19 +118,22 @@ class Guest:
         if self.state() != "undefined":
             self.undefine()
         for disk in self.disks.values():
-            if disk.role == "loop" and disk.path:
-                self.hypervisor.remove_loop_device(disk.path)
+            if disk.role == "loop":
+                self.hypervisor.remove_loop_device(disk.image)
         shutil.rmtree(self.directory)
 
     # QEMU
 
     def qemu_pid(self) -> int:
         """The QEMU process, as seen outside."""
-        pid_file = self.hypervisor.outside(f"/run/libvirt/qemu/{self.name}.pid")
-        try:
-            return self.hypervisor.outside_pid(int(pid_file.read_text(encoding="ascii")))
-        except FileNotFoundError as error:
-            raise RigError(f"{self.name} has no QEMU") from error
+        wanted = f"\0-uuid\0{self.uuid}\0".encode()
+        for command_line in Path("/proc").glob("[0-9]*/cmdline"):
+            try:
+                if wanted in command_line.read_bytes() and self.hypervisor.contains(int(command_line.parent.name)):
+                    return int(command_line.parent.name)
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+        raise RigError(f"{self.name} has no QEMU")
 
     def kill_qemu(self) -> None:
         """Kill QEMU, as a crash would."""

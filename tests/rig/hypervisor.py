@@ -58,7 +58,7 @@ class Inside(subprocess.Popen[str]):
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
         wait_until(lambda: self.poll() is not None or children.read_text(encoding="ascii") != "", 10, "nsenter to fork")
         if self.returncode is not None:
-            raise ProcessLookupError(f"{self.args} has ended")
+            raise ProcessLookupError("the command has ended")
         return int(children.read_text(encoding="ascii"))
 
     def send_signal(self, sig: int) -> None:
@@ -209,14 +209,17 @@ class Hypervisor:
         """Where a path inside (one that is mounted there only) is seen from outside."""
         return Path(f"/proc/{self.pid}/root") / str(path).lstrip("/")
 
+    def contains(self, pid: int) -> bool:
+        """Whether a process, numbered as seen outside, is one of this hypervisor."""
+        return os.readlink(f"/proc/{pid}/ns/pid") == os.readlink(f"/proc/{self.pid}/ns/pid")
+
     def outside_pid(self, inside_pid: int) -> int:
         """The number that a process inside has outside."""
-        namespace = os.readlink(f"/proc/{self.pid}/ns/pid")
         wanted = re.compile(rf"^NSpid:\t.*\t{inside_pid}$", re.MULTILINE)
         for process in Path("/proc").glob("[0-9]*"):
             try:
                 status = (process / "status").read_text(encoding="utf-8", errors="replace")
-                if wanted.search(status) and os.readlink(process / "ns" / "pid") == namespace:
+                if wanted.search(status) and self.contains(int(process.name)):
                     return int(process.name)
             except (FileNotFoundError, ProcessLookupError):
                 continue
@@ -259,9 +262,7 @@ class Hypervisor:
 
     # Guests
 
-    def guest(
-        self, name: str, shape: str = "two-disks", rate: int | None = None, size: int = 64 * MIB, fill: int = 0
-    ) -> Guest:
+    def guest(self, name: str, shape: str = "two-disks", rate: int | None = None, size: int = 64 * MIB, fill: int = 0) -> Guest:
         """Define a guest of this shape, start it, and wait until it has written.
 
         ``rate`` limits its writes a second; ``size`` is that of each disk, of which ``fill`` bytes hold data from the start.

@@ -6,6 +6,8 @@ Runs as ``unshare ... --fork python3 init.py NAME DIRECTORY``, so this file stan
 DIRECTORY/ready comes last.
 """
 
+from __future__ import annotations
+
 import os
 import signal
 import socket

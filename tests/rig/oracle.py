@@ -108,7 +108,6 @@ def _file_in_ext4(raw: Path, name: str, scratch: Path, findings: list[str]) -> P
     copy, store = scratch / f"{number}.ext4", scratch / f"{number}.store"
     run(["cp", "--sparse=always", raw, copy])
     try:
-        # 1: what it repaired is right now. Replaying the journal is no repair, and reports 0.
         run(["e2fsck", "-E", "journal_only", "-p", copy])
         run(["e2fsck", "-f", "-n", copy])
     except RigError as error:
@@ -134,9 +133,7 @@ def _order(stores: list[_Store]) -> list[str]:
     for index, store in enumerate(stores):
         label = store.label
         if (label.index, label.count) != (index, len(stores)):
-            raise _NoStore(
-                f"{store.name}: is store {label.index + 1} of {label.count}, but was given as {index + 1} of {len(stores)}"
-            )
+            raise _NoStore(f"{store.name}: is store {label.index + 1} of {label.count}, but was given as {index + 1} of {len(stores)}")
         if store.size != label.blocks * BLOCK:
             findings.append(f"{store.name}: has {store.size} bytes instead of {label.blocks * BLOCK}")
     return findings

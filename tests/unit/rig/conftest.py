@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """Let the tests import the rig by its name, wherever pytest was started."""
 
+from __future__ import annotations
+
 import sys
 from pathlib import Path
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from tests.rig.blocks import BLOCK, ZEROES, Label, content, is_zero
 from tests.rig.oracle import Verdict, judge
 from tests.rig.shell import RigError

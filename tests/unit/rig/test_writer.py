@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
+
 from tests.rig.image import compile_writer
 from tests.rig.oracle import judge
 
