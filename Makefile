@@ -112,16 +112,16 @@ test-all: export LIVE_BACKUP_TEST_ALL := 1
 test-all: test ## Run all checks with full sweeps and twentyfold repetitions
 
 .PHONY: demo
-demo: venv install-rig ## Show a backup and its restore on a running guest
-	$(AS_ROOT) tests/demo/run.sh
+demo: venv install-rig ## Show a live backup of a guest that writes, and its proof
+	$(AS_ROOT) python -m tests.demo.run
 
 .PHONY: demo-stop
 demo-stop: ## End what the demo has left running
-	$(AS_ROOT) tests/demo/stop.sh
+	$(AS_ROOT) python -m tests.demo.run stop
 
 .PHONY: bench
 bench: venv install-rig ## Measure speed and pauses
-	$(AS_ROOT) python tests/bench/run.py
+	$(AS_ROOT) python -m tests.bench.run
 
 .PHONY: clean
 clean: ## Remove all products

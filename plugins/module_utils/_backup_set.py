@@ -26,7 +26,8 @@ def check_backup_id(backup_id: str) -> None:
     """Refuse what could leave the domain's directory or hide in it."""
     if not re.fullmatch(BACKUP_ID, backup_id):
         raise LiveBackupError(
-            f"backup_id {backup_id!r} is not allowed: it begins with a letter or digit and has at most 64 letters, digits, '.', '_' and '-'."
+            f"backup_id {backup_id!r} is not allowed: it begins with a letter or digit and has at most 64 letters, digits, "
+            "'.', '_' and '-'."
         )
 
 

@@ -158,7 +158,7 @@ def _freeze_capture_thaw(
         stepped_in = thawed is None or watchdog.release()
     if stepped_in or not thawed:
         return "", Consistency("crash", "the file systems were thawed by something else before the capture was sure", frozen_ms)
-    return "", Consistency("filesystem", f"{frozen} file systems were frozen by the guest agent", frozen_ms)
+    return "", Consistency("filesystem", f"the guest agent froze file systems: {frozen}", frozen_ms)
 
 
 def _not_frozen(domain: libvirt.virDomain, watchdog: Watchdog, error: libvirt.libvirtError, freeze_timeout: int) -> str:

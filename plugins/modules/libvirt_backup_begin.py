@@ -122,7 +122,7 @@ why:
   description: Why the consistency is what it is.
   returned: when a backup was begun or found
   type: str
-  sample: 1 file systems were frozen by the guest agent
+  sample: 'the guest agent froze file systems: 1'
 frozen_ms:
   description: How long the guest's file systems stood still, in milliseconds.
   returned: when a backup was begun or found

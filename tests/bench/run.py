@@ -104,9 +104,8 @@ def measure_role(hypervisor: Hypervisor, directory: Path, counts: list[int]) -> 
         for number in range(len(hypervisor.guests()), count):
             hypervisor.guest(f"small{number}", "one-raw", rate=2)
         took = seconds(lambda count=count: playbook(hypervisor, inventory, directory, [f"fleet{count}", '{"backup_domains": ["small*"]}']))
-        print(
-            f"role, {count:2} domains: {took:6.2f} s, less {idle:.2f} s for a play without any: {(took - idle) / count:.2f} s a domain (bar 2.5)"
-        )
+        each = (took - idle) / count
+        print(f"role, {count:2} domains: {took:6.2f} s, less {idle:.2f} s for a play without any: {each:.2f} s a domain (bar 2.5)")
 
 
 def playbook(hypervisor: Hypervisor, inventory: Path, target: Path, run: list[str]) -> None:

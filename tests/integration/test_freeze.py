@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Callable
 
 import pytest
 
 from tests.rig.guest import Guest
+from tests.rig.hypervisor import Inside
 from tests.rig.shell import wait_until
 
 from .conftest import Backup, result_of
@@ -18,6 +20,11 @@ def begin_with_fault(backup: Backup, fault: str, **options: object):  # type: ig
     return backup.start_module(
         "libvirt_backup_begin", fault=fault, domain=backup.guest.name, backup_id=backup.backup_id, target=str(backup.target), **options
     )
+
+
+def resume(process: Inside) -> None:
+    """Wake a stopped module: nsenter has stopped with it, and wakes it when it is woken."""
+    os.kill(process.pid, signal.SIGCONT)
 
 
 @pytest.mark.parametrize("fault", ["KILL before backupBegin", "KILL after backupBegin", "KILL after fsFreeze", "KILL before fsThaw"])
@@ -42,7 +49,7 @@ def test_the_process_hangs_while_frozen(frozen_guest: Guest, backup_of: Callable
     process = begin_with_fault(backup, "STOP before backupBegin", freeze_timeout=3)
     wait_until(frozen_guest.frozen, 30, "the freeze")
     wait_until(lambda: not frozen_guest.frozen(), 10, "the watchdog to thaw")
-    process.send_signal(signal.SIGCONT)
+    resume(process)
     begun = result_of(process)
     assert begun["consistency"] == "crash" and "thawed by something else" in begun["why"], begun
     assert backup.wait()["job"]["success"]
@@ -57,6 +64,7 @@ def test_libvirtd_dies_with_the_process_while_frozen(frozen_guest: Guest, backup
     wait_until(frozen_guest.frozen, 30, "the freeze")
     backup.hypervisor.stop_libvirtd(signal.SIGKILL)
     process.kill()
+    resume(process)
     process.wait(timeout=30)
     backup.hypervisor.start_libvirtd()
     wait_until(lambda: not frozen_guest.frozen(), 30, "the watchdog to thaw over a new connection")
@@ -70,7 +78,7 @@ def test_libvirtd_restarts_while_frozen(frozen_guest: Guest, backup_of: Callable
     process = begin_with_fault(backup, "STOP before backupBegin", freeze_timeout=60)
     wait_until(frozen_guest.frozen, 30, "the freeze")
     backup.hypervisor.restart_libvirtd()
-    process.send_signal(signal.SIGCONT)
+    resume(process)
     result = result_of(process)
     assert result["failed"], result
     wait_until(lambda: not frozen_guest.frozen(), 30, "the thaw")

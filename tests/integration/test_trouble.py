@@ -134,9 +134,8 @@ def test_statistics_of_another_job_are_rejected(large: Guest, backup_of: Callabl
     backup.hypervisor.virsh("domjobabort", large.uuid)
     wait_until(lambda: "None" in backup.hypervisor.virsh("domjobinfo", large.uuid), 30, "the abort")
     foreign = backup.target / "foreign.xml"
-    foreign.write_text(
-        f"<domainbackup><disks><disk name='vdb' type='file'><target file='{backup.target}/x.raw'/><driver type='raw'/></disk></disks></domainbackup>"
-    )
+    disk = f"<disk name='vdb' type='file'><target file='{backup.target}/x.raw'/><driver type='raw'/></disk>"
+    foreign.write_text(f"<domainbackup><disks>{disk}</disks></domainbackup>")
     backup.hypervisor.virsh("backup-begin", large.uuid, foreign)
     waited = backup.wait()
     assert waited["failed"] and "is gone" in waited["msg"], waited
