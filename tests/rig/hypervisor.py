@@ -295,20 +295,20 @@ class Hypervisor:
 
     def small_filesystem(self, name: str, size: int) -> Path:
         """Mount a fresh ext4 of this size inside, where QEMU sees it too; ``outside`` tells where it is seen from outside."""
-        image = self.directory / "filesystems" / f"{name}.img"
-        mount_point = image.with_suffix("")
+        # A device of its own instead of `mount -o loop`: that would vanish by itself some time after its mount.
+        device = self.loop_device(size)
+        run(["mkfs.ext4", "-q", "-m", "0", device])
+        mount_point = self.directory / "filesystems" / name
         mount_point.mkdir(parents=True)
-        with image.open("wb") as file:
-            file.truncate(size)
-        run(["mkfs.ext4", "-q", "-F", "-m", "0", image])
-        self.run(["mount", "-o", "loop", image, mount_point])
+        self.run(["mount", device, mount_point])
         return mount_point
 
     def remove_filesystem(self, mount_point: Path) -> None:
         """Unmount and remove a small_filesystem."""
+        device = self.run(["findmnt", "--noheadings", "--output", "SOURCE", mount_point]).stdout.strip()
         self.run(["umount", mount_point])
         mount_point.rmdir()
-        mount_point.with_name(f"{mount_point.name}.img").unlink()
+        self.remove_loop_device(Path(device))
 
     def _loop_devices(self) -> dict[Path, Path]:
         """The loop devices over files below our directory, and those files."""
