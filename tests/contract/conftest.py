@@ -1,0 +1,191 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The same lab twice: the fake libvirt, and the real one of a rig hypervisor."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from itertools import count
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import libvirt
+import pytest
+
+from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor
+from tests.rig.shell import wait_until
+from tests.unit.fake import libvirt as fake_libvirt
+
+_numbers = count(1)
+
+
+class Lab:
+    """A hypervisor with one running domain whose agent answers, and one that is shut off."""
+
+    libvirt: Any
+    uuid: str
+    inactive_uuid: str
+    uri: str
+    readonly_uri: str
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.connection = self.libvirt.open(self.uri)
+        self.domain = self.connection.lookupByUUIDString(self.uuid)
+        self.inactive = self.connection.lookupByUUIDString(self.inactive_uuid)
+
+    def read_only_domain(self) -> Any:
+        return self.libvirt.openReadOnly(self.readonly_uri).lookupByUUIDString(self.uuid)
+
+    def files(self, *disks: str) -> dict[str, str]:
+        """Files that do not exist, for these disks."""
+        number = next(_numbers)
+        return {disk: str(self.directory / f"{number}-{disk}") for disk in disks}
+
+    def code(self, call: Any, *arguments: Any) -> int:
+        """The number of the error that a call raises."""
+        with pytest.raises(self.libvirt.libvirtError) as caught:
+            call(*arguments)
+        return caught.value.get_error_code()
+
+    def begin_slowly(self, targets: dict[str, str]) -> None:
+        """Begin a backup that does not end before it is told to."""
+        raise NotImplementedError
+
+    def end_job(self) -> None:
+        """Let the running job complete, and wait until it has."""
+        raise NotImplementedError
+
+    def wait_idle(self) -> None:
+        """Wait until no job runs."""
+        raise NotImplementedError
+
+    def vanished_domain(self) -> Any:
+        """A handle on a domain that is there no more."""
+        raise NotImplementedError
+
+    def pause(self) -> None:
+        raise NotImplementedError
+
+    def close(self) -> None:
+        self.connection.close()
+
+
+class FakeLab(Lab):
+    """The fake."""
+
+    libvirt = fake_libvirt
+    uri = readonly_uri = "qemu:///system"
+
+    def __init__(self, directory: Path) -> None:
+        self.uuid, self.inactive_uuid = str(uuid4()), str(uuid4())
+        disks = {disk: f"/images/{disk}" for disk in ("vda", "vdb", "vdc")}
+        fake_libvirt.host = fake_libvirt.Host(
+            fake_libvirt.DomainState("running", self.uuid, disks, agent="answers"),
+            fake_libvirt.DomainState("off", self.inactive_uuid, state=fake_libvirt.VIR_DOMAIN_SHUTOFF, reason=0),
+        )
+        super().__init__(directory)
+
+    def _state(self) -> fake_libvirt.DomainState:
+        return fake_libvirt.host.domains[self.uuid]
+
+    def begin_slowly(self, targets: dict[str, str]) -> None:
+        self.domain.backupBegin(push_xml(targets), None, 0)
+
+    def end_job(self) -> None:
+        self._state().end_job()
+
+    def wait_idle(self) -> None:
+        fake_libvirt.virEventRunDefaultImpl()
+        assert self.domain.jobStats() == {"type": 0}
+
+    def vanished_domain(self) -> Any:
+        gone = fake_libvirt.DomainState("gone", str(uuid4()))
+        fake_libvirt.host.domains[gone.uuid] = gone
+        domain = self.connection.lookupByUUIDString(gone.uuid)
+        del fake_libvirt.host.domains[gone.uuid]
+        return domain
+
+    def pause(self) -> None:
+        self._state().state = fake_libvirt.VIR_DOMAIN_PAUSED
+
+
+class RealLab(Lab):
+    """libvirt and QEMU."""
+
+    libvirt = libvirt
+
+    def __init__(self, hypervisor: Hypervisor, running: Guest, off: Guest) -> None:
+        self.hypervisor = hypervisor
+        self.uuid, self.inactive_uuid = running.uuid, off.uuid
+        self.uri = hypervisor.libvirt_uri_outside
+        self.readonly_uri = f"{self.uri}-ro"
+        directory = hypervisor.directory / "targets"
+        directory.mkdir()
+        libvirt.registerErrorHandler(lambda context, error: None, None)
+        super().__init__(directory)
+
+    def begin_slowly(self, targets: dict[str, str]) -> None:
+        self.domain.backupBegin(push_xml(targets), None, 0)
+        for disk in targets:
+            self.domain.blockJobSetSpeed(disk, 1, 0)
+
+    def end_job(self) -> None:
+        for disk in ("vda", "vdb", "vdc"):
+            with contextlib.suppress(libvirt.libvirtError):  # not in the job
+                self.domain.blockJobSetSpeed(disk, 0, 0)
+        self.wait_idle()
+
+    def wait_idle(self) -> None:
+        wait_until(lambda: self.domain.jobStats() == {"type": 0}, 60, "the end of the job")
+
+    def vanished_domain(self) -> Any:
+        guest = self.hypervisor.guest(f"gone{next(_numbers)}", "shut-off")
+        domain = self.connection.lookupByUUIDString(guest.uuid)
+        guest.remove()
+        return domain
+
+    def pause(self) -> None:
+        self.domain.suspend()
+
+
+def push_xml(targets: dict[str, str]) -> str:
+    disks = "".join(f"<disk name='{disk}' type='file'><target file='{path}'/><driver type='qcow2'/></disk>" for disk, path in targets.items())
+    return f"<domainbackup mode='push'><disks>{disks}</disks></domainbackup>"
+
+
+@pytest.fixture(scope="module", params=["fake", "real"])
+def shared_lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Lab]:
+    """One lab for all tests of a module."""
+    if request.param == "fake":
+        fake = FakeLab(tmp_path_factory.mktemp("targets"))
+        yield fake
+        fake.close()
+        return
+    made = Hypervisor(f"contract-{os.getpid()}")
+    try:
+        hypervisor = Hypervisor.up(made.name)
+        # Large enough that a backup can be held back before it is over.
+        running = hypervisor.guest("running", "several", rate=50, size=128 << 20, fill=64 << 20)
+        real = RealLab(hypervisor, running, hypervisor.guest("off", "shut-off"))
+        yield real
+        real.close()
+    finally:
+        made.down()
+
+
+@pytest.fixture
+def lab(shared_lab: Lab) -> Iterator[Lab]:
+    """The lab at rest, before a test and after it."""
+    domain, names = shared_lab.domain, shared_lab.libvirt
+    yield shared_lab
+    if domain.state()[0] == names.VIR_DOMAIN_PAUSED:
+        domain.resume()
+    domain.fsThaw()
+    if domain.jobStats() != {"type": 0}:
+        domain.abortJob()
+        shared_lab.wait_idle()
+    domain.jobStats(names.VIR_DOMAIN_JOB_STATS_COMPLETED)

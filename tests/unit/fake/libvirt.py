@@ -1,0 +1,476 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A stand-in for the libvirt module: the calls and error codes that the collection relies on, without a hypervisor.
+
+Tests describe a hypervisor in `host` and drive its jobs; tests/contract holds what is said here to the real libvirt.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+from xml.sax.saxutils import quoteattr
+
+VIR_ERR_INTERNAL_ERROR = 1
+VIR_ERR_INVALID_ARG = 8
+VIR_ERR_OPERATION_DENIED = 29
+VIR_ERR_XML_DETAIL = 35
+VIR_ERR_SYSTEM_ERROR = 38
+VIR_ERR_NO_DOMAIN = 42
+VIR_ERR_OPERATION_INVALID = 55
+VIR_ERR_CONFIG_UNSUPPORTED = 67
+VIR_ERR_OPERATION_TIMEOUT = 68
+VIR_ERR_ARGUMENT_UNSUPPORTED = 74
+VIR_ERR_OPERATION_UNSUPPORTED = 84
+VIR_ERR_AGENT_UNRESPONSIVE = 86
+VIR_ERR_NO_DOMAIN_BACKUP = 104
+
+VIR_DOMAIN_RUNNING = 1
+VIR_DOMAIN_PAUSED = 3
+VIR_DOMAIN_SHUTOFF = 5
+VIR_DOMAIN_PAUSED_USER = 1
+VIR_DOMAIN_PAUSED_IOERROR = 5
+VIR_DOMAIN_XML_SECURE = 1
+VIR_DOMAIN_XML_MIGRATABLE = 8
+VIR_DOMAIN_JOB_STATS_COMPLETED = 1
+VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED = 2
+VIR_DOMAIN_STATS_BLOCK = 32
+VIR_DOMAIN_EVENT_ID_LIFECYCLE = 0
+VIR_DOMAIN_EVENT_ID_JOB_COMPLETED = 21
+
+UNBOUNDED, COMPLETED, FAILED, CANCELLED = 2, 3, 4, 5
+BACKUP = 9
+_NO_JOB = {"type": 0}
+
+
+class libvirtError(Exception):  # noqa: N801
+    """An error with libvirt's number."""
+
+    def __init__(self, code: int, message: str) -> None:
+        super().__init__(message)
+        self._code = code
+
+    def get_error_code(self) -> int:
+        return self._code
+
+    def get_error_message(self) -> str:
+        return str(self)
+
+    def get_error_domain(self) -> int:
+        return 10
+
+
+class HostClock:
+    """The host's time; a unit test puts its own here."""
+
+    def wall(self) -> float:
+        return time.time()
+
+    def sleep(self, seconds: float) -> None:
+        """Nothing happens in the fake by waiting."""
+
+
+@dataclass
+class Job:
+    """A job that runs: a backup with its targets, or another operation without."""
+
+    began: float
+    targets: dict[str, str] = field(default_factory=dict)
+    operation: int = BACKUP
+    total: int = 1 << 20
+    done: int = 0
+    aborted: bool = False
+
+
+@dataclass
+class DomainState:
+    """A domain of the fake hypervisor. `agent`: answers, refuses, times out, disconnected, absent."""
+
+    name: str
+    uuid: str
+    disks: dict[str, str] = field(default_factory=lambda: {"vda": "/images/vda", "vdb": "/images/vdb"})
+    state: int = VIR_DOMAIN_RUNNING
+    reason: int = 1
+    persistent: bool = True
+    agent: str = "absent"
+    filesystems: int = 1
+    frozen: bool = False
+    thaw_fails: bool = False
+    nvram: str = ""
+    devices: str = ""
+    capacity: int = 1 << 20
+    job: Job | None = None
+    completed: dict[str, Any] = field(default_factory=lambda: dict(_NO_JOB))
+    block_jobs: dict[str, dict[str, int]] = field(default_factory=dict)
+    checkpoints: list[str] = field(default_factory=list)
+    agent_timeout: int = -2
+
+    @property
+    def active(self) -> bool:
+        return self.state != VIR_DOMAIN_SHUTOFF
+
+    def xml(self) -> str:
+        disks = "".join(
+            f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file={quoteattr(path)}/>"
+            f"<target dev={quoteattr(target)} bus='virtio'/></disk>"
+            for target, path in self.disks.items()
+        )
+        connected = "disconnected" if self.agent == "disconnected" or not self.active else "connected"
+        channel = f"<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='{connected}'/></channel>"
+        nvram = f"<nvram>{self.nvram}</nvram>" if self.nvram else ""
+        domain = ElementTree.fromstring(
+            f"<domain><name/><uuid>{self.uuid}</uuid><os>{nvram}</os>"
+            f"<devices>{disks}{self.devices}{'' if self.agent == 'absent' else channel}</devices></domain>"
+        )
+        domain[0].text = self.name
+        return ElementTree.tostring(domain, encoding="unicode")
+
+    def end_job(self, kind: int = COMPLETED, errmsg: str = "") -> None:
+        """The running job ends; libvirt removes the files of a backup that did not complete."""
+        assert self.job is not None
+        if kind == COMPLETED:
+            self.job.done = self.job.total
+        self.completed = {**self.stats(), "type": kind, "success": kind == COMPLETED}
+        if errmsg:
+            self.completed["errmsg"] = errmsg
+        for path in self.job.targets.values():
+            if kind == COMPLETED:
+                Path(path).write_bytes(b"image")
+            else:
+                Path(path).unlink(missing_ok=True)
+        self.job = None
+
+    def stats(self) -> dict[str, Any]:
+        """The statistics of the running job; libvirt leaves out amounts that are zero only for all disks together."""
+        if self.job is None:
+            return dict(_NO_JOB)
+        elapsed = round((host.clock.wall() - self.job.began) * 1000)
+        amounts = {"disk_total": self.job.total, "disk_processed": self.job.done, "disk_remaining": self.job.total - self.job.done}
+        return {"operation": self.job.operation, "time_elapsed": elapsed, **amounts, "type": UNBOUNDED}
+
+    def shut_off(self) -> None:
+        """The domain stops, and with it its job; a transient one is gone."""
+        if self.job is not None:
+            self.end_job(CANCELLED)
+        self.state, self.reason, self.frozen = VIR_DOMAIN_SHUTOFF, 2, False
+        if not self.persistent:
+            del host.domains[self.uuid]
+
+
+class Host:
+    """The hypervisor behind every connection of the fake."""
+
+    def __init__(self, *domains: DomainState, clock: Any = None) -> None:
+        self.domains = {domain.uuid: domain for domain in domains}
+        self.clock = clock or HostClock()
+        self.libvirt = 9_000_000
+        self.qemu = 7_002_000
+        self.running = True
+        self.connections: list[virConnect] = []
+        self.calls: list[str] = []
+        # What happens at the next turns of the event loop, one entry a turn.
+        self.turns: list[Callable[[], None]] = []
+        # What happens before a method of that name does its work; it may raise.
+        self.before: dict[str, Callable[[], None]] = {}
+
+    def restart(self) -> None:
+        """libvirtd is restarted: connections are dropped, jobs go on."""
+        for connection in self.connections:
+            connection.alive = False
+
+    def turn(self) -> None:
+        """One turn of the event loop: at most a second passes, and the next thing happens."""
+        self.clock.sleep(1.0)
+        for domain in list(self.domains.values()):
+            if domain.job is not None and domain.job.aborted:
+                domain.end_job(CANCELLED, "Operation canceled")
+        if self.turns:
+            self.turns.pop(0)()
+
+
+host = Host()
+
+
+class virDomain:  # noqa: N801
+    """A handle on a domain; it may outlive the domain and the connection."""
+
+    def __init__(self, connection: virConnect, state: DomainState) -> None:
+        self._connection = connection
+        self._state = state
+
+    def _enter(self, method: str, *, writes: bool = False, running: bool = False) -> DomainState:
+        self._connection.enter(method)
+        state = self._state
+        if writes and self._connection.readonly:
+            raise libvirtError(VIR_ERR_OPERATION_DENIED, f"operation forbidden: read only access prevents {method}")
+        if state.uuid not in host.domains:
+            raise libvirtError(VIR_ERR_NO_DOMAIN, f"Domain not found: no domain with matching uuid '{state.uuid}'")
+        if running and not state.active:
+            raise libvirtError(VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: domain is not running")
+        return state
+
+    def connect(self) -> virConnect:
+        return self._connection
+
+    def name(self) -> str:
+        return self._state.name
+
+    def UUIDString(self) -> str:  # noqa: N802
+        return self._state.uuid
+
+    def XMLDesc(self, flags: int = 0) -> str:  # noqa: N802
+        return self._enter("XMLDesc", writes=bool(flags & VIR_DOMAIN_XML_SECURE)).xml()
+
+    def state(self) -> list[int]:
+        state = self._enter("state")
+        return [state.state, state.reason]
+
+    def isActive(self) -> int:  # noqa: N802
+        return int(self._enter("isActive").active)
+
+    def isPersistent(self) -> int:  # noqa: N802
+        return int(self._enter("isPersistent").persistent)
+
+    def jobStats(self, flags: int = 0) -> dict[str, Any]:  # noqa: N802
+        if flags == VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED:
+            raise libvirtError(VIR_ERR_INVALID_ARG, "Flag 'COMPLETED' is required by flag 'KEEP_COMPLETED'")
+        state = self._enter("jobStats", running=not flags)
+        if not flags:
+            return state.stats()
+        if state.job is not None:
+            return dict(_NO_JOB)
+        stats = state.completed
+        if not flags & VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED:
+            state.completed = dict(_NO_JOB)
+        return stats
+
+    def blockJobInfo(self, disk: str, flags: int = 0) -> dict[str, int]:  # noqa: N802
+        state = self._enter("blockJobInfo", running=True)
+        if disk not in state.disks:
+            raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: disk '{disk}' not found in domain")
+        if state.job is not None and disk in state.job.targets:
+            return {"type": 5, "bandwidth": 0, "cur": state.job.done, "end": state.job.total}
+        return state.block_jobs.get(disk, {})
+
+    def backupBegin(self, text: str, checkpoint: str | None, flags: int = 0) -> int:  # noqa: N802
+        state = self._enter("backupBegin", writes=True)
+        if not state.active:
+            raise libvirtError(VIR_ERR_OPERATION_UNSUPPORTED, "Operation not supported: cannot perform disk backup for inactive domain")
+        if state.job is not None:
+            raise libvirtError(VIR_ERR_OPERATION_TIMEOUT, "Timed out during operation: cannot acquire state change lock")
+        targets = _targets(text)
+        unknown = [target for target in targets if target not in state.disks]
+        if unknown:
+            raise libvirtError(VIR_ERR_CONFIG_UNSUPPORTED, f"unsupported configuration: no disk named '{unknown[0]}'")
+        _create(targets)
+        state.job = Job(host.clock.wall(), targets)
+        return 0
+
+    def backupGetXMLDesc(self, flags: int = 0) -> str:  # noqa: N802
+        state = self._enter("backupGetXMLDesc")
+        if state.job is None or state.job.operation != BACKUP:
+            raise libvirtError(VIR_ERR_NO_DOMAIN_BACKUP, "Domain backup job id not found: no domain backup job present")
+        root = ElementTree.Element("domainbackup", mode="push")
+        disks = ElementTree.SubElement(root, "disks")
+        for disk in state.disks:
+            taken = disk in state.job.targets
+            element = ElementTree.SubElement(disks, "disk", name=disk, backup="yes" if taken else "no")
+            if taken:
+                ElementTree.SubElement(element, "target", file=state.job.targets[disk])
+        return ElementTree.tostring(root, encoding="unicode")
+
+    def abortJob(self) -> int:  # noqa: N802
+        state = self._enter("abortJob", writes=True, running=True)
+        if state.job is None:
+            raise libvirtError(VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: no job is active on the domain")
+        # QEMU is only asked; the end comes at the next turn of the event loop.
+        state.job.aborted = True
+        return 0
+
+    def fsFreeze(self) -> int:  # noqa: N802
+        state = self._agent("fsFreeze")
+        if state.frozen or state.agent == "refuses":
+            raise libvirtError(VIR_ERR_INTERNAL_ERROR, "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze'")
+        state.frozen = state.filesystems > 0
+        if state.agent == "times out":
+            raise libvirtError(VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding: Guest agent not available for now")
+        return state.filesystems
+
+    def fsThaw(self) -> int:  # noqa: N802
+        state = self._agent("fsThaw")
+        if state.thaw_fails:
+            raise libvirtError(VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding: Guest agent not available for now")
+        was_frozen, state.frozen = state.frozen, False
+        return state.filesystems if was_frozen else 0
+
+    def _agent(self, method: str) -> DomainState:
+        state = self._enter(method, writes=True, running=True)
+        if state.state != VIR_DOMAIN_RUNNING:
+            raise libvirtError(VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: domain is not running")
+        if state.agent == "absent":
+            raise libvirtError(VIR_ERR_ARGUMENT_UNSUPPORTED, "argument unsupported: QEMU guest agent is not configured")
+        if state.agent == "disconnected":
+            raise libvirtError(VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding: QEMU guest agent is not connected")
+        return state
+
+    def agentSetResponseTimeout(self, timeout: int, flags: int = 0) -> int:  # noqa: N802
+        state = self._enter("agentSetResponseTimeout", writes=True)
+        if timeout < -2:
+            raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: guest agent timeout '{timeout}' is less than the minimum '-2'")
+        state.agent_timeout = timeout
+        return 0
+
+    def listAllCheckpoints(self) -> list[virDomainCheckpoint]:  # noqa: N802
+        return [virDomainCheckpoint(name) for name in self._enter("listAllCheckpoints").checkpoints]
+
+    def resume(self) -> int:
+        state = self._enter("resume", writes=True, running=True)
+        if state.state == VIR_DOMAIN_RUNNING:
+            raise libvirtError(VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: domain is already running")
+        state.state, state.reason = VIR_DOMAIN_RUNNING, 5
+        return 0
+
+
+@dataclass(frozen=True)
+class virDomainCheckpoint:  # noqa: N801
+    """A checkpoint has a name."""
+
+    _name: str
+
+    def getName(self) -> str:  # noqa: N802
+        return self._name
+
+
+class virConnect:  # noqa: N801
+    """A connection, which lives until it is closed or libvirtd is restarted."""
+
+    def __init__(self, readonly: bool) -> None:
+        self.readonly = readonly
+        self.alive = True
+        self.closed = False
+        host.connections.append(self)
+
+    def enter(self, method: str) -> None:
+        host.calls.append(method)
+        if method in host.before:
+            host.before[method]()
+        if not self.alive:
+            raise libvirtError(VIR_ERR_INTERNAL_ERROR, "internal error: client socket is closed")
+
+    def getLibVersion(self) -> int:  # noqa: N802
+        self.enter("getLibVersion")
+        return host.libvirt
+
+    def getVersion(self) -> int:  # noqa: N802
+        self.enter("getVersion")
+        return host.qemu
+
+    def listAllDomains(self, flags: int = 0) -> list[virDomain]:  # noqa: N802
+        self.enter("listAllDomains")
+        return [virDomain(self, state) for state in host.domains.values()]
+
+    def lookupByName(self, name: str) -> virDomain:  # noqa: N802
+        return self._lookup("lookupByName", "name", name, lambda state: state.name == name)
+
+    def lookupByUUIDString(self, uuid: str) -> virDomain:  # noqa: N802
+        if len(uuid.replace("-", "")) != 32:
+            raise libvirtError(VIR_ERR_INVALID_ARG, "Invalid UUID")
+        return self._lookup("lookupByUUIDString", "uuid", uuid, lambda state: state.uuid == uuid.lower())
+
+    def _lookup(self, method: str, kind: str, value: str, matches: Callable[[DomainState], bool]) -> virDomain:
+        self.enter(method)
+        for state in host.domains.values():
+            if matches(state):
+                return virDomain(self, state)
+        raise libvirtError(VIR_ERR_NO_DOMAIN, f"Domain not found: no domain with matching {kind} '{value}'")
+
+    def domainListGetStats(self, domains: list[virDomain], stats: int = 0, flags: int = 0) -> list[tuple[virDomain, dict[str, Any]]]:  # noqa: N802
+        self.enter("domainListGetStats")
+        found = []
+        for domain in domains:
+            state = host.domains.get(domain.UUIDString())
+            if state is not None:
+                blocks: dict[str, Any] = {"block.count": len(state.disks)}
+                for index, target in enumerate(state.disks):
+                    blocks.update({f"block.{index}.name": target, f"block.{index}.capacity": state.capacity})
+                found.append((domain, blocks))
+        return found
+
+    def domainEventRegisterAny(self, domain: virDomain, event: int, callback: Callable[..., None], opaque: Any) -> int:  # noqa: N802
+        self.enter("domainEventRegisterAny")
+        return event
+
+    def domainEventDeregisterAny(self, callback: int) -> None:  # noqa: N802
+        self.enter("domainEventDeregisterAny")
+
+    def isAlive(self) -> int:  # noqa: N802
+        return int(self.alive)
+
+    def close(self) -> int:
+        self.alive, self.closed = False, True
+        return 0
+
+
+def _targets(text: str) -> dict[str, str]:
+    try:
+        root = ElementTree.fromstring(text)
+    except ElementTree.ParseError as error:
+        raise libvirtError(VIR_ERR_XML_DETAIL, f"(domain_backup): {error}") from error
+    return {disk.get("name", ""): disk.find("target").get("file", "") for disk in root.iterfind("disks/disk")}  # type: ignore[union-attr]
+
+
+def _create(targets: dict[str, str]) -> None:
+    """Create the files of a push job, or none of them."""
+    made: list[Path] = []
+    try:
+        for disk, path in targets.items():
+            Path(path).touch(0o600, exist_ok=False)
+            made.append(Path(path))
+    except OSError as error:
+        for created in made:
+            created.unlink()
+        if isinstance(error, FileExistsError):
+            raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: store '{path}' for backup of '{disk}' exists") from error
+        raise libvirtError(VIR_ERR_SYSTEM_ERROR, f"failed to create image file '{path}': {error.strerror}") from error
+
+
+def open(uri: str) -> virConnect:  # noqa: A001
+    """As libvirt.open."""
+    return _open("open", readonly=False)
+
+
+def openReadOnly(uri: str) -> virConnect:  # noqa: N802
+    """As libvirt.openReadOnly."""
+    return _open("openReadOnly", readonly=True)
+
+
+def _open(method: str, *, readonly: bool) -> virConnect:
+    host.calls.append(method)
+    if not host.running:
+        raise libvirtError(VIR_ERR_SYSTEM_ERROR, "Failed to connect socket to '/run/libvirt/libvirt-sock': Connection refused")
+    return virConnect(readonly)
+
+
+def registerErrorHandler(handler: Callable[..., None], context: Any) -> None:  # noqa: N802
+    """The fake prints nothing anyhow."""
+
+
+def virEventRegisterDefaultImpl() -> None:  # noqa: N802
+    """There is only one event loop."""
+
+
+def virEventAddTimeout(milliseconds: int, callback: Callable[..., None], opaque: Any) -> int:  # noqa: N802
+    """Each turn of the loop ends after a second at most."""
+    return 1
+
+
+def virEventRemoveTimeout(timer: int) -> None:  # noqa: N802
+    """See virEventAddTimeout."""
+
+
+def virEventRunDefaultImpl() -> None:  # noqa: N802
+    """One turn."""
+    host.turn()
