@@ -13,7 +13,7 @@ from ._backup_set import SetPaths, check_backup_id, check_target, claim_domain_d
 from ._backup_xml import push_backup_xml
 from ._claim import Claim, all_claims, describe, hold, is_alive, read_claim, step
 from ._clock import Clock, rfc3339
-from ._connection import connect, explained, find_domain
+from ._connection import FAILURES, connect, explain, explained, find_domain
 from ._domain_xml import without_backing_stores
 from ._errors import LiveBackupError
 from ._facts import DomainFacts, domain_facts, host_versions
@@ -49,7 +49,7 @@ def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         with hold(uuid, clock):
             # Another run may have come between the first look and the lock.
             begun = _begun_before(target, name, uuid, params["backup_id"], clock)
-            return begun or _begin(connection, domain, plan, target, params, clock)
+            return begun or _begin(domain, plan, target, params, clock)
 
 
 def _begun_before(target: Path, name: str, uuid: str, backup_id: str, clock: Clock) -> dict[str, Any] | None:
@@ -165,9 +165,7 @@ def _allocated(path: Path) -> int:
         return 0
 
 
-def _begin(
-    connection: libvirt.virConnect, domain: libvirt.virDomain, plan: dict[str, Any], target: Path, params: dict[str, Any], clock: Clock
-) -> dict[str, Any]:
+def _begin(domain: libvirt.virDomain, plan: dict[str, Any], target: Path, params: dict[str, Any], clock: Clock) -> dict[str, Any]:
     name, uuid = domain.name(), domain.UUIDString()
     claim = Claim(
         uuid=uuid,
@@ -181,9 +179,10 @@ def _begin(
     with step(claim, "begin", clock):
         try:
             claim.results["begin"] = _capture(domain, claim, target, params, clock)
-        except (LiveBackupError, OSError, libvirt.libvirtError):
-            undo(params["uri"], connection, claim, clock)
-            raise
+        except FAILURES as error:
+            reason = explain(error, f"begin the backup of domain {name!r}")
+            undo(params["uri"], claim, clock, reason)
+            raise reason from error
     return {**claim.results["begin"], "changed": True}
 
 

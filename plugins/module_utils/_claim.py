@@ -174,20 +174,12 @@ def require_claim(uuid: str, name: str, backup_id: str) -> Claim:
 def step(claim: Claim, name: str, clock: Clock) -> Iterator[None]:
     """Note that a step works on the claim, and renew its lease when it ends.
 
-    Whoever dies inside leaves `in_step` behind, which tells the next run so.
+    Whoever dies or fails inside leaves `in_step` behind, which tells the next run that nobody goes on.
     """
     claim.step, claim.in_step = name, True
     save_claim(claim)
-    try:
-        yield
-    except LiveBackupError:
-        _rest(claim, clock)
-        raise
-    _rest(claim, clock)
-
-
-def _rest(claim: Claim, clock: Clock) -> None:
-    """The claim waits for the run's next step, unless this step ended it."""
+    yield
+    # A step may have ended the claim; otherwise it waits for the run's next step.
     if claim.file().exists():
         claim.in_step, claim.lease_until = False, clock.boottime() + LEASE_SECONDS
         save_claim(claim)

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from ._errors import LiveBackupError
+from ._errors import LiveBackupError, from_os_error
 from ._libraries import libvirt, require_libraries
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -39,6 +39,17 @@ def libvirt_failure(action: str, error: libvirt.libvirtError, advice: str = "") 
         f"Could not {action}: {message}.{' ' + advice if advice else ''}",
         libvirt_error={"code": code, "domain": error.get_error_domain(), "message": message},
     )
+
+
+# Whatever can go wrong without being a defect of the code.
+FAILURES = (LiveBackupError, OSError) if libvirt is None else (LiveBackupError, OSError, libvirt.libvirtError)
+
+
+def explain(error: Exception, action: str) -> LiveBackupError:
+    """One of FAILURES in words."""
+    if isinstance(error, LiveBackupError):
+        return error
+    return from_os_error(error) if isinstance(error, OSError) else libvirt_failure(action, error)
 
 
 @contextmanager

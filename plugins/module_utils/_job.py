@@ -34,8 +34,8 @@ BLOCK_JOB_TYPES = ("unknown", "pull", "copy", "commit", "active-commit", "backup
 
 # How often a running job is looked at when no event comes.
 POLL_SECONDS = 1.0
-# For how long libvirtd may be away, while QEMU goes on with the job.
-RECONNECT_SECONDS = 300.0
+# For how long libvirtd may be away or answer with errors, while QEMU goes on with the job.
+SILENCE_SECONDS = 300.0
 _KEEP_COMPLETED = 2  # VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED, with COMPLETED: others may want to read them too
 # libvirt counts a job's time from a moment inside the call that begins it.
 _SLACK_SECONDS = 2.0
@@ -106,12 +106,11 @@ def block_jobs(domain: libvirt.virDomain, disks: list[str]) -> list[dict[str, An
     return found
 
 
-def judge_job(job: dict[str, Any] | None, began: float, last_seen: float, now: float) -> str:
+def judge_job(job: dict[str, Any] | None, began: float, watched: float, now: float) -> str:
     """Why completed statistics are not those of our backup; empty when they are.
 
-    `began`, `last_seen` and `now` are by the wall clock, as libvirt's own times are: when our job was begun, when it was
-    last seen active, and when these statistics were read. A job that took longer than ours can have taken began before
-    it; one that took less than ours was seen to take is a later one.
+    A job that took longer than the time from `began` to `now` began before ours: both are by the wall clock, as libvirt's
+    own times are. One that took less than the seconds for which ours was `watched` is a later one.
     """
     if job is None:
         return "libvirt has no statistics of the job: it was restarted after the job's end, or the domain is gone"
@@ -120,7 +119,7 @@ def judge_job(job: dict[str, Any] | None, began: float, last_seen: float, now: f
     elapsed = job["time_elapsed_ms"] / 1000
     if elapsed > now - began + _SLACK_SECONDS:
         return "libvirt's last finished job began before this backup"
-    if elapsed < last_seen - began - _SLACK_SECONDS:
+    if elapsed < watched - _SLACK_SECONDS:
         return "libvirt's last finished job began after this backup"
     return ""
 
@@ -137,33 +136,29 @@ class JobWatch:
         self._uuid = uuid
         self._targets = targets
         self._clock = clock
-        self.last_seen = 0.0
+        self._answered = clock.boottime()
+        self._first_seen: float | None = None
+        # For how long the job was seen running over the present connection: a libvirtd that is restarted counts its
+        # time from there (seen with libvirt 9.0).
+        self.watched = 0.0
 
     def until_ended(self, deadline: float) -> bool:
         """True when the job has ended, False when the deadline came first."""
-        lost_since: float | None = None
         while True:
             try:
                 with connect(self._uri, events=True) as connection:
-                    lost_since = None
-                    try:
-                        return self._watch(connection, deadline)
-                    except libvirt.libvirtError as error:
-                        if error.get_error_code() == NO_DOMAIN:
-                            return True
-                        if connection.isAlive() == 1:
-                            raise
-            except LiveBackupError as error:
-                if error.libvirt_error is None:
-                    raise
-                now = self._clock.boottime()
-                lost_since = lost_since or now
-                if now > min(deadline, lost_since + RECONNECT_SECONDS):
+                    return self._watch(connection, deadline)
+            except (libvirt.libvirtError, LiveBackupError) as error:
+                if isinstance(error, libvirt.libvirtError) and error.get_error_code() == NO_DOMAIN:
+                    return True
+                # libvirtd may be restarting, or QEMU dying and libvirt not aware of it yet: ask again.
+                if self._clock.boottime() > min(deadline, self._answered + SILENCE_SECONDS):
                     raise
             self._clock.sleep(0.2)
 
     def _watch(self, connection: libvirt.virConnect, deadline: float) -> bool:
         domain = connection.lookupByUUIDString(self._uuid)
+        self._first_seen, self.watched = None, 0.0
 
         def wake(*_event: Any) -> None:
             """The event only ends one turn of the loop; the state is then read."""
@@ -187,11 +182,14 @@ class JobWatch:
 
     def _is_active(self, domain: libvirt.virDomain) -> bool:
         job = running_job(domain)
+        self._answered = self._clock.boottime()
         if job is None or job["operation"] != "backup":
             return False
         if self._targets is not None and running_backup(domain) != self._targets:
             return False
-        self.last_seen = self._clock.wall()
+        if self._first_seen is None:
+            self._first_seen = self._answered
+        self.watched = self._answered - self._first_seen
         return True
 
 

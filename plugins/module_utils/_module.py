@@ -12,9 +12,7 @@ from typing import Any
 from ansible.module_utils.basic import AnsibleModule
 
 from ._clock import Clock
-from ._connection import libvirt_failure
-from ._errors import LiveBackupError, from_os_error
-from ._libraries import libvirt
+from ._connection import FAILURES, explain
 
 CONNECTION: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
 DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
@@ -30,16 +28,7 @@ def run(operation: Operation, *options: dict[str, Any]) -> None:
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
     try:
         result = operation(module.params, module.check_mode, Clock())
-    except LiveBackupError as error:
-        module.fail_json(**error.as_result())
-    except OSError as error:
-        module.fail_json(**from_os_error(error).as_result())
-    except _libvirt_error() as error:
-        module.fail_json(**libvirt_failure("finish the task", error).as_result())
+    except FAILURES as error:
+        module.fail_json(**explain(error, "finish the task").as_result())
     else:
         module.exit_json(**result)
-
-
-def _libvirt_error() -> type[Exception]:
-    """libvirt's exception, or one that is never raised where the library is missing."""
-    return LiveBackupError if libvirt is None else libvirt.libvirtError

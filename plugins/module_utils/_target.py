@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from xml.sax.saxutils import escape
 
 from ._errors import LiveBackupError
 
@@ -86,9 +87,13 @@ def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: 
 
 
 def _qemu_sees(target: Path, domain: str) -> bool:
-    """QEMU has a mount namespace of its own; without a pid file (another kind of libvirt) there is nothing to compare."""
+    """QEMU has a mount namespace of its own; without a pid file (another kind of libvirt) there is nothing to compare.
+
+    libvirt escapes what is special in XML in the names of these files.
+    """
     try:
-        qemu = int(Path(f"/run/libvirt/qemu/{domain}.pid").read_text(encoding="ascii"))
+        name = escape(domain, {'"': "&quot;", "'": "&apos;"})
+        qemu = int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
     except (FileNotFoundError, PermissionError):
         return True
     try:

@@ -18,7 +18,8 @@ from pathlib import Path
 from ._backup_set import OWNER, TOKEN, SetPaths, is_partial_of
 from ._claim import Claim, remove_claim
 from ._clock import Clock
-from ._connection import NO_DOMAIN, explained
+from ._connection import FAILURES, NO_DOMAIN, connect, explain, explained
+from ._errors import LiveBackupError
 from ._job import JobWatch, abort_and_wait, running_backup, running_job
 from ._libraries import libvirt
 
@@ -63,12 +64,20 @@ def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: 
     return [*repairs, Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))]
 
 
-def undo(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> list[Repair]:
-    """Repair everything, the claim last."""
-    repairs = find_repairs(uri, connection, claim, clock, died=False)
-    for repair in repairs:
-        repair.do()
-    return repairs
+def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError) -> None:
+    """Repair everything after a step that failed for `reason`, the claim last.
+
+    Over a connection of its own, since that of the step may be what failed.
+    """
+    try:
+        with connect(uri) as connection:
+            for repair in find_repairs(uri, connection, claim, clock, died=False):
+                repair.do()
+    except FAILURES as error:
+        left = explain(error, "remove it").msg
+        raise LiveBackupError(
+            f"{reason.msg} What it left could not be removed: {left} Run libvirt_backup_recover when that is mended.", reason.libvirt_error
+        ) from error
 
 
 def _domain_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, died: bool, clock: Clock) -> list[Repair]:

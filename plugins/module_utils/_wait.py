@@ -36,8 +36,16 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         if recorded:
             return recorded
         with step(claim, "wait", clock):
-            claim.results["job"] = _await(claim, params, clock)
-        return {"changed": True, "job": claim.results["job"]}
+            job = _await(claim, params, clock)
+            if job is not None:
+                claim.results["job"] = job
+    if job is None:
+        raise LiveBackupError(
+            f"The backup of domain {claim.domain!r} has not finished within {params['timeout']} s. Its job goes on: "
+            "wait again with the same backup_id, or end it with libvirt_job_abort.",
+            job=_look(params["uri"], claim),
+        )
+    return {"changed": True, "job": job}
 
 
 def _begun(claim: Claim, backup_id: str) -> Claim:
@@ -56,31 +64,30 @@ def _look(uri: str, claim: Claim) -> dict[str, Any] | None:
         return running_job(find_domain(connection, claim.uuid))
 
 
-def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """The statistics of the finished job. When it failed, all that it left is removed before the error is raised."""
-    watch = JobWatch(params["uri"], claim.uuid, planned_files(claim), clock)
+def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any] | None:
+    """The statistics of the finished job, or None if it has not finished and shall go on.
+
+    When it failed, all that it left is removed before the error is raised.
+    """
+    uri = params["uri"]
+    watch = JobWatch(uri, claim.uuid, planned_files(claim), clock)
     ended = watch.until_ended(clock.boottime() + params["timeout"])
-    with connect(params["uri"]) as connection:
-        if not ended and params["on_timeout"] == "fail":
-            raise LiveBackupError(
-                f"The backup of domain {claim.domain!r} has not finished within {params['timeout']} s. Its job goes on: "
-                "wait again with the same backup_id, or end it with libvirt_job_abort.",
-                job=running_job(find_domain(connection, claim.uuid)),
-            )
-        if not ended:
+    if not ended and params["on_timeout"] == "fail":
+        return None
+    with connect(uri) as connection:
+        if ended:
+            problem, job = _outcome(connection, claim, watch.watched, clock)
+        else:
             abort_and_wait(watch, find_domain(connection, claim.uuid), ABORT_SECONDS, clock)
             problem, job = f"has not finished within {params['timeout']} s and was aborted", None
-        else:
-            problem, job = _outcome(connection, claim, watch.last_seen, clock)
-        if problem or job is None:
-            undo(params["uri"], connection, claim, clock)
-            raise LiveBackupError(
-                f"The backup of domain {claim.domain!r} {problem}. Nothing was published and nothing is left at the target.", job=job
-            )
+    if problem:
+        failure = LiveBackupError(f"The backup of domain {claim.domain!r} {problem}. Nothing was published.", job=job)
+        undo(uri, claim, clock, failure)
+        raise failure
     return job
 
 
-def _outcome(connection: libvirt.virConnect, claim: Claim, last_seen: float, clock: Clock) -> tuple[str, dict[str, Any] | None]:
+def _outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, dict[str, Any] | None]:
     """What went wrong (empty if nothing did), and the job's statistics."""
     try:
         domain = connection.lookupByUUIDString(claim.uuid)
@@ -89,9 +96,7 @@ def _outcome(connection: libvirt.virConnect, claim: Claim, last_seen: float, clo
         if error.get_error_code() != NO_DOMAIN:
             raise
         job, active = None, False
-    # Only one second's sight of the job proves less than the job itself, so `last_seen` is at least its beginning.
-    began = claim.results["begin"]["began"]
-    doubt = judge_job(job, began, max(began, last_seen), clock.wall())
+    doubt = judge_job(job, claim.results["begin"]["began"], watched, clock.wall())
     stopped = "" if active else "; the domain was shut off or crashed meanwhile, which ends a backup"
     if doubt or job is None:
         return f"has ended, but nothing proves that it succeeded: {doubt}{stopped}", job

@@ -18,7 +18,6 @@ import pytest
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import Verdict, judge
-from tests.rig.shell import wait_until
 
 pytest_plugins = ["tests.rig.fixtures"]
 
@@ -26,6 +25,8 @@ REPOSITORY = Path(__file__).parents[2]
 FAULTY = Path(__file__).with_name("faulty.py")
 _numbers = count(1)
 
+# What a large guest's disks hold: enough to hold its backup back before it ends.
+FILL = 384 << 20
 # A sample of the sweeps and repetitions, or all of them.
 REPETITIONS = 20 if os.environ.get("LIVE_BACKUP_TEST_ALL") else 3
 
@@ -92,8 +93,10 @@ class Backup:
         images = [(Path(published["path"]) / disk["file"], disk["format"]) for disk in manifest["disks"]]
         return judge(images, at_least)
 
-    def wait_claimed(self) -> None:
-        wait_until(lambda: any(path.suffix == ".json" for path in self.claims()), 30, "a claim")
+    def files(self) -> list[str]:
+        """The files below the target, which may be mounted in the hypervisor alone."""
+        target = self.hypervisor.outside(self.target)
+        return sorted(str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir())
 
     def claims(self) -> list[Path]:
         return sorted(self.hypervisor.outside("/var/lib/live_backup").iterdir())
@@ -101,7 +104,7 @@ class Backup:
     def assert_nothing_left(self) -> None:
         """No claim, no job, no file at the target, no watchdog; the guest runs, thawed, and writes."""
         assert self.claims() == []
-        assert [path for path in self.target.rglob("*") if not path.is_dir()] == []
+        assert self.files() == []
         self.assert_at_rest()
 
     def assert_at_rest(self) -> None:
@@ -190,4 +193,4 @@ def frozen_guest(make_shared_guest: Callable[..., Guest]) -> Guest:
 @pytest.fixture(scope="module")
 def large(make_shared_guest: Callable[..., Guest]) -> Guest:
     """A running guest whose backup takes long enough to be held back."""
-    return make_shared_guest("several", size=512 << 20, fill=384 << 20)
+    return make_shared_guest("several", size=512 << 20, fill=FILL)

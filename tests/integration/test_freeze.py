@@ -119,4 +119,4 @@ def test_the_agents_timeout_is_given_back(frozen_guest: Guest, backup_of: Callab
     backup = backup_of(frozen_guest)
     backup.run()
     status = backup.hypervisor.outside(f"/run/libvirt/qemu/{frozen_guest.name}.xml").read_text()
-    assert "agentTimeout" not in status or "agentTimeout='-2'" in status
+    assert "<agentTimeout>-2</agentTimeout>" in status

@@ -1,0 +1,176 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The playbook: many domains, one report; what fails is named and stops nothing else; a rerun heals and completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor, Inside
+from tests.rig.shell import wait_until
+
+from .conftest import FILL, REPOSITORY, Backup
+
+
+@dataclass
+class Play:
+    """How a run of ansible-playbook ended: `rows` is backup_result of all hosts, `recap` the counts by host."""
+
+    status: int
+    output: str
+    rows: dict[str, dict[str, Any]]
+    recap: dict[str, dict[str, int]]
+
+
+@dataclass
+class Player:
+    """Runs playbooks on the hypervisor, as its administrator would."""
+
+    hypervisor: Hypervisor
+    target: Path
+
+    def start(self, *options: str, hosts: dict[str, dict[str, Any]] | None = None, book: str = "backup", **variables: Any) -> Inside:
+        inventory = self.target.with_suffix(".inventory.json")
+        local = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
+        named = {name: {**local, **more} for name, more in (hosts or {"hv": {}}).items()}
+        inventory.write_text(json.dumps({"hypervisors": {"hosts": named}}), encoding="utf-8")
+        return self.hypervisor.popen(
+            [Path(sys.executable).with_name("ansible-playbook"), "--inventory", inventory, f"virtops.live_backup.{book}"]
+            + ["--extra-vars", json.dumps({"backup_target": str(self.target), **variables}), *options],
+            env={
+                **os.environ,
+                "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / ".build/tree"),
+                "ANSIBLE_SHOW_CUSTOM_STATS": "1",
+                "LC_ALL": "C.UTF-8",
+            },
+            stdout=-1,
+            stderr=-2,
+        )
+
+    def run(self, *options: str, **more: Any) -> Play:
+        return ended(self.start(*options, **more))
+
+
+def ended(process: Inside) -> Play:
+    output, _none = process.communicate(timeout=600)
+    rows = [row for stats in re.findall(r"RUN: (\{.*\})", output) for row in json.loads(stats)["backup_result"]]
+    recap = {
+        host: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", counts)}
+        for host, counts in re.findall(r"^(\S+) +: (ok=.*)$", output, re.MULTILINE)
+    }
+    return Play(process.returncode, output, {row["domain"]: row for row in rows}, recap)
+
+
+@pytest.fixture
+def player(everyday: Guest, backup_of: Callable[..., Backup]) -> Player:
+    backup = backup_of(everyday)
+    return Player(backup.hypervisor, backup.target)
+
+
+def test_check_then_run_then_run_again(everyday: Guest, player: Player, backup_of: Callable[..., Backup]) -> None:
+    domains = [everyday.name]
+    planned = player.run("--check", backup_domains=domains)
+    assert planned.status == 0, planned.output
+    row = planned.rows[everyday.name]
+    assert (row["status"], row["changed"], row["method"]) == ("planned", True, "push")
+    for words in ("push, since the domain is running", "disks vda, vdb", "needs up to", "are free"):
+        assert words in row["msg"], row
+    assert list(player.target.iterdir()) == []
+
+    before = everyday.durable()
+    first = player.run(backup_domains=domains, backup_id="night-1")
+    assert first.status == 0 and first.recap["hv"]["changed"] == 3, first.output
+    row = first.rows[everyday.name]
+    assert (row["status"], row["changed"], row["hypervisor"], row["uuid"]) == ("published", True, "hv", everyday.uuid)
+    assert row["path"] == str(player.target / everyday.name / "night-1") and row["bytes"] > 0 and row["seconds"] > 0
+    backup = backup_of(everyday, player.target)
+    assert backup.judge(backup.publish(), before).ok
+
+    for options in ((), ("--check",)):
+        again = player.run(*options, backup_domains=domains, backup_id="night-1")
+        assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
+    assert "[WARNING]" not in first.output + again.output + planned.output
+
+
+def test_one_failure_leaves_the_others_to_finish(
+    everyday: Guest, make_guest: Callable[..., Guest], player: Player, hypervisor: Hypervisor
+) -> None:
+    """One has a disk excluded that it does not have, one is shut off, one is well; the names need escaping."""
+    odd, off = make_guest("odd-names", rate=100), make_guest("shut-off")
+    played = player.run(
+        backup_domains=[everyday.name, odd.name, off.name], backup_exclude_disks={everyday.name: ["vdz"], odd.name: ["vdb"]}
+    )
+    assert played.status == 2
+    statuses = {name: row["status"] for name, row in played.rows.items()}
+    assert statuses == {everyday.name: "failed", off.name: "failed", odd.name: "published"}
+    assert "has no disk vdz" in played.rows[everyday.name]["msg"] and "needs the method offline" in played.rows[off.name]["msg"]
+    [summary] = re.findall(r"2 of 3 domains failed\.[^\n]*", played.output.partition("fatal: ")[0] or played.output)[:1]
+    assert "has no disk vdz" in summary and off.name in summary
+    assert "Traceback" not in played.output
+
+
+def test_hosts_share_the_name_of_the_backup(everyday: Guest, make_guest: Callable[..., Guest], player: Player) -> None:
+    other = make_guest("one-raw", rate=100)
+    hosts = {"one": {"backup_domains": [everyday.name]}, "two": {"backup_domains": [other.name]}}
+    played = player.run(hosts=hosts)
+    assert played.status == 0, played.output
+    ids = {row["backup_id"] for row in played.rows.values()}
+    assert len(played.rows) == 2 and len(ids) == 1 and re.fullmatch(r"\d{8}T\d{6}Z", ids.pop())
+
+
+@pytest.mark.parametrize("wrong", [{"backup_target": None}, {"backup_method": "legacy"}, {"backup_format": "vmdk"}])
+def test_a_wrong_variable_is_named(wrong: dict[str, Any], player: Player) -> None:
+    played = player.run(**wrong)
+    assert played.status == 2 and next(iter(wrong)) in played.output and "Traceback" not in played.output, played.output
+
+
+def test_interrupted_and_run_again(
+    make_guest: Callable[..., Guest], player: Player, backup_of: Callable[..., Backup]
+) -> None:
+    """Ctrl-C reaches Ansible and the module; the next run, under another name, heals and completes."""
+    guest = make_guest("several", size=512 << 20, fill=FILL, rate=100)
+    backup = backup_of(guest, player.target)
+    slow = backup.slowly()
+    running = player.start(backup_domains=[guest.name], backup_id="night-1")
+    assert slow.wait(timeout=120) == 0
+    wait_until(lambda: any('"step": "wait"' in path.read_text() for path in backup.claims() if path.suffix == ".json"), 60, "the wait")
+    for pid in _family(running.command_pid):
+        os.kill(pid, signal.SIGINT)
+    assert ended(running).status != 0
+    planned = player.run("--check", backup_domains=[guest.name], backup_id="night-2")
+    assert planned.status == 0 and "backup job" in planned.rows[guest.name]["msg"], planned.output
+    again = player.run(backup_domains=[guest.name], backup_id="night-2")
+    assert again.status == 0 and again.rows[guest.name]["status"] == "published", again.output
+    assert sorted(path.name for path in (player.target / guest.name).iterdir()) == [".domain.json", "night-2"]
+    assert backup.claims() == []
+    backup.assert_at_rest()
+
+
+def test_recover_alone(large: Guest, player: Player, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(large, player.target)
+    process = backup.start_module(
+        "libvirt_backup_begin", fault="KILL before fsThaw", domain=large.name, backup_id="night-1", target=str(player.target)
+    )
+    process.wait(timeout=60)
+    assert backup.claims()
+    for options, changed in ((("--check",), 1), ((), 1), ((), 0)):
+        played = player.run(*options, book="recover", backup_domains=[large.name])
+        assert played.status == 0 and played.recap["hv"]["changed"] == changed, played.output
+    wait_until(lambda: not backup.watchdogs(), 30, "the watchdog to end")
+    backup.assert_nothing_left()
+
+
+def _family(pid: int) -> list[int]:
+    """A process and all its descendants: what a terminal's Ctrl-C reaches."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [pid, *(one for child in children for one in _family(int(child)))]
