@@ -1,0 +1,202 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Names and paths of backup sets: nothing leaves its directory, and nothing of two domains mixes."""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from uuid import uuid4
+
+import pytest
+from hypothesis import given, strategies as st
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set import (
+    MANIFEST,
+    OWNER,
+    SetPaths,
+    check_backup_id,
+    check_target,
+    claim_domain_directory,
+    domain_directory,
+    file_name,
+    is_partial_of,
+    make_partial,
+    owned_by,
+    published_manifest,
+)
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
+UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
+OTHER = "11111111-6c44-4c8d-9d3c-0e1f8a6f7b11"
+
+
+@pytest.mark.parametrize("backup_id", ["0", "20261122T184512Z", "a.b_c-d", "A" * 64])
+def test_good_backup_ids(backup_id: str) -> None:
+    check_backup_id(backup_id)
+
+
+@pytest.mark.parametrize("backup_id", ["", ".", "..", ".a", "-a", "_a", "a/b", "a b", "a\n", "ä", "A" * 65, "a%"])
+def test_bad_backup_ids(backup_id: str) -> None:
+    with pytest.raises(LiveBackupError, match="is not allowed"):
+        check_backup_id(backup_id)
+
+
+@pytest.mark.parametrize(("target", "path"), [("/srv/backup", "/srv/backup"), ("/srv//a/../b/", "/srv/b"), ("/", "/")])
+def test_target(target: str, path: str) -> None:
+    assert check_target(target) == Path(path)
+
+
+@pytest.mark.parametrize("target", ["", "backup", "./backup", "~/backup"])
+def test_target_that_is_not_absolute(target: str) -> None:
+    with pytest.raises(LiveBackupError, match="is not an absolute path"):
+        check_target(target)
+
+
+@pytest.mark.parametrize(
+    ("name", "encoded"),
+    [
+        ("db1", "db1"),
+        ("a.b_c-d", "a.b_c-d"),
+        ("a b", "a%20b"),
+        ("a/b", "a%2Fb"),
+        ("..", "%2E."),
+        (".partial", "%2Epartial"),
+        ("%2E", "%252E"),
+        ("ö", "%C3%B6"),
+        ("-x", "-x"),
+    ],
+)
+def test_file_name(name: str, encoded: str) -> None:
+    assert file_name(name) == encoded
+
+
+NAMES = st.text(st.characters(exclude_categories=["Cs"]), min_size=1) | st.text("./%2EAa", min_size=1)
+
+
+@given(NAMES)
+def test_file_name_is_one_plain_component(name: str) -> None:
+    encoded = file_name(name)
+    assert encoded.isascii() and not encoded.startswith(".") and not set(encoded) & set("/\0\n ")
+    assert Path("/t", encoded).parent == Path("/t")
+
+
+@given(NAMES, NAMES)
+def test_two_names_never_meet(one: str, other: str) -> None:
+    assert (file_name(one) == file_name(other)) == (one == other)
+
+
+def test_paths_of_a_set() -> None:
+    paths = SetPaths(Path("/t/db1"), "night-1")
+    assert paths.final == Path("/t/db1/night-1")
+    assert paths.partial == Path("/t/db1/.night-1.partial")
+    assert paths.image("vda", "qcow2") == Path("/t/db1/.night-1.partial/vda.qcow2")
+    assert paths.image("../x", "raw").parent == paths.partial
+
+
+# The directory of a domain
+
+
+def test_directory_is_made_once_and_found_again(tmp_path: Path) -> None:
+    assert domain_directory(tmp_path, "db 1", UUID) == tmp_path / "db%201"
+    assert list(tmp_path.iterdir()) == []
+    made = claim_domain_directory(tmp_path, "db 1", UUID)
+    assert made == claim_domain_directory(tmp_path, "db 1", UUID) == domain_directory(tmp_path, "db 1", UUID)
+    assert json.loads((made / OWNER).read_text(encoding="utf-8")) == {"name": "db 1", "uuid": UUID}
+    assert stat.S_IMODE(made.stat().st_mode) == 0o711
+    assert [path.name for path in made.iterdir()] == [OWNER]
+
+
+def test_two_domains_of_one_name_do_not_mix(tmp_path: Path) -> None:
+    first = claim_domain_directory(tmp_path, "db1", UUID)
+    second = claim_domain_directory(tmp_path, "db1", OTHER)
+    assert (first.name, second.name) == ("db1", "db1.11111111")
+    assert domain_directory(tmp_path, "db1", UUID) == first and domain_directory(tmp_path, "db1", OTHER) == second
+    assert (owned_by(first), owned_by(second)) == (UUID, OTHER)
+
+
+def test_a_third_domain_whose_uuid_begins_alike_is_refused(tmp_path: Path) -> None:
+    claim_domain_directory(tmp_path, "db1", UUID)
+    claim_domain_directory(tmp_path, "db1", OTHER)
+    with pytest.raises(LiveBackupError, match="belongs to another domain"):
+        claim_domain_directory(tmp_path, "db1", f"{OTHER[:8]}{uuid4()}"[:36])
+
+
+def test_the_directory_of_another_domain_is_never_taken_for_ones_own(tmp_path: Path) -> None:
+    """A domain may be called as the directory of another one is."""
+    claim_domain_directory(tmp_path, "db1", UUID)
+    claim_domain_directory(tmp_path, "db1.11111111", str(uuid4()))
+    try:
+        found = domain_directory(tmp_path, "db1", OTHER)
+    except LiveBackupError:
+        return
+    assert owned_by(found) in ("", OTHER)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"null", b"\xff", b'"text"'])
+def test_a_damaged_owner_is_an_error(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "db1").mkdir()
+    (tmp_path / "db1" / OWNER).write_bytes(content)
+    for look in (domain_directory, claim_domain_directory):
+        with pytest.raises(LiveBackupError, match="is damaged"):
+            look(tmp_path, "db1", UUID)
+    assert (tmp_path / "db1" / OWNER).read_bytes() == content
+
+
+# The partial set
+
+
+@pytest.fixture
+def paths(tmp_path: Path) -> SetPaths:
+    return SetPaths(tmp_path, "night-1")
+
+
+def test_a_partial_set_is_of_its_claim_only(paths: SetPaths) -> None:
+    assert not is_partial_of(paths, "token")
+    make_partial(paths, "token")
+    assert stat.S_IMODE(paths.partial.stat().st_mode) == 0o711
+    assert is_partial_of(paths, "token") and not is_partial_of(paths, "other")
+
+
+def test_a_partial_set_that_is_there_is_refused_and_left_alone(paths: SetPaths) -> None:
+    make_partial(paths, "theirs")
+    with pytest.raises(LiveBackupError, match="exists already"):
+        make_partial(paths, "mine")
+    assert is_partial_of(paths, "theirs")
+
+
+def test_a_partial_set_without_mark_is_of_nobody_unless_it_is_empty(paths: SetPaths) -> None:
+    paths.partial.mkdir()
+    assert is_partial_of(paths, "token")
+    (paths.partial / "vda.qcow2").touch()
+    assert not is_partial_of(paths, "token")
+
+
+# The published set
+
+
+def test_manifest_of_a_published_set(paths: SetPaths) -> None:
+    assert published_manifest(paths) is None
+    paths.final.mkdir()
+    (paths.final / MANIFEST).write_text('{"schema": 1}', encoding="utf-8")
+    assert published_manifest(paths) == {"schema": 1}
+
+
+def test_a_directory_that_is_no_set_is_an_error(paths: SetPaths) -> None:
+    paths.final.mkdir()
+    with pytest.raises(LiveBackupError, match="is not a backup set"):
+        published_manifest(paths)
+
+
+def test_a_file_in_the_place_of_a_set_is_an_error(paths: SetPaths) -> None:
+    paths.final.touch()
+    with pytest.raises(LiveBackupError, match="is not a backup set"):
+        published_manifest(paths)
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"\xff", b"[]", b"null", b"{}"])
+def test_a_damaged_manifest_is_an_error(paths: SetPaths, content: bytes) -> None:
+    paths.final.mkdir()
+    (paths.final / MANIFEST).write_bytes(content)
+    with pytest.raises(LiveBackupError, match="is damaged"):
+        published_manifest(paths)

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Files are replaced as a whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._files import write_durably, write_exclusively
+
+
+def content(directory: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in directory.iterdir()}
+
+
+def test_write_durably_replaces(tmp_path: Path) -> None:
+    path = tmp_path / "claim"
+    write_durably(path, b"old")
+    write_durably(path, b"new", 0o640)
+    assert content(tmp_path) == {"claim": b"new"}
+    assert stat.S_IMODE(path.stat().st_mode) == 0o640
+
+
+def test_the_umask_does_not_widen_or_narrow_the_mode(tmp_path: Path) -> None:
+    before = os.umask(0o777)
+    try:
+        write_durably(tmp_path / "narrow", b"")
+        os.umask(0)
+        write_durably(tmp_path / "wide", b"")
+    finally:
+        os.umask(before)
+    assert {stat.S_IMODE(path.stat().st_mode) for path in tmp_path.iterdir()} == {0o600}
+
+
+@pytest.mark.parametrize("failing", ["fsync", "replace"])
+def test_a_write_that_fails_leaves_the_old_file_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
+    path = tmp_path / "claim"
+    write_durably(path, b"old")
+
+    def fail(*_arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, failing, fail)
+    with pytest.raises(OSError, match="No space"):
+        write_durably(path, b"new")
+    assert content(tmp_path) == {"claim": b"old"}
+
+
+def test_the_new_file_is_synced_before_it_takes_the_place_and_the_directory_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+    fsync, replace = os.fsync, os.replace
+    monkeypatch.setattr(os, "fsync", lambda fd: (order.append("dir" if stat.S_ISDIR(os.fstat(fd).st_mode) else "file"), fsync(fd)))
+    monkeypatch.setattr(os, "replace", lambda *paths: (order.append("replace"), replace(*paths)))
+    write_durably(tmp_path / "claim", b"new")
+    assert order == ["file", "replace", "dir"]
+
+
+def test_a_dead_writers_temporary_file_is_no_obstacle(tmp_path: Path) -> None:
+    (tmp_path / f".claim.{os.getpid()}.tmp").write_bytes(b"longer than what is written now")
+    write_durably(tmp_path / "claim", b"new")
+    assert content(tmp_path) == {"claim": b"new"}
+
+
+def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path: Path) -> None:
+    victim = tmp_path / "victim"
+    victim.write_bytes(b"precious")
+    (tmp_path / f".claim.{os.getpid()}.tmp").symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        write_durably(tmp_path / "claim", b"new")
+    assert victim.read_bytes() == b"precious"
+
+
+def test_write_exclusively_is_won_once(tmp_path: Path) -> None:
+    assert write_exclusively(tmp_path / "owner", b"first")
+    assert not write_exclusively(tmp_path / "owner", b"second")
+    assert content(tmp_path) == {"owner": b"first"}
+    assert stat.S_IMODE((tmp_path / "owner").stat().st_mode) == 0o600
+
+
+def test_write_exclusively_that_fails_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: Any) -> None:
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "link", fail)
+    with pytest.raises(PermissionError):
+        write_exclusively(tmp_path / "owner", b"first")
+    assert content(tmp_path) == {}
