@@ -131,7 +131,8 @@ class RealLab(Lab):
     def begin_slowly(self, targets: dict[str, str]) -> None:
         self.domain.backupBegin(push_xml(targets), None, 0)
         for disk in targets:
-            self.domain.blockJobSetSpeed(disk, 1, 0)
+            self.domain.blockJobSetSpeed(disk, 1, libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES)
+        assert self.domain.jobStats()["type"] == libvirt.VIR_DOMAIN_JOB_UNBOUNDED, "the job was over before it could be held back"
 
     def end_job(self) -> None:
         for disk in ("vda", "vdb", "vdc"):
@@ -169,7 +170,7 @@ def shared_lab(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPath
     try:
         hypervisor = Hypervisor.up(made.name)
         # Large enough that a backup can be held back before it is over.
-        running = hypervisor.guest("running", "several", rate=50, size=128 << 20, fill=64 << 20)
+        running = hypervisor.guest("running", "several", rate=50, size=512 << 20, fill=384 << 20)
         real = RealLab(hypervisor, running, hypervisor.guest("off", "shut-off"))
         yield real
         real.close()
