@@ -110,6 +110,8 @@ def claim_domain_directory(target: Path, name: str, uuid: str) -> Path:
     for directory in (target / file_name(name), target / f"{file_name(name)}.{uuid[:8]}"):
         # QEMU's user passes through to the files it writes, and can list nothing.
         directory.mkdir(mode=0o711, exist_ok=True)
+        if directory.is_symlink() or directory.stat().st_uid != os.geteuid():
+            raise LiveBackupError(f"{directory} is a link or belongs to another user, who could read or change the backups in it.")
         directory.chmod(0o711)
         if write_exclusively(directory / OWNER, owner) or owned_by(directory) == uuid:
             return directory

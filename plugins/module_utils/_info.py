@@ -9,7 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ._claim import describe, is_alive, read_claim
+from ._claim import Claim, all_claims, describe, is_alive, read_claim
 from ._clock import Clock
 from ._connection import connect, explained
 from ._domain_xml import Disk
@@ -29,6 +29,7 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
         return {
             "changed": False,
             "domains": [_domain(connection, domains[name], versions, clock) for name in names],
+            "claims": [_claim(claim, clock) for claim in all_claims()],
             "host": {
                 "libvirt": version_text(versions.libvirt),
                 "qemu": version_text(versions.qemu),
@@ -71,16 +72,21 @@ def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions:
         "checkpoints": checkpoints,
         "agent": facts.xml.agent,
         "nvram": facts.xml.nvram,
-        "claim": claim
-        and {
-            "backup_id": claim.backup_id,
-            "method": claim.method,
-            "step": claim.step,
-            "alive": is_alive(claim, clock),
-            "msg": describe(claim, clock),
-        },
+        "claim": None if claim is None else _claim(claim, clock),
         "method": method,
         "method_reason": reason,
+    }
+
+
+def _claim(claim: Claim, clock: Clock) -> dict[str, Any]:
+    return {
+        "domain": claim.domain,
+        "uuid": claim.uuid,
+        "backup_id": claim.backup_id,
+        "method": claim.method,
+        "step": claim.step,
+        "alive": is_alive(claim, clock),
+        "msg": describe(claim, clock),
     }
 
 

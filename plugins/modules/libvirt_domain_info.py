@@ -157,7 +157,13 @@ domains:
     claim:
       description: The claim of a backup that is under way or was interrupted. V(null) for none.
       type: dict
-      contains:
+      contains: &claim
+        domain:
+          description: The domain's name when it was claimed.
+          type: str
+        uuid:
+          description: The domain's UUID.
+          type: str
         backup_id:
           description: The backup.
           type: str
@@ -180,6 +186,12 @@ domains:
     method_reason:
       description: Why.
       type: str
+claims:
+  description: Every claim on the hypervisor, of domains that are gone too.
+  returned: success
+  type: list
+  elements: dict
+  contains: *claim
 host:
   description: The hypervisor's software.
   returned: success
