@@ -8,11 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from .clock import FakeClock
 from .fake import libvirt
 
 if sys.modules.setdefault("libvirt", libvirt) is not libvirt:
     raise pytest.UsageError("the unit tests need a process of their own: the real libvirt is loaded")
+
+# These import the plugins, and those import libvirt.
+from .backup import UUID, Backup  # noqa: E402
+from .clock import FakeClock  # noqa: E402
+from ansible_collections.virtops.live_backup.plugins.module_utils import _claim  # noqa: E402
 
 
 @pytest.fixture
@@ -23,8 +27,27 @@ def clock() -> FakeClock:
 @pytest.fixture
 def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of the claims; not there yet, as on a new hypervisor."""
-    from ansible_collections.virtops.live_backup.plugins.module_utils import _claim
-
     directory = tmp_path / "claims"
     monkeypatch.setattr(_claim, "CLAIMS", directory)
     return directory
+
+
+@pytest.fixture
+def outside_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Processes that a test starts get a libvirt that writes its calls to this file."""
+    log = tmp_path / "libvirt-calls"
+    monkeypatch.setenv("PYTHONPATH", str(Path(libvirt.__file__).with_name("outside")))
+    monkeypatch.setenv("FAKE_LIBVIRT_LOG", str(log))
+    return log
+
+
+@pytest.fixture
+def backup(tmp_path: Path, claims: Path, clock: FakeClock, outside_libvirt: Path, monkeypatch: pytest.MonkeyPatch) -> Backup:
+    """A running domain without agent, and an empty target."""
+    # A scope of systemd's would not change what is tested, and needs rights.
+    monkeypatch.setattr("shutil.which", lambda _name: None)
+    target = tmp_path / "target"
+    target.mkdir()
+    domain = libvirt.DomainState("db1", UUID)
+    libvirt.host = libvirt.Host(domain, clock=clock)
+    return Backup(domain, target, claims, clock, outside_libvirt)

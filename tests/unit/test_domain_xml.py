@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import Domain, Image, parse_domain
+from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import Domain, Image, parse_domain, without_backing_stores
 
 
 def domain_of(devices: str = "", system: str = "", rest: str = "") -> Domain:
@@ -181,3 +181,12 @@ def test_entities_are_not_resolved(tmp_path: Any) -> None:
 def test_what_is_no_xml_is_an_error() -> None:
     with pytest.raises(etree.XMLSyntaxError):
         parse_domain("<domain>")
+
+
+def test_a_saved_definition_names_no_backing_stores() -> None:
+    inner = f"{QCOW2}<source file='/top'/><backingStore type='file'><format type='raw'/><source file='/base'/><backingStore/></backingStore>"
+    devices = disk_xml(inner) + disk_xml(SOURCE, target="dev='vdb'")
+    text = without_backing_stores(f"<domain><name>ö &amp; b</name><uuid>u</uuid><devices>{devices}</devices></domain>")
+    domain = parse_domain(text)
+    assert domain.name == "ö & b" and "backingStore" not in text
+    assert [disk.chain for disk in domain.disks] == [(Image("file", "/top", "qcow2"),), (Image("file", "/a", "raw"),)]

@@ -249,7 +249,7 @@ class virDomain:  # noqa: N801
 
     def blockJobInfo(self, disk: str, flags: int = 0) -> dict[str, int]:  # noqa: N802
         state = self._enter("blockJobInfo", running=True)
-        if disk not in state.disks:
+        if disk not in state.disks and f"dev='{disk}'" not in state.devices:
             raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: disk '{disk}' not found in domain")
         if state.job is not None and disk in state.job.targets:
             return {"type": 5, "bandwidth": 0, "cur": state.job.done, "end": state.job.total}

@@ -1,0 +1,77 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A backup of a domain of the fake hypervisor, step by step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .clock import FakeClock
+from .fake import libvirt
+from ansible_collections.virtops.live_backup.plugins.module_utils._abort import abort_job
+from ansible_collections.virtops.live_backup.plugins.module_utils._begin import begin_backup
+from ansible_collections.virtops.live_backup.plugins.module_utils._publish import publish_set
+from ansible_collections.virtops.live_backup.plugins.module_utils._recover import recover
+from ansible_collections.virtops.live_backup.plugins.module_utils._wait import wait_for_job
+
+UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
+
+
+@dataclass
+class Backup:
+    """A domain, a target, and the operations as the modules call them."""
+
+    domain: libvirt.DomainState
+    target: Path
+    claims: Path
+    clock: FakeClock
+    thaws: Path
+
+    def begin(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        defaults = {"exclude_disks": [], "format": "qcow2", "quiesce": "auto", "freeze_timeout": 5, "target": str(self.target)}
+        return begin_backup(self._params(defaults, options), check, self.clock)
+
+    def wait(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        return wait_for_job(self._params({"timeout": 100, "on_timeout": "fail"}, options), check, self.clock)
+
+    def publish(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        return publish_set(self._params({"target": str(self.target)}, options), check, self.clock)
+
+    def recover(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        return recover(self._params({"backup_id": None}, options), check, self.clock)
+
+    def abort(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        return abort_job(self._params({"timeout": 60}, options), check, self.clock)
+
+    def _params(self, defaults: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:
+        return {"uri": "qemu:///system", "domain": self.domain.name, "backup_id": "night-1", **defaults, **options}
+
+    def finished(self) -> dict[str, Any]:
+        """Begun, ended well, and waited for."""
+        self.begin()
+        self.domain.end_job()
+        return self.wait()
+
+    @property
+    def partial(self) -> Path:
+        return self.target / self.domain.name / ".night-1.partial"
+
+    @property
+    def final(self) -> Path:
+        return self.target / self.domain.name / "night-1"
+
+    def tree(self) -> set[str]:
+        """Everything below the target."""
+        return {str(path.relative_to(self.target)) for path in self.target.rglob("*")}
+
+    def claim_files(self) -> list[str]:
+        return sorted(path.name for path in self.claims.iterdir()) if self.claims.exists() else []
+
+    def watchdog_calls(self) -> list[str]:
+        """What the watchdogs, which are processes of their own, asked of libvirt."""
+        return self.thaws.read_text(encoding="utf-8").splitlines() if self.thaws.exists() else []
+
+    def assert_nothing_left(self) -> None:
+        assert self.tree() == set() and self.claim_files() == []
+        assert self.domain.job is None and not self.domain.frozen
