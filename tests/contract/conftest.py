@@ -154,7 +154,9 @@ class RealLab(Lab):
 
 
 def push_xml(targets: dict[str, str]) -> str:
-    disks = "".join(f"<disk name='{disk}' type='file'><target file='{path}'/><driver type='qcow2'/></disk>" for disk, path in targets.items())
+    disks = "".join(
+        f"<disk name='{disk}' type='file'><target file='{path}'/><driver type='qcow2'/></disk>" for disk, path in targets.items()
+    )
     return f"<domainbackup mode='push'><disks>{disks}</disks></domainbackup>"
 
 

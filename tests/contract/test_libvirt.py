@@ -10,11 +10,12 @@ from typing import Any
 
 import pytest
 
-from .conftest import Lab, push_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils import _connection
 from ansible_collections.virtops.live_backup.plugins.module_utils._backup_xml import backup_targets, push_backup_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import parse_domain
 from ansible_collections.virtops.live_backup.plugins.module_utils._freeze import AGENT_REFUSED
+
+from .conftest import Lab, push_xml
 
 INVALID_ARG, DENIED, UNSUPPORTED, AGENT_UNRESPONSIVE = 8, 29, 84, 86
 COMPLETED, KEEP = 1, 2

@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .clock import FakeClock
-from .fake import libvirt
 from ansible_collections.virtops.live_backup.plugins.module_utils._abort import abort_job
 from ansible_collections.virtops.live_backup.plugins.module_utils._begin import begin_backup
 from ansible_collections.virtops.live_backup.plugins.module_utils._publish import publish_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._recover import recover
 from ansible_collections.virtops.live_backup.plugins.module_utils._wait import wait_for_job
+
+from .clock import FakeClock
+from .fake import libvirt
 
 UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
 

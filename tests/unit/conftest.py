@@ -14,9 +14,10 @@ if sys.modules.setdefault("libvirt", libvirt) is not libvirt:
     raise pytest.UsageError("the unit tests need a process of their own: the real libvirt is loaded")
 
 # These import the plugins, and those import libvirt.
+from ansible_collections.virtops.live_backup.plugins.module_utils import _claim  # noqa: E402
+
 from .backup import UUID, Backup  # noqa: E402
 from .clock import FakeClock  # noqa: E402
-from ansible_collections.virtops.live_backup.plugins.module_utils import _claim  # noqa: E402
 
 
 @pytest.fixture

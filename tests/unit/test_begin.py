@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from .backup import Backup
-from .fake import libvirt
 from ansible_collections.virtops.live_backup.plugins.module_utils import _begin
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import parse_domain
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
+from .backup import Backup
+from .fake import libvirt
 
 
 def claim_of_another_run(backup: Backup, **fields: Any) -> Claim:

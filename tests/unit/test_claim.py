@@ -18,7 +18,6 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from .clock import FakeClock
 from ansible_collections.virtops.live_backup.plugins.module_utils import _claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import (
     LEASE_SECONDS,
@@ -37,6 +36,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim import 
     step,
 )
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
+from .clock import FakeClock
 
 HOLDER = """
 import fcntl, os, sys
@@ -214,9 +215,7 @@ def test_hold_waits_for_who_only_glances(claims: Path) -> None:
     os.close(glance)
 
 
-def test_a_lock_file_removed_between_open_and_lock_is_not_held(
-    claims: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_lock_file_removed_between_open_and_lock_is_not_held(claims: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     flock, removed = fcntl.flock, []
 
     def flock_after_removal(descriptor: int, operation: int) -> None:

@@ -184,7 +184,9 @@ def test_what_is_no_xml_is_an_error() -> None:
 
 
 def test_a_saved_definition_names_no_backing_stores() -> None:
-    inner = f"{QCOW2}<source file='/top'/><backingStore type='file'><format type='raw'/><source file='/base'/><backingStore/></backingStore>"
+    inner = (
+        f"{QCOW2}<source file='/top'/><backingStore type='file'><format type='raw'/><source file='/base'/><backingStore/></backingStore>"
+    )
     devices = disk_xml(inner) + disk_xml(SOURCE, target="dev='vdb'")
     text = without_backing_stores(f"<domain><name>ö &amp; b</name><uuid>u</uuid><devices>{devices}</devices></domain>")
     domain = parse_domain(text)

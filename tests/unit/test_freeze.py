@@ -5,9 +5,10 @@ from __future__ import annotations
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
 from .backup import Backup
 from .fake import libvirt
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
 
 @pytest.fixture

@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from .clock import FakeClock
-from .fake import libvirt
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._job import (
     JobWatch,
     abort_and_wait,
@@ -20,7 +19,9 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._job import (
     running_backup,
     running_job,
 )
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
+from .clock import FakeClock
+from .fake import libvirt
 
 URI = "qemu:///system"
 
@@ -151,9 +152,7 @@ def test_the_wait_ends_at_the_deadline(domain: libvirt.DomainState, clock: FakeC
     assert clock.boottime() - before == 10 and domain.job is not None
 
 
-@pytest.mark.parametrize(
-    "fields", [{"operation": 8}, {"targets": {"vda": "/t/others"}}, {"targets": {"vda": "/t/mine", "vdb": "/t/more"}}]
-)
+@pytest.mark.parametrize("fields", [{"operation": 8}, {"targets": {"vda": "/t/others"}}, {"targets": {"vda": "/t/mine", "vdb": "/t/more"}}])
 def test_the_wait_is_for_ones_own_job_only(domain: libvirt.DomainState, clock: FakeClock, fields: dict[str, Any]) -> None:
     run(domain, clock, **fields)
     assert watch(domain, clock, {"vda": "/t/mine"}).until_ended(clock.boottime() + 10)

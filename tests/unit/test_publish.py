@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 
-from .backup import Backup
-from .fake import libvirt
 from ansible_collections.virtops.live_backup.plugins.module_utils import _publish
 from ansible_collections.virtops.live_backup.plugins.module_utils._digest import file_digest, image_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
+from .backup import Backup
+from .fake import libvirt
 
 WHOLE = {"db1", "db1/.domain.json", "db1/night-1"} | {
     f"db1/night-1/{name}" for name in ("RESTORE.md", "domain.xml", "manifest.json", "vda.qcow2", "vdb.qcow2")
@@ -163,7 +164,6 @@ def test_two_domains_of_one_name_have_each_their_own_sets(backup: Backup) -> Non
     backup.finished()
     backup.publish()
     old, backup.domain.uuid = backup.domain.uuid, "11111111-6c44-4c8d-9d3c-0e1f8a6f7b11"
-
 
     libvirt.host.domains = {backup.domain.uuid: backup.domain}
     begun = backup.begin()

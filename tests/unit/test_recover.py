@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
-from .backup import Backup
-from .fake import libvirt
 from ansible_collections.virtops.live_backup.plugins.module_utils import _recover, _undo
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
+from .backup import Backup
+from .fake import libvirt
 
 
 def claim_of(backup: Backup) -> Claim:
@@ -142,9 +143,7 @@ def test_a_partial_set_of_another_hypervisor_is_never_removed(dead: Backup) -> N
     assert (dead.partial / "domain.xml").exists()
 
 
-def test_a_partial_set_that_another_run_fills_while_recovery_works_is_not_removed(
-    dead: Backup, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_partial_set_that_another_run_fills_while_recovery_works_is_not_removed(dead: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     """An empty directory proves nothing a moment later."""
     for path in dead.partial.iterdir():
         path.unlink()

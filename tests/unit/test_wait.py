@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
-from .backup import Backup
-from .fake import libvirt
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
+from .backup import Backup
+from .fake import libvirt
 
 
 @pytest.fixture

@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Which URIs are this host's, and how libvirt's errors become words."""
+
+from __future__ import annotations
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils import _libraries
+from ansible_collections.virtops.live_backup.plugins.module_utils._connection import (
+    check_local,
+    connect,
+    explained,
+    find_domain,
+    libvirt_failure,
+)
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError, from_os_error
+
+from .clock import FakeClock
+from .fake import libvirt
+
+UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
+
+
+@pytest.fixture(autouse=True)
+def host(clock: FakeClock) -> libvirt.Host:
+    libvirt.host = libvirt.Host(libvirt.DomainState("db1", UUID), clock=clock)
+    return libvirt.host
+
+
+@pytest.mark.parametrize(
+    "uri", ["qemu:///system", "qemu:///session", "qemu+unix:///system", "qemu+unix:///system?socket=/run/libvirt/libvirt-sock", "test:///default"]
+)  # fmt: skip
+def test_local_uris(uri: str) -> None:
+    check_local(uri)
+
+
+@pytest.mark.parametrize(
+    ("uri", "part"),
+    [
+        ("qemu://host/system", "remote"),
+        ("qemu+ssh://root@host/system", "remote"),
+        ("qemu+ssh:///system", "remote"),
+        ("qemu+tls://host:16514/system", "remote"),
+        ("qemu+tcp://127.0.0.1/system", "remote"),
+        ("qemu+libssh2://host/system", "remote"),
+        ("QEMU+SSH://host/system", "remote"),
+        ("", "is not a libvirt URI"),
+        ("system", "is not a libvirt URI"),
+        ("/system", "is not a libvirt URI"),
+        ("qemu://[host/system", "URI"),
+    ],
+)
+def test_other_uris_are_refused(uri: str, part: str, host: libvirt.Host) -> None:
+    with pytest.raises(LiveBackupError, match=part), connect(uri):
+        raise AssertionError("connected")
+    assert host.calls == []
+
+
+def test_the_connection_is_closed_whatever_happens(host: libvirt.Host) -> None:
+    with connect("qemu:///system") as connection:
+        assert connection.isAlive()
+    with pytest.raises(ZeroDivisionError), connect("qemu:///system", readonly=True):
+        raise ZeroDivisionError
+    assert [(one.closed, one.readonly) for one in host.connections] == [(True, False), (True, True)]
+
+
+@pytest.mark.parametrize(
+    ("code", "advice"),
+    [(38, "Is libvirtd"), (45, "may not manage libvirt"), (88, "may not manage libvirt"), (1, "Is libvirtd")],
+)
+def test_why_there_is_no_connection(monkeypatch: pytest.MonkeyPatch, code: int, advice: str) -> None:
+    def fail(uri: str) -> None:
+        raise libvirt.libvirtError(code, "no")
+
+    monkeypatch.setattr(libvirt, "open", fail)
+    with pytest.raises(LiveBackupError, match=advice) as caught, connect("qemu:///system"):
+        pass
+    assert caught.value.libvirt_error == {"code": code, "domain": 10, "message": "no"}
+
+
+@pytest.mark.parametrize("domain", ["db1", UUID, UUID.upper()])
+def test_find_domain(domain: str) -> None:
+    with connect("qemu:///system") as connection:
+        assert find_domain(connection, domain).UUIDString() == UUID
+
+
+@pytest.mark.parametrize("domain", ["db2", "00000000-0000-4000-8000-000000000001", "", "8e6d5a2e"])
+def test_find_no_domain(domain: str) -> None:
+    with connect("qemu:///system") as connection, pytest.raises(LiveBackupError, match="There is no domain"):
+        find_domain(connection, domain)
+
+
+def test_a_name_goes_before_a_uuid(host: libvirt.Host) -> None:
+    host.domains["other"] = libvirt.DomainState(UUID, "other")
+    with connect("qemu:///system") as connection:
+        assert find_domain(connection, UUID).UUIDString() == "other"
+
+
+def test_another_error_than_no_domain_is_told(host: libvirt.Host) -> None:
+    with connect("qemu:///system") as connection:
+        host.restart()
+        with pytest.raises(LiveBackupError, match="Could not look up domain 'db1'"):
+            find_domain(connection, "db1")
+
+
+def test_explained_keeps_what_libvirt_said() -> None:
+    with pytest.raises(LiveBackupError, match="Could not dance: no lock. Another job") as caught, explained("dance"):
+        raise libvirt.libvirtError(68, "no lock")
+    assert caught.value.as_result() == {"msg": caught.value.msg, "libvirt_error": {"code": 68, "domain": 10, "message": "no lock"}}
+    assert libvirt_failure("dance", libvirt.libvirtError(9, "no")).msg == "Could not dance: no."
+
+
+@pytest.mark.parametrize(
+    ("error", "text"),
+    [
+        (FileNotFoundError(2, "gone", "/a"), "The operating system refused on '/a': No such file or directory."),
+        (OSError("odd"), "The operating system refused: odd."),
+    ],
+)
+def test_os_errors(error: OSError, text: str) -> None:
+    assert from_os_error(error).as_result() == {"msg": text}
+
+
+@pytest.mark.parametrize(
+    ("missing", "packages"), [(["libvirt"], "python3-libvirt"), (["libvirt", "etree"], "python3-libvirt python3-lxml")]
+)
+def test_missing_libraries_are_named(monkeypatch: pytest.MonkeyPatch, missing: list[str], packages: str) -> None:
+    for name in missing:
+        monkeypatch.setattr(_libraries, name, None)
+    with pytest.raises(LiveBackupError, match=f"Install {packages} "), connect("qemu:///system"):
+        pass

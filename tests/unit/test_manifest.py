@@ -1,0 +1,158 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What a set says of itself is true, keeps to its published schema, and can be followed by hand."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jsonschema import Draft202012Validator
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339
+from ansible_collections.virtops.live_backup.plugins.module_utils._digest import CHUNK, file_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._manifest import manifest_bytes, restore_guide
+
+from .backup import Backup
+
+SCHEMA = json.loads((Path(__file__).parents[2] / "docs/manifest.schema.json").read_text(encoding="utf-8"))
+VALIDATOR = Draft202012Validator(SCHEMA)
+
+
+@pytest.fixture
+def published(backup: Backup, tmp_path: Path) -> dict[str, Any]:
+    """The manifest of a set with as much in it as there can be."""
+    nvram = tmp_path / "nvram.fd"
+    nvram.write_bytes(b"variables")
+    backup.domain.name, backup.domain.agent, backup.domain.nvram = "dö 'b", "answers", str(nvram)
+    backup.domain.disks["vda"] = "/images/a b.qcow2"
+    backup.domain.devices = "<tpm model='tpm-crb'><backend type='emulator'/></tpm>"
+    backup.begin(exclude_disks=["vdb"])
+    backup.domain.end_job()
+    backup.wait()
+    return backup.publish()["manifest"]
+
+
+def test_the_schema_is_one() -> None:
+    Draft202012Validator.check_schema(SCHEMA)
+
+
+def objects(schema: Any) -> list[dict[str, Any]]:
+    """Every schema of an object inside a schema."""
+    if isinstance(schema, list):
+        return [found for one in schema for found in objects(one)]
+    if not isinstance(schema, dict):
+        return []
+    mine = [schema] if "properties" in schema and "type" in schema else []
+    return mine + [found for one in schema.values() for found in objects(one)]
+
+
+def test_the_schema_is_strict() -> None:
+    found = objects(SCHEMA)
+    assert len(found) == 9
+    assert all(one["additionalProperties"] is False and sorted(one["required"]) == sorted(one["properties"]) for one in found)
+
+
+def test_the_manifest_keeps_to_the_schema(published: dict[str, Any]) -> None:
+    assert [error.message for error in VALIDATOR.iter_errors(published)] == []
+    assert published["consistency"]["level"] == "filesystem" and published["not_captured"] and published["skipped"]
+    assert {file["name"] for file in published["files"]} == {"domain.xml", "nvram"}
+
+
+def spoil_digest(manifest: dict[str, Any]) -> None:
+    manifest["disks"][0]["digest"] = manifest["disks"][0]["digest"].replace("sha256-4m", "sha256")
+
+
+def spoil_file(manifest: dict[str, Any]) -> None:
+    manifest["disks"][0]["file"] = "../vda.qcow2"
+
+
+def spoil_job(manifest: dict[str, Any]) -> None:
+    manifest["job"]["success"] = False
+
+
+def spoil_time(manifest: dict[str, Any]) -> None:
+    manifest["consistency"]["instant"] = "2026-11-22 18:45:12"
+
+
+def spoil_disks(manifest: dict[str, Any]) -> None:
+    manifest["disks"] = []
+
+
+def spoil_with_more(manifest: dict[str, Any]) -> None:
+    manifest["disks"][0]["more"] = 1
+
+
+@pytest.mark.parametrize("spoil", [spoil_digest, spoil_file, spoil_job, spoil_time, spoil_disks, spoil_with_more])
+def test_the_schema_refuses_what_is_no_manifest(published: dict[str, Any], spoil: Callable[[dict[str, Any]], None]) -> None:
+    spoiled = deepcopy(published)
+    spoil(spoiled)
+    assert not VALIDATOR.is_valid(spoiled)
+
+
+def test_the_file_is_the_manifest(published: dict[str, Any]) -> None:
+    text = manifest_bytes(published)
+    assert json.loads(text) == published and text.endswith(b"}\n")
+    assert "dö 'b".encode() in text
+
+
+@pytest.mark.parametrize(
+    ("wall", "text"), [(0.0, "1970-01-01T00:00:00.000Z"), (1795373112.345, "2026-11-22T18:45:12.345Z"), (1795373112.9999, "2026-11-22T18:45:12.999Z")]
+)  # fmt: skip
+def test_rfc3339(wall: float, text: str) -> None:
+    assert rfc3339(wall) == text
+
+
+# RESTORE.md
+
+
+def blocks(guide: str) -> list[str]:
+    return re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+
+
+def test_the_snippet_gives_the_digests_of_the_manifest(backup: Backup) -> None:
+    backup.begin()
+    backup.domain.end_job()
+    with (backup.partial / "vda.qcow2").open("wb") as image:
+        image.truncate(2 * CHUNK + 1234)
+        image.seek(CHUNK + 7)
+        image.write(b"some data")
+    backup.wait()
+    manifest = backup.publish()["manifest"]
+    [check, _restore] = blocks((backup.final / "RESTORE.md").read_text(encoding="utf-8"))
+    assert check.startswith("python3 - IMAGE <<'END'\n")
+    for disk in manifest["disks"]:
+        command = check.replace("python3", sys.executable, 1).replace("IMAGE", disk["file"], 1)
+        done = subprocess.run(["sh", "-c", command], cwd=backup.final, capture_output=True, text=True, check=True)
+        assert done.stdout == f"{disk['digest']}\n"
+    for file in manifest["files"]:
+        done = subprocess.run(["sha256sum", file["name"]], cwd=backup.final, capture_output=True, text=True, check=True)
+        assert f"sha256:{done.stdout.split()[0]}" == file["digest"] == file_digest(backup.final / file["name"])
+
+
+def test_the_commands_quote_every_name(published: dict[str, Any]) -> None:
+    guide = restore_guide(published)
+    [_check, restore] = blocks(guide)
+    assert restore.splitlines() == [
+        "qemu-img convert -p -f qcow2 -O raw vda.qcow2 '/images/a b.qcow2'",
+        "cp nvram /path/to/the/nvram/file/named/in/domain.xml",
+        "virsh define domain.xml",
+        """virsh start 'dö '"'"'b'""",
+    ]
+    assert "virtual TPM" in guide and "disk vdb was not backed up: excluded" in guide
+
+
+def test_a_disk_without_a_path_gets_a_place_to_fill_in(published: dict[str, Any]) -> None:
+    published["disks"][0]["source"] = {"path": "", "format": "raw"}
+    assert "vda.qcow2 /path/to/vda\n" in restore_guide(published)
+
+
+def test_without_nvram_there_is_no_command_for_it(backup: Backup) -> None:
+    backup.finished()
+    assert "nvram" not in restore_guide(backup.publish()["manifest"])
