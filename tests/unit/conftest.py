@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+from hypothesis.configuration import set_hypothesis_home_dir
 
 from .fake import libvirt
 
@@ -18,6 +21,12 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import _claim 
 
 from .backup import UUID, Backup  # noqa: E402
 from .clock import FakeClock  # noqa: E402
+
+# A busy machine is no defect, and a run says the same as the one before, unless everything is to be tried.
+settings.register_profile("sample", deadline=None, database=None, derandomize=True)
+settings.register_profile("all", deadline=None, database=None, max_examples=2000)
+set_hypothesis_home_dir(Path(__file__).parents[2] / ".build/hypothesis")
+settings.load_profile("all" if os.environ.get("LIVE_BACKUP_TEST_ALL") else "sample")
 
 
 @pytest.fixture

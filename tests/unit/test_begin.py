@@ -21,7 +21,8 @@ from .fake import libvirt
 def claim_of_another_run(backup: Backup, **fields: Any) -> Claim:
     backup.claims.mkdir(exist_ok=True)
     plan = {"disks": [], "device": backup.target.stat().st_dev, "bytes_needed": 0, "freezes": False, "state": "running"}
-    claim = Claim(**{"uuid": backup.domain.uuid, "domain": "db1", "backup_id": "other", "method": "push", "directory": "/t", "plan": plan, "started": 1.0, **fields})  # fmt: skip
+    mine = {"uuid": backup.domain.uuid, "domain": "db1", "backup_id": "other", "method": "push", "directory": "/t", "started": 1.0}
+    claim = Claim(**{**mine, "plan": plan, **fields})
     save_claim(claim)
     return claim
 

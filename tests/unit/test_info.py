@@ -45,13 +45,19 @@ def test_a_wanted_name_that_matches_none(pattern: str, kind: str) -> None:
     assert kind in caught.value.msg and "it has: db1, db2" in caught.value.msg
 
 
+def test_all_domains_of_a_host_that_has_none() -> None:
+    assert choose_names([], ["*"], []) == []
+    with pytest.raises(LiveBackupError, match="it has: none"):
+        choose_names([], ["db*"], [])
+
+
 WORDS = st.lists(st.text("ab[]*?!", max_size=4), max_size=5)
 
 
 @given(WORDS.map(lambda names: sorted(set(names))), WORDS, WORDS)
 def test_choose_names_equals_its_model(names: list[str], wanted: list[str], excluded: list[str]) -> None:
     pairs = [(name, pattern) for pattern in wanted for name in names if name == pattern or fnmatchcase(name, pattern)]
-    unmatched = set(wanted) - {pattern for _name, pattern in pairs}
+    unmatched = set(wanted) - {pattern for _name, pattern in pairs} - {"*"}
     out = {name for name in names for pattern in excluded if name == pattern or fnmatchcase(name, pattern)}
     if unmatched:
         with pytest.raises(LiveBackupError):

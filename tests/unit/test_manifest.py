@@ -103,8 +103,13 @@ def test_the_file_is_the_manifest(published: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("wall", "text"), [(0.0, "1970-01-01T00:00:00.000Z"), (1795373112.345, "2026-11-22T18:45:12.345Z"), (1795373112.9999, "2026-11-22T18:45:12.999Z")]
-)  # fmt: skip
+    ("wall", "text"),
+    [
+        (0.0, "1970-01-01T00:00:00.000Z"),
+        (1795373112.345, "2026-11-22T18:45:12.345Z"),
+        (1795373112.9999, "2026-11-22T18:45:12.999Z"),
+    ],
+)
 def test_rfc3339(wall: float, text: str) -> None:
     assert rfc3339(wall) == text
 

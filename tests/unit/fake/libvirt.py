@@ -425,16 +425,16 @@ def _targets(text: str) -> dict[str, str]:
 def _create(targets: dict[str, str]) -> None:
     """Create the files of a push job, or none of them."""
     made: list[Path] = []
-    try:
-        for disk, path in targets.items():
+    for disk, path in targets.items():
+        try:
             Path(path).touch(0o600, exist_ok=False)
-            made.append(Path(path))
-    except OSError as error:
-        for created in made:
-            created.unlink()
-        if isinstance(error, FileExistsError):
-            raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: store '{path}' for backup of '{disk}' exists") from error
-        raise libvirtError(VIR_ERR_SYSTEM_ERROR, f"failed to create image file '{path}': {error.strerror}") from error
+        except OSError as error:
+            for created in made:
+                created.unlink()
+            if isinstance(error, FileExistsError):
+                raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: store '{path}' for backup of '{disk}' exists") from error
+            raise libvirtError(VIR_ERR_SYSTEM_ERROR, f"failed to create image file '{path}': {error.strerror}") from error
+        made.append(Path(path))
 
 
 def open(uri: str) -> virConnect:  # noqa: A001

@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Every failure becomes one fail_json, and a defect of ours does not hide in one."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils import _module
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import Clock
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+
+from .fake import libvirt
+
+Result = dict[str, Any]
+
+
+@pytest.fixture
+def results(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Result]]:
+    """What a module told Ansible."""
+    told: list[tuple[str, Result]] = []
+
+    class Module:
+        """Ansible's part of a module."""
+
+        check_mode = True
+
+        def __init__(self, argument_spec: Result, supports_check_mode: bool) -> None:
+            self.params = dict.fromkeys(argument_spec, "given")
+
+        def exit_json(self, **result: Any) -> None:
+            told.append(("exit", result))
+
+        def fail_json(self, **result: Any) -> None:
+            told.append(("fail", result))
+
+    monkeypatch.setattr(_module, "AnsibleModule", Module)
+    return told
+
+
+def test_the_result_of_the_operation_is_the_modules(results: list[tuple[str, Result]]) -> None:
+    def operation(params: Result, check_mode: bool, clock: Clock) -> Result:
+        assert check_mode and clock.wall() > 0
+        return {"changed": False, "options": sorted(params)}
+
+    _module.run(operation, _module.DOMAIN, _module.TARGET)
+    assert results == [("exit", {"changed": False, "options": ["domain", "target", "uri"]})]
+
+
+@pytest.mark.parametrize(
+    ("error", "result"),
+    [
+        (LiveBackupError("No.", bytes_free=3), {"msg": "No.", "bytes_free": 3}),
+        (PermissionError(13, "x", "/a"), {"msg": "The operating system refused on '/a': Permission denied."}),
+        (
+            libvirt.libvirtError(9, "broken"),
+            {"msg": "Could not finish the task: broken.", "libvirt_error": {"code": 9, "domain": 10, "message": "broken"}},
+        ),
+    ],
+)
+def test_failures(results: list[tuple[str, Result]], error: Exception, result: Result) -> None:
+    def operation(*_arguments: Any) -> Result:
+        raise error
+
+    _module.run(operation)
+    assert results == [("fail", result)]
+
+
+def test_a_defect_of_ours_is_not_dressed_up_as_a_failure(results: list[tuple[str, Result]]) -> None:
+    def operation(*_arguments: Any) -> Result:
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        _module.run(operation)
+    assert results == []

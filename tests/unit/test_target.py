@@ -1,0 +1,53 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The preflight of a target looks from a child, which can be given up."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils import _target
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._target import probe_target
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_good_target(tmp_path: Path, write: bool) -> None:
+    facts = probe_target(tmp_path, "no such domain", None, write=write)
+    assert facts.device == tmp_path.stat().st_dev and facts.free > 0
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_no_target_and_no_directory(tmp_path: Path, write: bool) -> None:
+    with pytest.raises(LiveBackupError, match="does not exist"):
+        probe_target(tmp_path / "none", "db1", None, write=write)
+    (tmp_path / "file").touch()
+    with pytest.raises(LiveBackupError, match="is not a directory"):
+        probe_target(tmp_path / "file", "db1", None, write=write)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_target_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a mount whose server is gone."""
+    hanging, end = os.pipe()
+    monkeypatch.setattr(_target, "_probe", lambda *_arguments: (os.close(end), os.read(hanging, 1)))
+    monkeypatch.setattr(_target, "ANSWER_SECONDS", 0.1)
+    with pytest.raises(LiveBackupError, match="does not answer"):
+        probe_target(tmp_path, "db1", None, write=True)
+    os.close(end)
+    os.close(hanging)
+    # Now the child ends, too.
+    os.wait()
+
+
+def test_a_child_that_dies_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def crash(*_arguments: Any) -> None:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(_target, "_probe", crash)
+    with pytest.raises(LiveBackupError, match="could not be examined"):
+        probe_target(tmp_path, "db1", None, write=True)
