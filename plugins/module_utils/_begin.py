@@ -23,7 +23,7 @@ from ._job import drop_completed_job, running_job
 from ._libraries import libvirt
 from ._plan import bytes_needed, check_room, choose_disks, choose_method, occupied_by, version_text
 from ._target import probe_target
-from ._undo import undo
+from ._undo import paths_of, undo
 
 DOMAIN_XML = "domain.xml"
 NVRAM = "nvram"
@@ -54,13 +54,14 @@ def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 
 def _begun_before(target: Path, name: str, uuid: str, backup_id: str, clock: Clock) -> dict[str, Any] | None:
     """The result of the same backup where it is published or under way; an error where another one is."""
-    manifest = published_manifest(SetPaths(domain_directory(target, name, uuid), backup_id))
+    paths = SetPaths(domain_directory(target, name, uuid), backup_id)
+    manifest = published_manifest(paths)
     if manifest is not None:
-        return _from_manifest(manifest, target, name, uuid)
+        return _from_manifest(manifest, paths)
     claim = read_claim(uuid)
     if claim is None:
         return None
-    if claim.backup_id == backup_id and "begin" in claim.results:
+    if paths_of(claim) == paths and "begin" in claim.results:
         return {**claim.results["begin"], "changed": False}
     if is_alive(claim, clock):
         raise LiveBackupError(f"Domain {name!r} is being backed up: {describe(claim, clock)}. Wait for it, or end that run, and run again.")
@@ -70,8 +71,7 @@ def _begun_before(target: Path, name: str, uuid: str, backup_id: str, clock: Clo
     )
 
 
-def _from_manifest(manifest: dict[str, Any], target: Path, name: str, uuid: str) -> dict[str, Any]:
-    paths = SetPaths(domain_directory(target, name, uuid), manifest["backup_id"])
+def _from_manifest(manifest: dict[str, Any], paths: SetPaths) -> dict[str, Any]:
     return {
         "changed": False,
         "published": True,

@@ -43,7 +43,8 @@ def choose_names(names: list[str], wanted: list[str], excluded: list[str]) -> li
     chosen = set()
     for pattern in wanted:
         found = [name for name in names if _matches(name, pattern)]
-        if not found:
+        # All are all, even where there is none.
+        if not found and pattern != "*":
             kind = "domain" if not set("*?[") & set(pattern) else "domain that matches"
             raise LiveBackupError(f"There is no {kind} {pattern!r} on this hypervisor; it has: {', '.join(names) or 'none'}.")
         chosen.update(found)

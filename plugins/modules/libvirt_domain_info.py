@@ -31,7 +31,7 @@ attributes:
 options:
   domains:
     description:
-      - Names or globs of domains. Each must match at least one domain.
+      - Names or globs of domains. Each must match at least one domain, except for V(*), which stands for all there are.
       - The default is all domains.
     type: list
     elements: str
