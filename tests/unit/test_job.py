@@ -48,6 +48,7 @@ ZERO = {"time_elapsed_ms": 0, "data_total": 0, "data_processed": 0, "data_remain
         ),
         ({"type": 5, "operation": 8}, {"type": "cancelled", "operation": "dump", "success": False, "error": "", **ZERO}),
         ({"type": 1}, {"type": "bounded", "operation": "unknown", "success": False, "error": "", **ZERO}),
+        ({"type": 2, "operation": 11}, {"type": "unbounded", "operation": "11", "success": False, "error": "", **ZERO}),
         ({"type": 2, "operation": 99}, {"type": "unbounded", "operation": "99", "success": False, "error": "", **ZERO}),
     ],
 )

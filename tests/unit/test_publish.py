@@ -25,6 +25,7 @@ WHOLE = {"db1", "db1/.domain.json", "db1/night-1"} | {
 
 def test_the_published_set(backup: Backup) -> None:
     backup.finished()
+    (backup.partial / "vda.qcow2").chmod(0o644)
     published = backup.publish()
     assert published["changed"] and published["path"] == str(backup.final)
     assert backup.tree() == WHOLE and backup.claim_files() == []

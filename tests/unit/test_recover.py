@@ -110,6 +110,14 @@ def test_the_same_backup_cannot_go_on_when_its_job_is_gone(dead: Backup) -> None
     dead.assert_nothing_left()
 
 
+def test_the_same_backup_cannot_go_on_after_a_reboot(dead: Backup) -> None:
+    dead.domain.end_job()
+    dead.wait()
+    die(dead, in_step=False, boot_id="another boot")
+    assert repaired(dead.recover(backup_id="night-1")) == ["unfinished backup set", "claim"]
+    dead.assert_nothing_left()
+
+
 def test_the_same_backup_cannot_go_on_when_its_transient_domain_is_gone(dead: Backup) -> None:
     dead.domain.persistent = False
     dead.domain.shut_off()

@@ -81,6 +81,13 @@ def test_dead_before_freezing_there_is_nothing_to_thaw(arm: Any) -> None:
     assert (watchdog.status(), watchdog.calls()) == (0, [])
 
 
+def test_released_before_freezing_there_is_nothing_to_thaw(arm: Any) -> None:
+    watchdog = arm()
+    watchdog.tell("release\n")
+    watchdog.end_of_input()
+    assert (watchdog.status(), watchdog.calls()) == (0, [])
+
+
 def test_dead_while_frozen_it_thaws(arm: Any) -> None:
     watchdog = arm()
     watchdog.tell("freezing\n")
