@@ -14,12 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import LiveBackupError
-from ._files import write_durably, write_exclusively
+from ._files import temporary_of, write_durably, write_exclusively
 
 BACKUP_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MANIFEST = "manifest.json"
 OWNER = ".domain.json"
 TOKEN = ".claim"
+# The keys of a manifest that a later run of the same backup relies on.
+_READ_BACK = {"backup_id", "consistency", "disks", "job", "skipped", "started", "finished"}
 
 
 def check_backup_id(backup_id: str) -> None:
@@ -67,23 +69,30 @@ class SetPaths:
 
 
 def make_partial(paths: SetPaths, token: str) -> None:
-    """Create the directory that a set is written in, marked with the claim's token."""
-    try:
-        paths.partial.mkdir(mode=0o711)
-    except FileExistsError:
+    """Create the directory that a set is written in. It bears the claim's token from its first moment on."""
+    if paths.partial.exists():
         raise LiveBackupError(
             f"{paths.partial} exists already and is not of a run on this hypervisor. If no other hypervisor is writing it, remove it, "
             "or choose another backup_id."
-        ) from None
+        )
+    unmarked = unmarked_partial(paths, token)
+    unmarked.mkdir(mode=0o711)
     # The umask must not keep QEMU's user out.
-    paths.partial.chmod(0o711)
-    write_durably(paths.partial / TOKEN, token.encode())
+    unmarked.chmod(0o711)
+    write_durably(unmarked / TOKEN, token.encode())
+    # Fails if another run has made it meanwhile, and filled it.
+    unmarked.rename(paths.partial)
+
+
+def unmarked_partial(paths: SetPaths, token: str) -> Path:
+    """Where the partial set is made before it has its name."""
+    return paths.directory / f".{token}.new"
 
 
 def is_partial_of(paths: SetPaths, token: str) -> bool:
-    """Whether the partial set is there and provably of that claim; an empty one was made and not yet marked."""
+    """Whether the partial set is there and provably of that claim."""
     try:
-        return not any(paths.partial.iterdir()) or (paths.partial / TOKEN).read_text(encoding="ascii") == token
+        return (paths.partial / TOKEN).read_text(encoding="ascii") == token
     except FileNotFoundError:
         return False
 
@@ -100,31 +109,52 @@ def owned_by(directory: Path) -> str:
 
 def domain_directory(target: Path, name: str, uuid: str) -> Path:
     """The directory of a domain's sets: its name, or name and UUID where the name is another domain's."""
-    plain = target / file_name(name)
-    return plain if owned_by(plain) in ("", uuid) else target / f"{file_name(name)}.{uuid[:8]}"
+    for directory in _directories(target, name, uuid):
+        if owned_by(directory) in ("", uuid):
+            return directory
+    raise _all_taken(target, name)
 
 
 def claim_domain_directory(target: Path, name: str, uuid: str) -> Path:
     """Create the directory of a domain's sets, never sharing it with another domain of that name."""
     owner = json.dumps({"name": name, "uuid": uuid}).encode()
-    for directory in (target / file_name(name), target / f"{file_name(name)}.{uuid[:8]}"):
+    for directory in _directories(target, name, uuid):
         # QEMU's user passes through to the files it writes, and can list nothing.
         directory.mkdir(mode=0o711, exist_ok=True)
         if directory.is_symlink() or directory.stat().st_uid != os.geteuid():
             raise LiveBackupError(f"{directory} is a link or belongs to another user, who could read or change the backups in it.")
         directory.chmod(0o711)
-        if write_exclusively(directory / OWNER, owner) or owned_by(directory) == uuid:
+        if write_exclusively(directory / OWNER, owner, uuid) or owned_by(directory) == uuid:
             return directory
-    raise LiveBackupError(f"{directory} belongs to another domain of the name {name!r}; choose another target for one of them.")
+    raise _all_taken(target, name)
+
+
+def _directories(target: Path, name: str, uuid: str) -> tuple[Path, Path]:
+    return target / file_name(name), target / f"{file_name(name)}.{uuid[:8]}"
+
+
+def _all_taken(target: Path, name: str) -> LiveBackupError:
+    return LiveBackupError(f"Every directory for {name!r} below {target} belongs to another domain; choose another target for one of them.")
+
+
+def release_domain_directory(directory: Path, uuid: str) -> None:
+    """Remove a domain's directory that holds no set, and what a run left that died while it made it."""
+    temporary_of(directory / OWNER, uuid).unlink(missing_ok=True)
+    if directory.exists() and [entry.name for entry in directory.iterdir()] in ([], [OWNER]):
+        (directory / OWNER).unlink(missing_ok=True)
+        directory.rmdir()
 
 
 def published_manifest(paths: SetPaths) -> dict[str, Any] | None:
     """The manifest of a published set; None when it is not published."""
     try:
-        return json.loads((paths.final / MANIFEST).read_bytes())
-    except FileNotFoundError:
-        if paths.final.exists():
+        manifest = json.loads((paths.final / MANIFEST).read_bytes())
+    except (FileNotFoundError, NotADirectoryError):
+        if os.path.lexists(paths.final):
             raise LiveBackupError(f"{paths.final} exists and is not a backup set; move it away or choose another backup_id.") from None
         return None
-    except ValueError as error:
-        raise LiveBackupError(f"{paths.final / MANIFEST} is damaged; move the set away or choose another backup_id.") from error
+    except ValueError:
+        manifest = None
+    if not isinstance(manifest, dict) or not set(manifest) >= _READ_BACK:
+        raise LiveBackupError(f"{paths.final / MANIFEST} is damaged; move the set away or choose another backup_id.")
+    return manifest

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from ._domain_xml import parse_xml
+from ._errors import LiveBackupError
 from ._libraries import etree
 
 
@@ -19,8 +20,11 @@ def push_backup_xml(targets: dict[str, str], image_format: str) -> str:
     root = etree.Element("domainbackup", mode="push")
     disks = etree.SubElement(root, "disks")
     for target, path in targets.items():
-        disk = etree.SubElement(disks, "disk", name=target, type="file")
-        etree.SubElement(disk, "target", file=path)
+        try:
+            disk = etree.SubElement(disks, "disk", name=target, type="file")
+            etree.SubElement(disk, "target", file=path)
+        except ValueError as error:
+            raise LiveBackupError(f"The path {path!r} has characters that libvirt's XML cannot hold; choose another target.") from error
         etree.SubElement(disk, "driver", type=image_format)
     return etree.tostring(root, encoding="unicode")
 

@@ -33,6 +33,8 @@ def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
     """Start the backup job of `backup_id`, or say that it is active or published already."""
     check_backup_id(params["backup_id"])
     target = check_target(params["target"])
+    if params["freeze_timeout"] < 1:
+        raise LiveBackupError(f"freeze_timeout must be at least 1 second, not {params['freeze_timeout']}.")
     with connect(params["uri"], readonly=check_mode) as connection:
         domain = find_domain(connection, params["domain"])
         name, uuid = domain.name(), domain.UUIDString()

@@ -22,8 +22,9 @@ from pathlib import Path
 from typing import Any
 
 from ._clock import Clock
+from ._connection import connect, find_domain
 from ._errors import LiveBackupError
-from ._files import sync_path, write_durably
+from ._files import sync_path, temporary_of, write_durably
 
 CLAIMS = Path("/var/lib/live_backup")
 LEASE_SECONDS = 300.0
@@ -75,13 +76,26 @@ def read_claim(uuid: str) -> Claim | None:
 
 
 def all_claims() -> list[Claim]:
-    """Every claim on this hypervisor."""
-    return [claim for path in sorted(CLAIMS.glob("*.json")) if (claim := read_claim(path.stem)) is not None]
+    """Every readable claim on this hypervisor. A damaged one is an error for its own domain, and stops no other."""
+    claims = []
+    for path in sorted(CLAIMS.glob("*.json")):
+        with suppress(LiveBackupError):
+            claims.append(read_claim(path.stem))
+    return [claim for claim in claims if claim is not None]
 
 
-def find_claim(domain: str) -> Claim | None:
-    """The claim on the domain of that name or UUID; it may outlive a transient domain."""
-    return next((claim for claim in all_claims() if domain in (claim.domain, claim.uuid)), None)
+def find_claim(uri: str, domain: str) -> tuple[str, str, Claim | None]:
+    """UUID and name of a domain, and the claim on it, which may outlive a transient domain, and libvirtd."""
+    try:
+        with connect(uri, readonly=True) as connection:
+            found = find_domain(connection, domain)
+            uuid, name = found.UUIDString(), found.name()
+        return uuid, name, read_claim(uuid)
+    except LiveBackupError:
+        for claim in all_claims():
+            if domain == claim.domain or domain.lower() == claim.uuid:
+                return claim.uuid, claim.domain, claim
+        raise
 
 
 def save_claim(claim: Claim) -> None:
@@ -92,6 +106,7 @@ def save_claim(claim: Claim) -> None:
 def remove_claim(claim: Claim) -> None:
     """End a claim: the last thing that a run does."""
     claim.file().unlink(missing_ok=True)
+    temporary_of(claim.file()).unlink(missing_ok=True)
     sync_path(CLAIMS)
 
 

@@ -63,7 +63,10 @@ def explained(action: str) -> Iterator[None]:
 
 def check_local(uri: str) -> None:
     """Refuse a remote URI: paths, locks and claims are this host's."""
-    parts = urlsplit(uri)
+    try:
+        parts = urlsplit(uri)
+    except ValueError:
+        parts = urlsplit("")
     if not parts.scheme:
         raise LiveBackupError(f"{uri!r} is not a libvirt URI; for the hypervisor's own guests it is qemu:///system.")
     transport = parts.scheme.partition("+")[2]

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -152,17 +153,18 @@ def _agent(root: Any) -> str:
 
 def _qemu_user(root: Any) -> tuple[int, int] | None:
     """The user and group that QEMU runs as: a live domain's DAC label, `+uid:+gid`."""
-    for seclabel in root.findall("seclabel"):
-        label = seclabel.findtext("label") or ""
-        if seclabel.get("model") == "dac" and label.startswith("+"):
-            user, _colon, group = label.partition(":")
-            return int(user), int(group)
+    for seclabel in root.findall("seclabel[@model='dac']"):
+        ids = re.fullmatch(r"\+(\d+):\+(\d+)", seclabel.findtext("label") or "")
+        if ids:
+            return int(ids[1]), int(ids[2])
     return None
 
 
 def _secrets(root: Any) -> tuple[str, ...]:
     """What the domain cannot be started without and no backup of its disks holds."""
     found = []
+    if root.find("os/nvram") is not None and not _nvram(root):
+        found.append("its NVRAM, which is no file")
     if root.find("devices/tpm/backend[@type='emulator']") is not None:
         found.append("the state of its virtual TPM (/var/lib/libvirt/swtpm)")
     found += [f"libvirt secret {secret.get('uuid') or secret.get('usage')}" for secret in root.iterfind("devices/disk//encryption/secret")]

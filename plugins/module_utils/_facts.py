@@ -12,6 +12,7 @@ from typing import Any
 
 from ._connection import explained
 from ._domain_xml import Disk, Domain, Image, parse_domain
+from ._errors import LiveBackupError
 from ._job import block_jobs, running_job
 from ._libraries import libvirt
 from ._plan import HostVersions
@@ -64,9 +65,11 @@ def domain_facts(connection: libvirt.virConnect, domain: libvirt.virDomain) -> D
 
 def _capacities(connection: libvirt.virConnect, domain: libvirt.virDomain) -> dict[str, int]:
     """Every disk's virtual size, in one call."""
-    [(_domain, stats)] = connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_BLOCK)
-    count = stats.get("block.count", 0)
-    return {stats[f"block.{index}.name"]: stats.get(f"block.{index}.capacity", 0) for index in range(count)}
+    # Nothing comes of a domain that is gone by now.
+    for _domain, stats in connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_BLOCK):
+        indices = range(stats.get("block.count", 0))
+        return {stats[f"block.{index}.name"]: stats.get(f"block.{index}.capacity", 0) for index in indices}
+    raise LiveBackupError(f"Domain {domain.name()!r} has just vanished.")
 
 
 def chain_allocation(disk: Disk, capacity: int) -> int:

@@ -19,9 +19,14 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def temporary_of(path: Path, writer: str = "") -> Path:
+    """Where a file is written before it is renamed; known, so that what a crash leaves can be found."""
+    return path.with_name(f".{path.name}.{writer}tmp")
+
+
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace `path` by a synced file with `data`: a crash leaves the old content or the new one."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = temporary_of(path)
     try:
         _write_new(temporary, data, mode)
         os.replace(temporary, path)
@@ -31,9 +36,9 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     sync_path(path.parent)
 
 
-def write_exclusively(path: Path, data: bytes, mode: int = 0o600) -> bool:
-    """Create `path` with all of `data` at once; False when it is there already."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+def write_exclusively(path: Path, data: bytes, writer: str, mode: int = 0o600) -> bool:
+    """Create `path` with all of `data` at once; False when it is there already. No two writers bear one name."""
+    temporary = temporary_of(path, writer)
     try:
         _write_new(temporary, data, mode)
         # A link is exclusive and shows the whole content at once, over NFS too.

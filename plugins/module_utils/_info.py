@@ -11,12 +11,26 @@ from typing import Any
 
 from ._claim import Claim, all_claims, describe, is_alive, read_claim
 from ._clock import Clock
-from ._connection import connect, explained
+from ._connection import FAILURES, connect, explain, explained
 from ._domain_xml import Disk
 from ._errors import LiveBackupError
 from ._facts import domain_facts, host_versions
 from ._libraries import libvirt
-from ._plan import choose_method, version_text
+from ._plan import HostVersions, choose_method, version_text
+
+_UNKNOWN: dict[str, Any] = {
+    "state": "",
+    "persistent": False,
+    "disks": [],
+    "job": None,
+    "block_jobs": [],
+    "checkpoints": [],
+    "agent": "",
+    "nvram": "",
+    "claim": None,
+    "method": "",
+    "method_reason": "",
+}
 
 
 def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -28,7 +42,7 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
         versions = host_versions(connection)
         return {
             "changed": False,
-            "domains": [_domain(connection, domains[name], versions, clock) for name in names],
+            "domains": [row for name in names if (row := _row(connection, domains[name], versions, clock)) is not None],
             "claims": [_claim(claim, clock) for claim in all_claims()],
             "host": {
                 "libvirt": version_text(versions.libvirt),
@@ -56,7 +70,20 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: Any, clock: Clock) -> dict[str, Any]:
+def _row(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, clock: Clock) -> dict[str, Any] | None:
+    """A domain, or why it cannot be examined: that must not hide the others. None for one that is gone by now."""
+    name, uuid = domain.name(), domain.UUIDString()
+    try:
+        return {**_domain(connection, domain, versions, clock), "error": ""}
+    except FAILURES as error:
+        try:
+            connection.lookupByUUIDString(uuid)
+        except libvirt.libvirtError:
+            return None
+        return {**_UNKNOWN, "name": name, "uuid": uuid, "error": explain(error, f"examine domain {name!r}").msg}
+
+
+def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, clock: Clock) -> dict[str, Any]:
     facts = domain_facts(connection, domain)
     method, reason = choose_method(versions, active=facts.active)
     claim = read_claim(facts.xml.uuid)

@@ -13,7 +13,6 @@ from typing import Any
 from ._backup_set import MANIFEST, TOKEN, SetPaths, check_backup_id, check_target, domain_directory, is_partial_of, published_manifest
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
-from ._connection import connect, find_domain
 from ._digest import file_digest
 from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
@@ -28,13 +27,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     """Publish the backup `backup_id`, or find it published."""
     check_backup_id(params["backup_id"])
     target = check_target(params["target"])
-    claim = find_claim(params["domain"])
-    if claim is None:
-        with connect(params["uri"], readonly=True) as connection:
-            domain = find_domain(connection, params["domain"])
-            name, uuid = domain.name(), domain.UUIDString()
-    else:
-        name, uuid = claim.domain, claim.uuid
+    uuid, name, _claim = find_claim(params["uri"], params["domain"])
     probe_target(target, name, None, write=False)
     paths = SetPaths(domain_directory(target, name, uuid), params["backup_id"])
     manifest = published_manifest(paths)

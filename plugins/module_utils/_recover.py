@@ -10,20 +10,19 @@ from typing import Any
 
 from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, read_claim
 from ._clock import Clock
-from ._connection import connect, find_domain
+from ._connection import connect
 from ._errors import LiveBackupError
 from ._job import running_backup
 from ._libraries import libvirt
-from ._undo import find_repairs, paths_of, planned_files
+from ._undo import active_domain, find_repairs, paths_of, planned_files
 
 
 def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Repair what a dead claim's run left; one that lives is an error, unless the run of `backup_id` can go on with it."""
-    claim = find_claim(params["domain"])
+    _uuid, _name, claim = find_claim(params["uri"], params["domain"])
+    if claim is None:
+        return {"changed": False, "repairs": []}
     with connect(params["uri"], readonly=check_mode) as connection:
-        if claim is None:
-            find_domain(connection, params["domain"])
-            return {"changed": False, "repairs": []}
         if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim):
             return {"changed": False, "repairs": []}
         if is_alive(claim, clock):
@@ -47,4 +46,5 @@ def _can_go_on(connection: libvirt.virConnect, claim: Claim) -> bool:
     """Whether a later step of the same backup can take over: its job runs, or is finished and waits to be published."""
     if "begin" not in claim.results or claim.boot_id != boot_id() or paths_of(claim).final.exists():
         return False
-    return "job" in claim.results or running_backup(find_domain(connection, claim.uuid)) == planned_files(claim)
+    domain = active_domain(connection, claim.uuid)
+    return "job" in claim.results or (domain is not None and running_backup(domain) == planned_files(claim))

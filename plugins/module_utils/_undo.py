@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from ._backup_set import OWNER, TOKEN, SetPaths, is_partial_of
+from ._backup_set import TOKEN, SetPaths, is_partial_of, release_domain_directory, unmarked_partial
 from ._claim import Claim, remove_claim
 from ._clock import Clock
 from ._connection import FAILURES, NO_DOMAIN, connect, explain, explained
@@ -54,13 +54,14 @@ def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: 
     `died` is true where no step is left to clean up after itself.
     """
     repairs = []
-    domain = _active_domain(connection, claim.uuid)
+    domain = active_domain(connection, claim.uuid)
     if domain is not None:
         repairs += _domain_repairs(uri, domain, claim, died, clock)
     paths = paths_of(claim)
-    if is_partial_of(paths, claim.token):
-        evidence = f"{paths.partial} holds the claim's token"
-        repairs.append(Repair("unfinished backup set", evidence, "remove it", lambda: shutil.rmtree(paths.partial)))
+    unmarked = unmarked_partial(paths, claim.token)
+    for partial in [unmarked] * unmarked.exists() + [paths.partial] * is_partial_of(paths, claim.token):
+        evidence = f"{partial} bears the claim's token"
+        repairs.append(Repair("unfinished backup set", evidence, "remove it", partial_remover(partial)))
     return [*repairs, Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))]
 
 
@@ -98,7 +99,8 @@ def _domain_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, died: boo
     return repairs
 
 
-def _active_domain(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
+def active_domain(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
+    """The domain if it runs or is paused; None if it is shut off or gone."""
     try:
         domain = connection.lookupByUUIDString(uuid)
         return domain if domain.isActive() else None
@@ -119,11 +121,13 @@ def _resume(domain: libvirt.virDomain) -> None:
         domain.resume()
 
 
+def partial_remover(partial: Path) -> Callable[[], None]:
+    return lambda: shutil.rmtree(partial)
+
+
 def end_claim(claim: Claim) -> None:
     """Remove the claim, and before it our mark in the published set, or a directory that holds no set."""
     paths = paths_of(claim)
     (paths.final / TOKEN).unlink(missing_ok=True)
-    if paths.directory.exists() and [entry.name for entry in paths.directory.iterdir()] == [OWNER]:
-        (paths.directory / OWNER).unlink()
-        paths.directory.rmdir()
+    release_domain_directory(paths.directory, claim.uuid)
     remove_claim(claim)

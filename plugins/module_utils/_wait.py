@@ -22,16 +22,12 @@ from ._undo import ABORT_SECONDS, planned_files, undo
 def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """The result of the job of `backup_id`, once it has ended; the same again when it is recorded already."""
     check_backup_id(params["backup_id"])
-    claim = find_claim(params["domain"])
-    if claim is None:
-        with connect(params["uri"], readonly=True) as connection:
-            domain = find_domain(connection, params["domain"])
-            claim = require_claim(domain.UUIDString(), domain.name(), params["backup_id"])
+    uuid, name, _claim = find_claim(params["uri"], params["domain"])
     if check_mode:
-        claim = _begun(claim, params["backup_id"])
+        claim = _begun(uuid, name, params["backup_id"])
         return _recorded(claim) or {"changed": True, "job": _look(params["uri"], claim)}
-    with hold(claim.uuid, clock):
-        claim = _begun(claim, params["backup_id"])
+    with hold(uuid, clock):
+        claim = _begun(uuid, name, params["backup_id"])
         recorded = _recorded(claim)
         if recorded:
             return recorded
@@ -48,8 +44,8 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
     return {"changed": True, "job": job}
 
 
-def _begun(claim: Claim, backup_id: str) -> Claim:
-    claim = require_claim(claim.uuid, claim.domain, backup_id)
+def _begun(uuid: str, name: str, backup_id: str) -> Claim:
+    claim = require_claim(uuid, name, backup_id)
     if "begin" not in claim.results:
         raise LiveBackupError(f"Backup {backup_id} of domain {claim.domain!r} was interrupted while it began; run libvirt_backup_recover.")
     return claim

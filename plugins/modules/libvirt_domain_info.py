@@ -186,6 +186,9 @@ domains:
     method_reason:
       description: Why.
       type: str
+    error:
+      description: Why the domain could not be examined; then the other values say nothing. Empty if it could.
+      type: str
 claims:
   description: Every claim on the hypervisor, of domains that are gone too.
   returned: success

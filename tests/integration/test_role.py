@@ -135,9 +135,7 @@ def test_a_wrong_variable_is_named(wrong: dict[str, Any], player: Player) -> Non
     assert played.status == 2 and next(iter(wrong)) in played.output and "Traceback" not in played.output, played.output
 
 
-def test_interrupted_and_run_again(
-    make_guest: Callable[..., Guest], player: Player, backup_of: Callable[..., Backup]
-) -> None:
+def test_interrupted_and_run_again(make_guest: Callable[..., Guest], player: Player, backup_of: Callable[..., Backup]) -> None:
     """Ctrl-C reaches Ansible and the module; the next run, under another name, heals and completes."""
     guest = make_guest("several", size=512 << 20, fill=FILL, rate=100)
     backup = backup_of(guest, player.target)
