@@ -97,7 +97,7 @@ unit: venv install-rig ## Run the unit tests, with coverage of the plugins
 
 .PHONY: integration
 integration: venv install-rig ## Run the modules and roles against real hypervisors and guests
-	$(AS_ROOT) $(PYTEST) tests/rig tests/integration
+	$(AS_ROOT) $(PYTEST) --numprocesses=2 --dist=loadfile tests/contract tests/rig tests/integration
 
 .PHONY: molecule
 molecule: venv install-rig ## Run the molecule scenarios

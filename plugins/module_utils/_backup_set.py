@@ -98,11 +98,14 @@ def is_partial_of(paths: SetPaths, token: str) -> bool:
 
 
 def owned_by(directory: Path) -> str:
-    """The UUID of the domain whose sets a directory holds; empty if it holds none."""
+    """The UUID of the domain whose sets a directory holds; empty for none yet, `?` for files that are not ours."""
     try:
         return json.loads((directory / OWNER).read_bytes())["uuid"]
-    except (FileNotFoundError, NotADirectoryError):
-        return ""
+    except FileNotFoundError:
+        names = {path.name for path in directory.iterdir()} if directory.exists() else set()
+        return "?" if any(not name.startswith(f".{OWNER}.") for name in names - {"lost+found"}) else ""
+    except NotADirectoryError:
+        return "?"
     except (ValueError, TypeError, KeyError) as error:
         raise LiveBackupError(f"{directory / OWNER} is damaged: it must be a JSON object with the domain's uuid.") from error
 
@@ -119,6 +122,8 @@ def claim_domain_directory(target: Path, name: str, uuid: str) -> Path:
     """Create the directory of a domain's sets, never sharing it with another domain of that name."""
     owner = json.dumps({"name": name, "uuid": uuid}).encode()
     for directory in _directories(target, name, uuid):
+        if owned_by(directory) not in ("", uuid):
+            continue
         # QEMU's user passes through to the files it writes, and can list nothing.
         directory.mkdir(mode=0o711, exist_ok=True)
         if directory.is_symlink() or directory.stat().st_uid != os.geteuid():

@@ -109,8 +109,8 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
             "target": disk.target,
             "path": str(paths.image(disk.target, params["format"])),
             "format": params["format"],
-            "capacity": facts.capacity[disk.target],
-            "bytes_needed": bytes_needed(facts.capacity[disk.target], facts.allocation[disk.target]),
+            "capacity": facts.capacity_of(disk),
+            "bytes_needed": bytes_needed(facts.capacity_of(disk), facts.allocation[disk.target]),
             "source": {"path": disk.chain[0].path, "format": disk.chain[0].format},
         }
         for disk in chosen

@@ -34,6 +34,12 @@ class DomainFacts:
     job: dict[str, Any] | None
     block_jobs: list[dict[str, Any]]
 
+    def capacity_of(self, disk: Disk) -> int:
+        """The size of a disk that is to be captured, in bytes."""
+        if not self.capacity.get(disk.target):
+            raise LiveBackupError(f"libvirt does not know the size of disk {disk.target} of domain {self.xml.name!r}.")
+        return self.capacity[disk.target]
+
 
 def host_versions(connection: libvirt.virConnect) -> HostVersions:
     """The versions of the hypervisor's libvirt and QEMU, not of the Python binding."""

@@ -21,7 +21,7 @@ def sync_path(path: Path) -> None:
 
 def temporary_of(path: Path, writer: str = "") -> Path:
     """Where a file is written before it is renamed; known, so that what a crash leaves can be found."""
-    return path.with_name(f".{path.name}.{writer}tmp")
+    return path.with_name(f".{path.name}.{writer}.tmp" if writer else f".{path.name}.tmp")
 
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:

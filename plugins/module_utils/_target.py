@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import secrets
 import select
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -114,7 +115,7 @@ def _probe_by_looking(target: Path, qemu_user: tuple[int, int] | None, facts: di
 
 def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None, facts: dict[str, Any]) -> dict[str, Any]:
     """As libvirt does it: we create the file and give it to QEMU's user, who opens it by its path."""
-    directory = target / f".live_backup_probe.{os.getpid()}"
+    directory = target / f".live_backup_probe.{secrets.token_hex(8)}"
     probe = directory / "probe"
     try:
         directory.mkdir(mode=0o711)

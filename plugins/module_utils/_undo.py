@@ -18,7 +18,7 @@ from pathlib import Path
 from ._backup_set import TOKEN, SetPaths, is_partial_of, release_domain_directory, unmarked_partial
 from ._claim import Claim, remove_claim
 from ._clock import Clock
-from ._connection import FAILURES, NO_DOMAIN, connect, explain, explained
+from ._connection import FAILURES, NO_DOMAIN, OPERATION_INVALID, connect, explain, explained
 from ._errors import LiveBackupError
 from ._job import JobWatch, abort_and_wait, running_backup, running_job
 from ._libraries import libvirt
@@ -117,8 +117,11 @@ def _thaw(domain: libvirt.virDomain) -> None:
 
 
 def _resume(domain: libvirt.virDomain) -> None:
-    with explained("resume the domain, which an I/O error paused"):
+    try:
         domain.resume()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != OPERATION_INVALID:  # somebody resumed it just now
+            raise
 
 
 def partial_remover(partial: Path) -> Callable[[], None]:

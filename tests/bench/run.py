@@ -47,27 +47,28 @@ def settle(hypervisor: Hypervisor, guest: Guest) -> None:
 
 def compare_push(hypervisor: Hypervisor, directory: Path, size: int, rounds: int) -> None:
     guest = hypervisor.guest("large", "one-raw", size=size, fill=size - (16 << 20), rate=50)
-    ours, bare = [], []
+    common = {"domain": guest.name, "backup_id": "ours"}
+    image, xml = directory / "bare.qcow2", directory / "bare.xml"
+    disk = f"<disk name='vda' type='file'><target file='{image}'/><driver type='qcow2'/></disk>"
+    xml.write_text(f"<domainbackup><disks>{disk}</disks></domainbackup>", encoding="utf-8")
+
+    def by_modules() -> None:
+        module(hypervisor, "libvirt_backup_begin", target=str(directory), **common)
+        assert module(hypervisor, "libvirt_job_wait", **common)["job"]["success"]
+
+    def by_hand() -> None:
+        hypervisor.run([HERE / "bare_push.sh", guest.uuid, xml])
+
+    ours: list[float] = []
+    bare: list[float] = []
     for number in range(rounds):
-        common = {"domain": guest.name, "backup_id": f"b{number}"}
-
-        def by_modules(common: dict[str, str] = common) -> None:
-            module(hypervisor, "libvirt_backup_begin", target=str(directory), **common)
-            assert module(hypervisor, "libvirt_job_wait", **common)["job"]["success"]
-
-        def by_hand(number: int = number) -> None:
-            xml = directory / "bare.xml"
-            disk = f"<disk name='vda' type='file'><target file='{directory}/bare{number}.qcow2'/><driver type='qcow2'/></disk>"
-            xml.write_text(f"<domainbackup><disks>{disk}</disks></domainbackup>", encoding="utf-8")
-            hypervisor.run([HERE / "bare_push.sh", guest.uuid, xml])
-
         # Turn about, so that neither always comes after the other.
         for times, action in [(ours, by_modules), (bare, by_hand)][:: 1 if number % 2 else -1]:
             settle(hypervisor, guest)
             times.append(seconds(action))
         module(hypervisor, "backup_set_publish", target=str(directory), **common)
         shutil.rmtree(directory / guest.name)
-        (directory / f"bare{number}.qcow2").unlink()
+        image.unlink()
     guest.remove()
     row(f"push of {size / GIB:.0f} GiB: begin and wait", ours, "s")
     row("  virsh backup-begin and a loop", bare, "s")

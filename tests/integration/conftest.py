@@ -74,9 +74,10 @@ class Backup:
 
     def run(self, **options: Any) -> dict[str, Any]:
         """All three steps; the result of the last."""
-        for step in (lambda: self.begin(**options), self.wait, self.publish):
-            result = step()
+        for result in (self.begin(**options), self.wait()):
             assert "failed" not in result, result
+        result = self.publish()
+        assert "failed" not in result, result
         return result
 
     def slowly(self) -> Inside:

@@ -3,4 +3,4 @@
 
 from __future__ import annotations
 
-from .fixtures import guest, hypervisor  # noqa: F401
+pytest_plugins = ["tests.rig.fixtures"]

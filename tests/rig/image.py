@@ -82,8 +82,8 @@ def _build(kernel_tree: Path, image: Path) -> None:
         (initramfs / library[1:]).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(library, initramfs / library[1:])
     shutil.copy(agent, initramfs / "bin/qemu-ga")
-    shutil.copy(_HERE / "guest-init", initramfs / "init")
-    shutil.copy(_HERE / "guest-shutdown", initramfs / "sbin/shutdown")
+    _add_script("guest-init", initramfs / "init")
+    _add_script("guest-shutdown", initramfs / "sbin/shutdown")
 
     shutil.copy(next(kernel_tree.glob("boot/vmlinuz-*")), image / "vmlinuz")
     all_modules = {path.stem: path for path in kernel_tree.glob("lib/modules/*/kernel/**/*.ko")}
@@ -102,6 +102,11 @@ def _build(kernel_tree: Path, image: Path) -> None:
     names = "\n".join(sorted(str(path.relative_to(initramfs)) for path in initramfs.rglob("*")))
     run(["cpio", "--quiet", "--create", "--format=newc", "--file", image / "initramfs"], cwd=initramfs, stdin=names)
     shutil.rmtree(initramfs)
+
+
+def _add_script(name: str, place: Path) -> None:
+    """A script for the guest's shell; not executable in the repository, where nothing could run it."""
+    place.write_text("#!/bin/busybox sh\n" + (_HERE / name).read_text(encoding="utf-8"), encoding="utf-8")
 
 
 def _needs(module: Path) -> list[str]:

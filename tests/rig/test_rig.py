@@ -122,7 +122,7 @@ def test_the_oracle_notices_damage_to_a_real_guest(guest: Make, tmp_path: Path) 
     good = judge(made.images, made.durable())
     assert good.ok, good
 
-    raw, _ = made.images[0]
+    raw = made.images[0][0]
     assert not judge([(early, "raw"), made.images[1]]).ok
     content = raw.read_bytes()
     written = next(i for i in range(BLOCK, len(content), BLOCK) if content[i : i + 8] == b"LBRIGWRT")

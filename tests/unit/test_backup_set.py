@@ -165,11 +165,25 @@ def test_a_partial_set_that_is_there_is_refused_and_left_alone(paths: SetPaths) 
     assert is_partial_of(paths, "theirs")
 
 
-def test_a_partial_set_without_mark_is_of_nobody_unless_it_is_empty(paths: SetPaths) -> None:
+def test_a_partial_set_without_mark_is_of_nobody(paths: SetPaths) -> None:
     paths.partial.mkdir()
-    assert is_partial_of(paths, "token")
-    (paths.partial / "vda.qcow2").touch()
     assert not is_partial_of(paths, "token")
+    with pytest.raises(LiveBackupError, match="exists already"):
+        make_partial(paths, "token")
+
+
+def test_a_directory_with_files_of_a_user_is_left_to_him(tmp_path: Path) -> None:
+    """Not even its mode is changed."""
+    (tmp_path / "db1").mkdir(mode=0o750)
+    (tmp_path / "db1" / "notes").touch()
+    for find in (domain_directory, claim_domain_directory):
+        assert find(tmp_path, "db1", UUID) == tmp_path / f"db1.{UUID[:8]}"
+    assert (tmp_path / "db1").stat().st_mode & 0o777 == 0o750
+
+
+def test_a_mount_point_made_for_the_domain_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "db1" / "lost+found").mkdir(parents=True)
+    assert claim_domain_directory(tmp_path, "db1", UUID) == tmp_path / "db1"
 
 
 # The published set
@@ -178,8 +192,9 @@ def test_a_partial_set_without_mark_is_of_nobody_unless_it_is_empty(paths: SetPa
 def test_manifest_of_a_published_set(paths: SetPaths) -> None:
     assert published_manifest(paths) is None
     paths.final.mkdir()
-    (paths.final / MANIFEST).write_text('{"schema": 1}', encoding="utf-8")
-    assert published_manifest(paths) == {"schema": 1}
+    manifest = dict.fromkeys(("backup_id", "consistency", "disks", "job", "skipped", "started", "finished"))
+    (paths.final / MANIFEST).write_text(json.dumps(manifest), encoding="utf-8")
+    assert published_manifest(paths) == manifest
 
 
 def test_a_directory_that_is_no_set_is_an_error(paths: SetPaths) -> None:

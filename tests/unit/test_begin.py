@@ -119,8 +119,15 @@ def lun(backup: Backup) -> None:
     backup.domain.devices = "<disk type='block' device='lun'><source dev='/dev/sg0'/><target dev='sda' bus='scsi'/></disk>"
 
 
+def raising(error: Exception) -> Any:
+    def fail() -> None:
+        raise error
+
+    return fail
+
+
 def unwritable_definition(backup: Backup) -> None:
-    libvirt.host.before["XMLDesc"] = lambda: (_ for _ in ()).throw(libvirt.libvirtError(1, "internal error: broken"))
+    libvirt.host.before["XMLDesc"] = raising(libvirt.libvirtError(1, "internal error: broken"))
 
 
 @pytest.mark.parametrize("check", [False, True])
@@ -209,13 +216,6 @@ def test_a_damaged_claim_of_another_domain_does_not_stop_this_one(backup: Backup
 
 
 # What fails on the way leaves nothing
-
-
-def raising(error: Exception) -> Any:
-    def fail() -> None:
-        raise error
-
-    return fail
 
 
 @pytest.mark.parametrize("code", [8, 38, 68, 84])

@@ -38,6 +38,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim import 
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
 from .clock import FakeClock
+from .fake import libvirt
 
 HOLDER = """
 import fcntl, os, sys
@@ -104,28 +105,33 @@ def test_a_damaged_claim_is_an_error_that_names_the_file(claims: Path, content: 
     assert (claims / "u-1.json").read_bytes() == content
 
 
+GONE = "qemu:///system"
+
+
 def test_all_claims_and_find_claim(claims: Path) -> None:
-    assert all_claims() == [] and find_claim("db1") is None
+    """The domains are gone, and so is libvirtd."""
+    libvirt.host = libvirt.Host()
+    libvirt.host.running = False
+    assert all_claims() == []
+    with pytest.raises(LiveBackupError, match="Is libvirtd"):
+        find_claim(GONE, "db1")
     one, other = saved(claims), saved(claims, uuid="u-2", domain="db2")
     (claims / "u-3.lock").touch()
-    (claims / ".u-4.json.123.tmp").write_text("{", encoding="ascii")
+    (claims / ".u-4.json.tmp").write_text("{", encoding="ascii")
     assert all_claims() == [one, other]
-    assert find_claim("db2") == find_claim("u-2") == other
-    assert find_claim("db3") is None
+    assert find_claim(GONE, "db2") == find_claim(GONE, "u-2") == find_claim(GONE, "U-2") == ("u-2", "db2", other)
+    libvirt.host.running = True
+    with pytest.raises(LiveBackupError, match="no domain 'db3'"):
+        find_claim(GONE, "db3")
 
 
 def test_a_damaged_claim_of_another_domain_hides_no_claim(claims: Path) -> None:
     """One domain's trouble never stops the others."""
+    libvirt.host = libvirt.Host()
     claims.mkdir()
     (claims / "u-0.json").write_bytes(b"{")
     mine = saved(claims)
-    assert find_claim("u-1") == mine
-
-
-def test_a_claim_is_found_by_its_uuid_in_capitals(claims: Path) -> None:
-    """libvirt finds the domain by that, too."""
-    mine = saved(claims, uuid="8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11")
-    assert find_claim(mine.uuid.upper()) == mine
+    assert find_claim(GONE, "u-1")[2] == mine
 
 
 def test_remove_claim(claims: Path) -> None:

@@ -60,7 +60,7 @@ def test_the_new_file_is_synced_before_it_takes_the_place_and_the_directory_afte
 
 
 def test_a_dead_writers_temporary_file_is_no_obstacle(tmp_path: Path) -> None:
-    (tmp_path / f".claim.{os.getpid()}.tmp").write_bytes(b"longer than what is written now")
+    (tmp_path / ".claim.tmp").write_bytes(b"longer than what is written now")
     write_durably(tmp_path / "claim", b"new")
     assert content(tmp_path) == {"claim": b"new"}
 
@@ -68,15 +68,15 @@ def test_a_dead_writers_temporary_file_is_no_obstacle(tmp_path: Path) -> None:
 def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path: Path) -> None:
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
-    (tmp_path / f".claim.{os.getpid()}.tmp").symlink_to(victim)
+    (tmp_path / ".claim.tmp").symlink_to(victim)
     with pytest.raises(OSError, match="symbolic links"):
         write_durably(tmp_path / "claim", b"new")
     assert victim.read_bytes() == b"precious"
 
 
 def test_write_exclusively_is_won_once(tmp_path: Path) -> None:
-    assert write_exclusively(tmp_path / "owner", b"first")
-    assert not write_exclusively(tmp_path / "owner", b"second")
+    assert write_exclusively(tmp_path / "owner", b"first", "me")
+    assert not write_exclusively(tmp_path / "owner", b"second", "you")
     assert content(tmp_path) == {"owner": b"first"}
     assert stat.S_IMODE((tmp_path / "owner").stat().st_mode) == 0o600
 
@@ -87,5 +87,5 @@ def test_write_exclusively_that_fails_leaves_nothing(tmp_path: Path, monkeypatch
 
     monkeypatch.setattr(os, "link", fail)
     with pytest.raises(PermissionError):
-        write_exclusively(tmp_path / "owner", b"first")
+        write_exclusively(tmp_path / "owner", b"first", "me")
     assert content(tmp_path) == {}

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _recover, _undo
+from ansible_collections.virtops.live_backup.plugins.module_utils import _recover
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
-from .backup import Backup
+from .backup import UUID, Backup
 from .fake import libvirt
 
 
@@ -151,45 +151,38 @@ def test_a_partial_set_of_another_hypervisor_is_never_removed(dead: Backup) -> N
     assert (dead.partial / "domain.xml").exists()
 
 
-def test_a_partial_set_that_another_run_fills_while_recovery_works_is_not_removed(dead: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An empty directory proves nothing a moment later."""
+def test_an_empty_partial_set_is_not_proved_to_be_ours(dead: Backup) -> None:
     for path in dead.partial.iterdir():
         path.unlink()
-    abort = _undo.abort_and_wait
-
-    def slow_abort(*arguments: Any) -> None:
-        abort(*arguments)
-        (dead.partial / ".claim").write_text("their token", encoding="ascii")
-        (dead.partial / "vda.qcow2").write_bytes(b"theirs")
-
-    monkeypatch.setattr(_undo, "abort_and_wait", slow_abort)
-    dead.recover()
-    assert (dead.partial / "vda.qcow2").read_bytes() == b"theirs"
+    assert repaired(dead.recover()) == ["backup job", "claim"]
+    assert dead.partial.exists()
 
 
-@pytest.mark.parametrize("left", ["..claim.4711.tmp", ""])
-def test_a_run_that_died_while_it_marked_its_partial_set(dead: Backup, left: str) -> None:
+@pytest.mark.parametrize("marked", [False, True])
+def test_a_run_that_died_while_it_made_its_partial_set(dead: Backup, marked: bool) -> None:
     dead.domain.end_job(libvirt.CANCELLED)
     for path in dead.partial.iterdir():
         path.unlink()
-    if left:
-        (dead.partial / left).touch()
+    unmarked = dead.partial.rename(dead.partial.with_name(f".{claim_of(dead).token}.new"))
+    (unmarked / ("..claim.tmp" if marked else ".claim")).touch()
     dead.recover()
     dead.assert_nothing_left()
 
 
-def test_a_run_that_died_while_it_marked_its_domains_directory(dead: Backup) -> None:
+@pytest.mark.parametrize("left", ["", f"..domain.json.{UUID}.tmp"])
+def test_a_run_that_died_while_it_marked_its_domains_directory(dead: Backup, left: str) -> None:
     dead.domain.end_job(libvirt.CANCELLED)
     for path in [*dead.partial.iterdir(), dead.partial.parent / ".domain.json"]:
         path.unlink()
     dead.partial.rmdir()
-    (dead.partial.parent / "..domain.json.4711.tmp").touch()
+    if left:
+        (dead.partial.parent / left).touch()
     dead.recover()
     dead.assert_nothing_left()
 
 
 def test_a_run_that_died_while_it_wrote_its_claim(dead: Backup) -> None:
-    (dead.claims / f".{dead.domain.uuid}.json.4711.tmp").write_text("{", encoding="ascii")
+    (dead.claims / f".{dead.domain.uuid}.json.tmp").write_text("{", encoding="ascii")
     dead.recover()
     dead.assert_nothing_left()
 

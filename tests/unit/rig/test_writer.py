@@ -64,7 +64,7 @@ def test_tells_the_last_number_and_keeps_its_rate(tmp_path: Path, writer: Path) 
     process = subprocess.Popen([writer, "--rate", "100", *twin.paths], stdout=subprocess.PIPE, text=True)
     with process:
         assert process.stdout is not None
-        told = [int(match[1]) for match in (re.match(r"durable (\d+)", process.stdout.readline()) for _ in range(21)) if match]
+        told = [int(match[1]) for match in (re.match(r"durable (\d+)", process.stdout.readline()) for _line in range(21)) if match]
         process.kill()
     assert 50 <= told[-1] <= 150  # 20 lines, 50 ms each, 100 writes a second
     assert judge(twin.images, told[-1]).ok

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 VIR_ERR_NO_DOMAIN = 42
 _STATE = os.environ.get("FAKE_LIBVIRT_DOMAIN", "active")
@@ -12,11 +13,8 @@ _opened = 0
 
 
 def _log(call: str) -> None:
-    with _builtin_open(os.environ["FAKE_LIBVIRT_LOG"], "a", encoding="utf-8") as log:
+    with Path(os.environ["FAKE_LIBVIRT_LOG"]).open("a", encoding="utf-8") as log:
         log.write(f"{call}\n")
-
-
-_builtin_open = open
 
 
 class libvirtError(Exception):  # noqa: N801
