@@ -16,7 +16,10 @@ options:
       - A remote URI is refused, since paths, locks and claims are the hypervisor's own.
     type: str
     default: qemu:///system
+notes:
+  - Run it as root (C(become)). Claims, images and libvirt's management socket are root's.
 requirements:
+  - Python 3.9 or newer, on the hypervisor
   - python3-libvirt, on the hypervisor
   - python3-lxml, on the hypervisor
 """

@@ -47,7 +47,7 @@ def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         plan.update(bytes_free=facts.free, device=facts.device)
         check_room(plan["bytes_needed"], _reserved(facts.device, uuid), facts.free, str(target))
         if check_mode:
-            return {"changed": True, "published": False, **_planned(plan, params["format"])}
+            return {"changed": True, "planned": True, "published": False, **_planned(plan, params["format"])}
         with hold(uuid, clock):
             # Another run may have come between the first look and the lock.
             begun = _begun_before(target, name, uuid, params["backup_id"], clock)
@@ -76,7 +76,9 @@ def _begun_before(target: Path, name: str, uuid: str, backup_id: str, clock: Clo
 def _from_manifest(manifest: dict[str, Any], paths: SetPaths) -> dict[str, Any]:
     return {
         "changed": False,
+        "planned": False,
         "published": True,
+        "path": str(paths.final),
         "disks": [
             {"target": disk["target"], "path": str(paths.final / disk["file"]), "format": disk["format"]} for disk in manifest["disks"]
         ],
@@ -116,6 +118,7 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
         for disk in chosen
     ]
     return {
+        "path": str(paths.final),
         "disks": disks,
         "skipped": skipped,
         "bytes_needed": sum(disk["bytes_needed"] for disk in disks),
@@ -142,6 +145,7 @@ def _will_freeze(facts: DomainFacts, quiesce: str) -> bool:
 def _planned(plan: dict[str, Any], image_format: str) -> dict[str, Any]:
     """The part of a plan that is told to the user."""
     return {
+        "path": plan["path"],
         "disks": [{"target": disk["target"], "path": disk["path"], "format": image_format} for disk in plan["disks"]],
         "skipped": plan["skipped"],
         "bytes_needed": plan["bytes_needed"],
@@ -215,6 +219,7 @@ def _capture(domain: libvirt.virDomain, claim: Claim, target: Path, params: dict
     if plan["nvram"]:
         write_durably(paths.partial / NVRAM, moments["nvram"])
     return {
+        "planned": False,
         "published": False,
         **_planned(plan, params["format"]),
         "consistency": consistency.level,

@@ -26,3 +26,8 @@ class Clock:
 def rfc3339(wall: float) -> str:
     """Seconds since the epoch as UTC text with milliseconds: `2026-11-22T18:45:12.345Z`."""
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def wall_time(text: str) -> float:
+    """The seconds since the epoch that `rfc3339` made text of."""
+    return datetime.strptime(text, "%Y-%m-%dT%H:%M:%S.%fZ").replace(tzinfo=timezone.utc).timestamp()

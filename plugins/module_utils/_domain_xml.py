@@ -167,5 +167,6 @@ def _secrets(root: Any) -> tuple[str, ...]:
         found.append("its NVRAM, which is no file")
     if root.find("devices/tpm/backend[@type='emulator']") is not None:
         found.append("the state of its virtual TPM (/var/lib/libvirt/swtpm)")
-    found += [f"libvirt secret {secret.get('uuid') or secret.get('usage')}" for secret in root.iterfind("devices/disk//encryption/secret")]
+    secrets = [*root.iterfind("devices/disk//encryption/secret"), *root.iterfind("devices/disk//auth/secret")]
+    found += [f"libvirt secret {secret.get('uuid') or secret.get('usage')}" for secret in secrets]
     return tuple(found)

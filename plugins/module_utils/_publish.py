@@ -12,7 +12,7 @@ from typing import Any
 
 from ._backup_set import MANIFEST, TOKEN, SetPaths, check_backup_id, check_target, domain_directory, is_partial_of, published_manifest
 from ._claim import Claim, find_claim, hold, require_claim, step
-from ._clock import Clock
+from ._clock import Clock, wall_time
 from ._digest import file_digest
 from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
@@ -32,7 +32,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     paths = SetPaths(domain_directory(target, name, uuid), params["backup_id"])
     manifest = published_manifest(paths)
     if manifest is not None:
-        return {"changed": False, "path": str(paths.final), "manifest": manifest}
+        return {"changed": False, **_published(paths, manifest)}
     if check_mode:
         _ready(uuid, name, paths)
         return {"changed": True, "path": str(paths.final), **_diff(paths)}
@@ -40,7 +40,16 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         claim = _ready(uuid, name, paths)
         with step(claim, "publish", clock):
             manifest = _publish(claim, paths, clock)
-    return {"changed": True, "path": str(paths.final), "manifest": manifest, **_diff(paths)}
+    return {"changed": True, **_published(paths, manifest), **_diff(paths)}
+
+
+def _published(paths: SetPaths, manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "path": str(paths.final),
+        "bytes": sum(disk["allocated"] for disk in manifest["disks"]),
+        "seconds": round(wall_time(manifest["finished"]) - wall_time(manifest["started"]), 3),
+        "manifest": manifest,
+    }
 
 
 def _diff(paths: SetPaths) -> dict[str, Any]:

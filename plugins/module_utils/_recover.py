@@ -14,24 +14,24 @@ from ._connection import connect
 from ._errors import LiveBackupError
 from ._job import running_backup
 from ._libraries import libvirt
-from ._undo import active_domain, find_repairs, paths_of, planned_files
+from ._undo import Repair, active_domain, find_repairs, paths_of, planned_files
 
 
 def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Repair what a dead claim's run left; one that lives is an error, unless the run of `backup_id` can go on with it."""
     _uuid, _name, claim = find_claim(params["uri"], params["domain"])
     if claim is None:
-        return {"changed": False, "repairs": []}
+        return _result([], check_mode)
     with connect(params["uri"], readonly=check_mode) as connection:
         if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim):
-            return {"changed": False, "repairs": []}
+            return _result([], check_mode)
         if is_alive(claim, clock):
             raise LiveBackupError(
-                f"Domain {claim.domain!r} is being backed up: {describe(claim, clock)}. There is nothing to recover while that run lives."
+                f"Domain {claim.domain!r} is being backed up: {describe(claim, clock)}. "
+                "There is nothing to recover while that run may go on: wait until then, or go on with its backup_id."
             )
         if check_mode:
-            repairs = find_repairs(params["uri"], connection, claim, clock, died=True)
-            return {"changed": True, "repairs": [repair.as_result() for repair in repairs]}
+            return _result(find_repairs(params["uri"], connection, claim, clock, died=True), check_mode)
         with hold(claim.uuid, clock):
             claim = read_claim(claim.uuid)
             if claim is None or lease_runs(claim, clock.boottime(), boot_id()):
@@ -39,7 +39,16 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
             repairs = find_repairs(params["uri"], connection, claim, clock, died=True)
             for repair in repairs:
                 repair.do()
-        return {"changed": True, "repairs": [repair.as_result() for repair in repairs]}
+        return _result(repairs, check_mode)
+
+
+def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:
+    return {
+        "changed": bool(repairs),
+        "planned": check_mode,
+        "repairs": [repair.as_result() for repair in repairs],
+        "diff": {"before": "".join(f"{repair.what}: {repair.evidence}\n" for repair in repairs), "after": ""},
+    }
 
 
 def _can_go_on(connection: libvirt.virConnect, claim: Claim) -> bool:

@@ -22,6 +22,8 @@ from ._undo import ABORT_SECONDS, planned_files, undo
 def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """The result of the job of `backup_id`, once it has ended; the same again when it is recorded already."""
     check_backup_id(params["backup_id"])
+    if params["timeout"] < 1:
+        raise LiveBackupError(f"timeout must be at least 1 second, not {params['timeout']}.")
     uuid, name, _claim = find_claim(params["uri"], params["domain"])
     if check_mode:
         claim = _begun(uuid, name, params["backup_id"])

@@ -15,7 +15,7 @@ description:
   - Makes the files of a finished backup a set, with C(manifest.json) and C(RESTORE.md), each file synced, readable for root alone.
   - Renames the set into place as the last step, so that a set that can be seen is whole.
   - Needs the result that M(virtops.live_backup.libvirt_job_wait) recorded, and every planned image.
-  - Reads each image once, for its digest, and leaves the host's page cache as it was.
+  - Reads each image once, for its digest, and does not leave it in the host's page cache.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
@@ -50,10 +50,25 @@ path:
   returned: success
   type: str
   sample: /srv/backup/db1/20261122T184512Z
+bytes:
+  description: What the images occupy.
+  returned: success, outside check mode or when the set is published
+  type: int
+  sample: 3221225472
+seconds:
+  description: From the begin of the backup to its last image's digest.
+  returned: success, outside check mode or when the set is published
+  type: float
+  sample: 93.214
 manifest:
   description: The set's manifest, described by the JSON Schema in C(docs/manifest.schema.json).
   returned: success, outside check mode or when the set is published
   type: dict
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, TARGET, run

@@ -135,27 +135,43 @@ instant:
   sample: '2026-11-22T18:45:12.345Z'
 began:
   description: When the job was asked for, in seconds since the epoch.
-  returned: when a backup was begun
+  returned: when a backup was begun or found under way
   type: float
   sample: 1795373112.311
 job:
-  description: The job as RV(virtops.live_backup.libvirt_job_wait#module:job), if it was still running. V(null) if it had ended.
+  description: >-
+    The job as RV(virtops.live_backup.libvirt_job_wait#module:job), as it was when it had begun; V(null) if it had ended by then. Of a
+    published set, the finished job.
   returned: when a backup was begun or found
   type: dict
+path:
+  description: Where the set is, or will be, published.
+  returned: success
+  type: str
+  sample: /srv/backup/db1/20261122T184512Z
+planned:
+  description: Whether this is only a plan, made in check mode.
+  returned: success
+  type: bool
 published:
   description: Whether the set is published already, so that there is nothing to wait for.
   returned: success
   type: bool
 bytes_needed:
   description: The room that the images may need, in bytes.
-  returned: unless the set is published already
+  returned: unless the set is published already, and when there is too little
   type: int
   sample: 3543348019
 bytes_free:
   description: The room that there is, in bytes.
-  returned: unless the set is published already
+  returned: unless the set is published already, and when there is too little
   type: int
   sample: 107374182400
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._begin import begin_backup

@@ -26,8 +26,7 @@ attributes:
     support: full
     details: Lists what would be repaired, with the evidence.
   diff_mode:
-    support: none
-    details: The repairs are listed in RV(repairs).
+    support: full
   idempotent:
     support: full
     details: No change when there is nothing to repair.
@@ -46,6 +45,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+planned:
+  description: Whether the repairs are only planned, in check mode.
+  returned: success
+  type: bool
 repairs:
   description: What was repaired, in order.
   returned: success
@@ -64,6 +67,11 @@ repairs:
       description: What was done.
       type: str
       sample: abort it
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import DOMAIN, run

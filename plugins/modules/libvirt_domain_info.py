@@ -211,6 +211,11 @@ host:
     supports_push:
       description: Whether both are new enough for a push backup.
       type: bool
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._info import domain_info

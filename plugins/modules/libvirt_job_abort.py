@@ -15,6 +15,8 @@ description:
   - Aborts the backup job that runs on a domain, whoever began it, and returns when it has ended.
   - Libvirt removes the images that the job has written. The guest runs on.
   - A job of another kind, such as a migration, is not touched.
+  - The claim of a backup that this collection began stays; M(virtops.live_backup.libvirt_job_wait) then records the failure and
+    removes what is left.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
@@ -50,6 +52,11 @@ job:
     The job that was found, as RV(virtops.live_backup.libvirt_job_wait#module:job). V(null) for none.
   returned: success
   type: dict
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._abort import abort_job

@@ -61,7 +61,8 @@ EXAMPLES = r"""
 
 RETURN = r"""
 job:
-  description: The finished job, with what C(virsh domjobinfo --completed) shows. In check mode, the job as it is now.
+  description: >-
+    The finished job, with what C(virsh domjobinfo --completed) shows. In check mode, the job as it is now, V(null) if it has ended.
   returned: success, and on failure where it is known
   type: dict
   contains:
@@ -97,6 +98,11 @@ job:
       description: What QEMU said, empty if nothing.
       type: str
       sample: ''
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, run

@@ -39,14 +39,21 @@ class Player:
     hypervisor: Hypervisor
     target: Path
 
-    def start(self, *options: str, hosts: dict[str, dict[str, Any]] | None = None, book: str = "backup", **variables: Any) -> Inside:
+    def start(
+        self,
+        *options: str,
+        hosts: dict[str, dict[str, Any]] | None = None,
+        book: str = "virtops.live_backup.backup",
+        program: Path = Path(sys.executable).with_name("ansible-playbook"),
+        **variables: Any,
+    ) -> Inside:
         variables = {"backup_target": str(self.target), **variables}
         inventory = self.target.with_suffix(".inventory.json")
         local = {"ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3"}
         named = {name: {**local, **more} for name, more in (hosts or {"hv": {}}).items()}
         inventory.write_text(json.dumps({"hypervisors": {"hosts": named}}), encoding="utf-8")
         return self.hypervisor.popen(
-            [Path(sys.executable).with_name("ansible-playbook"), "--inventory", inventory, f"virtops.live_backup.{book}"]
+            [program, "--inventory", inventory, book]
             + ["--extra-vars", json.dumps({name: value for name, value in variables.items() if value is not None}), *options],
             env={
                 **os.environ,
@@ -120,6 +127,56 @@ def test_one_failure_leaves_the_others_to_finish(
     assert "Traceback" not in played.output
 
 
+@pytest.mark.parametrize("excluded", ['{"NAME": ["vdb"]}', {"NAME": ["vdb"]}, {"copy": ["vdx"], "NAME": ["vdb"]}], ids=str)
+def test_exclusions_as_text_and_as_mapping(excluded: Any, everyday: Guest, player: Player) -> None:
+    given = json.loads(json.dumps(excluded).replace("NAME", everyday.name))
+    played = player.run("--check", backup_domains=everyday.name, backup_exclude_disks=given)
+    assert played.status == 0, played.output
+    assert "disks vda; skipped vdb (excluded)" in played.rows[everyday.name]["msg"]
+    assert ("names copy, which this run does not back up" in played.output) == ("copy" in given)
+
+
+@pytest.mark.parametrize("wrong", ["db1=vdb", ["vdb"]])
+def test_exclusions_that_nothing_would_heed_are_refused(wrong: Any, everyday: Guest, player: Player) -> None:
+    played = player.run(backup_domains=everyday.name, backup_exclude_disks=wrong)
+    assert played.status == 2 and "backup_exclude_disks" in played.output, played.output
+    assert list(player.target.iterdir()) == []
+
+
+def test_empty_answers_of_a_survey_are_the_defaults(everyday: Guest, player: Player) -> None:
+    played = player.run("--check", backup_domains="", backup_exclude_domains="", backup_id="", live_backup_hosts="", backup_timeout="3600")
+    assert played.rows[everyday.name]["status"] == "planned", played.output
+
+
+def test_each_use_of_the_role_takes_a_backup_of_its_own(everyday: Guest, player: Player) -> None:
+    """As around an upgrade; and a play in check mode only plans."""
+    book = player.target.with_suffix(".yml")
+    use = {"hosts": "hypervisors", "gather_facts": False, "roles": ["virtops.live_backup.backup"]}
+    named = {**use, "vars": {"backup_id": "after"}}
+    imported = {"import_playbook": "virtops.live_backup.backup"}
+    pause = {"hosts": "hypervisors", "gather_facts": False, "tasks": [{"ansible.builtin.wait_for": {"timeout": 2}}]}
+    book.write_text(json.dumps([imported, pause, use, {**use, "check_mode": True}, named]), encoding="utf-8")
+    played = player.run(book=str(book), backup_domains=[everyday.name])
+    assert played.status == 0, played.output
+    published = sorted(path.name for path in (player.target / everyday.name).iterdir() if not path.name.startswith("."))
+    assert len(published) == 3 and published[-1] == "after", published
+
+
+@pytest.mark.parametrize("core", [path.parent for path in (REPOSITORY / ".build").glob("venv-core-*/made")], ids=lambda path: path.name)
+def test_numbers_are_numbers_on_every_core(core: Path, everyday: Guest, player: Player) -> None:
+    played = player.run(program=core / "bin/ansible-playbook", backup_domains=[everyday.name])
+    assert played.status == 0, played.output
+    row = played.rows[everyday.name]
+    assert {name: type(row[name]) for name in ("bytes", "seconds", "changed", "msg")} == {
+        "bytes": int, "seconds": float, "changed": bool, "msg": str
+    }, row  # fmt: skip
+
+
+def test_a_hypervisor_that_cannot_be_listed_has_a_row(player: Player) -> None:
+    played = player.run(backup_domains=["nobody"])
+    assert played.status == 2 and "no domain 'nobody'" in played.rows[""]["msg"] and played.rows[""]["hypervisor"] == "hv"
+
+
 def test_hosts_share_the_name_of_the_backup(everyday: Guest, make_guest: Callable[..., Guest], player: Player) -> None:
     other = make_guest("one-raw", rate=100)
     hosts = {"one": {"backup_domains": [everyday.name]}, "two": {"backup_domains": [other.name]}}
@@ -129,7 +186,7 @@ def test_hosts_share_the_name_of_the_backup(everyday: Guest, make_guest: Callabl
     assert len(played.rows) == 2 and len(ids) == 1 and re.fullmatch(r"\d{8}T\d{6}Z", ids.pop())
 
 
-@pytest.mark.parametrize("wrong", [{"backup_target": None}, {"backup_method": "legacy"}, {"backup_format": "vmdk"}])
+@pytest.mark.parametrize("wrong", [{"backup_target": None}, {"backup_quiesce": "maybe"}, {"backup_format": "vmdk"}])
 def test_a_wrong_variable_is_named(wrong: dict[str, Any], player: Player) -> None:
     played = player.run(**wrong)
     assert played.status == 2 and next(iter(wrong)) in played.output and "Traceback" not in played.output, played.output
@@ -163,7 +220,7 @@ def test_recover_alone(large: Guest, player: Player, backup_of: Callable[..., Ba
     process.wait(timeout=60)
     assert backup.claims()
     for options, changed in ((("--check",), 1), ((), 1), ((), 0)):
-        played = player.run(*options, book="recover")
+        played = player.run(*options, book="virtops.live_backup.recover")
         assert played.status == 0 and played.recap["hv"]["changed"] == changed, played.output
     wait_until(lambda: not backup.watchdogs(), 30, "the watchdog to end")
     backup.assert_nothing_left()
