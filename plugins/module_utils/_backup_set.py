@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import os
 import re
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ._errors import LiveBackupError
-from ._files import temporary_of, write_durably, write_exclusively
+from ._files import sync_path, temporary_of, write_durably, write_exclusively
 
 BACKUP_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MANIFEST = "manifest.json"
@@ -129,6 +130,7 @@ def claim_domain_directory(target: Path, name: str, uuid: str) -> Path:
         if directory.is_symlink() or directory.stat().st_uid != os.geteuid():
             raise LiveBackupError(f"{directory} is a link or belongs to another user, who could read or change the backups in it.")
         directory.chmod(0o711)
+        sync_path(target)
         if write_exclusively(directory / OWNER, owner, uuid) or owned_by(directory) == uuid:
             return directory
     raise _all_taken(target, name)
@@ -145,8 +147,10 @@ def _all_taken(target: Path, name: str) -> LiveBackupError:
 def release_domain_directory(directory: Path, uuid: str) -> None:
     """Remove a domain's directory that holds no set, and what a run left that died while it made it."""
     temporary_of(directory / OWNER, uuid).unlink(missing_ok=True)
-    if directory.exists() and [entry.name for entry in directory.iterdir()] in ([], [OWNER]):
+    if directory.exists() and owned_by(directory) == uuid and [entry.name for entry in directory.iterdir()] == [OWNER]:
         (directory / OWNER).unlink(missing_ok=True)
+    # Of an empty one nothing is lost, and one that is not empty stays.
+    with suppress(OSError):
         directory.rmdir()
 
 

@@ -11,10 +11,10 @@ from typing import Any
 
 from ._backup_set import SetPaths, check_backup_id, check_target, claim_domain_directory, domain_directory, make_partial, published_manifest
 from ._backup_xml import push_backup_xml
-from ._claim import Claim, all_claims, describe, hold, is_alive, read_claim, step
+from ._claim import Claim, all_claims, boot_id, describe, hold, is_alive, read_claim, save_claim, step
 from ._clock import Clock, rfc3339
 from ._connection import FAILURES, connect, explain, explained, find_domain
-from ._domain_xml import without_backing_stores
+from ._domain_xml import parse_domain, sources, without_backing_stores
 from ._errors import LiveBackupError
 from ._facts import DomainFacts, domain_facts, host_versions
 from ._files import write_durably
@@ -63,7 +63,7 @@ def _begun_before(target: Path, name: str, uuid: str, backup_id: str, clock: Clo
     claim = read_claim(uuid)
     if claim is None:
         return None
-    if paths_of(claim) == paths and "begin" in claim.results:
+    if paths_of(claim) == paths and "begin" in claim.results and claim.boot_id == boot_id():
         return {**claim.results["begin"], "changed": False}
     if is_alive(claim, clock):
         raise LiveBackupError(f"Domain {name!r} is being backed up: {describe(claim, clock)}. Wait for it, or end that run, and run again.")
@@ -129,6 +129,7 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
         "not_captured": list(facts.xml.secrets),
         "versions": {"libvirt": version_text(versions.libvirt), "qemu": version_text(versions.qemu)},
         "qemu_user": facts.xml.qemu_user,
+        "sources": sources(facts.xml),
     }
 
 
@@ -182,13 +183,13 @@ def _begin(domain: libvirt.virDomain, plan: dict[str, Any], target: Path, params
         plan=plan,
         started=clock.wall(),
     )
-    with step(claim, "begin", clock):
-        try:
+    try:
+        with step(claim, "begin", clock):
             claim.results["begin"] = _capture(domain, claim, target, params, clock)
-        except FAILURES as error:
-            reason = explain(error, f"begin the backup of domain {name!r}")
-            undo(params["uri"], claim, clock, reason)
-            raise reason from error
+    except FAILURES as error:
+        reason = explain(error, f"begin the backup of domain {name!r}")
+        undo(params["uri"], claim, clock, reason)
+        raise reason from error
     return {**claim.results["begin"], "changed": True}
 
 
@@ -200,8 +201,9 @@ def _capture(domain: libvirt.virDomain, claim: Claim, target: Path, params: dict
         raise LiveBackupError(f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.")
     paths = SetPaths(directory, claim.backup_id)
     make_partial(paths, claim.token)
-    with explained(f"read the definition of domain {claim.domain!r}"):
-        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+    claim.results["partial"] = True
+    save_claim(claim)
+    with explained(f"forget the last job of domain {claim.domain!r}"):
         drop_completed_job(domain)
     backup_xml = push_backup_xml({disk["target"]: disk["path"] for disk in plan["disks"]}, params["format"])
     moments: dict[str, Any] = {}
@@ -215,6 +217,10 @@ def _capture(domain: libvirt.virDomain, claim: Claim, target: Path, params: dict
             moments["nvram"] = Path(plan["nvram"]).read_bytes()
 
     consistency = capture_quiesced(params["uri"], domain, plan["agent"], params["quiesce"], params["freeze_timeout"], start_job, clock)
+    with explained(f"read the definition of domain {claim.domain!r}"):
+        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+    if sources(parse_domain(xml)) != plan["sources"]:
+        raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
     write_durably(paths.partial / DOMAIN_XML, without_backing_stores(xml).encode())
     if plan["nvram"]:
         write_durably(paths.partial / NVRAM, moments["nvram"])

@@ -62,6 +62,11 @@ def _file(uuid: str) -> Path:
     return CLAIMS / f"{uuid}.json"
 
 
+def thaw_marker(uuid: str) -> Path:
+    """The file that a watchdog makes when it has thawed the guest; gone with the claim."""
+    return CLAIMS / f"{uuid}.thawed"
+
+
 def read_claim(uuid: str) -> Claim | None:
     """The claim on a domain, if there is one."""
     path = _file(uuid)
@@ -107,6 +112,7 @@ def remove_claim(claim: Claim) -> None:
     """End a claim: the last thing that a run does."""
     claim.file().unlink(missing_ok=True)
     temporary_of(claim.file()).unlink(missing_ok=True)
+    thaw_marker(claim.uuid).unlink(missing_ok=True)
     sync_path(CLAIMS)
 
 
@@ -182,6 +188,8 @@ def require_claim(uuid: str, name: str, backup_id: str) -> Claim:
         raise LiveBackupError(f"Domain {name!r} has no backup {backup_id} under way: it was not begun, or has ended or been recovered.")
     if claim.backup_id != backup_id:
         raise LiveBackupError(f"Domain {name!r} is in another backup, {claim.backup_id}; backup {backup_id} has ended or been recovered.")
+    if claim.boot_id != boot_id():
+        raise LiveBackupError(f"Backup {backup_id} of domain {name!r} was cut off when this host went down; run libvirt_backup_recover.")
     return claim
 
 

@@ -35,6 +35,7 @@ class Disk:
     readonly: bool
     shareable: bool
     transient: bool
+    encrypted: bool = False
 
     @property
     def skip_reason(self) -> str:
@@ -56,6 +57,8 @@ class Disk:
             return "it is transient"
         if self.chain and self.chain[0].type == "vhostuser":
             return "type 'vhostuser' is served outside QEMU"
+        if self.encrypted:
+            return "it is encrypted, and a backup of it would not be"
         if self.shareable:
             return "it is shareable: what another domain writes to it, no job of this domain sees"
         return ""
@@ -76,6 +79,11 @@ class Domain:
     def disk(self, target: str) -> Disk | None:
         """The disk of that target dev."""
         return next((disk for disk in self.disks if disk.target == target), None)
+
+
+def sources(domain: Domain) -> list[list[str]]:
+    """Every disk with the image that the guest writes to: what must not change while a backup begins."""
+    return [[disk.target, disk.chain[0].path, disk.chain[0].format] if disk.chain else [disk.target] for disk in domain.disks]
 
 
 def parse_xml(text: str) -> Any:
@@ -119,6 +127,7 @@ def _disk(element: Any) -> Disk:
         readonly=element.find("readonly") is not None,
         shareable=element.find("shareable") is not None,
         transient=element.find("transient") is not None,
+        encrypted=element.find("encryption") is not None or element.find("source/encryption") is not None,
     )
 
 
@@ -167,6 +176,9 @@ def _secrets(root: Any) -> tuple[str, ...]:
         found.append("its NVRAM, which is no file")
     if root.find("devices/tpm/backend[@type='emulator']") is not None:
         found.append("the state of its virtual TPM (/var/lib/libvirt/swtpm)")
+    found += [f"shared folder {folder.find('source').get('dir', '')}" for folder in root.findall("devices/filesystem[source]")]
+    found += [f"passed-through device ({device.get('type')})" for device in root.findall("devices/hostdev")]
+    found += ["persistent memory (nvdimm)"] * len(root.findall("devices/memory[@model='nvdimm']"))
     secrets = [*root.iterfind("devices/disk//encryption/secret"), *root.iterfind("devices/disk//auth/secret")]
     found += [f"libvirt secret {secret.get('uuid') or secret.get('usage')}" for secret in secrets]
     return tuple(found)

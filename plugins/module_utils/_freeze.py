@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from . import _thaw_watchdog
+from ._claim import thaw_marker
 from ._clock import Clock
 from ._errors import LiveBackupError
 from ._libraries import libvirt
@@ -41,7 +42,8 @@ class Watchdog:
     """The watchdog process, seen from the process that freezes."""
 
     def __init__(self, uri: str, uuid: str, freeze_timeout: float) -> None:
-        arguments = [sys.executable, "-c", inspect.getsource(_thaw_watchdog), uri, uuid, str(freeze_timeout)]
+        program = [sys.executable, "-c", inspect.getsource(_thaw_watchdog)]
+        arguments = [*program, uri, uuid, str(freeze_timeout), str(thaw_marker(uuid))]
         # A session of its own outlives the SSH connection, and a scope of its own the end of the login session.
         if Path("/run/systemd/system").is_dir() and (systemd_run := shutil.which("systemd-run")):
             arguments = [systemd_run, "--scope", "--quiet", "--collect", "--", *arguments]
@@ -52,13 +54,14 @@ class Watchdog:
         self._input = cast(IO[bytes], self._process.stdin)
         self._output = cast(IO[bytes], self._process.stdout)
 
-    def wait_armed(self) -> None:
-        """Return when the watchdog stands ready; nothing may be frozen before."""
+    def armed(self) -> bool:
+        """Whether the watchdog stands ready; nothing may be frozen before."""
         ready, _out, _err = select.select([self._output], [], [], _ARMING_SECONDS)
         if not ready or self._output.readline() != b"armed\n":
             self._process.kill()
             self._process.wait()
-            raise LiveBackupError("The watchdog that would thaw the guest did not start, so nothing was frozen.")
+            return False
+        return True
 
     def freezing(self) -> None:
         """From now on the time runs."""
@@ -104,7 +107,8 @@ def capture_quiesced(
     reason = _why_not_freeze(domain, agent, quiesce)
     if not reason:
         watchdog = Watchdog(uri, domain.UUIDString(), freeze_timeout)
-        watchdog.wait_armed()
+        reason = "" if watchdog.armed() else "the watchdog that would thaw the guest did not start"
+    if not reason:
         domain.agentSetResponseTimeout(freeze_timeout, 0)
         try:
             reason, result = _freeze_capture_thaw(domain, watchdog, freeze_timeout, capture, clock)

@@ -11,7 +11,7 @@ from typing import Any
 
 from ._claim import Claim, all_claims, describe, is_alive, read_claim
 from ._clock import Clock
-from ._connection import FAILURES, connect, explain, explained
+from ._connection import FAILURES, NO_DOMAIN, connect, explain, explained
 from ._domain_xml import Disk
 from ._errors import LiveBackupError
 from ._facts import domain_facts, host_versions
@@ -78,8 +78,9 @@ def _row(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: Ho
     except FAILURES as error:
         try:
             connection.lookupByUUIDString(uuid)
-        except libvirt.libvirtError:
-            return None
+        except libvirt.libvirtError as gone:
+            if gone.get_error_code() == NO_DOMAIN:
+                return None
         return {**_UNKNOWN, "name": name, "uuid": uuid, "error": explain(error, f"examine domain {name!r}").msg}
 
 

@@ -105,6 +105,7 @@ The domain must be shut off. Run as root in this directory. These commands write
 files, and change them in the XML, to keep those.
 
 ```
+umask 077
 {converts}
 {"cp nvram /path/to/the/nvram/file/named/in/domain.xml" + chr(10) if nvram else ""}virsh define domain.xml
 virsh start {shlex.quote(domain["name"])}

@@ -18,7 +18,7 @@ from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
 from ._manifest import build_manifest, image_entry, manifest_bytes, restore_guide
 from ._target import probe_target
-from ._undo import end_claim, paths_of
+from ._undo import end_claim, paths_of, undo
 
 GUIDE = "RESTORE.md"
 
@@ -39,7 +39,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     with hold(uuid, clock):
         claim = _ready(uuid, name, paths)
         with step(claim, "publish", clock):
-            manifest = _publish(claim, paths, clock)
+            manifest = _publish(params["uri"], claim, paths, clock)
     return {"changed": True, **_published(paths, manifest), **_diff(paths)}
 
 
@@ -71,8 +71,16 @@ def _ready(uuid: str, name: str, paths: SetPaths) -> Claim:
     return claim
 
 
-def _publish(claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
-    disks = [image_entry(disk, _settled(Path(disk["path"]))) for disk in claim.plan["disks"]]
+def _publish(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
+    for disk in claim.plan["disks"]:
+        try:
+            _settle(Path(disk["path"]))
+        except OSError as error:
+            # The kernel tells a failed write once: the next sync would succeed, and the image be broken all the same.
+            failure = LiveBackupError(f"{disk['path']} did not reach the target's disk: {error.strerror}. Back the domain up again.")
+            undo(uri, claim, clock, failure)
+            raise failure from error
+    disks = [image_entry(disk, Path(disk["path"])) for disk in claim.plan["disks"]]
     images = {disk["file"] for disk in disks}
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
@@ -87,9 +95,8 @@ def _publish(claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
     return manifest
 
 
-def _settled(image: Path) -> Path:
-    """An image that QEMU has written: on the disk, and root's alone."""
+def _settle(image: Path) -> None:
+    """Bring an image that QEMU has written to the disk, and make it root's alone."""
     sync_path(image)
     os.chown(image, os.geteuid(), os.getegid())
     image.chmod(0o600)
-    return image

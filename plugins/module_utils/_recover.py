@@ -15,6 +15,7 @@ from ._errors import LiveBackupError
 from ._job import running_backup
 from ._libraries import libvirt
 from ._undo import Repair, active_domain, find_repairs, paths_of, planned_files
+from ._wait import outcome
 
 
 def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -23,7 +24,7 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
     if claim is None:
         return _result([], check_mode)
     with connect(params["uri"], readonly=check_mode) as connection:
-        if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim):
+        if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim, clock):
             return _result([], check_mode)
         if is_alive(claim, clock):
             raise LiveBackupError(
@@ -31,14 +32,15 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
                 "There is nothing to recover while that run may go on: wait until then, or go on with its backup_id."
             )
         if check_mode:
-            return _result(find_repairs(params["uri"], connection, claim, clock, died=True), check_mode)
+            return _result(list(find_repairs(params["uri"], connection, claim, clock, died=True)), check_mode)
         with hold(claim.uuid, clock):
             claim = read_claim(claim.uuid)
             if claim is None or lease_runs(claim, clock.boottime(), boot_id()):
                 raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.")
-            repairs = find_repairs(params["uri"], connection, claim, clock, died=True)
-            for repair in repairs:
+            repairs = []
+            for repair in find_repairs(params["uri"], connection, claim, clock, died=True):
                 repair.do()
+                repairs.append(repair)
         return _result(repairs, check_mode)
 
 
@@ -51,9 +53,12 @@ def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:
     }
 
 
-def _can_go_on(connection: libvirt.virConnect, claim: Claim) -> bool:
+def _can_go_on(connection: libvirt.virConnect, claim: Claim, clock: Clock) -> bool:
     """Whether a later step of the same backup can take over: its job runs, or is finished and waits to be published."""
     if "begin" not in claim.results or claim.boot_id != boot_id() or paths_of(claim).final.exists():
         return False
+    if "job" in claim.results:
+        return True
     domain = active_domain(connection, claim.uuid)
-    return "job" in claim.results or (domain is not None and running_backup(domain) == planned_files(claim))
+    running = domain is not None and running_backup(domain) == planned_files(claim)
+    return running or not outcome(connection, claim, 0, clock)[0]

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
 import select
 from collections.abc import Callable
@@ -22,6 +23,7 @@ from xml.sax.saxutils import escape
 from ._errors import LiveBackupError
 
 ANSWER_SECONDS = 30
+_MOST_DESCRIPTORS = 4096
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,12 @@ def _in_child(question: Callable[[], dict[str, Any]], target: str) -> dict[str, 
     child = os.fork()
     if child == 0:
         try:
-            os.close(reader)
+            # A child that hangs must hold nothing open that somebody waits for: Ansible waits for the end of our output.
+            nothing = os.open(os.devnull, os.O_RDWR)
+            for stream in (0, 1, 2):
+                os.dup2(nothing, stream)
+            os.closerange(3, writer)
+            os.closerange(writer + 1, _MOST_DESCRIPTORS)
             os.write(writer, json.dumps(question()).encode())
         finally:
             os._exit(0)
@@ -73,6 +80,9 @@ def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: 
         if not target.is_dir():
             what = "is not a directory" if target.exists() else "does not exist"
             return {"problem": f"Target {target} {what}. Create it, or mount what it stands for; a backup never creates it."}
+        unmounted = _unmounted(target)
+        if unmounted:
+            return {"problem": f"Target {target} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted."}
         room = os.statvfs(target)
         facts = {"free": room.f_bavail * room.f_frsize, "device": target.stat().st_dev}
         if room.f_flag & os.ST_RDONLY:
@@ -85,6 +95,17 @@ def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: 
         return _probe_by_writing(target, qemu_user, facts) if write else _probe_by_looking(target, qemu_user, facts)
     except OSError as error:
         return {"problem": f"Target {target} cannot be used by this user: {error.strerror}."}
+
+
+def _unmounted(target: Path, fstab: Path = Path("/etc/fstab")) -> str:
+    """A mount point of this host's fstab that the target lies on and that is not mounted: what is written there would be hidden later."""
+    for line in fstab.read_text(encoding="utf-8").splitlines() if fstab.exists() else []:
+        fields = line.split("#")[0].split()
+        # fstab writes a space as \040.
+        point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[1])) if len(fields) > 1 else Path("none")
+        if point.is_absolute() and point in (target, *target.parents) and not os.path.ismount(point):
+            return str(point)
+    return ""
 
 
 def _qemu_sees(target: Path, domain: str) -> bool:

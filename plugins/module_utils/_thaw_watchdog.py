@@ -9,7 +9,8 @@ nothing of the collection. On its standard input it is told `freezing`, when the
 all is well. If the input ends without that, or the time is over, it thaws, and tries again until the guest agent has
 answered, across restarts of libvirtd.
 
-Arguments: libvirt URI, the domain's UUID, the longest permitted freeze in seconds.
+Arguments: libvirt URI, the domain's UUID, the longest permitted freeze in seconds, a file to make once it has thawed: it tells
+a later recovery that a freeze which it finds is somebody else's.
 Exit status: 0 released, 3 thawed, 4 given up.
 """
 
@@ -37,7 +38,7 @@ def thaw(connection: Any, uuid: str) -> None:
         domain.agentSetResponseTimeout(AGENT_TIMEOUT_DEFAULT, 0)
 
 
-def thaw_until_done(libvirt: Any, uri: str, uuid: str) -> int:
+def thaw_until_done(libvirt: Any, uri: str, uuid: str, marker: str) -> int:
     """Thaw, with a new connection for every try, since libvirtd may have been restarted."""
     give_up = time.monotonic() + GIVE_UP_SECONDS
     while time.monotonic() < give_up:
@@ -45,7 +46,8 @@ def thaw_until_done(libvirt: Any, uri: str, uuid: str) -> int:
             connection = libvirt.open(uri)
             try:
                 thaw(connection, uuid)
-                return THAWED
+                with open(marker, "wb"):
+                    return THAWED
             finally:
                 connection.close()
         except libvirt.libvirtError as error:
@@ -55,7 +57,7 @@ def thaw_until_done(libvirt: Any, uri: str, uuid: str) -> int:
     return GAVE_UP
 
 
-def main(uri: str, uuid: str, freeze_timeout: float) -> int:
+def main(uri: str, uuid: str, freeze_timeout: float, marker: str) -> int:
     """Wait for release, death or the deadline."""
     import libvirt
 
@@ -69,8 +71,8 @@ def main(uri: str, uuid: str, freeze_timeout: float) -> int:
     ready, _out, _err = select.select([sys.stdin], [], [], freeze_timeout)
     if ready and sys.stdin.readline() == "release\n":
         return 0
-    return thaw_until_done(libvirt, uri, uuid)
+    return thaw_until_done(libvirt, uri, uuid, marker)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], sys.argv[2], float(sys.argv[3])))
+    raise SystemExit(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]))

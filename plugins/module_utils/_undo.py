@@ -10,18 +10,19 @@ The same repairs serve a step that fails, and the recovery after one that died.
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from ._backup_set import TOKEN, SetPaths, is_partial_of, release_domain_directory, unmarked_partial
-from ._claim import Claim, remove_claim
+from ._claim import Claim, boot_id, remove_claim, thaw_marker
 from ._clock import Clock
-from ._connection import FAILURES, NO_DOMAIN, OPERATION_INVALID, connect, explain, explained
+from ._connection import ARGUMENT_UNSUPPORTED, FAILURES, NO_DOMAIN, OPERATION_INVALID, connect, explain, explained, libvirt_failure
 from ._errors import LiveBackupError
-from ._job import JobWatch, abort_and_wait, running_backup, running_job
+from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
 from ._libraries import libvirt
+from ._target import probe_target
+from ._thaw_watchdog import AGENT_SECONDS, AGENT_TIMEOUT_DEFAULT
 
 ABORT_SECONDS = 60.0
 
@@ -48,21 +49,33 @@ def planned_files(claim: Claim) -> dict[str, str]:
     return {disk["target"]: disk["path"] for disk in claim.plan["disks"]}
 
 
-def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock, *, died: bool) -> list[Repair]:
+def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock, *, died: bool) -> Iterator[Repair]:
     """What the claimed backup left, in the order in which it is to be repaired; nothing is changed here.
 
-    `died` is true where no step is left to clean up after itself.
+    Each is looked for when the one before has been dealt with: a guest is thawed and resumed before anything touches a
+    target that may hang. `died` is true where no step is left to clean up after itself.
     """
-    repairs = []
     domain = active_domain(connection, claim.uuid)
     if domain is not None:
-        repairs += _domain_repairs(uri, domain, claim, died, clock)
+        yield from _domain_repairs(uri, domain, claim, died, clock)
     paths = paths_of(claim)
+    if "partial" in claim.results:
+        _require_target(claim, paths)
     unmarked = unmarked_partial(paths, claim.token)
     for partial in [unmarked] * unmarked.exists() + [paths.partial] * is_partial_of(paths, claim.token):
         evidence = f"{partial} bears the claim's token"
-        repairs.append(Repair("unfinished backup set", evidence, "remove it", partial_remover(partial)))
-    return [*repairs, Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))]
+        yield Repair("unfinished backup set", evidence, "remove it", partial_remover(partial))
+    yield Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))
+
+
+def _require_target(claim: Claim, paths: SetPaths) -> None:
+    """Fail, and keep the claim, while the target that the unfinished set is on is not there to be cleaned."""
+    facts = probe_target(paths.directory.parent, claim.domain, None, write=False)
+    if not (paths.partial.exists() or paths.final.exists()) and facts.device != claim.plan["device"]:
+        raise LiveBackupError(
+            f"{paths.partial} is not there, and {paths.directory.parent} is not the file system that it was made on. "
+            f"Mount that and run again. If it is gone for good, remove {claim.file()}."
+        )
 
 
 def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError) -> None:
@@ -81,22 +94,33 @@ def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError) -> None:
         ) from error
 
 
-def _domain_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, died: bool, clock: Clock) -> list[Repair]:
-    repairs = []
+def _domain_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, died: bool, clock: Clock) -> Iterator[Repair]:
+    if died and _may_be_frozen(claim):
+        evidence = "the run died in the step that freezes, and its watchdog has not thawed"
+        yield Repair("possibly frozen file systems", evidence, "thaw them", lambda: _thaw(domain))
     with explained(f"examine domain {claim.domain!r}"):
         ours = running_job(domain) is not None and running_backup(domain) == planned_files(claim)
-        state, reason = domain.state()[:2]
+        failed = ours or _job_failed(domain, claim, clock)
     if ours:
         watch = JobWatch(uri, claim.uuid, planned_files(claim), clock)
         evidence = "it writes the files that the claim names"
-        repairs.append(Repair("backup job", evidence, "abort it", lambda: abort_and_wait(watch, domain, ABORT_SECONDS, clock)))
-    if died and claim.plan["freezes"] and claim.in_step and claim.step == "begin":
-        evidence = "the run died in the step that freezes"
-        repairs.append(Repair("possibly frozen file systems", evidence, "thaw them", lambda: _thaw(domain)))
-    if claim.plan["state"] == "running" and (state, reason) == (libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR):
-        evidence = "it ran when the backup began, and stopped at an I/O error"
-        repairs.append(Repair("paused domain", evidence, "resume it", lambda: _resume(domain)))
-    return repairs
+        yield Repair("backup job", evidence, "abort it", lambda: abort_and_wait(watch, domain, ABORT_SECONDS, clock))
+    with explained(f"examine domain {claim.domain!r}"):
+        paused = domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
+    if failed and paused and claim.plan["state"] == "running":
+        evidence = "it ran when the backup began, and stopped at an I/O error while the job, which failed, was running"
+        yield Repair("paused domain", evidence, "resume it", lambda: _resume(domain))
+
+
+def _may_be_frozen(claim: Claim) -> bool:
+    in_freeze = claim.in_step and claim.step == "begin" and claim.boot_id == boot_id()
+    return in_freeze and claim.plan["freezes"] and not thaw_marker(claim.uuid).exists()
+
+
+def _job_failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:
+    """Whether libvirt's last finished job is ours and failed."""
+    job = completed_job(domain)
+    return job is not None and not job["success"] and not judge_job(job, claim.started, 0, clock.wall())
 
 
 def active_domain(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
@@ -111,9 +135,13 @@ def active_domain(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomai
 
 
 def _thaw(domain: libvirt.virDomain) -> None:
-    # Without an agent nothing was frozen; the watchdog has been at it already.
-    with suppress(libvirt.libvirtError):
+    try:
+        domain.agentSetResponseTimeout(AGENT_SECONDS, 0)
         domain.fsThaw()
+        domain.agentSetResponseTimeout(AGENT_TIMEOUT_DEFAULT, 0)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() not in (OPERATION_INVALID, ARGUMENT_UNSUPPORTED):  # it does not run, or has no agent
+            raise libvirt_failure("thaw the guest, which may still be frozen", error) from error
 
 
 def _resume(domain: libvirt.virDomain) -> None:

@@ -6,8 +6,11 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, step
@@ -69,15 +72,20 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
     """
     uri = params["uri"]
     watch = JobWatch(uri, claim.uuid, planned_files(claim), clock)
-    ended = watch.until_ended(clock.boottime() + params["timeout"])
-    if not ended and params["on_timeout"] == "fail":
-        return None
-    with connect(uri) as connection:
-        if ended:
-            problem, job = _outcome(connection, claim, watch.watched, clock)
-        else:
-            abort_and_wait(watch, find_domain(connection, claim.uuid), ABORT_SECONDS, clock)
-            problem, job = f"has not finished within {params['timeout']} s and was aborted", None
+    with ExitStack() as images:
+        # Opened while QEMU writes: a write that fails late is told to every descriptor, and to no later one, but once.
+        opened = [images.enter_context(path.open("rb")) for path in map(Path, planned_files(claim).values()) if path.is_file()]
+        ended = watch.until_ended(clock.boottime() + params["timeout"])
+        if not ended and params["on_timeout"] == "fail":
+            return None
+        with connect(uri) as connection:
+            if not ended:
+                abort_and_wait(watch, find_domain(connection, claim.uuid), ABORT_SECONDS, clock)
+            problem, job = outcome(connection, claim, watch.watched, clock)
+        if problem and not ended:
+            problem = f"has not finished within {params['timeout']} s and was aborted"
+        if not problem:
+            problem = _lost(opened)
     if problem:
         failure = LiveBackupError(f"The backup of domain {claim.domain!r} {problem}. Nothing was published.", job=job)
         undo(uri, claim, clock, failure)
@@ -85,7 +93,17 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
     return job
 
 
-def _outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, dict[str, Any] | None]:
+def _lost(opened: Sequence[BinaryIO]) -> str:
+    """What the target's file system lost of the images; empty if they have reached the disk."""
+    try:
+        for image in opened:
+            os.fsync(image.fileno())
+    except OSError as error:
+        return f"is complete by libvirt's word, but {image.name} did not reach the target's disk: {error.strerror}"
+    return ""
+
+
+def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, dict[str, Any] | None]:
     """What went wrong (empty if nothing did), and the job's statistics."""
     try:
         domain = connection.lookupByUUIDString(claim.uuid)

@@ -21,6 +21,8 @@ from tests.rig.shell import wait_until
 
 from .conftest import FILL, REPOSITORY, Backup
 
+PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+
 
 @dataclass
 class Play:
@@ -44,7 +46,7 @@ class Player:
         *options: str,
         hosts: dict[str, dict[str, Any]] | None = None,
         book: str = "virtops.live_backup.backup",
-        program: Path = Path(sys.executable).with_name("ansible-playbook"),
+        program: Path = PLAYBOOK,
         **variables: Any,
     ) -> Inside:
         variables = {"backup_target": str(self.target), **variables}

@@ -145,6 +145,7 @@ def test_the_commands_quote_every_name(published: dict[str, Any]) -> None:
     guide = restore_guide(published)
     [_check, restore] = blocks(guide)
     assert restore.splitlines() == [
+        "umask 077",
         "qemu-img convert -p -f qcow2 -O raw vda.qcow2 '/images/a b.qcow2'",
         "cp nvram /path/to/the/nvram/file/named/in/domain.xml",
         "virsh define domain.xml",

@@ -16,6 +16,9 @@ from .backup import UUID, Backup
 from .fake import libvirt
 
 
+NOTHING = {"changed": False, "planned": False, "repairs": [], "diff": {"before": "", "after": ""}}
+
+
 def claim_of(backup: Backup) -> Claim:
     claim = read_claim(backup.domain.uuid)
     assert claim is not None
@@ -44,7 +47,7 @@ def dead(backup: Backup) -> Backup:
 
 def test_nothing_to_repair(backup: Backup) -> None:
     for check in (False, True):
-        assert backup.recover(check=check) == {"changed": False, "repairs": []}
+        assert backup.recover(check=check) == {**NOTHING, "planned": check}
     backup.assert_nothing_left()
 
 
@@ -57,9 +60,9 @@ def test_job_partial_set_and_claim_go_in_this_order(dead: Backup) -> None:
     listed = dead.recover(check=True)
     assert listed["changed"] and repaired(listed) == ["backup job", "unfinished backup set", "claim"]
     assert dead.domain.job is not None and dead.partial.exists() and "abortJob" not in libvirt.host.calls
-    assert dead.recover() == listed
+    assert dead.recover() == {**listed, "planned": False}
     dead.assert_nothing_left()
-    assert dead.recover() == {"changed": False, "repairs": []}
+    assert dead.recover() == NOTHING
 
 
 @pytest.mark.parametrize("domain", ["db1", "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11", "8E6D5A2E-6C44-4C8D-9D3C-0E1F8A6F7B11"])
@@ -96,7 +99,7 @@ def test_the_same_backup_can_go_on(dead: Backup, finished: bool) -> None:
         dead.domain.end_job()
         dead.wait()
         die(dead, step="publish")
-    assert dead.recover(backup_id="night-1") == {"changed": False, "repairs": []}
+    assert dead.recover(backup_id="night-1") == NOTHING
     assert dead.partial.exists()
     if not finished:
         dead.domain.end_job()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +33,45 @@ def test_no_target_and_no_directory(tmp_path: Path, write: bool) -> None:
 
 
 def test_a_target_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As a mount whose server is gone."""
-    hanging, end = os.pipe()
-    monkeypatch.setattr(_target, "_probe", lambda *_arguments: (os.close(end), os.read(hanging, 1)))
+    """As a mount whose server is gone. What hangs holds nothing open that Ansible waits for."""
+    os.mkfifo(tmp_path / "hanging")
+    reader, writer = os.pipe()
+
+    def hang(*_arguments: Any) -> None:
+        (tmp_path / "hanging").read_bytes()
+
+    monkeypatch.setattr(_target, "_probe", hang)
     monkeypatch.setattr(_target, "ANSWER_SECONDS", 0.1)
     with pytest.raises(LiveBackupError, match="does not answer"):
         probe_target(tmp_path, "db1", None, write=True)
-    os.close(end)
-    os.close(hanging)
+    os.close(writer)
+    ready, _out, _err = select.select([reader], [], [], 30)
+    assert ready and os.read(reader, 1) == b""
+    os.close(reader)
     # Now the child ends, too.
+    (tmp_path / "hanging").write_bytes(b"")
     os.wait()
+
+
+@pytest.mark.parametrize(
+    ("fstab", "found"),
+    [
+        ("", False),
+        ("# a comment\n\n", False),
+        ("/dev/vda1 / ext4 defaults 0 1\n", False),
+        ("server:/x {mount} nfs defaults 0 0\n", True),
+        ("server:/x {parent} nfs defaults 0 0 # night\n", True),
+        ("server:/x {mount}/deeper nfs defaults 0 0\n", False),
+        ("#server:/x {mount} nfs defaults 0 0\n", False),
+        ("swap none swap sw 0 0\n", False),
+    ],
+)
+def test_a_mount_point_that_is_not_mounted(fstab: str, found: bool, tmp_path: Path) -> None:
+    target = tmp_path / "a b" / "target"
+    target.mkdir(parents=True)
+    names = {"mount": str(target).replace(" ", "\\040"), "parent": str(target.parent).replace(" ", "\\040")}
+    (tmp_path / "fstab").write_text(fstab.format(**names), encoding="utf-8")
+    assert bool(_target._unmounted(target, tmp_path / "fstab")) == found
 
 
 def test_a_child_that_dies_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,7 +24,7 @@ class Armed:
 
     def __init__(self, seconds: float, log: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", Path(_thaw_watchdog.__file__).read_text(encoding="utf-8"), URI, UUID, str(seconds)],
+            [sys.executable, "-c", Path(_thaw_watchdog.__file__).read_text(encoding="utf-8"), URI, UUID, str(seconds), str(log.with_name("thawed"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -43,6 +43,11 @@ class Armed:
 
     def status(self) -> int:
         return self.process.wait(30)
+
+    @property
+    def marked(self) -> bool:
+        """Whether it has told a later recovery that it has thawed."""
+        return self._log.with_name("thawed").exists()
 
     def calls(self) -> list[str]:
         """What it asked of libvirt after it was armed."""
