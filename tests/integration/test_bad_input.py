@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -117,6 +118,7 @@ def test_a_set_directory_that_is_not_ours(everyday: Guest, backup_of: Callable[.
     backup = backup_of(everyday)
     theirs = backup.target / everyday.name / f".{backup.backup_id}.partial"
     theirs.mkdir(parents=True)
+    (theirs.parent / ".domain.json").write_text(json.dumps({"name": everyday.name, "uuid": everyday.uuid}), encoding="utf-8")
     (theirs / "vda.qcow2").write_bytes(b"theirs")
     result = backup.begin()
     assert result["failed"] and "exists already" in result["msg"], result

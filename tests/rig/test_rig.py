@@ -137,6 +137,7 @@ def test_the_oracle_notices_damage_to_a_real_guest(guest: Make, tmp_path: Path) 
 
 def test_a_full_file_system_is_seen_by_qemu(hypervisor: Hypervisor, guest: Make) -> None:
     made = guest("g", "one-raw")
+    made.wait_durable(1000)  # more than fits
     small = hypervisor.small_filesystem("small", 8 * MIB)
     assert made.hypervisor.run(["df", "--output=size", small]).stdout.split()[1] != "0"
     xml = made.directory / "backup.xml"

@@ -15,7 +15,6 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._errors import
 from .backup import UUID, Backup
 from .fake import libvirt
 
-
 NOTHING = {"changed": False, "planned": False, "repairs": [], "diff": {"before": "", "after": ""}}
 
 

@@ -24,7 +24,15 @@ class Armed:
 
     def __init__(self, seconds: float, log: Path) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", Path(_thaw_watchdog.__file__).read_text(encoding="utf-8"), URI, UUID, str(seconds), str(log.with_name("thawed"))],
+            [
+                sys.executable,
+                "-c",
+                Path(_thaw_watchdog.__file__).read_text(encoding="utf-8"),
+                URI,
+                UUID,
+                str(seconds),
+                str(log.with_name("thawed")),
+            ],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -78,6 +86,7 @@ def test_released_it_does_not_thaw(arm: Any) -> None:
     watchdog.tell("release\n")
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (0, [])
+    assert not watchdog.marked
 
 
 def test_dead_before_freezing_there_is_nothing_to_thaw(arm: Any) -> None:
@@ -98,6 +107,7 @@ def test_dead_while_frozen_it_thaws(arm: Any) -> None:
     watchdog.tell("freezing\n")
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (THAWED, [f"open {URI}", *THAW])
+    assert watchdog.marked
 
 
 def test_half_a_release_is_none(arm: Any) -> None:
