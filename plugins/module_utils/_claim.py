@@ -25,6 +25,7 @@ from ._clock import Clock
 from ._connection import connect, find_domain
 from ._errors import LiveBackupError
 from ._files import sync_path, temporary_of, write_durably
+from ._thaw_watchdog import MARK
 
 CLAIMS = Path("/var/lib/live_backup")
 LEASE_SECONDS = 300.0
@@ -55,21 +56,21 @@ class Claim:
     results: dict[str, Any] = field(default_factory=dict)
 
     def file(self) -> Path:
-        return _file(self.uuid)
+        return claim_file(self.uuid)
 
 
-def _file(uuid: str) -> Path:
+def claim_file(uuid: str) -> Path:
     return CLAIMS / f"{uuid}.json"
 
 
-def thaw_marker(uuid: str) -> Path:
+def thaw_mark(uuid: str) -> Path:
     """The file that a watchdog makes when it has thawed the guest; gone with the claim."""
-    return CLAIMS / f"{uuid}.thawed"
+    return Path(f"{claim_file(uuid)}{MARK}")
 
 
 def read_claim(uuid: str) -> Claim | None:
     """The claim on a domain, if there is one."""
-    path = _file(uuid)
+    path = claim_file(uuid)
     try:
         return Claim(**json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -112,7 +113,7 @@ def remove_claim(claim: Claim) -> None:
     """End a claim: the last thing that a run does."""
     claim.file().unlink(missing_ok=True)
     temporary_of(claim.file()).unlink(missing_ok=True)
-    thaw_marker(claim.uuid).unlink(missing_ok=True)
+    thaw_mark(claim.uuid).unlink(missing_ok=True)
     sync_path(CLAIMS)
 
 

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import IO, cast
 
 from . import _thaw_watchdog
-from ._claim import thaw_marker
+from ._claim import claim_file, thaw_mark
 from ._clock import Clock
 from ._errors import LiveBackupError
 from ._libraries import libvirt
@@ -43,7 +43,8 @@ class Watchdog:
 
     def __init__(self, uri: str, uuid: str, freeze_timeout: float) -> None:
         program = [sys.executable, "-c", inspect.getsource(_thaw_watchdog)]
-        arguments = [*program, uri, uuid, str(freeze_timeout), str(thaw_marker(uuid))]
+        arguments = [*program, uri, uuid, str(freeze_timeout), str(claim_file(uuid))]
+        thaw_mark(uuid).unlink(missing_ok=True)
         # A session of its own outlives the SSH connection, and a scope of its own the end of the login session.
         if Path("/run/systemd/system").is_dir() and (systemd_run := shutil.which("systemd-run")):
             arguments = [systemd_run, "--scope", "--quiet", "--collect", "--", *arguments]

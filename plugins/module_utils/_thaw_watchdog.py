@@ -9,13 +9,15 @@ nothing of the collection. On its standard input it is told `freezing`, when the
 all is well. If the input ends without that, or the time is over, it thaws, and tries again until the guest agent has
 answered, across restarts of libvirtd.
 
-Arguments: libvirt URI, the domain's UUID, the longest permitted freeze in seconds, a file to make once it has thawed: it tells
-a later recovery that a freeze which it finds is somebody else's.
+Arguments: libvirt URI, the domain's UUID, the longest permitted freeze in seconds, the claim's file. Once it has
+thawed it leaves a mark beside the claim, if there still is one: it tells a later recovery that a freeze which it finds is
+somebody else's.
 Exit status: 0 released, 3 thawed, 4 given up.
 """
 
 from __future__ import annotations
 
+import os
 import select
 import sys
 import time
@@ -27,6 +29,7 @@ AGENT_SECONDS = 5
 # libvirt's default: wait for the agent without a limit (VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK).
 AGENT_TIMEOUT_DEFAULT = -2
 GIVE_UP_SECONDS = 600
+MARK = ".thawed"
 
 
 def thaw(connection: Any, uuid: str) -> None:
@@ -38,7 +41,7 @@ def thaw(connection: Any, uuid: str) -> None:
         domain.agentSetResponseTimeout(AGENT_TIMEOUT_DEFAULT, 0)
 
 
-def thaw_until_done(libvirt: Any, uri: str, uuid: str, marker: str) -> int:
+def thaw_until_done(libvirt: Any, uri: str, uuid: str, claim: str) -> int:
     """Thaw, with a new connection for every try, since libvirtd may have been restarted."""
     give_up = time.monotonic() + GIVE_UP_SECONDS
     while time.monotonic() < give_up:
@@ -46,8 +49,10 @@ def thaw_until_done(libvirt: Any, uri: str, uuid: str, marker: str) -> int:
             connection = libvirt.open(uri)
             try:
                 thaw(connection, uuid)
-                with open(marker, "wb"):
-                    return THAWED
+                if os.path.exists(claim):
+                    with open(claim + MARK, "wb"):
+                        pass
+                return THAWED
             finally:
                 connection.close()
         except libvirt.libvirtError as error:
@@ -57,7 +62,7 @@ def thaw_until_done(libvirt: Any, uri: str, uuid: str, marker: str) -> int:
     return GAVE_UP
 
 
-def main(uri: str, uuid: str, freeze_timeout: float, marker: str) -> int:
+def main(uri: str, uuid: str, freeze_timeout: float, claim: str) -> int:
     """Wait for release, death or the deadline."""
     import libvirt
 
@@ -71,7 +76,7 @@ def main(uri: str, uuid: str, freeze_timeout: float, marker: str) -> int:
     ready, _out, _err = select.select([sys.stdin], [], [], freeze_timeout)
     if ready and sys.stdin.readline() == "release\n":
         return 0
-    return thaw_until_done(libvirt, uri, uuid, marker)
+    return thaw_until_done(libvirt, uri, uuid, claim)
 
 
 if __name__ == "__main__":

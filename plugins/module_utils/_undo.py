@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ._backup_set import TOKEN, SetPaths, is_partial_of, release_domain_directory, unmarked_partial
-from ._claim import Claim, boot_id, remove_claim, thaw_marker
+from ._claim import Claim, boot_id, remove_claim, thaw_mark
 from ._clock import Clock
 from ._connection import ARGUMENT_UNSUPPORTED, FAILURES, NO_DOMAIN, OPERATION_INVALID, connect, explain, explained, libvirt_failure
 from ._errors import LiveBackupError
@@ -114,7 +114,7 @@ def _domain_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, died: boo
 
 def _may_be_frozen(claim: Claim) -> bool:
     in_freeze = claim.in_step and claim.step == "begin" and claim.boot_id == boot_id()
-    return in_freeze and claim.plan["freezes"] and not thaw_marker(claim.uuid).exists()
+    return in_freeze and claim.plan["freezes"] and not thaw_mark(claim.uuid).exists()
 
 
 def _job_failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _publish
 from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set import claim_domain_directory, release_domain_directory
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim import thaw_marker
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim import thaw_mark
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._info import domain_info
 
@@ -124,7 +124,7 @@ def test_a_freeze_after_the_watchdog_has_thawed_is_somebody_elses(backup: Backup
     backup.domain.agent = "answers"
     backup.begin()
     die(backup, step="begin")
-    thaw_marker(UUID).touch()
+    thaw_mark(UUID).touch()
     backup.domain.frozen = True
     assert "possibly frozen file systems" not in repaired(backup.recover())
     assert backup.domain.frozen and backup.claim_files() == []

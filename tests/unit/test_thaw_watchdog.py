@@ -23,16 +23,9 @@ class Armed:
     """A watchdog that stands ready."""
 
     def __init__(self, seconds: float, log: Path) -> None:
+        program = [sys.executable, "-c", Path(_thaw_watchdog.__file__).read_text(encoding="utf-8")]
         self.process = subprocess.Popen(
-            [
-                sys.executable,
-                "-c",
-                Path(_thaw_watchdog.__file__).read_text(encoding="utf-8"),
-                URI,
-                UUID,
-                str(seconds),
-                str(log.with_name("thawed")),
-            ],
+            [*program, URI, UUID, str(seconds), str(log.with_name("claim"))],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -55,7 +48,7 @@ class Armed:
     @property
     def marked(self) -> bool:
         """Whether it has told a later recovery that it has thawed."""
-        return self._log.with_name("thawed").exists()
+        return self._log.with_name("claim.thawed").exists()
 
     def calls(self) -> list[str]:
         """What it asked of libvirt after it was armed."""
@@ -107,7 +100,17 @@ def test_dead_while_frozen_it_thaws(arm: Any) -> None:
     watchdog.tell("freezing\n")
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (THAWED, [f"open {URI}", *THAW])
-    assert watchdog.marked
+
+
+def test_its_mark_is_left_only_beside_a_claim(arm: Any, tmp_path: Path) -> None:
+    (tmp_path / "claim").touch()
+    for marked in (True, False):
+        watchdog = arm()
+        watchdog.tell("freezing\n")
+        watchdog.end_of_input()
+        assert watchdog.status() == THAWED and watchdog.marked == marked
+        for path in tmp_path.glob("claim*"):
+            path.unlink()
 
 
 def test_half_a_release_is_none(arm: Any) -> None:
