@@ -82,7 +82,7 @@ def _from_manifest(manifest: dict[str, Any], paths: SetPaths) -> dict[str, Any]:
         "disks": [
             {"target": disk["target"], "path": str(paths.final / disk["file"]), "format": disk["format"]} for disk in manifest["disks"]
         ],
-        "skipped": manifest["skipped"],
+        "skipped_disks": manifest["skipped"],
         "consistency": manifest["consistency"]["level"],
         "why": manifest["consistency"]["why"],
         "frozen_ms": manifest["consistency"]["frozen_ms"],
@@ -148,7 +148,8 @@ def _planned(plan: dict[str, Any], image_format: str) -> dict[str, Any]:
     return {
         "path": plan["path"],
         "disks": [{"target": disk["target"], "path": disk["path"], "format": image_format} for disk in plan["disks"]],
-        "skipped": plan["skipped"],
+        # Not `skipped`: Ansible takes a result with that key for a task that did not run.
+        "skipped_disks": plan["skipped"],
         "bytes_needed": plan["bytes_needed"],
         "bytes_free": plan["bytes_free"],
         "consistency": "filesystem" if plan["freezes"] else "crash",

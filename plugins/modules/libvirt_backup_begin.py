@@ -107,7 +107,7 @@ disks:
       description: The file's format.
       type: str
       sample: qcow2
-skipped:
+skipped_disks:
   description: The disks that are not captured, and why.
   returned: success
   type: list

@@ -44,7 +44,7 @@ def test_an_excluded_disk_and_the_format(backup: Backup) -> None:
     begun = backup.begin(exclude_disks=["vdb"], format="raw")
     assert backup.domain.job is not None and list(backup.domain.job.targets) == ["vda"]
     assert begun["disks"][0]["path"].endswith("/vda.raw")
-    assert begun["skipped"] == [{"target": "vdb", "reason": "excluded"}]
+    assert begun["skipped_disks"] == [{"target": "vdb", "reason": "excluded"}]
 
 
 def test_the_same_again_changes_nothing(backup: Backup) -> None:
