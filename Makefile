@@ -82,7 +82,7 @@ format: venv ## Lay out the Python code
 	ruff format
 
 .PHONY: sanity $(CORES:%=sanity-%)
-sanity: $(CORES:%=sanity-%) ## Run ansible-test sanity on the oldest and the newest ansible-core
+sanity: $(CORES:%=sanity-%) ## Run ansible-test sanity on the oldest ansible-core and the newest for this Python
 
 $(CORES:%=sanity-%): sanity-%: .build/venv-core-%/made
 	tests/tools/sanity.sh $*
