@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,7 +24,6 @@ OPERATION_INVALID = 55
 OPERATION_TIMEOUT = 68
 ARGUMENT_UNSUPPORTED = 74
 NO_DOMAIN_BACKUP = 104
-AUTH_FAILED = (45, 46, 88)
 
 _ADVICE = {
     OPERATION_TIMEOUT: "Another job (backup, snapshot, migration, save) holds the domain; wait for it or end it, then run again.",
@@ -93,12 +93,9 @@ def connect(uri: str, *, readonly: bool = False, events: bool = False) -> Iterat
     try:
         connection = (libvirt.openReadOnly if readonly else libvirt.open)(uri)
     except libvirt.libvirtError as error:
-        denied = error.get_error_code() in AUTH_FAILED or "denied" in str(error)
-        advice = (
-            "The user of this task may not manage libvirt: use become, or a member of the group libvirt."
-            if denied
-            else "Is libvirtd (or virtqemud) running on this host?"
-        )
+        advice = "Is libvirtd (or virtqemud) running on this host?"
+        if os.geteuid() != 0:
+            advice = "The user of this task may not manage libvirt: use become. If he may, is libvirtd (or virtqemud) running?"
         raise libvirt_failure(f"connect to {uri}", error, advice) from error
     try:
         yield connection

@@ -40,13 +40,15 @@ class Backup:
     target: Path
     backup_id: str
 
-    def module(self, name: str, *, check: bool = False, fault: str = "", **arguments: Any) -> dict[str, Any]:
-        """The result of a module, as Ansible would see it; `fault` is for faulty.py."""
-        return result_of(self.start_module(name, check=check, fault=fault, **arguments))
+    def module(self, name: str, **arguments: Any) -> dict[str, Any]:
+        """The result of a module, as Ansible would see it."""
+        return result_of(self.start_module(name, **arguments))
 
-    def start_module(self, name: str, *, check: bool = False, fault: str = "", **arguments: Any) -> Inside:
+    def start_module(self, name: str, *, check: bool = False, fault: str = "", as_user: str = "root", **arguments: Any) -> Inside:
+        """A module under way; `fault` is for faulty.py."""
+        program = [sys.executable, FAULTY, fault, f"ansible_collections.virtops.live_backup.plugins.modules.{name}"]
         process = self.hypervisor.popen(
-            [sys.executable, FAULTY, fault, f"ansible_collections.virtops.live_backup.plugins.modules.{name}"],
+            ["setpriv", "--reuid", as_user, "--clear-groups", *program],
             env={**os.environ, "PYTHONPATH": str(REPOSITORY / ".build/tree")},
             stdin=-1,
             stdout=-1,

@@ -190,6 +190,13 @@ def test_libvirt_is_not_there(everyday: Guest, backup_of: Callable[..., Backup])
     backup.assert_nothing_left()
 
 
+def test_a_user_who_may_not(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    result = backup.begin(as_user="nobody")
+    assert result["failed"] and "Could not connect to qemu:///system" in result["msg"] and "use become" in result["msg"], result
+    backup.assert_nothing_left()
+
+
 def test_info_names_what_does_not_match(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
     assert "There is no domain 'nobody'" in backup.module("libvirt_domain_info", domains=["nobody"])["msg"]
