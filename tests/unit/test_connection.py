@@ -65,10 +65,12 @@ def test_the_connection_is_closed_whatever_happens(host: libvirt.Host) -> None:
 
 
 @pytest.mark.parametrize(
-    ("code", "advice"),
-    [(38, "Is libvirtd"), (45, "may not manage libvirt"), (88, "may not manage libvirt"), (1, "Is libvirtd")],
+    ("user", "code", "advice"),
+    [(0, 38, "Is libvirtd"), (0, 1, "Is libvirtd"), (1000, 38, "may not manage libvirt"), (1000, 45, "may not manage libvirt")],
 )
-def test_why_there_is_no_connection(monkeypatch: pytest.MonkeyPatch, code: int, advice: str) -> None:
+def test_why_there_is_no_connection(monkeypatch: pytest.MonkeyPatch, user: int, code: int, advice: str) -> None:
+    monkeypatch.setattr("os.geteuid", lambda: user)
+
     def fail(uri: str) -> None:
         raise libvirt.libvirtError(code, "no")
 
