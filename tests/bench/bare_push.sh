@@ -1,9 +1,12 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
 # bare_push.sh UUID XML: what one would write by hand: begin, look every second until no job is there, see that it succeeded.
+# Prints the milliseconds that libvirt counted for the job.
 set -eu
 virsh -q backup-begin "$1" "$2"
 until virsh -q domjobinfo "$1" | grep -q None; do
     sleep 1
 done
-virsh -q domjobinfo "$1" --completed | grep -q Completed
+result=$(virsh -q domjobinfo "$1" --completed --rawstats)
+echo "$result" | grep -q Completed
+echo "$result" | sed -n 's/^time_elapsed: //p'
