@@ -134,7 +134,7 @@ def test_exclusions_as_text_and_as_mapping(excluded: Any, everyday: Guest, playe
     given = json.loads(json.dumps(excluded).replace("NAME", everyday.name))
     played = player.run("--check", backup_domains=everyday.name, backup_exclude_disks=given)
     assert played.status == 0, played.output
-    assert "disks vda; skipped vdb (excluded)" in played.rows[everyday.name]["msg"]
+    assert "disks vda; skipped vdb: excluded;" in played.rows[everyday.name]["msg"]
     assert ("names copy, which this run does not back up" in played.output) == ("copy" in given)
 
 
