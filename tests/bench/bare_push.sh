@@ -7,6 +7,6 @@ virsh -q backup-begin "$1" "$2"
 until virsh -q domjobinfo "$1" | grep -q None; do
     sleep 1
 done
-result=$(virsh -q domjobinfo "$1" --completed --rawstats)
+result=$(virsh -q domjobinfo "$1" --completed)
 echo "$result" | grep -q Completed
-echo "$result" | sed -n 's/^time_elapsed: //p'
+echo "$result" | sed -n 's/^Time elapsed: *\([0-9]*\).*/\1/p'

@@ -57,7 +57,7 @@ def compare_push(hypervisor: Hypervisor, directory: Path, size: int, rounds: int
         return module(hypervisor, "libvirt_job_wait", **common)["job"]["time_elapsed_ms"] / 1000
 
     def by_hand() -> float:
-        return float(hypervisor.run([HERE / "bare_push.sh", guest.uuid, xml]).stdout) / 1000
+        return float(hypervisor.run([HERE / "bare_push.sh", guest.uuid, xml]).stdout.split()[-1]) / 1000
 
     ours: list[float] = []
     bare: list[float] = []
