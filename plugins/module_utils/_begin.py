@@ -2,35 +2,54 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Begin a backup: plan, preflight, claim, freeze, start libvirt's job, thaw."""
+"""Begin a backup: plan, preflight, claim, freeze, capture, thaw."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ._backup_set import SetPaths, check_backup_id, check_target, claim_domain_directory, domain_directory, make_partial, published_manifest
 from ._backup_xml import push_backup_xml
-from ._claim import Claim, all_claims, boot_id, describe, hold, is_alive, read_claim, save_claim, step
+from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_alive, save_claim, step
 from ._clock import Clock, rfc3339
+from ._commit import chain_of
 from ._connection import FAILURES, connect, explain, explained, find_domain
-from ._domain_xml import parse_domain, sources, without_backing_stores
+from ._domain_xml import parse_domain, sources, with_disk_source, without_backing_stores
 from ._errors import LiveBackupError
-from ._facts import DomainFacts, domain_facts, host_versions
+from ._facts import DomainFacts, chain_allocation, domain_facts, host_versions
 from ._files import write_durably
-from ._freeze import capture_quiesced
+from ._fingerprint import fingerprint
+from ._freeze import Consistency, capture_quiesced
+from ._image_lock import images_locked
 from ._job import drop_completed_job, running_job
 from ._libraries import libvirt
-from ._plan import bytes_needed, check_room, choose_disks, choose_method, occupied_by, version_text
+from ._plan import HostVersions, bytes_needed, check_room, choose_disks, choose_method, occupied_by, version_text, why_not
+from ._space import allocated
 from ._target import probe_target
 from ._undo import paths_of, undo
 
 DOMAIN_XML = "domain.xml"
 NVRAM = "nvram"
+_MIGRATED = 4  # VIR_DOMAIN_SHUTOFF_MIGRATED
+
+
+# What a method adds to the plan, and how it captures: called with the claim while the guest's file systems are frozen.
+Planner = Callable[[libvirt.virDomain, DomainFacts, dict[str, Any]], dict[str, Any]]
+Capture = Callable[[libvirt.virDomain, Claim], None]
 
 
 def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
-    """Start the backup job of `backup_id`, or say that it is active or published already."""
+    """Start the backup job of `backup_id`, or claim a domain that is shut off; or say that it is under way or published."""
+    if params["method"] == "offline":
+        return begin(params, check_mode, clock, "offline", _plan_offline, lambda domain, claim: None)
+    return begin(params, check_mode, clock, "push", _plan_push, _start_job)
+
+
+def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, planner: Planner, capture: Capture) -> dict[str, Any]:
+    """Plan, check and claim; then freeze, `capture` and thaw."""
     check_backup_id(params["backup_id"])
     target = check_target(params["target"])
     if params["freeze_timeout"] < 1:
@@ -39,31 +58,35 @@ def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         domain = find_domain(connection, params["domain"])
         name, uuid = domain.name(), domain.UUIDString()
         probe_target(target, name, None, write=False)
-        begun = _begun_before(target, name, uuid, params["backup_id"], clock)
+        begun = _begun_before(target, domain, params["backup_id"], clock)
         if begun is not None:
             return begun
-        plan = _plan(connection, domain, target, params)
+        plan = _plan(connection, domain, target, params, method)
+        plan.update(planner(domain, plan.pop("facts"), params))
         facts = probe_target(target, name, plan["qemu_user"], write=not check_mode)
         plan.update(bytes_free=facts.free, device=facts.device)
         check_room(plan["bytes_needed"], _reserved(facts.device, uuid), facts.free, str(target))
         if check_mode:
-            return {"changed": True, "planned": True, "published": False, **_planned(plan, params["format"])}
+            return {"changed": True, "planned": True, "published": False, **_planned(plan)}
         with hold(uuid, clock):
             # Another run may have come between the first look and the lock.
-            begun = _begun_before(target, name, uuid, params["backup_id"], clock)
-            return begun or _begin(domain, plan, target, params, clock)
+            begun = _begun_before(target, domain, params["backup_id"], clock)
+            return begun or _begin(domain, plan, target, params, clock, method, capture)
 
 
-def _begun_before(target: Path, name: str, uuid: str, backup_id: str, clock: Clock) -> dict[str, Any] | None:
+def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock: Clock) -> dict[str, Any] | None:
     """The result of the same backup where it is published or under way; an error where another one is."""
+    name, uuid = domain.name(), domain.UUIDString()
     paths = SetPaths(domain_directory(target, name, uuid), backup_id)
     manifest = published_manifest(paths)
     if manifest is not None:
         return _from_manifest(manifest, paths)
-    claim = read_claim(uuid)
+    with explained(f"read the definition of domain {name!r}"):
+        claim = claim_of(parse_domain(domain.XMLDesc(0)))
     if claim is None:
         return None
-    if paths_of(claim) == paths and "begin" in claim.results and claim.boot_id == boot_id():
+    goes_on = "begin" in claim.results and "recovering" not in claim.results
+    if paths_of(claim) == paths and goes_on and claim.boot_id == boot_id():
         return {**claim.results["begin"], "changed": False}
     if is_alive(claim, clock):
         raise LiveBackupError(f"Domain {name!r} is being backed up: {describe(claim, clock)}. Wait for it, or end that run, and run again.")
@@ -91,17 +114,20 @@ def _from_manifest(manifest: dict[str, Any], paths: SetPaths) -> dict[str, Any]:
     }
 
 
-def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Path, params: dict[str, Any]) -> dict[str, Any]:
+def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Path, params: dict[str, Any], method: str) -> dict[str, Any]:
     """What will be captured, from where to where. Fails when libvirt would not, or not now, capture it."""
     facts = domain_facts(connection, domain)
     name = facts.xml.name
     chosen, skipped = choose_disks(facts.xml, params["exclude_disks"])
     versions = host_versions(connection)
-    method, reason = choose_method(versions, active=facts.active)
-    if method == "offline":
-        raise LiveBackupError(f"Domain {name!r} is {facts.state}: libvirt's backup job needs a running domain. Start it, or leave it out.")
-    if method != "push":
-        raise LiveBackupError(f"Domain {name!r} cannot be backed up by push: {reason}.")
+    obstacle = why_not(method, versions, active=facts.active, state=facts.state)
+    if obstacle:
+        raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method}: {obstacle}.")
+    for disk in chosen:
+        if method != "push" and disk.chain[0].type not in ("file", "block"):
+            raise LiveBackupError(
+                f"Disk {disk.target} of domain {name!r} is of type {disk.chain[0].type}, which only push can copy. Leave it out with exclude_disks."
+            )
     occupied = occupied_by(facts.job, facts.block_jobs)
     if occupied:
         raise LiveBackupError(f"Domain {name!r} cannot be backed up now: {occupied}. Wait until it has ended, and run again.")
@@ -109,8 +135,9 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
     disks = [
         {
             "target": disk.target,
-            "path": str(paths.image(disk.target, params["format"])),
-            "format": params["format"],
+            # Where the data of a disk goes, and in which format, is known when it begins to be written.
+            "path": str(paths.image(disk.target, params["format"])) if method == "push" else "",
+            "format": params["format"] if method == "push" else "",
             "capacity": facts.capacity_of(disk),
             "bytes_needed": bytes_needed(facts.capacity_of(disk), facts.allocation[disk.target]),
             "source": {"path": disk.chain[0].path, "format": disk.chain[0].format},
@@ -118,13 +145,16 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
         for disk in chosen
     ]
     return {
+        "facts": facts,
+        "method": method,
+        "method_reason": choose_method(versions, active=facts.active, wanted=_asked_for(method, versions))[1],
         "path": str(paths.final),
         "disks": disks,
         "skipped": skipped,
         "bytes_needed": sum(disk["bytes_needed"] for disk in disks),
         "state": facts.state,
         "agent": facts.xml.agent,
-        "freezes": _will_freeze(facts, params["quiesce"]),
+        "freezes": False,
         "nvram": facts.xml.nvram,
         "not_captured": list(facts.xml.secrets),
         "versions": {"libvirt": version_text(versions.libvirt), "qemu": version_text(versions.qemu)},
@@ -133,7 +163,39 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
     }
 
 
-def _will_freeze(facts: DomainFacts, quiesce: str) -> bool:
+def _asked_for(method: str, versions: HostVersions) -> str:
+    return "legacy" if method == "legacy" and versions.supports_push else "auto"
+
+
+def _plan_push(_domain: libvirt.virDomain, facts: DomainFacts, params: dict[str, Any]) -> dict[str, Any]:
+    return {"freezes": will_freeze(facts, params["quiesce"])}
+
+
+def _plan_offline(domain: libvirt.virDomain, facts: DomainFacts, params: dict[str, Any]) -> dict[str, Any]:
+    """The disks of a domain that is shut off, as their own headers tell their chains."""
+    if domain.state()[1] == _MIGRATED:
+        raise LiveBackupError(
+            f"Domain {facts.xml.name!r} was migrated away, and may be running on another host: back it up there, and undefine it here."
+        )
+    disks = choose_disks(facts.xml, params["exclude_disks"])[0]
+    devices = [disk.target for disk in disks if disk.chain[0].type == "block"]
+    if devices and not params["exclusive"]:
+        raise LiveBackupError(
+            f"Disks {', '.join(devices)} of domain {facts.xml.name!r} are block devices, where QEMU's lock does not show whether another host uses "
+            "them. If only this host does, say so with exclusive, or leave them out with exclude_disks."
+        )
+    whole = {disk.target: replace(disk, chain=chain_of(disk.chain[0])) for disk in disks}
+    needed = {disk.target: chain_allocation(whole[disk.target], facts.capacity_of(disk)) for disk in disks}
+    with images_locked([Path(disk.chain[0].path) for disk in disks]):
+        prints = {disk.target: fingerprint(disk.chain[0].path) for disk in disks}
+    return {
+        "bytes_needed": sum(bytes_needed(facts.capacity_of(disk), needed[disk.target]) for disk in disks),
+        "prints": prints,
+        "saved": bool(domain.hasManagedSaveImage()),
+    }
+
+
+def will_freeze(facts: DomainFacts, quiesce: str) -> bool:
     possible = facts.xml.agent == "connected" and facts.state == "running"
     if quiesce == "require" and not possible:
         raise LiveBackupError(
@@ -143,16 +205,18 @@ def _will_freeze(facts: DomainFacts, quiesce: str) -> bool:
     return possible and quiesce != "never"
 
 
-def _planned(plan: dict[str, Any], image_format: str) -> dict[str, Any]:
+def _planned(plan: dict[str, Any]) -> dict[str, Any]:
     """The part of a plan that is told to the user."""
     return {
         "path": plan["path"],
-        "disks": [{"target": disk["target"], "path": disk["path"], "format": image_format} for disk in plan["disks"]],
+        "method": plan["method"],
+        "disks": [{"target": disk["target"], "path": disk["path"], "format": disk["format"]} for disk in plan["disks"]],
         # Not `skipped`: Ansible takes a result with that key for a task that did not run.
         "skipped_disks": plan["skipped"],
         "bytes_needed": plan["bytes_needed"],
         "bytes_free": plan["bytes_free"],
-        "consistency": "filesystem" if plan["freezes"] else "crash",
+        "consistency": "filesystem" if plan["freezes"] else "crash" if plan["method"] != "offline" or plan["saved"] else "offline",
+        **({"overlays": plan["overlays"]} if "overlays" in plan else {}),
     }
 
 
@@ -161,32 +225,28 @@ def _reserved(device: int, uuid: str) -> int:
     reserved = 0
     for claim in all_claims():
         if claim.uuid != uuid and claim.plan["device"] == device:
-            written = sum(_allocated(Path(disk["path"])) for disk in claim.plan["disks"])
+            written = sum(allocated(disk["path"]) for disk in claim.plan["disks"])
             reserved += max(0, claim.plan["bytes_needed"] - written)
     return reserved
 
 
-def _allocated(path: Path) -> int:
-    try:
-        return path.stat().st_blocks * 512
-    except FileNotFoundError:
-        return 0
-
-
-def _begin(domain: libvirt.virDomain, plan: dict[str, Any], target: Path, params: dict[str, Any], clock: Clock) -> dict[str, Any]:
+def _begin(
+    domain: libvirt.virDomain, plan: dict[str, Any], target: Path, params: dict[str, Any], clock: Clock, method: str, capture: Capture
+) -> dict[str, Any]:
     name, uuid = domain.name(), domain.UUIDString()
     claim = Claim(
         uuid=uuid,
         domain=name,
         backup_id=params["backup_id"],
-        method="push",
+        method=method,
         directory=str(domain_directory(target, name, uuid)),
         plan=plan,
         started=clock.wall(),
+        copies=plan.pop("copies", []),
     )
     try:
         with step(claim, "begin", clock):
-            claim.results["begin"] = _capture(domain, claim, target, params, clock)
+            claim.results["begin"] = _capture(domain, claim, target, params, clock, capture)
     except FAILURES as error:
         reason = explain(error, f"begin the backup of domain {name!r}")
         undo(params["uri"], claim, clock, reason)
@@ -194,41 +254,46 @@ def _begin(domain: libvirt.virDomain, plan: dict[str, Any], target: Path, params
     return {**claim.results["begin"], "changed": True}
 
 
-def _capture(domain: libvirt.virDomain, claim: Claim, target: Path, params: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    """Make the partial set, begin the job, save the domain's XML and NVRAM of that instant."""
+def _capture(
+    domain: libvirt.virDomain, claim: Claim, target: Path, params: dict[str, Any], clock: Clock, capture: Capture
+) -> dict[str, Any]:
+    """Make the partial set, capture, save the domain's XML and NVRAM of that instant."""
     plan = claim.plan
     directory = claim_domain_directory(target, claim.domain, claim.uuid)
     if str(directory) != claim.directory:
         raise LiveBackupError(f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.")
     paths = SetPaths(directory, claim.backup_id)
     make_partial(paths, claim.token)
+    for flags, what in ((libvirt.VIR_DOMAIN_XML_MIGRATABLE, "live_xml"), (libvirt.VIR_DOMAIN_XML_INACTIVE, "inactive_xml")):
+        if plan.get("overlays"):
+            plan[what] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | flags)
     claim.results["partial"] = True
     save_claim(claim)
-    with explained(f"forget the last job of domain {claim.domain!r}"):
-        drop_completed_job(domain)
-    backup_xml = push_backup_xml({disk["target"]: disk["path"] for disk in plan["disks"]}, params["format"])
+    if claim.method == "push":
+        with explained(f"forget the last job of domain {claim.domain!r}"):
+            drop_completed_job(domain)
     moments: dict[str, Any] = {}
 
-    def start_job() -> None:
+    def capture_now() -> None:
         moments["began"] = clock.wall()
-        with explained(f"begin the backup of domain {claim.domain!r}"):
-            domain.backupBegin(backup_xml, None, 0)
+        capture(domain, claim)
         moments["instant"] = clock.wall()
         if plan["nvram"]:
             moments["nvram"] = Path(plan["nvram"]).read_bytes()
 
-    consistency = capture_quiesced(params["uri"], domain, plan["agent"], params["quiesce"], params["freeze_timeout"], start_job, clock)
-    with explained(f"read the definition of domain {claim.domain!r}"):
-        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
-    if sources(parse_domain(xml)) != plan["sources"]:
-        raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
-    write_durably(paths.partial / DOMAIN_XML, without_backing_stores(xml).encode())
-    if plan["nvram"]:
-        write_durably(paths.partial / NVRAM, moments["nvram"])
+    if claim.method == "offline":
+        capture_now()
+        consistency = _at_rest(domain, plan)
+    else:
+        consistency = capture_quiesced(
+            params["uri"], domain, plan["agent"], params["quiesce"], params["freeze_timeout"], capture_now, clock
+        )
+    claim.results["bases"] = {overlay["target"]: fingerprint(overlay["base"]) for overlay in plan.get("overlays", [])}
+    _save_definition(domain, claim, paths, moments)
     return {
         "planned": False,
         "published": False,
-        **_planned(plan, params["format"]),
+        **_planned(plan),
         "consistency": consistency.level,
         "why": consistency.why,
         "frozen_ms": consistency.frozen_ms,
@@ -236,3 +301,31 @@ def _capture(domain: libvirt.virDomain, claim: Claim, target: Path, params: dict
         "began": moments["began"],
         "job": running_job(domain),
     }
+
+
+def _save_definition(domain: libvirt.virDomain, claim: Claim, paths: SetPaths, moments: dict[str, Any]) -> None:
+    """Save the domain's XML, with its disks on what they were on before, and its NVRAM."""
+    with explained(f"read the definition of domain {claim.domain!r}"):
+        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+    for overlay in claim.plan.get("overlays", []):
+        xml = with_disk_source(xml, overlay["target"], claim.plan["live_xml"])
+    if sources(parse_domain(xml)) != claim.plan["sources"]:
+        raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
+    write_durably(paths.partial / DOMAIN_XML, without_backing_stores(xml).encode())
+    if claim.plan["nvram"]:
+        write_durably(paths.partial / NVRAM, moments["nvram"])
+
+
+def _start_job(domain: libvirt.virDomain, claim: Claim) -> None:
+    disks = claim.plan["disks"]
+    backup_xml = push_backup_xml({disk["target"]: disk["path"] for disk in disks}, disks[0]["format"])
+    with explained(f"begin the backup of domain {claim.domain!r}"):
+        domain.backupBegin(backup_xml, None, 0)
+
+
+def _at_rest(domain: libvirt.virDomain, plan: dict[str, Any]) -> Consistency:
+    if plan["saved"]:
+        return Consistency("crash", "the domain is shut off with its memory saved, which a backup does not hold")
+    if domain.isActive():
+        raise LiveBackupError(f"Domain {domain.name()!r} was started just now. Run again.")
+    return Consistency("offline", "the domain was shut off")

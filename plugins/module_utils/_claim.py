@@ -14,6 +14,7 @@ from __future__ import annotations
 import fcntl
 import json
 import os
+import re
 import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,7 @@ from typing import Any
 
 from ._clock import Clock
 from ._connection import connect, find_domain
+from ._domain_xml import Domain, parse_domain
 from ._errors import LiveBackupError
 from ._files import sync_path, temporary_of, write_durably
 from ._thaw_watchdog import MARK
@@ -54,6 +56,7 @@ class Claim:
     in_step: bool = False
     lease_until: float = 0.0
     results: dict[str, Any] = field(default_factory=dict)
+    copies: list[str] = field(default_factory=list)
 
     def file(self) -> Path:
         return claim_file(self.uuid)
@@ -68,9 +71,9 @@ def thaw_mark(uuid: str) -> Path:
     return Path(f"{claim_file(uuid)}{MARK}")
 
 
-def read_claim(uuid: str) -> Claim | None:
+def read_claim(uuid: str, path: Path | None = None) -> Claim | None:
     """The claim on a domain, if there is one."""
-    path = claim_file(uuid)
+    path = path or claim_file(uuid)
     try:
         return Claim(**json.loads(path.read_bytes()))
     except FileNotFoundError:
@@ -79,6 +82,27 @@ def read_claim(uuid: str) -> Claim | None:
         raise LiveBackupError(
             f"The claim {path} is damaged ({error}). Look at the domain's jobs and disks, then remove the file."
         ) from error
+
+
+def overlay_path(directory: Path, uuid: str, target: str, backup_id: str) -> Path:
+    """The overlay of a disk during a backup. Its name tells whose it is, and where the copy of the claim lies."""
+    return directory / f"{uuid}.{target}.{backup_id}.overlay"
+
+
+def claim_copy(directory: Path, uuid: str, backup_id: str) -> Path:
+    """The copy of a claim beside the overlays: it goes with the storage, wherever the domain goes."""
+    return directory / f"{uuid}.{backup_id}.claim"
+
+
+def claim_of(domain: Domain) -> Claim | None:
+    """The claim on a domain, or, where this host has none, the copy beside the overlay that one of its disks is on."""
+    claim = read_claim(domain.uuid)
+    for disk in domain.disks:
+        path = Path(disk.chain[0].path) if disk.chain else Path()
+        parts = re.fullmatch(rf"{re.escape(domain.uuid)}\.{re.escape(disk.target)}\.(.+)\.overlay", path.name)
+        if claim is None and parts:
+            claim = read_claim(domain.uuid, claim_copy(path.parent, domain.uuid, parts[1]))
+    return claim
 
 
 def all_claims() -> list[Claim]:
@@ -95,8 +119,8 @@ def find_claim(uri: str, domain: str) -> tuple[str, str, Claim | None]:
     try:
         with connect(uri, readonly=True) as connection:
             found = find_domain(connection, domain)
-            uuid, name = found.UUIDString(), found.name()
-        return uuid, name, read_claim(uuid)
+            uuid, name, xml = found.UUIDString(), found.name(), found.XMLDesc(0)
+        return uuid, name, claim_of(parse_domain(xml))
     except LiveBackupError:
         for claim in all_claims():
             if domain == claim.domain or domain.lower() == claim.uuid:
@@ -106,11 +130,19 @@ def find_claim(uri: str, domain: str) -> tuple[str, str, Claim | None]:
 
 def save_claim(claim: Claim) -> None:
     """Write a claim durably. It may name secrets of the domain, so only root reads it."""
-    write_durably(claim.file(), json.dumps(asdict(claim), indent=1, sort_keys=True).encode())
+    data = json.dumps(asdict(claim), indent=1, sort_keys=True).encode()
+    write_durably(claim.file(), data)
+    for copy in claim.copies:
+        # The first is the one that counts. A storage that is full or gone must not keep anybody from recovering.
+        with suppress(OSError):
+            write_durably(Path(copy), data)
 
 
 def remove_claim(claim: Claim) -> None:
     """End a claim: the last thing that a run does."""
+    for copy in map(Path, claim.copies):
+        copy.unlink(missing_ok=True)
+        temporary_of(copy).unlink(missing_ok=True)
     claim.file().unlink(missing_ok=True)
     temporary_of(claim.file()).unlink(missing_ok=True)
     thaw_mark(claim.uuid).unlink(missing_ok=True)
@@ -189,6 +221,10 @@ def require_claim(uuid: str, name: str, backup_id: str) -> Claim:
         raise LiveBackupError(f"Domain {name!r} has no backup {backup_id} under way: it was not begun, or has ended or been recovered.")
     if claim.backup_id != backup_id:
         raise LiveBackupError(f"Domain {name!r} is in another backup, {claim.backup_id}; backup {backup_id} has ended or been recovered.")
+    if claim.results.get("recovering"):
+        raise LiveBackupError(
+            f"Backup {backup_id} of domain {name!r} was given up by a recovery, which is not finished; run libvirt_backup_recover."
+        )
     if claim.boot_id != boot_id():
         raise LiveBackupError(f"Backup {backup_id} of domain {name!r} was cut off when this host went down; run libvirt_backup_recover.")
     return claim

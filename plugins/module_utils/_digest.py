@@ -4,8 +4,8 @@
 
 """`sha256-4m`: the digest of an image, whose holes cost nothing.
 
-The SHA-256 of the joined SHA-256 digests of the file's 4 MiB chunks, the last of which may be shorter. A chunk that is a
-hole has a digest that is known beforehand, and the chunks are hashed in parallel.
+The SHA-256 of the joined SHA-256 digests of the image's 4 MiB chunks, the last of which may be shorter. A chunk that is a
+hole or all zeroes has a digest that is known beforehand, and the chunks are read and hashed in parallel.
 """
 
 from __future__ import annotations
@@ -13,12 +13,17 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 CHUNK = 4 * 1024 * 1024
+ZEROES = bytes(CHUNK)
+_ZEROES_VIEW = memoryview(ZEROES)
+_PIECE = 64 * 1024
+_BATCH = 128
 
 
 def file_digest(path: Path) -> str:
@@ -28,43 +33,116 @@ def file_digest(path: Path) -> str:
 
 def image_digest(path: Path) -> str:
     """`sha256-4m:<hex>`; reads each byte that is not in a hole once, and does not keep it in the page cache."""
-    whole = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY)
-    workers = os.cpu_count() or 1
     try:
-        size = os.fstat(descriptor).st_size
-        zeroes = hashlib.sha256(bytes(CHUNK)).digest()
-
-        def digest(chunk: tuple[int, bool]) -> bytes:
-            offset, is_data = chunk
-            if not is_data and size - offset >= CHUNK:
-                return zeroes
-            # pread shares no file position, and both it and the hash let other threads run.
-            data = os.pread(descriptor, CHUNK, offset)
-            os.posix_fadvise(descriptor, offset, CHUNK, os.POSIX_FADV_DONTNEED)
-            return hashlib.sha256(data).digest()
-
-        with ThreadPoolExecutor(workers) as pool:
-            chunks = _chunks(descriptor, size)
-            # A bounded batch at a time, so that memory does not grow with the image.
-            while batch := list(islice(chunks, 64 * workers)):
-                whole.update(b"".join(pool.map(digest, batch)))
+        return digest_while(descriptor, lambda offset, data: None)
     finally:
         os.close(descriptor)
+
+
+def digest_while(descriptor: int, use: Callable[[int, bytes], None]) -> str:
+    """`sha256-4m:<hex>` of an open image; all data is also given to `use(offset, data)`, by several threads and in pieces."""
+    whole = hashlib.sha256()
+    size = image_size(descriptor)
+    after_zeroes = _states_after_zeroes()
+    zeroes = hashlib.sha256(ZEROES).digest()
+    # More than processors: while one waits for the disk, another hashes.
+    workers = 4 * (os.cpu_count() or 1)
+
+    def digest(chunk: tuple[int, list[tuple[int, int]]]) -> bytes:
+        offset, extents = chunk
+        length = min(CHUNK, size - offset)
+        if not extents and length == CHUNK:
+            return zeroes
+        done = (extents[0][0] - offset if extents else length) // _PIECE * _PIECE
+        state = after_zeroes[done // _PIECE].copy()
+        for start, end in [*extents, (offset + length, offset + length)]:
+            state.update(_ZEROES_VIEW[: start - offset - done])
+            # pread shares no file position, and it, the hash and the use let other threads run.
+            data = _read(descriptor, end - start, start)
+            os.posix_fadvise(descriptor, start, end - start or 1, os.POSIX_FADV_DONTNEED)
+            if data:
+                use(start, data)
+            if data == ZEROES:
+                return zeroes
+            state.update(data)
+            done = end - offset
+        return state.digest()
+
+    with ThreadPoolExecutor(workers) as pool:
+        chunks = _chunks(descriptor, size)
+        # A bounded batch at a time, so that memory does not grow with the image.
+        batch = _ahead(descriptor, chunks)
+        while batch:
+            digests = pool.map(digest, batch)
+            batch = _ahead(descriptor, chunks)
+            whole.update(b"".join(digests))
     return "sha256-4m:" + whole.hexdigest()
 
 
-def _chunks(descriptor: int, size: int) -> Iterator[tuple[int, bool]]:
-    """Every chunk's offset, and whether it may hold data."""
-    data_start = data_end = 0
-    for offset in range(0, size, CHUNK):
-        if offset >= data_end:
-            try:
-                data_start = os.lseek(descriptor, offset, os.SEEK_DATA)
-                data_end = os.lseek(descriptor, data_start, os.SEEK_HOLE)
-            except OSError as error:
-                if error.errno != errno.ENXIO:
-                    raise
-                # No data up to the end of the file.
-                data_start = data_end = size
-        yield offset, data_start < offset + CHUNK
+def _states_after_zeroes() -> list[Any]:
+    """SHA-256 after 0, 1, 2, ... pieces of zeroes: a chunk that begins with a hole need not be hashed from its beginning."""
+    states = [hashlib.sha256()]
+    for _piece in range(CHUNK // _PIECE):
+        state = states[-1].copy()
+        state.update(_ZEROES_VIEW[:_PIECE])
+        states.append(state)
+    return states
+
+
+def image_size(descriptor: int) -> int:
+    """The size of an open file or block device."""
+    return os.lseek(descriptor, 0, os.SEEK_END)
+
+
+def data_extents(descriptor: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Where data begins and ends between two offsets. A block device knows of no holes, so all of it is data."""
+    while start < end:
+        try:
+            data = os.lseek(descriptor, start, os.SEEK_DATA)
+            hole = os.lseek(descriptor, data, os.SEEK_HOLE) if data < end else end
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # no data up to the end of the file
+                return
+            if error.errno != errno.EINVAL:
+                raise
+            data, hole = start, end
+        if data < end:
+            yield data, min(hole, end)
+        start = hole
+
+
+def _chunks(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Every chunk's offset, and where in it data begins and ends."""
+    offset, inside = 0, []
+    for extent_start, extent_end in data_extents(descriptor, 0, size):
+        start = extent_start
+        while start < extent_end:
+            while start >= offset + CHUNK:
+                yield offset, inside
+                offset, inside = offset + CHUNK, []
+            end = min(extent_end, offset + CHUNK)
+            inside.append((start, end))
+            start = end
+    while offset < size:
+        yield offset, inside
+        offset, inside = offset + CHUNK, []
+
+
+def _ahead(descriptor: int, chunks: Iterator[tuple[int, list[tuple[int, int]]]]) -> list[tuple[int, list[tuple[int, int]]]]:
+    """The next batch of chunks, whose data the kernel begins to read."""
+    batch = list(islice(chunks, _BATCH))
+    for _offset, extents in batch:
+        for start, end in extents:
+            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+    return batch
+
+
+def _read(descriptor: int, length: int, offset: int) -> bytes:
+    data = os.pread(descriptor, length, offset)
+    while len(data) < length:
+        more = os.pread(descriptor, length - len(data), offset + len(data))
+        if not more:
+            raise OSError(errno.EIO, "the image ended while it was read")
+        data += more
+    return data

@@ -25,6 +25,15 @@ class Image:
 
 
 @dataclass(frozen=True)
+class Mirror:
+    """A block job that writes a disk's data elsewhere. `ready` is `yes`, `pivot`, `abort`, or empty while it copies."""
+
+    job: str
+    ready: str
+    path: str
+
+
+@dataclass(frozen=True)
 class Disk:
     """A disk of a domain; `chain[0]` is the image that the guest writes to."""
 
@@ -36,6 +45,7 @@ class Disk:
     shareable: bool
     transient: bool
     encrypted: bool = False
+    mirror: Mirror | None = None
 
     @property
     def skip_reason(self) -> str:
@@ -118,6 +128,24 @@ def without_backing_stores(text: str) -> str:
     return etree.tostring(root, encoding="unicode")
 
 
+def with_disk_source(text: str, target: str, original: str) -> str:
+    """The XML of a domain in which one disk has the source that it has in another XML of the domain; all else stays."""
+    root, from_root = parse_xml(text), parse_xml(original)
+    disk, from_disk = (_disk_element(tree, target) for tree in (root, from_root))
+    disk.set("type", from_disk.get("type", "file"))
+    for name in ("driver", "source", "backingStore"):
+        place = next((index for index, child in enumerate(disk) if child.tag == name), len(disk))
+        if place < len(disk):
+            disk.remove(disk[place])
+        if from_disk.find(name) is not None:
+            disk.insert(place, from_disk.find(name))
+    return etree.tostring(root, encoding="unicode")
+
+
+def _disk_element(root: Any, target: str) -> Any:
+    return next(disk for disk in root.findall("devices/disk") if disk.find("target").get("dev") == target)
+
+
 def _disk(element: Any) -> Disk:
     return Disk(
         target=element.find("target").get("dev"),
@@ -128,7 +156,16 @@ def _disk(element: Any) -> Disk:
         shareable=element.find("shareable") is not None,
         transient=element.find("transient") is not None,
         encrypted=element.find("encryption") is not None or element.find("source/encryption") is not None,
+        mirror=_mirror(element.find("mirror")),
     )
+
+
+def _mirror(element: Any) -> Mirror | None:
+    if element is None:
+        return None
+    source = element.find("source")
+    path = "" if source is None else source.get("file") or source.get("dev") or ""
+    return Mirror(element.get("job", ""), element.get("ready", ""), path)
 
 
 def _chain(element: Any, kind: str) -> list[Image]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ._claim import Claim, all_claims, describe, is_alive, read_claim
+from ._claim import Claim, all_claims, claim_of, describe, is_alive
 from ._clock import Clock
 from ._connection import FAILURES, NO_DOMAIN, connect, explain, explained
 from ._domain_xml import Disk
@@ -42,7 +42,7 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
         versions = host_versions(connection)
         return {
             "changed": False,
-            "domains": [row for name in names if (row := _row(connection, domains[name], versions, clock)) is not None],
+            "domains": [row for name in names if (row := _row(connection, domains[name], versions, params["method"], clock)) is not None],
             "claims": [_claim(claim, clock) for claim in all_claims()],
             "host": {
                 "libvirt": version_text(versions.libvirt),
@@ -70,11 +70,13 @@ def _matches(name: str, pattern: str) -> bool:
     return name == pattern or fnmatchcase(name, pattern)
 
 
-def _row(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, clock: Clock) -> dict[str, Any] | None:
+def _row(
+    connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, wanted: str, clock: Clock
+) -> dict[str, Any] | None:
     """A domain, or why it cannot be examined: that must not hide the others. None for one that is gone by now."""
     name, uuid = domain.name(), domain.UUIDString()
     try:
-        return {**_domain(connection, domain, versions, clock), "error": ""}
+        return {**_domain(connection, domain, versions, wanted, clock), "error": ""}
     except FAILURES as error:
         try:
             connection.lookupByUUIDString(uuid)
@@ -84,10 +86,10 @@ def _row(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: Ho
         return {**_UNKNOWN, "name": name, "uuid": uuid, "error": explain(error, f"examine domain {name!r}").msg}
 
 
-def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, clock: Clock) -> dict[str, Any]:
+def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, wanted: str, clock: Clock) -> dict[str, Any]:
     facts = domain_facts(connection, domain)
-    method, reason = choose_method(versions, active=facts.active)
-    claim = read_claim(facts.xml.uuid)
+    method, reason = choose_method(versions, active=facts.active, wanted=wanted)
+    claim = claim_of(facts.xml)
     with explained(f"list the checkpoints of domain {facts.xml.name!r}"):
         checkpoints = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
     return {

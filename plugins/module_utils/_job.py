@@ -6,13 +6,15 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 from ._backup_xml import backup_targets
 from ._clock import Clock
-from ._connection import NO_DOMAIN, NO_DOMAIN_BACKUP, OPERATION_INVALID, connect, libvirt_failure
+from ._connection import NO_DOMAIN, NO_DOMAIN_BACKUP, OPERATION_INVALID, libvirt_failure
 from ._errors import LiveBackupError
+from ._events import across_restarts, turns
 from ._libraries import libvirt
 
 # virDomainJobType and virDomainJobOperation, in the words of `virsh domjobinfo`. Numbers, since old bindings lack names.
@@ -32,10 +34,6 @@ OPERATIONS = (
 )
 BLOCK_JOB_TYPES = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
 
-# How often a running job is looked at when no event comes.
-POLL_SECONDS = 1.0
-# For how long libvirtd may be away or answer with errors, while QEMU goes on with the job.
-SILENCE_SECONDS = 300.0
 _KEEP_COMPLETED = 2  # VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED, with COMPLETED: others may want to read them too
 # libvirt counts a job's time from a moment inside the call that begins it.
 _SLACK_SECONDS = 2.0
@@ -136,7 +134,6 @@ class JobWatch:
         self._uuid = uuid
         self._targets = targets
         self._clock = clock
-        self._answered = clock.boottime()
         self._first_seen: float | None = None
         # For how long the job was seen running over the present connection: a libvirtd that is restarted counts its
         # time from there (seen with libvirt 9.0).
@@ -144,52 +141,34 @@ class JobWatch:
 
     def until_ended(self, deadline: float) -> bool:
         """True when the job has ended, False when the deadline came first."""
-        while True:
-            try:
-                with connect(self._uri, events=True) as connection:
-                    return self._watch(connection, deadline)
-            except (libvirt.libvirtError, LiveBackupError) as error:
-                if isinstance(error, libvirt.libvirtError) and error.get_error_code() == NO_DOMAIN:
-                    return True
-                # libvirtd may be restarting, or QEMU dying and libvirt not aware of it yet: ask again.
-                if self._clock.boottime() > min(deadline, self._answered + SILENCE_SECONDS):
-                    raise
-            self._clock.sleep(0.2)
+        try:
+            return across_restarts(self._uri, deadline, self._clock, partial(self._watch, deadline))
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != NO_DOMAIN:
+                raise
+            return True
 
-    def _watch(self, connection: libvirt.virConnect, deadline: float) -> bool:
+    def _watch(self, deadline: float, connection: libvirt.virConnect, answered: Callable[[], None]) -> bool:
         domain = connection.lookupByUUIDString(self._uuid)
         self._first_seen, self.watched = None, 0.0
-
-        def wake(*_event: Any) -> None:
-            """The event only ends one turn of the loop; the state is then read."""
-
-        timer = libvirt.virEventAddTimeout(round(POLL_SECONDS * 1000), wake, None)
-        callbacks = [
-            connection.domainEventRegisterAny(domain, event, wake, None)
-            for event in (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)
-        ]
-        try:
+        with turns(connection, domain, (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)) as turn:
             while self._is_active(domain):
+                answered()
                 if self._clock.boottime() >= deadline:
                     return False
-                libvirt.virEventRunDefaultImpl()
+                turn()
             return True
-        finally:
-            libvirt.virEventRemoveTimeout(timer)
-            with suppress(libvirt.libvirtError):
-                for callback in callbacks:
-                    connection.domainEventDeregisterAny(callback)
 
     def _is_active(self, domain: libvirt.virDomain) -> bool:
         job = running_job(domain)
-        self._answered = self._clock.boottime()
+        now = self._clock.boottime()
         if job is None or job["operation"] != "backup":
             return False
         if self._targets is not None and running_backup(domain) != self._targets:
             return False
         if self._first_seen is None:
-            self._first_seen = self._answered
-        self.watched = self._answered - self._first_seen
+            self._first_seen = now
+        self.watched = now - self._first_seen
         return True
 
 

@@ -13,8 +13,9 @@ from ._errors import LiveBackupError
 
 try:
     import libvirt
+    import libvirt_qemu
 except ImportError:
-    libvirt = None  # type: ignore[assignment,unused-ignore]
+    libvirt = libvirt_qemu = None  # type: ignore[assignment,unused-ignore]
 
 try:
     from lxml import etree

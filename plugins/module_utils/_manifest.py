@@ -20,8 +20,8 @@ from ._version import VERSION
 SCHEMA = 1
 
 
-def image_entry(disk: dict[str, Any], path: Path) -> dict[str, Any]:
-    """An image as the manifest lists it; reads it once."""
+def image_entry(disk: dict[str, Any], path: Path, digest: str | None = None) -> dict[str, Any]:
+    """An image as the manifest lists it; reads it once, unless its digest is known from when it was written."""
     status = path.stat()
     return {
         "target": disk["target"],
@@ -30,7 +30,7 @@ def image_entry(disk: dict[str, Any], path: Path) -> dict[str, Any]:
         "capacity": disk["capacity"],
         "size": status.st_size,
         "allocated": status.st_blocks * 512,
-        "digest": image_digest(path),
+        "digest": digest or image_digest(path),
         "source": disk["source"],
         "backing": None,
     }
@@ -44,6 +44,7 @@ def build_manifest(claim: Claim, disks: list[dict[str, Any]], files: list[dict[s
         "backup_id": claim.backup_id,
         "domain": {"name": claim.domain, "uuid": claim.uuid, "hypervisor": platform.node()},
         "method": claim.method,
+        "method_reason": claim.plan["method_reason"],
         "level": "full",
         "parent": None,
         "consistency": {
@@ -54,7 +55,7 @@ def build_manifest(claim: Claim, disks: list[dict[str, Any]], files: list[dict[s
         },
         "started": rfc3339(claim.started),
         "finished": rfc3339(finished),
-        "job": claim.results["job"],
+        "job": claim.results.get("job"),
         "versions": {**claim.plan["versions"], "collection": VERSION},
         "disks": disks,
         "skipped": claim.plan["skipped"],

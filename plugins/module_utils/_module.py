@@ -22,10 +22,10 @@ TARGET: dict[str, Any] = {"target": {"type": "str", "required": True}}
 Operation = Callable[[dict[str, Any], bool, Clock], dict[str, Any]]
 
 
-def run(operation: Operation, *options: dict[str, Any]) -> None:
-    """Run `operation(params, check_mode, clock)` as a module with these options; its result is the module's."""
+def run(operation: Operation, *options: dict[str, Any], **rules: Any) -> None:
+    """Run `operation(params, check_mode, clock)` as a module with these options, and rules between them; its result is the module's."""
     spec = {name: option for one in (CONNECTION, *options) for name, option in one.items()}
-    module = AnsibleModule(argument_spec=spec, supports_check_mode=True)
+    module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **rules)
     try:
         result = operation(module.params, module.check_mode, Clock())
     except FAILURES as error:

@@ -33,14 +33,27 @@ def version_text(number: int) -> str:
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"
 
 
-def choose_method(versions: HostVersions, *, active: bool) -> tuple[str, str]:
-    """The method that suits a domain, and why."""
+def choose_method(versions: HostVersions, *, active: bool, wanted: str = "auto") -> tuple[str, str]:
+    """The method that suits a domain, and why; `wanted` is `auto`, `push` or `legacy`."""
     if not active:
         return "offline", "the domain is shut off"
+    if wanted != "auto":
+        return wanted, "it was asked for"
     have = f"libvirt {version_text(versions.libvirt)} and QEMU {version_text(versions.qemu)}"
     if versions.supports_push:
         return "push", f"the domain is running, and {have} have the backup job"
     return "legacy", f"the backup job needs libvirt 7.2 and QEMU 4.2, here are {have}"
+
+
+def why_not(method: str, versions: HostVersions, *, active: bool, state: str) -> str:
+    """Why a domain cannot be backed up by a method; empty where it can."""
+    if method == "offline":
+        return f"it is {state}; `offline` is for domains that are shut off" if active else ""
+    if not active:
+        return f"it is {state}, and {method} needs a running domain; use `offline`, or start it"
+    if method == "push" and not versions.supports_push:
+        return choose_method(versions, active=True)[1]
+    return ""
 
 
 def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:

@@ -13,6 +13,7 @@ from typing import Any
 from ._backup_set import MANIFEST, TOKEN, SetPaths, check_backup_id, check_target, domain_directory, is_partial_of, published_manifest
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock, wall_time
+from ._commit import overlays_of
 from ._digest import file_digest
 from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
@@ -59,8 +60,9 @@ def _diff(paths: SetPaths) -> dict[str, Any]:
 def _ready(uuid: str, name: str, paths: SetPaths) -> Claim:
     """The claim of a backup whose job succeeded and whose files are all there."""
     claim = require_claim(uuid, name, paths.backup_id)
-    if "job" not in claim.results:
-        raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} is not finished: run libvirt_job_wait first.")
+    missing_step = _missing_step(claim)
+    if missing_step:
+        raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} is not finished: run {missing_step} first.")
     if paths_of(claim) != paths:
         raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} was begun for {claim.directory}, not for {paths.directory}.")
     if not is_partial_of(paths, claim.token):
@@ -69,6 +71,17 @@ def _ready(uuid: str, name: str, paths: SetPaths) -> Claim:
     if missing:
         raise LiveBackupError(f"{', '.join(missing)} is gone; run libvirt_backup_recover and back up again.")
     return claim
+
+
+def _missing_step(claim: Claim) -> str:
+    """The module that has not done its part yet."""
+    if claim.method == "push":
+        return "" if "job" in claim.results else "libvirt_job_wait"
+    targets = {disk["target"] for disk in claim.plan["disks"]}
+    if set(claim.results.get("copies", {})) != targets:
+        return "sparse_copy"
+    on_overlays = {overlay.target for overlay in overlays_of(claim)} - set(claim.results.get("committed", {}))
+    return "libvirt_blockcommit" if on_overlays else ""
 
 
 def _publish(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
@@ -80,7 +93,8 @@ def _publish(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str,
             failure = LiveBackupError(f"{disk['path']} did not reach the target's disk: {error.strerror}. Back the domain up again.")
             undo(uri, claim, clock, failure)
             raise failure from error
-    disks = [image_entry(disk, Path(disk["path"])) for disk in claim.plan["disks"]]
+    copies = claim.results.get("copies", {})
+    disks = [image_entry(disk, Path(disk["path"]), copies.get(disk["target"], {}).get("digest")) for disk in claim.plan["disks"]]
     images = {disk["file"] for disk in disks}
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]

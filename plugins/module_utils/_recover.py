@@ -10,11 +10,13 @@ from typing import Any
 
 from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, read_claim
 from ._clock import Clock
+from ._commit import Way, active, lookup, overlays_of
 from ._connection import connect
 from ._errors import LiveBackupError
 from ._job import running_backup
 from ._libraries import libvirt
-from ._undo import Repair, active_domain, find_repairs, paths_of, planned_files
+from ._overlay import Do, Refusal
+from ._undo import Repair, find_repairs, give_up, paths_of, planned_files
 from ._wait import outcome
 
 
@@ -34,9 +36,11 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
         if check_mode:
             return _result(list(find_repairs(params["uri"], connection, claim, clock, died=True)), check_mode)
         with hold(claim.uuid, clock):
-            claim = read_claim(claim.uuid)
-            if claim is None or lease_runs(claim, clock.boottime(), boot_id()):
+            # The copy beside the overlays serves where this host has no claim.
+            claim = read_claim(claim.uuid) or claim
+            if lease_runs(claim, clock.boottime(), boot_id()):
                 raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.")
+            give_up(claim)
             repairs = []
             for repair in find_repairs(params["uri"], connection, claim, clock, died=True):
                 repair.do()
@@ -55,10 +59,24 @@ def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:
 
 def _can_go_on(connection: libvirt.virConnect, claim: Claim, clock: Clock) -> bool:
     """Whether a later step of the same backup can take over: its job runs, or is finished and waits to be published."""
-    if "begin" not in claim.results or claim.boot_id != boot_id() or paths_of(claim).final.exists():
+    given_up = "begin" not in claim.results or "recovering" in claim.results or claim.boot_id != boot_id()
+    if given_up or paths_of(claim).final.exists():
         return False
+    domain = active(lookup(connection, claim.uuid))
+    if claim.method == "offline":
+        return domain is None
+    if claim.method == "legacy":
+        return _bases_stand_still(connection, claim, clock)
     if "job" in claim.results:
         return True
-    domain = active_domain(connection, claim.uuid)
     running = domain is not None and running_backup(domain) == planned_files(claim)
     return running or not outcome(connection, claim, 0, clock)[0]
+
+
+def _bases_stand_still(connection: libvirt.virConnect, claim: Claim, clock: Clock) -> bool:
+    """Whether each disk that is not copied yet is still on its overlay, over a base that nobody has written."""
+    way, copied = Way(claim, clock), claim.results.get("copies", {})
+    try:
+        return all(way.next_step(connection, overlay) == Do.COMMIT for overlay in overlays_of(claim) if overlay.target not in copied)
+    except Refusal:
+        return False

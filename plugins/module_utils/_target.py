@@ -18,9 +18,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from xml.sax.saxutils import escape
 
 from ._errors import LiveBackupError
+from ._process import qemu_pid
 
 ANSWER_SECONDS = 30
 _MOST_DESCRIPTORS = 4096
@@ -109,14 +109,9 @@ def _unmounted(target: Path, fstab: Path = Path("/etc/fstab")) -> str:
 
 
 def _qemu_sees(target: Path, domain: str) -> bool:
-    """QEMU has a mount namespace of its own; without a pid file (another kind of libvirt) there is nothing to compare.
-
-    libvirt escapes what is special in XML in the names of these files.
-    """
-    try:
-        name = escape(domain, {'"': "&quot;", "'": "&apos;"})
-        qemu = int(Path(f"/run/libvirt/qemu/{name}.pid").read_text(encoding="ascii"))
-    except (FileNotFoundError, PermissionError):
+    """QEMU has a mount namespace of its own; where its process is not known there is nothing to compare."""
+    qemu = qemu_pid(domain)
+    if qemu is None:
         return True
     try:
         return os.path.samestat(os.stat(f"/proc/{qemu}/root{target}"), os.stat(target))

@@ -12,15 +12,18 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from ._backup_set import TOKEN, SetPaths, is_partial_of, release_domain_directory, unmarked_partial
-from ._claim import Claim, boot_id, remove_claim, thaw_mark
+from ._claim import Claim, boot_id, remove_claim, save_claim, thaw_mark
 from ._clock import Clock
-from ._connection import ARGUMENT_UNSUPPORTED, FAILURES, NO_DOMAIN, OPERATION_INVALID, connect, explain, explained, libvirt_failure
+from ._commit import COMMIT_SECONDS, Way, active, check_commit, commit_all, lookup, overlays_of
+from ._connection import ARGUMENT_UNSUPPORTED, FAILURES, OPERATION_INVALID, connect, explain, explained, libvirt_failure
 from ._errors import LiveBackupError
 from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
 from ._libraries import libvirt
+from ._overlay import Do, Overlay
 from ._target import probe_target
 from ._thaw_watchdog import AGENT_SECONDS, AGENT_TIMEOUT_DEFAULT
 
@@ -55,9 +58,13 @@ def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: 
     Each is looked for when the one before has been dealt with: a guest is thawed and resumed before anything touches a
     target that may hang. `died` is true where no step is left to clean up after itself.
     """
-    domain = active_domain(connection, claim.uuid)
+    domain = active(lookup(connection, claim.uuid))
+    if domain is not None and died and _may_be_frozen(claim):
+        evidence = "the run died in the step that freezes, and its watchdog has not thawed"
+        yield Repair("possibly frozen file systems", evidence, "thaw them", lambda: _thaw(domain))
+    yield from _overlay_repairs(uri, connection, claim, clock)
     if domain is not None:
-        yield from _domain_repairs(uri, domain, claim, died, clock)
+        yield from _job_repairs(uri, domain, claim, clock)
     paths = paths_of(claim)
     if "partial" in claim.results:
         _require_target(claim, paths)
@@ -84,6 +91,7 @@ def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError) -> None:
     Over a connection of its own, since that of the step may be what failed.
     """
     try:
+        give_up(claim)
         with connect(uri) as connection:
             for repair in find_repairs(uri, connection, claim, clock, died=False):
                 repair.do()
@@ -94,13 +102,32 @@ def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError) -> None:
         ) from error
 
 
-def _domain_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, died: bool, clock: Clock) -> Iterator[Repair]:
-    if died and _may_be_frozen(claim):
-        evidence = "the run died in the step that freezes, and its watchdog has not thawed"
-        yield Repair("possibly frozen file systems", evidence, "thaw them", lambda: _thaw(domain))
+def give_up(claim: Claim) -> None:
+    """From now on no later step of the run accepts the claim, the publishing least of all."""
+    claim.results["recovering"] = True
+    save_claim(claim)
+
+
+def _overlay_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:
+    """The overlays. A refusal for one of them comes before anything is done to another."""
+    way = Way(claim, clock)
+    steps = [(overlay, way.next_step(connection, overlay)) for overlay in overlays_of(claim)]
+    for overlay, do in steps:
+        if do != Do.NOTHING:
+            evidence = f"the claim names {overlay.path} on {overlay.base}"
+            yield Repair(f"overlay of disk {overlay.target}", evidence, do.value, partial(_bring_back, uri, claim, overlay, clock))
+
+
+def _bring_back(uri: str, claim: Claim, overlay: Overlay, clock: Clock) -> None:
+    left = commit_all(uri, claim, [overlay.target], COMMIT_SECONDS, clock)
+    with connect(uri, readonly=True) as connection:
+        check_commit(claim, left, COMMIT_SECONDS, connection)
+
+
+def _job_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, clock: Clock) -> Iterator[Repair]:
     with explained(f"examine domain {claim.domain!r}"):
         ours = running_job(domain) is not None and running_backup(domain) == planned_files(claim)
-        failed = ours or _job_failed(domain, claim, clock)
+        failed = ours or bool(overlays_of(claim)) or _job_failed(domain, claim, clock)
     if ours:
         watch = JobWatch(uri, claim.uuid, planned_files(claim), clock)
         evidence = "it writes the files that the claim names"
@@ -108,7 +135,7 @@ def _domain_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, died: boo
     with explained(f"examine domain {claim.domain!r}"):
         paused = domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
     if failed and paused and claim.plan["state"] == "running":
-        evidence = "it ran when the backup began, and stopped at an I/O error while the job, which failed, was running"
+        evidence = "it ran when the backup began, and stopped at an I/O error before the backup had come to its end"
         yield Repair("paused domain", evidence, "resume it", lambda: _resume(domain))
 
 
@@ -121,17 +148,6 @@ def _job_failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:
     """Whether libvirt's last finished job is ours and failed."""
     job = completed_job(domain)
     return job is not None and not job["success"] and not judge_job(job, claim.started, 0, clock.wall())
-
-
-def active_domain(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
-    """The domain if it runs or is paused; None if it is shut off or gone."""
-    try:
-        domain = connection.lookupByUUIDString(uuid)
-        return domain if domain.isActive() else None
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != NO_DOMAIN:
-            raise
-        return None
 
 
 def _thaw(domain: libvirt.virDomain) -> None:

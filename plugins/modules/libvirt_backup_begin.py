@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_backup_begin
-short_description: Begin a live full backup of a running libvirt domain
+short_description: Begin a full backup of a libvirt domain
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
@@ -39,13 +39,28 @@ attributes:
     support: full
     details: No change when the job of this O(backup_id) was begun, or its set is published.
 options:
+  method:
+    description:
+      - V(push) starts the backup job of a running domain.
+      - >-
+        V(offline) is for a domain that is shut off. It claims the domain, saves its XML and NVRAM, and starts nothing.
+        M(virtops.live_backup.sparse_copy) then copies the disks.
+    type: str
+    choices: [push, offline]
+    default: push
+  exclusive:
+    description:
+      - Says that no other host uses the domain's block devices. Needed for O(method=offline) where a disk is a block device, since
+        QEMU's image lock does not show there whether it is in use elsewhere.
+    type: bool
+    default: false
   exclude_disks:
     description: Target devs of disks to leave out, for example V(vdb). Each must exist.
     type: list
     elements: str
     default: []
   format:
-    description: The format of the images that are written.
+    description: The format of the images that a push writes. Offline it is an option of M(virtops.live_backup.sparse_copy).
     type: str
     choices: [qcow2, raw]
     default: qcow2
@@ -62,7 +77,7 @@ options:
     type: int
     default: 30
 notes:
-  - Needs libvirt 7.2 and QEMU 4.2 or newer on the hypervisor.
+  - O(method=push) needs libvirt 7.2 and QEMU 4.2 or newer on the hypervisor.
 seealso:
   - module: virtops.live_backup.libvirt_job_wait
   - module: virtops.live_backup.backup_set_publish
@@ -86,9 +101,21 @@ EXAMPLES = r"""
     exclude_disks:
       - vdb
     quiesce: require
+
+- name: Claim a domain that is shut off, to copy its disks
+  virtops.live_backup.libvirt_backup_begin:
+    domain: archive
+    backup_id: 20261122T184512Z
+    target: /srv/backup
+    method: offline
 """
 
 RETURN = r"""
+method:
+  description: The method of this backup.
+  returned: success
+  type: str
+  sample: push
 disks:
   description: The disks that are captured.
   returned: success
@@ -100,7 +127,9 @@ disks:
       type: str
       sample: vda
     path:
-      description: The file that it is written to; below the published set once that is published.
+      description: >-
+        The file that it is written to; below the published set once that is published. Empty for O(method=offline) until it is copied, as is
+        its format.
       type: str
       sample: /srv/backup/db1/.20261122T184512Z.partial/vda.qcow2
     format:
@@ -114,7 +143,9 @@ skipped_disks:
   elements: dict
   sample: [{target: sda, reason: cdrom}]
 consistency:
-  description: V(filesystem) when the guest's file systems were frozen at that instant, otherwise V(crash). In check mode, what is expected.
+  description: >-
+    V(filesystem) when the guest's file systems were frozen at that instant, V(offline) when the domain was shut off, otherwise V(crash).
+    In check mode, what is expected.
   returned: success
   type: str
   sample: filesystem
@@ -185,6 +216,8 @@ def main() -> None:
         BACKUP_ID,
         TARGET,
         {
+            "method": {"type": "str", "choices": ["push", "offline"], "default": "push"},
+            "exclusive": {"type": "bool", "default": False},
             "exclude_disks": {"type": "list", "elements": "str", "default": []},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
             "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},

@@ -29,6 +29,11 @@ attributes:
     support: full
     details: The module only reads.
 options:
+  method:
+    description: The method that is wanted of running domains, for RV(domains[].method). V(auto) is push where the host can, otherwise legacy.
+    type: str
+    choices: [auto, push, legacy]
+    default: auto
   domains:
     description:
       - Names or globs of domains. Each must match at least one domain, except for V(*), which stands for all there are.
@@ -226,6 +231,7 @@ def main() -> None:
     run(
         domain_info,
         {
+            "method": {"type": "str", "choices": ["auto", "push", "legacy"], "default": "auto"},
             "domains": {"type": "list", "elements": "str", "default": ["*"]},
             "exclude_domains": {"type": "list", "elements": "str", "default": []},
         },

@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 from hypothesis import settings
@@ -15,6 +16,8 @@ from .fake import libvirt
 
 if sys.modules.setdefault("libvirt", libvirt) is not libvirt:
     raise pytest.UsageError("the unit tests need a process of their own: the real libvirt is loaded")
+# The monitor of QEMU is asked in one case only, and that on real guests.
+sys.modules.setdefault("libvirt_qemu", ModuleType("libvirt_qemu"))
 
 # These import the plugins, and those import libvirt.
 from ansible_collections.virtops.live_backup.plugins.module_utils import _claim  # noqa: E402

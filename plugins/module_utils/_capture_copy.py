@@ -1,0 +1,162 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copy the disks of a capture side by side, and begin to commit each overlay as soon as its base is copied."""
+
+from __future__ import annotations
+
+import queue
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import AbstractContextManager, nullcontext
+from pathlib import Path
+from typing import Any
+
+from ._backup_set import check_backup_id
+from ._claim import Claim, find_claim, hold, require_claim, save_claim, step
+from ._clock import Clock
+from ._commit import Way, active, lookup, overlays_of
+from ._connection import FAILURES, explain
+from ._copy import Pace
+from ._copy_image import Copying, copy_image
+from ._errors import LiveBackupError
+from ._events import across_restarts
+from ._fingerprint import fingerprint
+from ._image_lock import images_locked
+from ._libraries import libvirt
+from ._overlay import Do
+from ._space import RoomWatch
+from ._undo import paths_of, undo
+
+# How often the room of the overlays is looked at.
+_LOOK_SECONDS = 0.5
+_FOREVER = float("inf")
+
+
+def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """Copy every disk of the capture `backup_id` that is not copied yet into its unfinished set."""
+    check_backup_id(params["backup_id"])
+    uuid, name, _claim = find_claim(params["uri"], params["domain"])
+    if check_mode:
+        claim = _captured(uuid, name, params["backup_id"])
+        return {"changed": bool(_to_copy(claim)), "planned": True, "disks": _copied(claim)}
+    with hold(uuid, clock):
+        claim = _captured(uuid, name, params["backup_id"])
+        todo = _to_copy(claim)
+        if not todo:
+            return {"changed": False, "planned": False, "disks": _copied(claim)}
+        try:
+            with step(claim, "copy", clock):
+                _Copies(claim, todo, params, clock).run()
+        except FAILURES as error:
+            reason = explain(error, f"copy the disks of domain {name!r}")
+            failure = LiveBackupError(
+                f"The backup of domain {name!r} was given up. {reason.msg} Nothing was published.", reason.libvirt_error
+            )
+            undo(params["uri"], claim, clock, failure)
+            raise failure from error
+        return {"changed": True, "planned": False, "disks": _copied(claim)}
+
+
+def _captured(uuid: str, name: str, backup_id: str) -> Claim:
+    claim = require_claim(uuid, name, backup_id)
+    if "begin" not in claim.results or claim.method not in ("legacy", "offline"):
+        raise LiveBackupError(
+            f"Backup {backup_id} of domain {name!r} has nothing to copy: its method is {claim.method}, or it was interrupted while it began."
+        )
+    return claim
+
+
+def _to_copy(claim: Claim) -> list[dict[str, Any]]:
+    return [disk for disk in claim.plan["disks"] if disk["target"] not in claim.results.get("copies", {})]
+
+
+def _copied(claim: Claim) -> list[dict[str, Any]]:
+    copies = claim.results.get("copies", {})
+    return [
+        {"target": disk["target"], "src": disk["source"]["path"], "dest": disk["path"], **copies[disk["target"]]}
+        for disk in claim.plan["disks"]
+        if disk["target"] in copies
+    ]
+
+
+class _Copies:
+    """Copies under way, each in a thread; this thread watches them, and libvirt."""
+
+    def __init__(self, claim: Claim, todo: list[dict[str, Any]], params: dict[str, Any], clock: Clock) -> None:
+        self._claim = claim
+        self._todo = todo
+        self._params = params
+        self._clock = clock
+        self._pace = Pace(clock, params["bandwidth"] or 0)
+        self._way = Way(claim, clock)
+        self._overlays = {overlay.target: overlay for overlay in overlays_of(claim)}
+        self._room = RoomWatch(list(self._overlays.values()), clock)
+        # The copies' threads put a target here when its base is read; only this thread talks to libvirt.
+        self._read: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._committing: list[str] = []
+
+    def run(self) -> None:
+        for disk in self._todo:
+            disk["format"] = self._format_of(disk)
+            disk["path"] = str(paths_of(self._claim).image(disk["target"], disk["format"]))
+        save_claim(self._claim)
+        with self._undisturbed(), ThreadPoolExecutor(len(self._todo)) as pool:
+            self._pending: dict[Future[dict[str, Any]], str] = {pool.submit(self._copy, disk): disk["target"] for disk in self._todo}
+            try:
+                across_restarts(self._params["uri"], _FOREVER, self._clock, self._watch, events=False)
+            except FAILURES as error:
+                self._pace.give_up(explain(error, "watch the copy"))
+                raise
+
+    def _format_of(self, disk: dict[str, Any]) -> str:
+        wanted = self._params["format"]
+        source = disk["source"]["format"]
+        # What no set can hold as it is becomes qcow2.
+        return (source if source in ("raw", "qcow2") else "qcow2") if wanted == "keep" else wanted
+
+    def _undisturbed(self) -> AbstractContextManager[None]:
+        """Disks of a domain that is shut off are copied under QEMU's lock."""
+        if self._claim.method == "legacy":
+            return nullcontext()
+        return images_locked([Path(disk["source"]["path"]) for disk in self._todo])
+
+    def _copy(self, disk: dict[str, Any]) -> dict[str, Any]:
+        rate = (self._params["bandwidth"] or 0) // len(self._todo)
+        source = disk["source"]
+        copying = Copying(Path(source["path"]), source["format"], disk["format"], self._params["compress"], rate)
+        return copy_image(copying, Path(disk["path"]), self._pace, self._clock, lambda: self._read.put(disk["target"]))
+
+    def _watch(self, connection: libvirt.virConnect, answered: Callable[[], None]) -> None:
+        """Until all is copied: begin commits, watch the overlays' room, note what is done."""
+        while True:
+            finished, _pending = wait(self._pending, _LOOK_SECONDS, FIRST_COMPLETED)
+            while not self._read.empty():
+                target = self._read.get()
+                self._require_still(connection, target)
+                self._committing.append(target)
+            for target in self._committing:
+                if target in self._overlays:
+                    self._way.advance(connection, self._overlays[target])
+            for copy in finished:
+                self._claim.results.setdefault("copies", {})[self._pending.pop(copy)] = copy.result()
+                save_claim(self._claim)
+            if not self._pending and self._read.empty():
+                return
+            problem = self._room.problem()
+            if problem is not None:
+                self._pace.give_up(problem)
+            answered()
+
+    def _require_still(self, connection: libvirt.virConnect, target: str) -> None:
+        """Fail unless live XML, block jobs and the base itself show that nobody wrote to it since the capture."""
+        if target in self._overlays:
+            found = self._way.next_step(connection, self._overlays[target])
+            if found not in (Do.COMMIT, Do.COMMIT_OFFLINE):
+                raise LiveBackupError(f"The base of disk {target} did not stand still while it was copied: {found.value}.")
+            return
+        [disk] = [disk for disk in self._todo if disk["target"] == target]
+        domain = lookup(connection, self._claim.uuid)
+        if active(domain) is not None or fingerprint(disk["source"]["path"]) != self._claim.plan["prints"][target]:
+            raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.")

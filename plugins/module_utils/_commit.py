@@ -1,0 +1,278 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Bring disks back from their overlays to their bases: look, decide, do one step, look again."""
+
+from __future__ import annotations
+
+import html
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ._claim import Claim, save_claim
+from ._clock import Clock
+from ._connection import BLOCK_COPY_ACTIVE, NO_DOMAIN, explained
+from ._domain_xml import Domain, Image, parse_domain, with_disk_source
+from ._errors import LiveBackupError
+from ._events import across_restarts, turns
+from ._files import sync_path
+from ._fingerprint import fingerprint
+from ._libraries import libvirt, libvirt_qemu
+from ._overlay import Do, Memory, Overlay, Refusal, Seen, judge
+from ._process import daemon_instance, qemu_instance
+from ._qemu_img import are_identical, backing_chain, commit, holds_data
+from ._space import allocated
+
+COMMIT_SECONDS = 3600
+# libvirt may need a moment to see what QEMU has done in a pivot.
+_SETTLE_SECONDS = 15.0
+# How much later than the overlay's the base's last write may be, when QEMU died in a commit.
+_LAST_WRITES_NS = 10_000_000_000
+_BLOCK_JOB_2 = 16  # VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2
+_MIGRATED = 4  # VIR_DOMAIN_SHUTOFF_MIGRATED
+
+
+def overlays_of(claim: Claim, targets: list[str] | None = None) -> list[Overlay]:
+    """The overlays that a claim names, all or those of some disks."""
+    found = [Overlay(**overlay) for overlay in claim.plan.get("overlays", [])]
+    return [overlay for overlay in found if targets is None or overlay.target in targets]
+
+
+def memory_of(claim: Claim, target: str) -> Memory:
+    remembered = claim.results.get("memory", {}).get(target, {})
+    return Memory(claim.plan["instance"], claim.results.get("bases", {}).get(target), **remembered)
+
+
+def remember(claim: Claim, target: str, **what: Any) -> None:
+    """Write down what is about to be done, or was, with one disk."""
+    claim.results.setdefault("memory", {}).setdefault(target, {}).update(what)
+    save_claim(claim)
+
+
+class Way:
+    """The way of a claim's disks back to their bases."""
+
+    def __init__(self, claim: Claim, clock: Clock) -> None:
+        self._claim = claim
+        self._clock = clock
+        self._unsettled_since: dict[str, float] = {}
+
+    def next_step(self, connection: libvirt.virConnect, overlay: Overlay) -> Do:
+        """What is to be done now; changes nothing."""
+        with explained(f"examine disk {overlay.target} of domain {self._claim.domain!r}"):
+            domain = lookup(connection, self._claim.uuid)
+            return judge(overlay, memory_of(self._claim, overlay.target), _look(domain, self._claim, overlay))
+
+    def advance(self, connection: libvirt.virConnect, overlay: Overlay) -> bool:
+        """Do what can be done without waiting; True when the disk is on its base and its overlay is gone."""
+        while True:
+            step = self.next_step(connection, overlay)
+            if step == Do.NOTHING:
+                return True
+            if step == Do.WAIT or step == Do.PIVOT and not self._pivot(connection, overlay):
+                return False
+            if step == Do.LOOK_AGAIN:
+                self._be_patient(connection, overlay)
+                return False
+            self._unsettled_since.pop(overlay.target, None)
+            if step == Do.COMMIT:
+                self._commit(connection, overlay)
+            elif step == Do.COMMIT_OFFLINE:
+                self._commit_offline(connection, overlay)
+            elif step == Do.DEFINE:
+                self._define(connection, overlay)
+            elif step == Do.DELETE:
+                self._delete(connection, overlay)
+
+    def _commit(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
+        remember(self._claim, overlay.target, commit_begun=True)
+        with explained(f"commit the overlay of disk {overlay.target} of domain {self._claim.domain!r}"):
+            # Shallow and with its base named: never deeper into a chain, which others may share.
+            flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
+            connection.lookupByUUIDString(self._claim.uuid).blockCommit(overlay.target, overlay.base, None, 0, flags)
+
+    def _pivot(self, connection: libvirt.virConnect, overlay: Overlay) -> bool:
+        """False if libvirt is not ready for it yet: it learns of it later than QEMU says so."""
+        remember(self._claim, overlay.target, pivot_asked=daemon_instance())
+        domain = connection.lookupByUUIDString(self._claim.uuid)
+        try:
+            domain.blockJobAbort(overlay.target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != BLOCK_COPY_ACTIVE:
+                raise
+            remember(self._claim, overlay.target, pivot_asked="")
+            return False
+        remember(self._claim, overlay.target, pivoted=True)
+        return True
+
+    def _be_patient(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
+        """Wait for the end of a pivot whose answer was lost. It may never come, and then QEMU itself must be asked."""
+        since = self._unsettled_since.setdefault(overlay.target, self._clock.boottime())
+        if self._clock.boottime() - since < _SETTLE_SECONDS:
+            return
+        domain = connection.lookupByUUIDString(self._claim.uuid)
+        if overlay.base not in _images_of_qemu(domain):
+            raise Refusal(
+                f"The pivot of disk {overlay.target} to {overlay.base} was begun and does not end. Nothing is touched; look at the domain."
+            )
+        if domain.isPersistent():
+            self._define(connection, overlay)
+        raise Refusal(
+            f"QEMU writes disk {overlay.target} to its base {overlay.base} again, while libvirt, whose daemon died in the middle of the pivot, "
+            f"shows the overlay {overlay.path} and will until the domain is shut off. Its definition names the base again: shut the domain off, "
+            "start it, and recover again."
+        )
+
+    def _commit_offline(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
+        remember(self._claim, overlay.target, commit_begun=True)
+        # QEMU's image lock keeps the domain from starting meanwhile, and fails this where it runs, here or elsewhere.
+        commit(overlay.path)
+        if overlay.base_type == "file":
+            # At the end of the domain libvirt gives what it runs on, the overlay, back to the owner that the base had.
+            owner = os.stat(overlay.path)
+            os.chown(overlay.base, owner.st_uid, owner.st_gid)
+        sync_path(Path(overlay.base))
+        remember(self._claim, overlay.target, pivoted=True)
+
+    def _define(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
+        """Change our disk's source in the domain's definition, and nothing else that it has by now."""
+        with explained(f"define domain {self._claim.domain!r} on its base"):
+            xml = _inactive_xml(connection.lookupByUUIDString(self._claim.uuid))
+            connection.defineXML(with_disk_source(xml, overlay.target, self._claim.plan["inactive_xml"]))
+
+    def _delete(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
+        for who in names_image(connection, overlay.path):
+            raise Refusal(f"{who} still names the overlay {overlay.path}, so it is kept. Remove that, and recover again.")
+        self._claim.results.setdefault("committed", {})[overlay.target] = allocated(overlay.path)
+        os.unlink(overlay.path)
+        sync_path(Path(overlay.path).parent)
+        save_claim(self._claim)
+
+
+def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float, clock: Clock, wait: bool = True) -> list[str]:
+    """Bring disks back to their bases; those that are not after `seconds` are returned."""
+    way, deadline = Way(claim, clock), clock.boottime() + seconds
+
+    def watch(connection: libvirt.virConnect, answered: Callable[[], None]) -> list[str]:
+        domain = active(lookup(connection, claim.uuid))
+        if domain is None:
+            # There are no events of a domain that does not run, and nothing to wait for.
+            return [one.target for one in overlays_of(claim, targets) if not way.advance(connection, one)]
+        with turns(connection, domain, (_BLOCK_JOB_2, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)) as turn:
+            while left := [one.target for one in overlays_of(claim, targets) if not way.advance(connection, one)]:
+                answered()
+                if not wait or clock.boottime() >= deadline:
+                    return left
+                turn()
+        return []
+
+    return across_restarts(uri, deadline, clock, watch)
+
+
+def lookup(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
+    """The domain, running or shut off; None when it is gone."""
+    try:
+        return connection.lookupByUUIDString(uuid)
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != NO_DOMAIN:
+            raise
+        return None
+
+
+def active(domain: libvirt.virDomain | None) -> libvirt.virDomain | None:
+    return domain if domain is not None and domain.isActive() else None
+
+
+def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> Seen:
+    running = active(domain) is not None
+    defined = domain is not None and bool(domain.isPersistent())
+    live = _domain(domain, 0).disk(overlay.target) if domain is not None and running else None
+    inactive = _domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disk(overlay.target) if domain is not None and defined else None
+    memory = memory_of(claim, overlay.target)
+    exists = os.path.exists(overlay.path)
+    disk = live if running else inactive
+    on_base = disk is None or not disk.chain or disk.chain[0].path == overlay.base
+    state = domain.state() if domain is not None else [0, 0]
+    return Seen(
+        running=running,
+        defined=defined,
+        live=live,
+        inactive=inactive,
+        job=domain.blockJobInfo(overlay.target) if domain is not None and live is not None else {},
+        instance=qemu_instance(claim.domain),
+        daemon=daemon_instance(),
+        # Each of these is looked at only where it decides: a file in use costs a process.
+        fingerprint=fingerprint(overlay.base) if memory.fingerprint is not None and not memory.commit_begun else None,
+        overlay_exists=exists,
+        overlay_holds_data=exists and on_base and not memory.pivoted and holds_data(overlay.path),
+        base_newer=exists and disk is None and _last_write(overlay.base) > _last_write(overlay.path) + _LAST_WRITES_NS,
+        identical=exists and not running and bool(memory.pivot_asked) and _same(overlay),
+        saved=domain is not None and defined and bool(domain.hasManagedSaveImage()),
+        migrated=not running and state[0] == libvirt.VIR_DOMAIN_SHUTOFF and state[1] == _MIGRATED,
+    )
+
+
+def _domain(domain: libvirt.virDomain, flags: int) -> Domain:
+    return parse_domain(domain.XMLDesc(flags))
+
+
+def _inactive_xml(domain: libvirt.virDomain) -> str:
+    return domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+
+
+def _last_write(path: str) -> int:
+    return os.stat(path).st_mtime_ns
+
+
+def _same(overlay: Overlay) -> bool:
+    return are_identical(overlay.path, "qcow2", overlay.base, overlay.base_format)
+
+
+def _images_of_qemu(domain: libvirt.virDomain) -> list[str]:
+    """The images that QEMU itself says its disks write to."""
+    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": "query-block"}), 0))
+    return [drive["inserted"]["image"]["filename"] for drive in answer["return"] if "inserted" in drive]
+
+
+def names_image(connection: libvirt.virConnect, path: str) -> list[str]:
+    """What names an image: any domain's live XML, definition, saved memory or snapshots, each in words."""
+    found = []
+    for domain in connection.listAllDomains():
+        name = domain.name()
+        texts = {f"The live XML of domain {name!r}": domain.XMLDesc(0)}
+        if domain.isPersistent():
+            texts[f"The definition of domain {name!r}"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            if domain.hasManagedSaveImage():
+                texts[f"The saved memory of domain {name!r}"] = domain.managedSaveGetXMLDesc()
+        texts.update(
+            {f"Snapshot {snapshot.getName()!r} of domain {name!r}": snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots()}
+        )
+        found += [who for who, text in texts.items() if path in html.unescape(text)]
+    return found
+
+
+def chain_of(image: Image) -> tuple[Image, ...]:
+    """The whole chain of an image on this host, as its own header tells it: libvirt does not show that of a domain that is shut off."""
+    kind = {True: "block", False: "file"}
+    chain = backing_chain(image.path, image.format)
+    return tuple(Image(kind[Path(one["filename"]).is_block_device()], one["filename"], one["format"]) for one in chain)
+
+
+def check_commit(claim: Claim, left: list[str], seconds: float, connection: libvirt.virConnect) -> None:
+    """Fail with the reason for which disks are still on their overlays."""
+    if not left:
+        return
+    domain = active(lookup(connection, claim.uuid))
+    jobs = {target: domain.blockJobInfo(target) for target in left} if domain is not None else {}
+    behind = ", ".join(
+        f"{target} ({(job['end'] - job['cur']) / 1024 / 1024:.1f} MiB behind)" if job else target for target, job in jobs.items()
+    )
+    raise LiveBackupError(
+        f"The overlays of domain {claim.domain!r} are not committed within {seconds:.0f} s: {behind or ', '.join(left)}. The guest writes faster "
+        "than the commit, or its storage is slow. The commit goes on and no write is lost: call libvirt_blockcommit or "
+        "libvirt_backup_recover again, when the guest writes less."
+    )

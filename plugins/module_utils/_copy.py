@@ -1,0 +1,125 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copy the bytes of an image, its holes kept, its digest computed while the data passes."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import threading
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from ._clock import Clock
+from ._digest import ZEROES, digest_while
+from ._errors import LiveBackupError
+
+# Linux's number of the ioctl that shares one file's blocks with another (linux/fs.h).
+_FICLONE = 0x40049409
+# What the kernel says where it cannot clone between these two files.
+_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM}
+# Zeroes are looked for in pieces of this size.
+_ZERO_PIECE = 64 * 1024
+
+
+class Pace:
+    """The one control of copies that run side by side: their common rate, and the word to give up."""
+
+    def __init__(self, clock: Clock, bytes_per_second: int = 0) -> None:
+        self._clock = clock
+        self._rate = bytes_per_second
+        self._lock = threading.Lock()
+        self._free_at = clock.boottime()
+        self._enders: list[Callable[[], None]] = []
+        self.given_up: LiveBackupError | None = None
+
+    def give_up(self, why: LiveBackupError) -> None:
+        """Let every copy end with this error."""
+        with self._lock:
+            self.given_up = self.given_up or why
+            for end in self._enders:
+                end()
+
+    def on_give_up(self, end: Callable[[], None]) -> None:
+        """Have `end` called when the copies shall end; at once if they shall already."""
+        with self._lock:
+            self._enders.append(end)
+            if self.given_up:
+                end()
+
+    def pass_through(self, amount: int) -> None:
+        """Wait until this many more bytes may be copied."""
+        if self.given_up:
+            raise self.given_up
+        if self._rate:
+            with self._lock:
+                now = self._clock.boottime()
+                self._free_at = max(self._free_at, now) + amount / self._rate
+                wait = self._free_at - now
+            self._clock.sleep(wait)
+
+
+class Destination(Protocol):
+    """Where the data of a copy goes."""
+
+    def write(self, offset: int, data: memoryview) -> None: ...
+
+
+class LocalFile:
+    """A file on this host."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def write(self, offset: int, data: memoryview) -> None:
+        done = 0
+        while done < len(data):
+            done += os.pwrite(self._descriptor, data[done:], offset + done)
+        # Starts the writing of what is dirty, and forgets what is clean: the page cache is not filled with the copy.
+        os.posix_fadvise(self._descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
+
+
+def clone(source: int, destination: int) -> bool:
+    """Let a file share another's blocks, which takes no time; False where the file system cannot."""
+    try:
+        fcntl.ioctl(destination, _FICLONE, source)
+    except OSError as error:
+        if error.errno not in _CANNOT_CLONE:
+            raise
+        return False
+    return True
+
+
+def copy_data(source: int, destination: Destination, pace: Pace, *, find_zeroes: bool) -> tuple[str, int]:
+    """Give all data of an open image to a destination; the image's digest, and how many bytes were data.
+
+    With `find_zeroes` also those zeroes are left out that are not in a hole, as on a block device or in a preallocated file.
+    """
+    amounts: list[int] = []
+
+    def pass_on(offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        for start, end in _without_zeroes(view) if find_zeroes else [(0, len(view))]:
+            pace.pass_through(end - start)
+            destination.write(offset + start, view[start:end])
+            amounts.append(end - start)
+
+    return digest_while(source, pass_on), sum(amounts)
+
+
+def _without_zeroes(data: memoryview) -> Iterator[tuple[int, int]]:
+    """The pieces that are not all zeroes, neighbours joined."""
+    first = None
+    for offset in range(0, len(data), _ZERO_PIECE):
+        piece = data[offset : offset + _ZERO_PIECE]
+        if piece == ZEROES[: len(piece)]:
+            if first is not None:
+                yield first, offset
+            first = None
+        elif first is None:
+            first = offset
+    if first is not None:
+        yield first, len(data)

@@ -1,0 +1,91 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copy an image to the export target: the bytes where it stays of one format, by qemu-img where it does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._clock import Clock
+from ._copy import LocalFile, Pace, clone, copy_data
+from ._digest import data_extents, image_digest, image_size
+from ._files import sync_path, temporary_of
+from ._qemu_img import convert, is_self_contained
+
+
+@dataclass(frozen=True)
+class Copying:
+    """How an image is to be copied. `format` is that of the copy, `rate` in bytes a second, 0 for no limit."""
+
+    source: Path
+    source_format: str
+    format: str
+    compress: str = "none"
+    rate: int = 0
+    mode: int = 0o600
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether the copy has the same bytes as the source."""
+        return self.format == self.source_format and self.compress == "none" and is_self_contained(self.source, self.source_format)
+
+
+def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
+    """Copy an image; under its name it is seen when it is whole and on the disk. `source_free` is called when the source is read."""
+    began = clock.boottime()
+    temporary = temporary_of(destination)
+    try:
+        if copying.by_bytes:
+            digest, data_bytes, method = _copy_bytes(copying, temporary, pace, source_free)
+        else:
+            convert(copying.source, copying.source_format, temporary, copying.format, copying.compress, copying.rate, pace)
+            source_free()
+            sync_path(temporary)
+            digest, data_bytes, method = image_digest(temporary), _data_bytes(temporary), "qemu-img convert"
+        temporary.chmod(copying.mode)
+        sync_path(temporary)
+        temporary.rename(destination)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_path(destination.parent)
+    status = destination.stat()
+    return {
+        "size": status.st_size,
+        "data_bytes": data_bytes,
+        "allocated": status.st_blocks * 512,
+        "digest": digest,
+        "seconds": round(clock.boottime() - began, 3),
+        "method": method,
+    }
+
+
+def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Callable[[], None]) -> tuple[str, int, str]:
+    source = os.open(copying.source, os.O_RDONLY)
+    try:
+        destination = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            if clone(source, destination):
+                source_free()
+                return image_digest(temporary), _data_bytes(temporary), "reflink"
+            os.ftruncate(destination, image_size(source))
+            digest, data_bytes = copy_data(source, LocalFile(destination), pace, find_zeroes=copying.source.is_block_device())
+            source_free()
+            return digest, data_bytes, "copy"
+        finally:
+            os.close(destination)
+    finally:
+        os.close(source)
+
+
+def _data_bytes(path: Path) -> int:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return sum(end - start for start, end in data_extents(descriptor, 0, image_size(descriptor)))
+    finally:
+        os.close(descriptor)

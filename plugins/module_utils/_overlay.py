@@ -1,0 +1,212 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Decide what is to be done with an overlay. Nothing here touches libvirt or a disk.
+
+The rule above all: where it cannot be proved that a guest's writes are all in the base, nothing is committed over it and the
+overlay is not deleted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+from typing import Any
+
+from ._domain_xml import Disk
+from ._errors import LiveBackupError
+
+
+class Do(Enum):
+    """The next step on the way of one disk back to its base."""
+
+    NOTHING = "it is on its base, and there is no overlay"
+    COMMIT = "commit the overlay into its base"
+    WAIT = "wait for the commit"
+    PIVOT = "pivot to the base"
+    LOOK_AGAIN = "look again: libvirt is in the middle of a pivot"
+    COMMIT_OFFLINE = "commit the overlay of a domain that is shut off"
+    DEFINE = "name the base in the domain's definition again"
+    DELETE = "delete the overlay"
+
+
+class Refusal(LiveBackupError):
+    """It cannot be proved what is right, so nothing is done; it is said again at each try."""
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One disk's overlay and base, as the claim names them."""
+
+    target: str
+    base: str
+    base_format: str
+    base_type: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the claim remembers of one disk. `pivot_asked` is the run of libvirt's daemon that was asked to pivot."""
+
+    instance: str = ""
+    fingerprint: dict[str, Any] | None = None
+    commit_begun: bool = False
+    pivot_asked: str = ""
+    pivoted: bool = False
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What libvirt, the processes and the files say of one disk now.
+
+    `live` and `inactive` are the disk in the domain's live and inactive XML, if the domain runs, is defined, and has it.
+    """
+
+    running: bool
+    defined: bool
+    live: Disk | None
+    inactive: Disk | None
+    job: dict[str, Any] = field(default_factory=dict)
+    instance: str = ""
+    daemon: str = ""
+    fingerprint: dict[str, Any] | None = None
+    overlay_exists: bool = True
+    overlay_holds_data: bool = True
+    base_newer: bool = False
+    identical: bool = False
+    saved: bool = False
+    migrated: bool = False
+
+
+def judge(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
+    """The next step, or a Refusal that says why there is none."""
+    if seen.running:
+        return _judge_running(overlay, memory, seen)
+    if seen.defined:
+        return _judge_shut_off(overlay, memory, seen)
+    return _judge_gone(overlay, memory, seen)
+
+
+def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
+    disk = seen.live
+    path = disk.chain[0].path if disk is not None and disk.chain else ""
+    if disk is None or path not in (overlay.path, overlay.base):
+        raise _strange(overlay, disk, "runs")
+    if path == overlay.base:
+        if disk.mirror is not None or seen.job:
+            raise Refusal(f"A block job that is not ours runs on disk {overlay.target}, which is on its base {path}. Wait for its end.")
+        return _on_base(overlay, memory, seen, same_run=seen.instance == memory.instance != "")
+    if len(disk.chain) < 2 or disk.chain[1].path != overlay.base:
+        raise Refusal(f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.")
+    if disk.mirror is None:
+        if seen.job:
+            raise Refusal(f"A block job that is not ours runs on disk {overlay.target}: {seen.job}. Wait for its end, or end it.")
+        if seen.instance != memory.instance:
+            _require_settled(overlay, memory, seen)
+        _require_untouched(overlay, memory, seen)
+        return Do.COMMIT
+    if disk.mirror.path not in ("", overlay.base) or disk.mirror.job not in ("", "active-commit"):
+        raise Refusal(
+            f"A block job that is not ours ({disk.mirror.job} to {disk.mirror.path}) runs on disk {overlay.target}. Wait for its end."
+        )
+    if not disk.mirror.job or not seen.job or disk.mirror.ready not in ("", "yes"):
+        return Do.LOOK_AGAIN
+    return Do.PIVOT if disk.mirror.ready == "yes" else Do.WAIT
+
+
+def _judge_shut_off(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
+    disk = seen.inactive
+    path = disk.chain[0].path if disk is not None and disk.chain else ""
+    if path not in (overlay.path, overlay.base):
+        raise _strange(overlay, disk, "is defined")
+    if path == overlay.base:
+        return _on_base(overlay, memory, seen, same_run=False)
+    if seen.migrated:
+        raise Refusal("The domain was migrated away and may run on another host: recover it there, or bring it back.")
+    if seen.saved:
+        raise Refusal(
+            f"The domain's saved memory (managed save) needs the overlay {overlay.path}. Start the domain, or drop what is saved with "
+            "`virsh managedsave-remove`."
+        )
+    if not seen.overlay_exists:
+        raise Refusal(
+            f"The overlay {overlay.path}, which disk {overlay.target} is defined on, is gone, and with it what the guest wrote to it."
+        )
+    if memory.pivoted:
+        return Do.DEFINE
+    if memory.pivot_asked and seen.identical:
+        return Do.DEFINE
+    _require_settled(overlay, memory, seen)
+    _require_untouched(overlay, memory, seen)
+    return Do.COMMIT_OFFLINE
+
+
+def _judge_gone(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
+    """A transient domain whose QEMU has ended, or one that was undefined."""
+    if not seen.overlay_exists:
+        return Do.NOTHING
+    if memory.pivoted or not seen.overlay_holds_data or memory.pivot_asked and seen.identical:
+        return Do.DELETE
+    if memory.pivot_asked:
+        raise _unsettled(overlay)
+    _require_untouched(overlay, memory, seen)
+    if seen.base_newer:
+        raise _base_used(overlay)
+    return Do.COMMIT_OFFLINE
+
+
+def _on_base(overlay: Overlay, memory: Memory, seen: Seen, *, same_run: bool) -> Do:
+    """The disk is on its base. Its overlay is of no use if it was pivoted, or never was used."""
+    if not seen.overlay_exists:
+        return Do.NOTHING
+    # In one run of QEMU there is no way from the overlay to the base but a commit.
+    if not (same_run or memory.pivoted or memory.pivot_asked) and seen.overlay_holds_data:
+        raise _base_used(overlay)
+    inactive = seen.inactive.chain[0].path if seen.inactive is not None and seen.inactive.chain else ""
+    return Do.DEFINE if inactive == overlay.path else Do.DELETE
+
+
+def _require_settled(overlay: Overlay, memory: Memory, seen: Seen) -> None:
+    """Fail if a pivot was asked for and its answer is not known.
+
+    libvirt's definition tells whether QEMU went over to the base only if the same libvirtd lived through it: one that is
+    killed in the middle of a pivot can go on naming the overlay while QEMU writes to the base (seen with libvirt 9.0).
+    """
+    if memory.pivot_asked and memory.pivot_asked != seen.daemon:
+        raise _unsettled(overlay)
+
+
+def _require_untouched(overlay: Overlay, memory: Memory, seen: Seen) -> None:
+    """Fail if the base was written although no commit has begun to write to it."""
+    if memory.fingerprint is not None and not memory.commit_begun and seen.fingerprint != memory.fingerprint:
+        raise _base_used(overlay)
+
+
+def _base_used(overlay: Overlay) -> Refusal:
+    return Refusal(
+        f"The base {overlay.base} of disk {overlay.target} was used without its overlay {overlay.path}, which holds writes of the guest: "
+        "was the domain defined or created from an old XML? Neither is touched, since committing would destroy what is in the base. Decide "
+        "which of the two you want; `qemu-img convert` of the overlay keeps its state. Then delete the overlay."
+    )
+
+
+def _unsettled(overlay: Overlay) -> Refusal:
+    return Refusal(
+        f"libvirt's daemon died in the middle of the pivot of disk {overlay.target}, and the domain's QEMU has ended since: either "
+        f"{overlay.base} alone or the overlay {overlay.path} on it is the guest's last state, and nothing proves which. Neither is touched. "
+        "Look at both (`qemu-img convert` each, and check its file systems); then define the domain on the right one and delete the overlay."
+    )
+
+
+def _strange(overlay: Overlay, disk: Disk | None, how: str) -> Refusal:
+    if disk is not None and any(image.path == overlay.path for image in disk.chain):
+        return Refusal(
+            f"Disk {overlay.target} {how} on {disk.chain[0].path}, a snapshot that was put on top of our overlay {overlay.path}. "
+            "Remove that snapshot (`virsh blockcommit` or `virsh snapshot-delete`), and recover again."
+        )
+    now = "it is no disk of the domain any more" if disk is None else f"it {how} on {disk.chain[0].path if disk.chain else 'nothing'}"
+    return Refusal(
+        f"Disk {overlay.target} was on {overlay.base} when the backup began; now {now}. The overlay {overlay.path} is not touched."
+    )

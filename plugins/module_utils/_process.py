@@ -1,0 +1,46 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Which process: a number of a process is used again, so each is named with its start."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from xml.sax.saxutils import escape
+
+
+def qemu_pid(domain: str) -> int | None:
+    """The QEMU of a domain of the system's libvirt; None where there is none to be found.
+
+    libvirt escapes what is special in XML in the names of these files.
+    """
+    name = escape(domain, {'"': "&quot;", "'": "&apos;"})
+    return _recorded(Path(f"/run/libvirt/qemu/{name}.pid"))
+
+
+def qemu_instance(domain: str) -> str:
+    """What tells one run of a domain's QEMU from the next; empty when there is none."""
+    return _instance(qemu_pid(domain))
+
+
+def daemon_instance() -> str:
+    """What tells one run of libvirt's daemon from the next."""
+    return " ".join(_instance(_recorded(Path(f"/run/{daemon}.pid"))) for daemon in ("libvirtd", "virtqemud"))
+
+
+def _recorded(path: Path) -> int | None:
+    try:
+        return int(path.read_text(encoding="ascii"))
+    except (FileNotFoundError, PermissionError, ValueError):
+        return None
+
+
+def _instance(pid: int | None) -> str:
+    if pid is None:
+        return ""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return ""
+    return f"{pid}@{fields[19]}"

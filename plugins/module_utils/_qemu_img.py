@@ -1,0 +1,91 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one way to call qemu-img."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from ._copy import Pace
+from ._errors import LiveBackupError
+
+
+def _command(*arguments: str | Path) -> list[str]:
+    if shutil.which("qemu-img") is None:
+        raise LiveBackupError("qemu-img is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).")
+    # It must not outlive us: a later run would meet its lock, or write beside it.
+    return ["setpriv", "--pdeathsig", "KILL", "qemu-img", *map(str, arguments)]
+
+
+def _run(*arguments: str | Path, pace: Pace | None = None) -> str:
+    with subprocess.Popen(
+        _command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as process:
+        if pace is not None:
+            pace.on_give_up(process.kill)
+        out, err = process.communicate()
+    if pace is not None and pace.given_up:
+        raise pace.given_up
+    if process.returncode != 0:
+        said = " ".join(err.replace("qemu-img: ", "").split()) or f"it ended with status {process.returncode}"
+        raise LiveBackupError(f"qemu-img {arguments[0]} of {arguments[-1]} failed: {said}.")
+    return out
+
+
+def image_info(path: str | Path) -> dict[str, Any]:
+    """What qemu-img finds in an image that may be open elsewhere, without its backing chain."""
+    return json.loads(_run("info", "--force-share", "--output", "json", path))
+
+
+def backing_chain(path: str | Path, image_format: str) -> list[dict[str, Any]]:
+    """Every image of a chain, the top first."""
+    return json.loads(_run("info", "--force-share", "--backing-chain", "-f", image_format, "--output", "json", path))
+
+
+def is_self_contained(path: str | Path, image_format: str) -> bool:
+    """Whether the image's bytes are the whole disk: it has no backing file and no data file."""
+    if image_format == "raw":
+        return True
+    info = json.loads(_run("info", "--force-share", "-f", image_format, "--output", "json", path))
+    specific = info.get("format-specific", {}).get("data", {})
+    return "backing-filename" not in info and "data-file" not in specific
+
+
+def holds_data(overlay: str | Path) -> bool:
+    """Whether anything was written to an overlay; asked of the overlay alone, so its backing file may be in use or gone."""
+    source = json.dumps({"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(overlay)}})
+    extents = json.loads(_run("map", "--force-share", "--output", "json", f"json:{source}"))
+    return any(extent["data"] or extent["zero"] and extent.get("present", True) for extent in extents)
+
+
+def convert(source: Path, source_format: str, destination: Path, to_format: str, compress: str, rate: int, pace: Pace) -> None:
+    """Write the whole disk as one image without backing file."""
+    options: list[str] = []
+    if compress != "none":
+        options += ["-c", "-o", f"compression_type={compress}"]
+    if rate:
+        options += ["-r", str(rate)]
+    # Out of order writes fill the target faster, and are not possible for compressed clusters in old versions.
+    elif compress == "none":
+        options += ["-W"]
+    _run("convert", "-f", source_format, "-O", to_format, *options, source, destination, pace=pace)
+
+
+def commit(overlay: str | Path) -> None:
+    """Merge an overlay into its backing file, and leave it as it is: until it is removed it still shows the same disk."""
+    _run("commit", "-d", "-f", "qcow2", overlay)
+
+
+def are_identical(one: str | Path, one_format: str, other: str | Path, other_format: str) -> bool:
+    """Whether two images hold the same disk."""
+    command = _command("compare", "-s", "-f", one_format, "-F", other_format, one, other)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    if done.returncode > 1:
+        raise LiveBackupError(f"{one} and {other} cannot be compared: {' '.join(done.stderr.split())}.")
+    return done.returncode == 0

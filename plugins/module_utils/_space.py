@@ -1,0 +1,98 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Room for overlays: is there enough to begin, and do they threaten to fill their file system. The latter stops the guest."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from ._clock import Clock
+from ._errors import LiveBackupError
+from ._overlay import Overlay
+
+MIB = 1024 * 1024
+# What must be left when a copy is given up, so that the guest can write until its overlays are committed.
+RESERVE = 32 * MIB
+_RESERVE_SECONDS = 10
+
+
+@dataclass(frozen=True)
+class Room:
+    """One file system that overlays are on, in bytes. `commit` is what the commit still needs in the bases that are on it too."""
+
+    path: str
+    free: int
+    used: int
+    commit: int
+
+
+def least_room(held: int) -> int:
+    """What an overlay must find free when the backup begins: a twentieth of what its disk holds, and the reserve."""
+    return held // 20 + 2 * RESERVE
+
+
+def is_threatened(room: Room, growth: float) -> bool:
+    """Whether the overlays, which grow by `growth` bytes a second, would soon leave too little for their commit."""
+    return room.free < RESERVE + room.commit + growth * _RESERVE_SECONDS
+
+
+class RoomWatch:
+    """Watches the room of a backup's overlays while they grow."""
+
+    def __init__(self, overlays: list[Overlay], clock: Clock) -> None:
+        self._overlays = overlays
+        self._clock = clock
+        self._seen: dict[str, tuple[float, int]] = {}
+
+    def problem(self) -> LiveBackupError | None:
+        """The error for which the copy is to be given up."""
+        now = self._clock.boottime()
+        for room in rooms(self._overlays):
+            before, used = self._seen.setdefault(room.path, (now, room.used))
+            # Over some seconds, since a guest writes in bursts.
+            growth = max(0, room.used - used) / (now - before) if now - before > 1 else 0.0
+            if now - before > _RESERVE_SECONDS:
+                self._seen[room.path] = (now, room.used)
+            if is_threatened(room, growth):
+                return LiveBackupError(
+                    f"The overlays threaten to fill {room.path}: {room.free / MIB:.0f} MiB are free, and they hold {room.used / MIB:.0f} MiB. "
+                    "The copy was given up, so that the guest need not stop. Free some room, choose another overlay_dir, or back up when "
+                    "the guest writes less."
+                )
+        return None
+
+
+def rooms(overlays: list[Overlay]) -> Iterator[Room]:
+    """The file systems of overlays, by the directory of one of their overlays."""
+    by_device: dict[int, list[Overlay]] = {}
+    for overlay in overlays:
+        by_device.setdefault(os.stat(Path(overlay.path).parent).st_dev, []).append(overlay)
+    for device, group in by_device.items():
+        directory = str(Path(group[0].path).parent)
+        room = os.statvfs(directory)
+        held = {overlay.path: allocated(overlay.path) for overlay in group}
+        yield Room(
+            directory,
+            room.f_bavail * room.f_frsize,
+            sum(held.values()),
+            sum(_growth(overlay, held[overlay.path]) for overlay in group if os.stat(overlay.base).st_dev == device),
+        )
+
+
+def _growth(overlay: Overlay, held: int) -> int:
+    """What the commit of an overlay may add to its base: a raw file's holes at most, and all of it where the format grows."""
+    status = os.stat(overlay.base)
+    return max(0, min(held, status.st_size - status.st_blocks * 512)) if overlay.base_format == "raw" else held
+
+
+def allocated(path: str | Path) -> int:
+    """The bytes that a file takes; none if it is not there."""
+    try:
+        return os.stat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0

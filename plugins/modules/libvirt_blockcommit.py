@@ -1,0 +1,108 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_blockcommit
+short_description: Bring a libvirt domain from its overlays back to its bases
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Commits the overlays that M(virtops.live_backup.libvirt_disk_snapshot) put on into their own bases, never deeper into a chain, pivots
+    the domain to the bases, and deletes the overlays.
+  - Waits until libvirt says that a commit is ready to pivot. That a commit has caught up is not enough.
+  - Works on a domain that was shut down meanwhile, too, under QEMU's image lock.
+  - Deletes an overlay only when no live XML, definition, saved memory or snapshot of any domain names it.
+  - Where it cannot be proved that the base holds every write of the guest, commits nothing, deletes nothing, and says why.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.libvirt.backup_id
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+    details: Lists the overlays that would be committed.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+    details: No change when no disk of the domain is on an overlay of this O(backup_id).
+options:
+  disks:
+    description: The target devs of the disks to bring back. The default is all that have an overlay.
+    type: list
+    elements: str
+  timeout:
+    description:
+      - The longest time in seconds to wait. A guest may write faster than its overlay can be committed.
+      - After it the commits go on, and the module fails; a later call waits again.
+    type: int
+    default: 3600
+seealso:
+  - module: virtops.live_backup.libvirt_disk_snapshot
+  - module: virtops.live_backup.libvirt_backup_recover
+"""
+
+EXAMPLES = r"""
+- name: Bring the domain back to its bases
+  virtops.live_backup.libvirt_blockcommit:
+    domain: db1
+    backup_id: 20261122T184512Z
+    timeout: 600
+"""
+
+RETURN = r"""
+committed:
+  description: The overlays that were there, and were committed and deleted. In check mode, those that would be.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    target:
+      description: The disk's target dev.
+      type: str
+      sample: vda
+    base:
+      description: The image that the disk is on again.
+      type: str
+      sample: /var/lib/libvirt/images/db1.qcow2
+    overlay:
+      description: The overlay that is deleted.
+      type: str
+      sample: /var/lib/libvirt/images/6a7d2f30-7a1f-4c9a-8f3e-0d2f5b1c9e11.vda.20261122T184512Z.overlay
+    bytes:
+      description: What the overlay held when it was deleted, in bytes.
+      type: int
+      sample: 7340032
+planned:
+  description: Whether the commits are only planned, in check mode.
+  returned: success
+  type: bool
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._blockcommit import commit_overlays
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, run
+
+
+def main() -> None:
+    run(
+        commit_overlays,
+        DOMAIN,
+        BACKUP_ID,
+        {"disks": {"type": "list", "elements": "str"}, "timeout": {"type": "int", "default": 3600}},
+    )
+
+
+if __name__ == "__main__":
+    main()

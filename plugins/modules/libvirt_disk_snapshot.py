@@ -1,0 +1,227 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_disk_snapshot
+short_description: Put overlays on the disks of a running libvirt domain
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Puts an external overlay on every chosen disk, in one transaction. From that instant on the guest writes to the overlays, and the
+    bases stand still to be copied with M(virtops.live_backup.sparse_copy). No snapshot metadata is left in libvirt.
+  - Freezes the guest's file systems before and thaws them after, in one process, with a watchdog beside it that thaws
+    when that process dies, hangs, or takes longer than O(freeze_timeout).
+  - Writes a claim to C(/var/lib/live_backup) first, and a copy of it beside the overlays, so that an interrupted run can be
+    recovered with M(virtops.live_backup.libvirt_backup_recover).
+  - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the unfinished set.
+  - Skips CD-ROMs, floppies, empty drives and read-only disks of itself. Any other disk that cannot be captured is an
+    error, unless O(exclude_disks) names it.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.libvirt.backup_id
+  - virtops.live_backup.libvirt.target
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+    details: All that can be checked without writing is checked, and the same errors are raised.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+    details: No change when the overlays of this O(backup_id) were put on, or its set is published.
+options:
+  exclude_disks:
+    description: Target devs of disks to leave out, for example V(vdb). Each must exist.
+    type: list
+    elements: str
+    default: []
+  overlay_dir:
+    description:
+      - An existing directory on the hypervisor for the overlays, as an absolute path. QEMU must be able to write there.
+      - The default is the directory of each base. Needed where a disk is a block device.
+      - An overlay grows by what the guest writes, and frees, during the copy. The copy is given up before they fill the file system.
+    type: path
+  quiesce:
+    description:
+      - V(auto) freezes the guest's file systems where its agent can, and otherwise takes a crash-consistent backup.
+      - V(require) fails where they cannot be frozen.
+      - V(never) does not try.
+    type: str
+    choices: [auto, require, never]
+    default: auto
+  freeze_timeout:
+    description: The longest time in seconds for which the guest's file systems may be frozen, and how long its agent may take to answer.
+    type: int
+    default: 30
+notes:
+  - Works with any libvirt and QEMU that a hypervisor with Python 3.9 has.
+seealso:
+  - module: virtops.live_backup.sparse_copy
+  - module: virtops.live_backup.libvirt_blockcommit
+  - name: Efficient live full disk backup
+    description: Libvirt's own description of the flow.
+    link: https://libvirt.org/kbase/live_full_disk_backup.html
+"""
+
+EXAMPLES = r"""
+- name: Put overlays on the disks
+  virtops.live_backup.libvirt_disk_snapshot:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: /srv/backup
+
+- name: Put the overlays of block devices on another file system
+  virtops.live_backup.libvirt_disk_snapshot:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: /srv/backup
+    overlay_dir: /var/lib/libvirt/overlays
+"""
+
+RETURN = r"""
+overlays:
+  description: The overlays, as planned or made.
+  returned: unless the set is published already
+  type: list
+  elements: dict
+  contains:
+    target:
+      description: The disk's target dev.
+      type: str
+      sample: vda
+    base:
+      description: The image that stands still.
+      type: str
+      sample: /var/lib/libvirt/images/db1.qcow2
+    base_format:
+      description: Its format.
+      type: str
+      sample: qcow2
+    base_type:
+      description: V(file) or V(block).
+      type: str
+      sample: file
+    path:
+      description: The overlay.
+      type: str
+      sample: /var/lib/libvirt/images/6a7d2f30-7a1f-4c9a-8f3e-0d2f5b1c9e11.vda.20261122T184512Z.overlay
+method:
+  description: The method of this backup.
+  returned: success
+  type: str
+  sample: legacy
+disks:
+  description: The disks that are captured.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    target:
+      description: The disk's target dev.
+      type: str
+      sample: vda
+    path:
+      description: >-
+        The file that it is written to; below the published set once that is published. Empty until it is copied, as is its format.
+      type: str
+      sample: /srv/backup/db1/.20261122T184512Z.partial/vda.qcow2
+    format:
+      description: The file's format.
+      type: str
+      sample: qcow2
+skipped_disks:
+  description: The disks that are not captured, and why.
+  returned: success
+  type: list
+  elements: dict
+  sample: [{target: sda, reason: cdrom}]
+consistency:
+  description: >-
+    V(filesystem) when the guest's file systems were frozen at that instant, otherwise V(crash).
+    In check mode, what is expected.
+  returned: success
+  type: str
+  sample: filesystem
+why:
+  description: Why the consistency is what it is.
+  returned: when overlays were put on or found
+  type: str
+  sample: 'the guest agent froze file systems: 1'
+frozen_ms:
+  description: How long the guest's file systems stood still, in milliseconds.
+  returned: when overlays were put on or found
+  type: int
+  sample: 61
+instant:
+  description: When the overlays were in place, by the hypervisor's clock; the bases show the disks as they were then.
+  returned: when overlays were put on or found
+  type: str
+  sample: '2026-11-22T18:45:12.345Z'
+began:
+  description: When the overlays were asked for, in seconds since the epoch.
+  returned: when overlays were put on or found
+  type: float
+  sample: 1795373112.311
+job:
+  description: V(null); only a push has a job.
+  returned: when overlays were put on or found
+  type: dict
+path:
+  description: Where the set is, or will be, published.
+  returned: success
+  type: str
+  sample: /srv/backup/db1/20261122T184512Z
+planned:
+  description: Whether this is only a plan, made in check mode.
+  returned: success
+  type: bool
+published:
+  description: Whether the set is published already, so that there is nothing to do.
+  returned: success
+  type: bool
+bytes_needed:
+  description: The room that the images may need, in bytes.
+  returned: unless the set is published already, and when there is too little
+  type: int
+  sample: 3543348019
+bytes_free:
+  description: The room that there is, in bytes.
+  returned: unless the set is published already, and when there is too little
+  type: int
+  sample: 107374182400
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._snapshot import snapshot_disks
+
+
+def main() -> None:
+    run(
+        snapshot_disks,
+        DOMAIN,
+        BACKUP_ID,
+        TARGET,
+        {
+            "exclude_disks": {"type": "list", "elements": "str", "default": []},
+            "overlay_dir": {"type": "path"},
+            "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
+            "freeze_timeout": {"type": "int", "default": 30},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
