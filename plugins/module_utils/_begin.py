@@ -126,7 +126,8 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
     for disk in chosen:
         if method != "push" and disk.chain[0].type not in ("file", "block"):
             raise LiveBackupError(
-                f"Disk {disk.target} of domain {name!r} is of type {disk.chain[0].type}, which only push can copy. Leave it out with exclude_disks."
+                f"Disk {disk.target} of domain {name!r} is of type {disk.chain[0].type}, which only push can copy. "
+                "Leave it out with exclude_disks."
             )
     occupied = occupied_by(facts.job, facts.block_jobs)
     if occupied:
@@ -181,8 +182,8 @@ def _plan_offline(domain: libvirt.virDomain, facts: DomainFacts, params: dict[st
     devices = [disk.target for disk in disks if disk.chain[0].type == "block"]
     if devices and not params["exclusive"]:
         raise LiveBackupError(
-            f"Disks {', '.join(devices)} of domain {facts.xml.name!r} are block devices, where QEMU's lock does not show whether another host uses "
-            "them. If only this host does, say so with exclusive, or leave them out with exclude_disks."
+            f"Disks {', '.join(devices)} of domain {facts.xml.name!r} are block devices, where QEMU's lock does not show whether "
+            "another host uses them. If only this host does, say so with exclusive, or leave them out with exclude_disks."
         )
     whole = {disk.target: replace(disk, chain=chain_of(disk.chain[0])) for disk in disks}
     needed = {disk.target: chain_allocation(whole[disk.target], facts.capacity_of(disk)) for disk in disks}

@@ -63,7 +63,8 @@ def _captured(uuid: str, name: str, backup_id: str) -> Claim:
     claim = require_claim(uuid, name, backup_id)
     if "begin" not in claim.results or claim.method not in ("legacy", "offline"):
         raise LiveBackupError(
-            f"Backup {backup_id} of domain {name!r} has nothing to copy: its method is {claim.method}, or it was interrupted while it began."
+            f"Backup {backup_id} of domain {name!r} has nothing to copy: its method is {claim.method}, "
+            "or it was interrupted while it began."
         )
     return claim
 

@@ -122,9 +122,9 @@ class Way:
         if domain.isPersistent():
             self._define(connection, overlay)
         raise Refusal(
-            f"QEMU writes disk {overlay.target} to its base {overlay.base} again, while libvirt, whose daemon died in the middle of the pivot, "
-            f"shows the overlay {overlay.path} and will until the domain is shut off. Its definition names the base again: shut the domain off, "
-            "start it, and recover again."
+            f"QEMU writes disk {overlay.target} to its base {overlay.base} again, while libvirt, whose daemon died in the middle "
+            f"of the pivot, shows the overlay {overlay.path} and will until the domain is shut off. Its definition names the base again: "
+            "shut the domain off, start it, and recover again."
         )
 
     def _commit_offline(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
@@ -272,7 +272,7 @@ def check_commit(claim: Claim, left: list[str], seconds: float, connection: libv
         f"{target} ({(job['end'] - job['cur']) / 1024 / 1024:.1f} MiB behind)" if job else target for target, job in jobs.items()
     )
     raise LiveBackupError(
-        f"The overlays of domain {claim.domain!r} are not committed within {seconds:.0f} s: {behind or ', '.join(left)}. The guest writes faster "
-        "than the commit, or its storage is slow. The commit goes on and no write is lost: call libvirt_blockcommit or "
-        "libvirt_backup_recover again, when the guest writes less."
+        f"The overlays of domain {claim.domain!r} are not committed within {seconds:.0f} s: {behind or ', '.join(left)}. "
+        "The guest writes faster than the commit, or its storage is slow. The commit goes on and no write is lost: call "
+        "libvirt_blockcommit or libvirt_backup_recover again, when the guest writes less."
     )

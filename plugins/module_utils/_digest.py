@@ -114,7 +114,8 @@ def data_extents(descriptor: int, start: int, end: int) -> Iterator[tuple[int, i
 
 def _chunks(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """Every chunk's offset, and where in it data begins and ends."""
-    offset, inside = 0, []
+    offset = 0
+    inside: list[tuple[int, int]] = []
     for extent_start, extent_end in data_extents(descriptor, 0, size):
         start = extent_start
         while start < extent_end:

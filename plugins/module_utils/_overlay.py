@@ -195,8 +195,9 @@ def _base_used(overlay: Overlay) -> Refusal:
 def _unsettled(overlay: Overlay) -> Refusal:
     return Refusal(
         f"libvirt's daemon died in the middle of the pivot of disk {overlay.target}, and the domain's QEMU has ended since: either "
-        f"{overlay.base} alone or the overlay {overlay.path} on it is the guest's last state, and nothing proves which. Neither is touched. "
-        "Look at both (`qemu-img convert` each, and check its file systems); then define the domain on the right one and delete the overlay."
+        f"{overlay.base} alone or the overlay {overlay.path} on it is the guest's last state, and nothing proves which. "
+        "Neither is touched. Look at both (`qemu-img convert` each, and check its file systems); then define the domain on the right one "
+        "and delete the overlay."
     )
 
 

@@ -67,8 +67,8 @@ def _check_places(overlays: list[Overlay], facts: DomainFacts) -> None:
         needed = sum(least_room(held[overlay.path]) for overlay in overlays if str(Path(overlay.path).parent) == room.path)
         if room.free < needed:
             raise LiveBackupError(
-                f"{room.path} has too little room for overlays, which the guest writes to during the copy: {room.free / MIB:.0f} MiB are free, "
-                f"at least {needed / MIB:.0f} MiB are needed. Free some, or choose another overlay_dir."
+                f"{room.path} has too little room for overlays, which the guest writes to during the copy: "
+                f"{room.free / MIB:.0f} MiB are free, at least {needed / MIB:.0f} MiB are needed. Free some, or choose another overlay_dir."
             )
 
 

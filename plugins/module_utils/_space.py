@@ -60,7 +60,8 @@ class RoomWatch:
                 self._seen[room.path] = (now, room.used)
             if is_threatened(room, growth):
                 return LiveBackupError(
-                    f"The overlays threaten to fill {room.path}: {room.free / MIB:.0f} MiB are free, and they hold {room.used / MIB:.0f} MiB. "
+                    f"The overlays threaten to fill {room.path}: {room.free / MIB:.0f} MiB are free, and they hold "
+                    f"{room.used / MIB:.0f} MiB. "
                     "The copy was given up, so that the guest need not stop. Free some room, choose another overlay_dir, or back up when "
                     "the guest writes less."
                 )

@@ -69,9 +69,9 @@ def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: 
     if "partial" in claim.results:
         _require_target(claim, paths)
     unmarked = unmarked_partial(paths, claim.token)
-    for partial in [unmarked] * unmarked.exists() + [paths.partial] * is_partial_of(paths, claim.token):
-        evidence = f"{partial} bears the claim's token"
-        yield Repair("unfinished backup set", evidence, "remove it", partial_remover(partial))
+    for directory in [unmarked] * unmarked.exists() + [paths.partial] * is_partial_of(paths, claim.token):
+        evidence = f"{directory} bears the claim's token"
+        yield Repair("unfinished backup set", evidence, "remove it", partial(shutil.rmtree, directory))
     yield Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))
 
 
@@ -166,10 +166,6 @@ def _resume(domain: libvirt.virDomain) -> None:
     except libvirt.libvirtError as error:
         if error.get_error_code() != OPERATION_INVALID:  # somebody resumed it just now
             raise
-
-
-def partial_remover(partial: Path) -> Callable[[], None]:
-    return lambda: shutil.rmtree(partial)
 
 
 def end_claim(claim: Claim) -> None:

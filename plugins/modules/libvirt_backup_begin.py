@@ -128,8 +128,8 @@ disks:
       sample: vda
     path:
       description: >-
-        The file that it is written to; below the published set once that is published. Empty for O(method=offline) until it is copied, as is
-        its format.
+        The file that it is written to; below the published set once that is published. Empty for O(method=offline) until it
+        is copied, as is its format.
       type: str
       sample: /srv/backup/db1/.20261122T184512Z.partial/vda.qcow2
     format:

@@ -30,7 +30,8 @@ attributes:
     details: The module only reads.
 options:
   method:
-    description: The method that is wanted of running domains, for RV(domains[].method). V(auto) is push where the host can, otherwise legacy.
+    description: >-
+      The method that is wanted of running domains, for RV(domains[].method). V(auto) is push where the host can, otherwise legacy.
     type: str
     choices: [auto, push, legacy]
     default: auto
