@@ -9,7 +9,8 @@ from __future__ import annotations
 import html
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,7 @@ class Way:
         while True:
             step = self.next_step(connection, overlay)
             if step == Do.NOTHING:
+                self._claim.results.setdefault("committed", {}).setdefault(overlay.target, 0)
                 return True
             if step == Do.WAIT or step == Do.PIVOT and not self._pivot(connection, overlay):
                 return False
@@ -153,24 +155,34 @@ class Way:
         save_claim(self._claim)
 
 
-def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float, clock: Clock, wait: bool = True) -> list[str]:
+def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float, clock: Clock) -> list[str]:
     """Bring disks back to their bases; those that are not after `seconds` are returned."""
     way, deadline = Way(claim, clock), clock.boottime() + seconds
+    overlays = overlays_of(claim, targets)
 
     def watch(connection: libvirt.virConnect, answered: Callable[[], None]) -> list[str]:
-        domain = active(lookup(connection, claim.uuid))
-        if domain is None:
+        while True:
+            domain = active(lookup(connection, claim.uuid))
             # There are no events of a domain that does not run, and nothing to wait for.
-            return [one.target for one in overlays_of(claim, targets) if not way.advance(connection, one)]
-        with turns(connection, domain, (_BLOCK_JOB_2, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)) as turn:
-            while left := [one.target for one in overlays_of(claim, targets) if not way.advance(connection, one)]:
-                answered()
-                if not wait or clock.boottime() >= deadline:
-                    return left
-                turn()
-        return []
+            events = (_BLOCK_JOB_2, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)
+            with nullcontext() if domain is None else turns(connection, domain, events) as turn:
+                while left := [overlay.target for overlay in overlays if not way.advance(connection, overlay)]:
+                    answered()
+                    if clock.boottime() >= deadline:
+                        return left
+                    if domain is None or not domain.isActive():
+                        break
+                    turn()
+                else:
+                    return []
 
-    return across_restarts(uri, deadline, clock, watch)
+    while True:
+        try:
+            return across_restarts(uri, deadline, clock, watch)
+        except libvirt.libvirtError as error:
+            # A transient domain that has just ended: what is to be done now is another thing.
+            if error.get_error_code() != NO_DOMAIN:
+                raise
 
 
 def lookup(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
@@ -242,17 +254,23 @@ def names_image(connection: libvirt.virConnect, path: str) -> list[str]:
     """What names an image: any domain's live XML, definition, saved memory or snapshots, each in words."""
     found = []
     for domain in connection.listAllDomains():
-        name = domain.name()
-        texts = {f"The live XML of domain {name!r}": domain.XMLDesc(0)}
-        if domain.isPersistent():
-            texts[f"The definition of domain {name!r}"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-            if domain.hasManagedSaveImage():
-                texts[f"The saved memory of domain {name!r}"] = domain.managedSaveGetXMLDesc()
-        texts.update(
-            {f"Snapshot {snapshot.getName()!r} of domain {name!r}": snapshot.getXMLDesc() for snapshot in domain.listAllSnapshots()}
-        )
-        found += [who for who, text in texts.items() if path in html.unescape(text)]
+        try:
+            found += [who for who, text in _descriptions(domain) if path in html.unescape(text)]
+        except libvirt.libvirtError as error:
+            if error.get_error_code() != NO_DOMAIN:  # it has just ended
+                raise
     return found
+
+
+def _descriptions(domain: libvirt.virDomain) -> Iterator[tuple[str, str]]:
+    name = domain.name()
+    yield f"The live XML of domain {name!r}", domain.XMLDesc(0)
+    if domain.isPersistent():
+        yield f"The definition of domain {name!r}", domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+        if domain.hasManagedSaveImage():
+            yield f"The saved memory of domain {name!r}", domain.managedSaveGetXMLDesc()
+    for snapshot in domain.listAllSnapshots():
+        yield f"Snapshot {snapshot.getName()!r} of domain {name!r}", snapshot.getXMLDesc()
 
 
 def chain_of(image: Image) -> tuple[Image, ...]:

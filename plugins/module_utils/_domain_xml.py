@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+from ._errors import LiveBackupError
 from ._libraries import etree
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
@@ -143,7 +144,10 @@ def with_disk_source(text: str, target: str, original: str) -> str:
 
 
 def _disk_element(root: Any, target: str) -> Any:
-    return next(disk for disk in root.findall("devices/disk") if disk.find("target").get("dev") == target)
+    for disk in root.findall("devices/disk"):
+        if disk.find("target").get("dev") == target:
+            return disk
+    raise LiveBackupError(f"Disk {target} is no disk of the domain any more.")
 
 
 def _disk(element: Any) -> Disk:

@@ -6,26 +6,40 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ._clock import Clock
 from ._connection import FAILURES, explain
+from ._errors import LiveBackupError
 
 CONNECTION: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
 DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
 BACKUP_ID: dict[str, Any] = {"backup_id": {"type": "str", "required": True}}
 TARGET: dict[str, Any] = {"target": {"type": "str", "required": True}}
 
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+
 Operation = Callable[[dict[str, Any], bool, Clock], dict[str, Any]]
+
+
+def _interrupted(number: int, _frame: FrameType | None) -> None:
+    """Let the step that is interrupted clean up after itself, undisturbed by a second signal: a guest must not be left on an overlay."""
+    for other in _SIGNALS:
+        signal.signal(other, signal.SIG_IGN)
+    raise LiveBackupError(f"It was interrupted by signal {signal.Signals(number).name}.")
 
 
 def run(operation: Operation, *options: dict[str, Any], **rules: Any) -> None:
     """Run `operation(params, check_mode, clock)` as a module with these options, and rules between them; its result is the module's."""
     spec = {name: option for one in (CONNECTION, *options) for name, option in one.items()}
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **rules)
+    for number in _SIGNALS:
+        signal.signal(number, _interrupted)
     try:
         result = operation(module.params, module.check_mode, Clock())
     except FAILURES as error:

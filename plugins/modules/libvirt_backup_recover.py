@@ -12,9 +12,11 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Repairs what a backup left whose run has died, by its claim in C(/var/lib/live_backup). It aborts the job, thaws the guest,
-    resumes a guest that an I/O error has paused, removes the unfinished set, and removes the claim last.
-  - Touches nothing that is not provably of that run.
+  - Repairs what a backup left whose run has died, by its claim in C(/var/lib/live_backup), or by the copy of it beside the overlays. It
+    thaws the guest, commits the overlays and deletes them, aborts the job, resumes a guest that an I/O error has paused, removes the
+    unfinished set, and removes the claim last.
+  - Touches nothing that is not provably of that run. Where it cannot be proved that a base holds every write of the guest, it commits
+    nothing, deletes nothing, fails with the reason and what to do, and fails again until that is done.
   - The claim of a living run is an error. A claim lives while a step works on it, and for five minutes after each step.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
