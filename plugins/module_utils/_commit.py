@@ -170,7 +170,7 @@ def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float
                     answered()
                     if clock.boottime() >= deadline:
                         return left
-                    if domain is None or not domain.isActive():
+                    if turn is None or active(domain) is None:
                         break
                     turn()
                 else:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What two runs of the backup playbook have left: one set that is whole, and a domain at rest."""
+"""What two runs of the backup playbook have left, by whatever method: one set that is whole, and a domain at rest."""
 
 from __future__ import annotations
 
 import json
+import os
 
 import pytest
 
@@ -11,6 +12,8 @@ from tests.rig.hypervisor import Hypervisor
 from tests.rig.oracle import judge
 
 BACKUP_ID = "molecule"
+SCENARIO = os.environ["MOLECULE_SCENARIO_NAME"]
+METHOD = {"recover": "legacy"}.get(SCENARIO, SCENARIO)
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +45,8 @@ def manifest(published):
 def test_the_manifest_names_the_set(manifest, guest):
     assert manifest["schema"] == 1
     assert manifest["backup_id"] == BACKUP_ID
-    assert manifest["method"] == "push"
+    assert manifest["method"] == METHOD
+    assert manifest["method_reason"]
     assert manifest["domain"]["uuid"] == guest.uuid
     assert [disk["target"] for disk in manifest["disks"]] == list(guest.disks)
 
@@ -70,12 +74,24 @@ def test_nothing_else_is_left_of_the_run(target, published):
 
 
 def test_the_domain_is_at_rest(hypervisor, guest):
-    assert guest.state() == "running"
-    assert "None" in hypervisor.virsh("domjobinfo", guest.uuid)
-    assert list(hypervisor.outside("/var/lib/live_backup").glob("*.json")) == []
+    if METHOD == "offline":
+        assert guest.state() == "shut off"
+    else:
+        assert guest.state() == "running"
+        assert "None" in hypervisor.virsh("domjobinfo", guest.uuid)
+        assert not guest.frozen()
+    assert list(hypervisor.outside("/var/lib/live_backup").glob("*")) == []
+
+
+def test_no_overlay_is_left(hypervisor, guest):
+    images = {disk.path.parent for disk in guest.disks.values()}
+    assert [path for directory in images for path in directory.iterdir() if path.suffix in (".overlay", ".claim")] == []
+    assert hypervisor.virsh("snapshot-list", "--name", guest.uuid).strip() == ""
 
 
 def test_the_guest_still_writes(guest):
+    if METHOD == "offline":
+        guest.start()
     guest.wait_durable(guest.durable() + 1)
 
 
