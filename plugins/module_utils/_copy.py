@@ -34,12 +34,14 @@ class Pace:
         self._lock = threading.Lock()
         self._free_at = clock.boottime()
         self._enders: list[Callable[[], None]] = []
+        self._ended = threading.Event()
         self.given_up: LiveBackupError | None = None
 
     def give_up(self, why: LiveBackupError) -> None:
         """Let every copy end with this error."""
         with self._lock:
             self.given_up = self.given_up or why
+            self._ended.set()
             for end in self._enders:
                 end()
 
@@ -52,14 +54,14 @@ class Pace:
 
     def pass_through(self, amount: int) -> None:
         """Wait until this many more bytes may be copied."""
-        if self.given_up:
-            raise self.given_up
         if self._rate:
             with self._lock:
                 now = self._clock.boottime()
                 self._free_at = max(self._free_at, now) + amount / self._rate
                 wait = self._free_at - now
-            self._clock.sleep(wait)
+            self._ended.wait(wait)
+        if self.given_up:
+            raise self.given_up
 
 
 class Destination(Protocol):
