@@ -180,6 +180,13 @@ def hold(uuid: str, clock: Clock) -> Iterator[None]:
         os.close(descriptor)
 
 
+def remove_stale_lock(uuid: str, clock: Clock) -> None:
+    """Remove the lock file of a run that died before it had a claim, or after."""
+    if (CLAIMS / f"{uuid}.lock").exists() and not _is_locked(uuid):
+        with hold(uuid, clock):
+            pass
+
+
 def _locked(path: Path, deadline: float, clock: Clock) -> int:
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)

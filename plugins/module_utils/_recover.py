@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, read_claim
+from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, read_claim, remove_stale_lock
 from ._clock import Clock
 from ._commit import Way, active, lookup, overlays_of
 from ._connection import connect
@@ -22,8 +22,10 @@ from ._wait import outcome
 
 def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Repair what a dead claim's run left; one that lives is an error, unless the run of `backup_id` can go on with it."""
-    _uuid, _name, claim = find_claim(params["uri"], params["domain"])
+    uuid, _name, claim = find_claim(params["uri"], params["domain"])
     if claim is None:
+        if not check_mode:
+            remove_stale_lock(uuid, clock)
         return _result([], check_mode)
     with connect(params["uri"], readonly=check_mode) as connection:
         if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim, clock):
