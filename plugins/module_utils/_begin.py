@@ -265,9 +265,9 @@ def _capture(
         raise LiveBackupError(f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.")
     paths = SetPaths(directory, claim.backup_id)
     make_partial(paths, claim.token)
-    for flags, what in ((libvirt.VIR_DOMAIN_XML_MIGRATABLE, "live_xml"), (libvirt.VIR_DOMAIN_XML_INACTIVE, "inactive_xml")):
-        if plan.get("overlays"):
-            plan[what] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | flags)
+    if plan.get("overlays"):
+        plan["live_xml"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+        plan["inactive_xml"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
     claim.results["partial"] = True
     save_claim(claim)
     if claim.method == "push":

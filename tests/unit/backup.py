@@ -30,7 +30,15 @@ class Backup:
     thaws: Path
 
     def begin(self, check: bool = False, **options: Any) -> dict[str, Any]:
-        defaults = {"exclude_disks": [], "format": "qcow2", "quiesce": "auto", "freeze_timeout": 5, "target": str(self.target)}
+        defaults = {
+            "method": "push",
+            "exclusive": False,
+            "exclude_disks": [],
+            "format": "qcow2",
+            "quiesce": "auto",
+            "freeze_timeout": 5,
+            "target": str(self.target),
+        }
         return begin_backup(self._params(defaults, options), check, self.clock)
 
     def wait(self, check: bool = False, **options: Any) -> dict[str, Any]:

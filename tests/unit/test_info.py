@@ -67,7 +67,7 @@ def test_choose_names_equals_its_model(names: list[str], wanted: list[str], excl
 
 
 def info(backup: Backup, **options: Any) -> dict[str, Any]:
-    return domain_info({"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], **options}, False, backup.clock)
+    return domain_info({"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], "method": "auto", **options}, False, backup.clock)
 
 
 def test_a_domain_at_rest(backup: Backup) -> None:

@@ -1,0 +1,198 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is done with an overlay: never a step that could lose a write of the guest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given, strategies as st
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import Disk, Image, Mirror
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do, Memory, Overlay, Refusal, Seen, judge
+
+OVERLAY = Overlay("vda", "/images/base.raw", "raw", "file", "/images/uuid.vda.n1.overlay")
+BASE, TOP = Image("file", OVERLAY.base, "raw"), Image("file", OVERLAY.path, "qcow2")
+USERS = Image("file", "/images/users.qcow2", "qcow2")
+PRINT, OTHER_PRINT = {"mtime_ns": 1}, {"mtime_ns": 2}
+RAN = "100@5"
+JOB = {"type": 4, "cur": 1, "end": 2}
+
+
+def disk(*chain: Image, mirror: Mirror | None = None) -> Disk:
+    return Disk("vda", "disk", "virtio", chain, False, False, False, mirror=mirror)
+
+
+def committing(ready: str = "", job: str = "active-commit", path: str = OVERLAY.base) -> Disk:
+    return disk(TOP, BASE, mirror=Mirror(job, ready, path))
+
+
+ON_OVERLAY, ON_BASE, STACKED = disk(TOP, BASE), disk(BASE), disk(USERS, TOP, BASE)
+KNOWN = Memory(RAN, PRINT)
+
+
+def running(live: Disk | None, **more: Any) -> Seen:
+    return Seen(**{"running": True, "defined": True, "live": live, "inactive": live, "instance": RAN, "fingerprint": PRINT, **more})
+
+
+def shut_off(inactive: Disk | None, **more: Any) -> Seen:
+    return Seen(**{"running": False, "defined": True, "live": None, "inactive": inactive, "fingerprint": PRINT, **more})
+
+
+def gone(**more: Any) -> Seen:
+    return Seen(**{"running": False, "defined": False, "live": None, "inactive": None, "fingerprint": PRINT, **more})
+
+
+PIVOT_ASKED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1")
+PIVOTED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1", pivoted=True)
+BEGUN = Memory(RAN, PRINT, commit_begun=True)
+
+
+@pytest.mark.parametrize(
+    ("memory", "seen", "step"),
+    [
+        (KNOWN, running(ON_OVERLAY), Do.COMMIT),
+        (KNOWN, running(ON_OVERLAY, instance="200@9"), Do.COMMIT),
+        (Memory(RAN), running(ON_OVERLAY), Do.COMMIT),
+        (BEGUN, running(ON_OVERLAY, fingerprint=OTHER_PRINT), Do.COMMIT),
+        (BEGUN, running(committing(), job=JOB), Do.WAIT),
+        (BEGUN, running(committing("yes"), job=JOB), Do.PIVOT),
+        (BEGUN, running(committing("pivot")), Do.LOOK_AGAIN),
+        (BEGUN, running(committing("yes", job="")), Do.LOOK_AGAIN),
+        (BEGUN, running(committing("yes")), Do.LOOK_AGAIN),
+        (BEGUN, running(committing("abort"), job=JOB), Do.LOOK_AGAIN),
+        (PIVOT_ASKED, running(ON_OVERLAY), Do.COMMIT),
+        (PIVOT_ASKED, running(ON_OVERLAY, instance="200@9", daemon="1@1"), Do.COMMIT),
+        (BEGUN, running(ON_BASE), Do.DELETE),
+        (BEGUN, running(ON_BASE, inactive=ON_OVERLAY), Do.DEFINE),
+        (PIVOTED, running(ON_BASE, instance="200@9"), Do.DELETE),
+        (KNOWN, running(ON_BASE, instance="200@9", overlay_holds_data=False), Do.DELETE),
+        (KNOWN, running(ON_BASE, overlay_exists=False), Do.NOTHING),
+        (KNOWN, shut_off(ON_OVERLAY), Do.COMMIT_OFFLINE),
+        (BEGUN, shut_off(ON_OVERLAY, fingerprint=OTHER_PRINT), Do.COMMIT_OFFLINE),
+        (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="1@1"), Do.COMMIT_OFFLINE),
+        (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="2@2", identical=True), Do.DEFINE),
+        (PIVOTED, shut_off(ON_OVERLAY), Do.DEFINE),
+        (PIVOTED, shut_off(ON_BASE), Do.DELETE),
+        (KNOWN, shut_off(ON_BASE, overlay_holds_data=False), Do.DELETE),
+        (KNOWN, shut_off(ON_BASE, overlay_exists=False), Do.NOTHING),
+        (KNOWN, gone(), Do.COMMIT_OFFLINE),
+        (KNOWN, gone(overlay_exists=False), Do.NOTHING),
+        (KNOWN, gone(overlay_holds_data=False), Do.DELETE),
+        (PIVOTED, gone(), Do.DELETE),
+        (PIVOT_ASKED, gone(identical=True), Do.DELETE),
+    ],
+)
+def test_the_next_step(memory: Memory, seen: Seen, step: Do) -> None:
+    assert judge(OVERLAY, memory, seen) == step
+
+
+@pytest.mark.parametrize(
+    ("memory", "seen", "words"),
+    [
+        (KNOWN, running(ON_BASE, instance="200@9"), "used without its overlay"),
+        (KNOWN, shut_off(ON_BASE), "used without its overlay"),
+        (KNOWN, running(ON_OVERLAY, fingerprint=OTHER_PRINT), "used without its overlay"),
+        (KNOWN, shut_off(ON_OVERLAY, fingerprint=OTHER_PRINT), "used without its overlay"),
+        (KNOWN, gone(fingerprint=OTHER_PRINT), "used without its overlay"),
+        (BEGUN, gone(base_newer=True), "used without its overlay"),
+        (KNOWN, running(STACKED), "snapshot that was put on top"),
+        (KNOWN, shut_off(STACKED), "snapshot that was put on top"),
+        (KNOWN, running(disk(USERS)), "/images/users.qcow2"),
+        (KNOWN, running(None), "no disk of the domain any more"),
+        (KNOWN, running(disk(TOP, USERS)), "not backed by"),
+        (KNOWN, running(disk(TOP)), "not backed by"),
+        (KNOWN, running(ON_OVERLAY, job=JOB), "not ours"),
+        (KNOWN, running(ON_BASE, job=JOB), "not ours"),
+        (KNOWN, running(committing("yes", job="copy"), job=JOB), "not ours"),
+        (KNOWN, running(committing("yes", path="/elsewhere"), job=JOB), "not ours"),
+        (KNOWN, shut_off(ON_OVERLAY, saved=True), "managed save"),
+        (KNOWN, shut_off(ON_OVERLAY, migrated=True), "migrated away"),
+        (KNOWN, shut_off(ON_OVERLAY, overlay_exists=False), "is gone"),
+        (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="2@2"), "in the middle of the pivot"),
+        (PIVOT_ASKED, running(ON_OVERLAY, instance="200@9", daemon="2@2"), "in the middle of the pivot"),
+        (PIVOT_ASKED, gone(), "in the middle of the pivot"),
+    ],
+)
+def test_what_is_refused(memory: Memory, seen: Seen, words: str) -> None:
+    with pytest.raises(Refusal) as refusal:
+        judge(OVERLAY, memory, seen)
+    assert words in refusal.value.msg
+    assert OVERLAY.path in refusal.value.msg or "vda" in refusal.value.msg or "migrated" in words
+
+
+DISKS = st.sampled_from(
+    [
+        None,
+        ON_OVERLAY,
+        ON_BASE,
+        STACKED,
+        disk(USERS),
+        disk(TOP, USERS),
+        committing(),
+        committing("yes"),
+        committing("pivot"),
+        committing("yes", job=""),
+        committing("yes", job="copy"),
+        committing("yes", path="/elsewhere"),
+    ]
+)
+SEEN = st.builds(
+    Seen,
+    running=st.booleans(),
+    defined=st.booleans(),
+    live=DISKS,
+    inactive=st.sampled_from([None, ON_OVERLAY, ON_BASE, STACKED, disk(USERS)]),
+    job=st.sampled_from([{}, JOB]),
+    instance=st.sampled_from(["", RAN, "200@9"]),
+    daemon=st.sampled_from(["1@1", "2@2"]),
+    fingerprint=st.sampled_from([PRINT, OTHER_PRINT]),
+    overlay_exists=st.booleans(),
+    overlay_holds_data=st.booleans(),
+    base_newer=st.booleans(),
+    identical=st.booleans(),
+    saved=st.booleans(),
+    migrated=st.booleans(),
+)
+MEMORY = st.builds(
+    Memory,
+    instance=st.sampled_from(["", RAN]),
+    fingerprint=st.sampled_from([None, PRINT]),
+    commit_begun=st.booleans(),
+    pivot_asked=st.sampled_from(["", "1@1"]),
+    pivoted=st.booleans(),
+)
+
+
+@given(MEMORY, SEEN)
+def test_no_step_can_lose_a_write(memory: Memory, seen: Seen) -> None:
+    """Rules that are independent of how the table is written."""
+    try:
+        step = judge(OVERLAY, memory, seen)
+    except Refusal:
+        return
+    now = seen.live if seen.running else seen.inactive if seen.defined else None
+    path = now.chain[0].path if now is not None else None
+    if seen.running or seen.defined:
+        # Whatever the user put there is left alone.
+        assert path in (OVERLAY.path, OVERLAY.base)
+    if step in (Do.DELETE, Do.DEFINE) and seen.overlay_exists:
+        same_run = seen.running and seen.instance == memory.instance != ""
+        assert memory.pivoted or memory.pivot_asked or same_run or not seen.overlay_holds_data
+    if step == Do.DELETE:
+        # What runs or is defined on the overlay never loses it.
+        assert path != OVERLAY.path
+        assert seen.inactive is None or seen.inactive.chain[0].path != OVERLAY.path or not seen.defined
+    if step in (Do.COMMIT, Do.COMMIT_OFFLINE):
+        assert path in (OVERLAY.path, None)
+        assert memory.fingerprint is None or memory.commit_begun or seen.fingerprint == memory.fingerprint
+    if step == Do.COMMIT_OFFLINE:
+        assert not seen.running and seen.overlay_exists
+        assert not (seen.defined and (seen.saved or seen.migrated))
+        assert not memory.pivoted
+        assert not memory.pivot_asked or seen.defined and memory.pivot_asked == seen.daemon
+    if step in (Do.COMMIT, Do.WAIT, Do.PIVOT):
+        assert seen.running and now is not None and now.chain[1].path == OVERLAY.base
+        assert now.mirror is None or (now.mirror.job, now.mirror.path) == ("active-commit", OVERLAY.base)
+    if step == Do.PIVOT:
+        assert now is not None and now.mirror is not None and now.mirror.ready == "yes" and seen.job
