@@ -128,7 +128,7 @@ def raising(error: Exception) -> Any:
     return fail
 
 
-def unwritable_definition(backup: Backup) -> None:
+def unreadable_definition(backup: Backup) -> None:
     libvirt.host.before["XMLDesc"] = raising(libvirt.libvirtError(1, "internal error: broken"))
 
 
@@ -145,7 +145,7 @@ def unwritable_definition(backup: Backup) -> None:
         (living_claim, ["is being backed up", "other"]),
         (dead_claim, ["interrupted backup other", "libvirt_backup_recover"]),
         (lun, ["sda", "lun"]),
-        (unwritable_definition, ["Could not read the definition", "internal error: broken"]),
+        (unreadable_definition, ["Could not read the definition", "internal error: broken"]),
     ],
 )
 def test_refusals_leave_everything_as_it_was(backup: Backup, trouble: Any, parts: list[str], check: bool) -> None:

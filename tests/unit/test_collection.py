@@ -15,6 +15,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._version impor
 
 ROOT = Path(__file__).parents[2]
 MODULES = sorted(path.stem for path in (ROOT / "plugins/modules").glob("*.py") if path.stem != "__init__")
+RULES = ("required_one_of", "mutually_exclusive", "required_together")
 PACKAGE = "ansible_collections.virtops.live_backup.plugins"
 
 
@@ -38,7 +39,8 @@ def options_of(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         """Ansible is asked for the arguments; more is not wanted."""
 
     def record(argument_spec: dict[str, Any], **more: Any) -> None:
-        assert more == {"supports_check_mode": True}
+        rules = {option for kind in RULES for rule in more.pop(kind, []) for option in rule}
+        assert more == {"supports_check_mode": True} and rules <= set(argument_spec)
         specs.append(argument_spec)
         raise Stop
 
