@@ -233,19 +233,28 @@ class Hypervisor:
     # libvirtd
 
     def start_libvirtd(self) -> None:
-        """Start virtlogd and libvirtd where they do not run, and wait until libvirtd answers."""
+        """Start virtlogd and libvirtd where they do not run, and wait until libvirtd answers and has its guests back."""
         for daemon in ("virtlogd", "libvirtd"):
             if self._daemon_pid(daemon) is None:
                 self.run([daemon, "--daemon"])
         listing = ["virsh", "--connect", "qemu:///system", "list"]
         wait_until(lambda: self.run(listing, check=False).returncode == 0, 60, f"libvirtd of {self.name} to answer")
+        # It lists its guests before it has spoken with their QEMUs, which it does under a job, and domjobinfo needs one too. Killed
+        # meanwhile it may leave a question whose answer QEMU gives to the next libvirtd, which then destroys the guest.
+        wait_until(self._has_its_guests, 120, f"libvirtd of {self.name} to have its guests back")
+
+    def _has_its_guests(self) -> bool:
+        virsh = ["virsh", "--quiet", "--connect", "qemu:///system"]
+        running = self.virsh("list", "--uuid").split()
+        return all(self.run([*virsh, "domjobinfo", domain], check=False).returncode == 0 for domain in running)
 
     def stop_libvirtd(self, sig: int = signal.SIGTERM) -> None:
         """Stop libvirtd (SIGKILL: let it crash); its guests go on."""
         pid = self._daemon_pid("libvirtd")
         if pid is not None:
             os.kill(pid, sig)
-            wait_until(lambda: start_time(pid) is None, 60, f"libvirtd of {self.name} to end")
+            # Until it is reaped, other threads of it may live and hold its files.
+            wait_until(lambda: not Path(f"/proc/{pid}").exists(), 60, f"libvirtd of {self.name} to end")
 
     def restart_libvirtd(self, sig: int = signal.SIGTERM) -> None:
         """Stop libvirtd and start it again."""
@@ -256,9 +265,10 @@ class Hypervisor:
         try:
             recorded = int(self.outside(f"/run/{daemon}.pid").read_text(encoding="ascii"))
             pid = self.outside_pid(recorded)
-        except (FileNotFoundError, ValueError, RigError):
+            comm = Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip()
+        except (FileNotFoundError, ProcessLookupError, ValueError, RigError):
             return None
-        return pid if Path(f"/proc/{pid}/comm").read_text(encoding="ascii").strip() == daemon else None
+        return pid if comm == daemon and start_time(pid) is not None else None
 
     # Guests
 

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -227,6 +228,35 @@ def test_two_hypervisors_do_not_see_each_other_and_down_leaves_nothing(hyperviso
         other.down()
         for made in hypervisor.guests():
             made.remove()
+
+
+def test_a_libvirtd_that_is_up_has_its_guests_back(hypervisor: Hypervisor, guest: Make) -> None:
+    """Its answer to `virsh list` comes before: killed then, it can cost a guest its life."""
+    qemu = guest("g", rate=50).qemu_pid()
+    hypervisor.stop_libvirtd()
+    os.kill(qemu, signal.SIGSTOP)
+    with ThreadPoolExecutor() as pool:
+        try:
+            starting = pool.submit(hypervisor.start_libvirtd)
+            wait_until(lambda: hypervisor.run(["virsh", "list"], check=False).returncode == 0, 60, "libvirtd to answer")
+            with pytest.raises(TimeoutError):
+                starting.result(timeout=2)
+        finally:
+            os.kill(qemu, signal.SIGCONT)
+        starting.result(timeout=120)
+
+
+def test_a_libvirtd_that_is_stopped_is_gone(hypervisor: Hypervisor) -> None:
+    """One that only waits to be reaped was taken for one that runs."""
+    os.kill(hypervisor.pid, signal.SIGSTOP)
+    with ThreadPoolExecutor() as pool:
+        try:
+            restarting = pool.submit(hypervisor.restart_libvirtd, signal.SIGKILL)
+            with pytest.raises(TimeoutError):
+                restarting.result(timeout=2)
+        finally:
+            os.kill(hypervisor.pid, signal.SIGCONT)
+        restarting.result(timeout=120)
 
 
 def test_up_heals_what_was_half_down(hypervisor: Hypervisor) -> None:
