@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -29,6 +30,20 @@ _numbers = count(1)
 FILL = 384 << 20
 # A sample of the sweeps and repetitions, or all of them.
 REPETITIONS = 20 if os.environ.get("LIVE_BACKUP_TEST_ALL") else 3
+
+# One process, ready before the job begins: on a busy machine a job can be over before a virsh has started.
+_HOLD_BACK = """
+import sys, time, libvirt
+libvirt.registerErrorHandler(lambda context, error: None, None)
+domain = libvirt.open("qemu:///system").lookupByUUIDString(sys.argv[1])
+print("ready", flush=True)
+while True:
+    try:
+        domain.blockJobSetSpeed("vda", 1)
+        break
+    except libvirt.libvirtError:
+        time.sleep(0.001)
+"""
 
 
 @dataclass
@@ -84,7 +99,10 @@ class Backup:
 
     def slowly(self) -> Inside:
         """From now on: as soon as a job of this guest begins, hold it back, so that it does not end."""
-        return self.hypervisor.popen(["sh", "-c", f"until virsh -q blockjob '{self.guest.uuid}' vda --bandwidth 1 2>/dev/null; do :; done"])
+        process = self.hypervisor.popen([sys.executable, "-c", _HOLD_BACK, self.guest.uuid], stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        return process
 
     def quickly(self) -> None:
         """Let the job that was held back go on."""
@@ -194,6 +212,14 @@ def frozen_guest(make_shared_guest: Callable[..., Guest]) -> Guest:
 
 
 @pytest.fixture(scope="module")
-def large(make_shared_guest: Callable[..., Guest]) -> Guest:
-    """A running guest whose backup takes long enough to be held back."""
+def shared_large(make_shared_guest: Callable[..., Guest]) -> Guest:
+    """What `large` gives, in whatever state a test has left it."""
     return make_shared_guest("several", size=512 << 20, fill=FILL)
+
+
+@pytest.fixture
+def large(shared_large: Guest) -> Guest:
+    """A running guest whose backup takes long enough to be held back; started again if a failed test has left it off."""
+    if shared_large.state() == "shut off":
+        shared_large.start()
+    return shared_large
