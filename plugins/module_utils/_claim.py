@@ -16,6 +16,7 @@ import json
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
@@ -100,9 +101,19 @@ def claim_of(domain: Domain) -> Claim | None:
     for disk in domain.disks:
         path = Path(disk.chain[0].path) if disk.chain else Path()
         parts = re.fullmatch(rf"{re.escape(domain.uuid)}\.{re.escape(disk.target)}\.(.+)\.overlay", path.name)
-        if claim is None and parts:
-            claim = read_claim(domain.uuid, claim_copy(path.parent, domain.uuid, parts[1]))
+        copy = claim_copy(path.parent, domain.uuid, parts[1]) if parts else None
+        if claim is None and copy is not None and _is_ours(copy):
+            claim = read_claim(domain.uuid, copy)
     return claim
+
+
+def _is_ours(copy: Path) -> bool:
+    """Whether a copy was written by us: the directory of an image may be another user's, and a claim says what is to be deleted."""
+    try:
+        status = copy.lstat()
+    except FileNotFoundError:
+        return False
+    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1 and not status.st_mode & 0o077
 
 
 def all_claims() -> list[Claim]:

@@ -69,9 +69,17 @@ def test_a_link_in_the_temporary_files_place_is_not_followed(tmp_path: Path) -> 
     victim = tmp_path / "victim"
     victim.write_bytes(b"precious")
     (tmp_path / ".claim.tmp").symlink_to(victim)
-    with pytest.raises(OSError, match="symbolic links"):
-        write_durably(tmp_path / "claim", b"new")
+    write_durably(tmp_path / "claim", b"new")
     assert victim.read_bytes() == b"precious"
+    assert not (tmp_path / "claim").is_symlink()
+
+
+def test_a_file_in_the_temporary_files_place_does_not_get_what_is_written(tmp_path: Path) -> None:
+    """Its owner could read it."""
+    (tmp_path / ".claim.tmp").write_bytes(b"")
+    with (tmp_path / ".claim.tmp").open("rb") as spy:
+        write_durably(tmp_path / "claim", b"secret")
+        assert spy.read() == b""
 
 
 def test_write_exclusively_is_won_once(tmp_path: Path) -> None:
