@@ -126,7 +126,9 @@ class _Copies:
     def _copy(self, disk: dict[str, Any]) -> dict[str, Any]:
         rate = (self._params["bandwidth"] or 0) // len(self._todo)
         source = disk["source"]
-        copying = Copying(Path(source["path"]), source["format"], disk["format"], self._params["compress"], rate)
+        copying = Copying(
+            Path(source["path"]), source["format"], disk["format"], self._params["compress"], rate, find_zeroes=self._params["find_zeroes"]
+        )
         return copy_image(copying, Path(disk["path"]), self._pace, self._clock, lambda: self._read.put(disk["target"]))
 
     def _watch(self, connection: libvirt.virConnect, answered: Callable[[], None]) -> None:

@@ -21,7 +21,10 @@ from ._qemu_img import convert, is_self_contained
 
 @dataclass(frozen=True)
 class Copying:
-    """How an image is to be copied. `format` is that of the copy, `rate` in bytes a second, 0 for no limit."""
+    """How an image is to be copied. `format` is that of the copy, `rate` in bytes a second, 0 for no limit.
+
+    With `find_zeroes` those in a file become holes; in a block device they always do.
+    """
 
     source: Path
     source_format: str
@@ -29,6 +32,7 @@ class Copying:
     compress: str = "none"
     rate: int = 0
     mode: int = 0o600
+    find_zeroes: bool = False
 
     @property
     def by_bytes(self) -> bool:
@@ -70,11 +74,13 @@ def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Call
     try:
         destination = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
-            if clone(source, destination):
+            # A clone would have the zeroes that are to be left out.
+            if not copying.find_zeroes and clone(source, destination):
                 source_free()
                 return image_digest(temporary), _data_bytes(temporary), "reflink"
             os.ftruncate(destination, image_size(source))
-            digest, data_bytes = copy_data(source, LocalFile(destination), pace, find_zeroes=copying.source.is_block_device())
+            find_zeroes = copying.find_zeroes or copying.source.is_block_device()
+            digest, data_bytes = copy_data(source, LocalFile(destination), pace, find_zeroes=find_zeroes)
             source_free()
             return digest, data_bytes, "copy"
         finally:

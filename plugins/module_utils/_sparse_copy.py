@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import stat
 from pathlib import Path
 from typing import Any
@@ -15,12 +16,13 @@ from typing import Any
 from ._capture_copy import copy_capture
 from ._clock import Clock
 from ._copy import Pace
-from ._copy_image import Copying, copy_image
+from ._copy_image import Copying
 from ._errors import LiveBackupError
-from ._files import write_durably
+from ._place import Found, Place, identity, place_of
 from ._plan import bytes_needed, check_room
 from ._qemu_img import image_info
 from ._space import allocated
+from ._ssh_copy import SCHEME
 
 
 def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -29,75 +31,85 @@ def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         raise LiveBackupError("A raw image cannot be compressed: use format qcow2 with compress.")
     if (params["bandwidth"] or 0) < 0:
         raise LiveBackupError("bandwidth must not be negative.")
+    if not re.fullmatch("0?[0-7]{3,4}", params["mode"]):
+        raise LiveBackupError(f"mode {params['mode']!r} is not an octal number such as 0600.")
     if params["domain"]:
+        if params["ssh_key"] or params["ssh_options"]:
+            raise LiveBackupError("ssh_key and ssh_options are for a dest that begins with ssh://.")
         return copy_capture(params, check_mode, clock)
-    source, destination = Path(params["src"]), Path(params["dest"])
-    status = _check_paths(source, destination)
+    source, dest = Path(params["src"]), params["dest"]
+    status = _status_of(source)
+    copying = _copying(params, source)
+    if dest.startswith(SCHEME) and not copying.by_bytes:
+        raise LiveBackupError(
+            f"qemu-img would have to make this copy of {source} ({copying.source_format} to {copying.format}), and it cannot write over "
+            "ssh. Copy it to a file on this host first, and that file to the other host."
+        )
+    with place_of(dest, params["ssh_key"], params["ssh_options"]) as place:
+        return _copy(copying, place, place.look(status), status, dest, check_mode, clock)
+
+
+def _copying(params: dict[str, Any], source: Path) -> Copying:
     source_format = image_info(source)["format"]
     # Only these two can hold a copy; whatever else the source is becomes qcow2.
     kept = source_format if source_format in ("raw", "qcow2") and params["compress"] == "none" else "qcow2"
-    copying = Copying(
+    return Copying(
         source,
         source_format,
         kept if params["format"] == "keep" else params["format"],
         params["compress"],
         params["bandwidth"] or 0,
         int(params["mode"], 8),
+        params["find_zeroes"],
     )
-    record = destination.with_name(f".{destination.name}.sparse_copy.json")
-    done = _copied_before(record, destination, copying, status)
+
+
+def _copy(
+    copying: Copying, place: Place, found: Found, status: os.stat_result, dest: str, check_mode: bool, clock: Clock
+) -> dict[str, Any]:
+    asked = {
+        "src": str(copying.source),
+        "identity": identity(status),
+        "format": copying.format,
+        "compress": copying.compress,
+        "find_zeroes": copying.find_zeroes,
+    }
+    done = None if stat.S_ISBLK(status.st_mode) else _copied_before(found, asked, copying.mode)
     if done is not None:
         return {**done, "changed": False, "planned": False}
-    room = os.statvfs(destination.parent)
-    size = image_info(source)["virtual-size"]
-    held = size if stat.S_ISBLK(status.st_mode) else allocated(source)
-    check_room(bytes_needed(size, held), 0, room.f_bavail * room.f_frsize, str(destination.parent))
-    diff = {"before": f"{destination}\n" if destination.exists() else "", "after": f"{destination}\n"}
+    size = image_info(copying.source)["virtual-size"]
+    held = size if stat.S_ISBLK(status.st_mode) else allocated(copying.source)
+    check_room(bytes_needed(size, held), 0, found.free, place.directory)
+    diff = {"before": "" if found.identity is None else f"{dest}\n", "after": f"{dest}\n"}
     if check_mode:
         return {"changed": True, "planned": True, "diff": diff}
-    copied = copy_image(copying, destination, Pace(clock, copying.rate), clock, lambda: None)
-    if _identity(source.stat()) != _identity(status):
-        destination.unlink()
-        raise LiveBackupError(f"{source} was written while it was copied, so the copy was removed. Stop what writes to it, and copy again.")
-    write_durably(record, json.dumps({**_asked(copying, status), "dest": _identity(destination.stat()), "copied": copied}).encode())
+
+    def require_still() -> None:
+        if identity(copying.source.stat()) != identity(status):
+            raise LiveBackupError(
+                f"{copying.source} was written while it was copied, so the copy was removed. Stop what writes to it, and copy again."
+            )
+
+    copied = place.copy(copying, Pace(clock, copying.rate), clock, require_still)
+    place.note({**asked, "copied": copied})
     return {**copied, "changed": True, "planned": False, "diff": diff}
 
 
-def _check_paths(source: Path, destination: Path) -> os.stat_result:
-    for name, path in (("src", source), ("dest", destination)):
-        if not path.is_absolute():
-            raise LiveBackupError(f"{name} {str(path)!r} is not an absolute path.")
+def _status_of(source: Path) -> os.stat_result:
+    if not source.is_absolute():
+        raise LiveBackupError(f"src {str(source)!r} is not an absolute path.")
     if not (source.is_file() or source.is_block_device()):
         raise LiveBackupError(
             f"src {source} is no image: it {'is neither a file nor a block device' if source.exists() else 'does not exist'}."
         )
-    if not destination.parent.is_dir():
-        raise LiveBackupError(f"The directory of dest, {destination.parent}, does not exist.")
-    if os.path.lexists(destination) and not destination.is_file() or destination.is_symlink():
-        raise LiveBackupError(f"dest {destination} exists and is not a file; it is not touched.")
-    status = source.stat()
-    if destination.exists() and os.path.samestat(status, destination.stat()):
-        raise LiveBackupError(f"src and dest are the same file, {source}.")
-    return status
+    return source.stat()
 
 
-def _identity(status: os.stat_result) -> list[int]:
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
-
-
-def _asked(copying: Copying, status: os.stat_result) -> dict[str, Any]:
-    return {"src": str(copying.source), "identity": _identity(status), "format": copying.format, "compress": copying.compress}
-
-
-def _copied_before(record: Path, destination: Path, copying: Copying, status: os.stat_result) -> dict[str, Any] | None:
+def _copied_before(found: Found, asked: dict[str, Any], mode: int) -> dict[str, Any] | None:
     """What was copied, if neither source nor copy have changed since. A device's content may, and nothing shows it."""
-    if stat.S_ISBLK(status.st_mode):
-        return None
     try:
-        noted = json.loads(record.read_bytes())
-        same = noted == {**_asked(copying, status), "dest": _identity(destination.stat()), "copied": noted["copied"]}
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        noted = json.loads(found.record or "")
+        same = noted == {**asked, "dest": found.identity, "copied": noted["copied"]}
+    except (ValueError, TypeError, KeyError):
         return None
-    if not same or destination.stat().st_mode & 0o7777 != copying.mode:
-        return None
-    return noted["copied"]
+    return noted["copied"] if same and found.mode == mode else None

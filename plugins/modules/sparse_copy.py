@@ -43,8 +43,25 @@ options:
     description: The image to copy, a file or a block device, as an absolute path. Nothing may write to it meanwhile.
     type: path
   dest:
-    description: The file to write, as an absolute path. A file that is there is replaced when the copy is whole.
+    description:
+      - The file to write, as an absolute path. A file that is there is replaced when the copy is whole.
+      - >-
+        Or V(ssh://[user@]host[:port]/path), a file on another host, which the hypervisor reaches with C(ssh). The path is taken as it
+        stands, nothing in it is decoded. That host needs sshd, a POSIX shell and C(python3) 3.6 or newer. Its host key must be known.
+      - >-
+        Over ssh the bytes are copied, so the copy has the format of O(src), which must be raw or qcow2, without a backing or data file.
+        Only data passes, zeroes never do. What was written is read again from the disk there, and has its name only if its digest is right.
     type: path
+  ssh_key:
+    description: The private key for a O(dest) over ssh, a file on the hypervisor. The default is what ssh finds for the user.
+    type: path
+  ssh_options:
+    description:
+      - Options of C(ssh) for a O(dest) over ssh, as its C(-o) takes them.
+      - C(BatchMode) and C(StrictHostKeyChecking) are always V(yes) and cannot be set.
+    type: list
+    elements: str
+    default: []
   domain:
     description: The name or UUID of the domain whose capture is copied.
     type: str
@@ -61,6 +78,12 @@ options:
     type: str
     choices: [none, zlib, zstd]
     default: none
+  find_zeroes:
+    description:
+      - Leave zeroes out that are data in a file, as in a preallocated image, so that the copy has holes there. No blocks are shared then.
+      - In a block device, over ssh and where C(qemu-img) converts, zeroes are always found.
+    type: bool
+    default: false
   bandwidth:
     description:
       - The most bytes that are copied in a second, all disks together, for example V(50M). The default is no limit.
@@ -88,6 +111,14 @@ EXAMPLES = r"""
     dest: /srv/backup/template.qcow2
     format: qcow2
     compress: zstd
+
+- name: Copy it to a backup server, which must be known to ssh
+  virtops.live_backup.sparse_copy:
+    src: /srv/backup/template.qcow2
+    dest: ssh://backup@vault.example.com/srv/backup/template.qcow2
+    ssh_key: /root/.ssh/id_backup
+    ssh_options:
+      - Compression=yes
 """
 
 RETURN = r"""
@@ -117,7 +148,7 @@ seconds:
   type: float
   sample: 3.841
 method:
-  description: V(reflink), V(copy), or V(qemu-img convert).
+  description: V(reflink), V(copy), V(ssh), or V(qemu-img convert).
   returned: when O(src) was copied, or had been
   type: str
   sample: copy
@@ -151,7 +182,10 @@ def main() -> None:
             "backup_id": {"type": "str"},
             "format": {"type": "str", "choices": ["keep", "raw", "qcow2"], "default": "keep"},
             "compress": {"type": "str", "choices": ["none", "zlib", "zstd"], "default": "none"},
+            "find_zeroes": {"type": "bool", "default": False},
             "bandwidth": {"type": "bytes"},
+            "ssh_key": {"type": "path"},
+            "ssh_options": {"type": "list", "elements": "str", "default": []},
             "mode": {"type": "str", "default": "0600"},
         },
         required_one_of=[("src", "domain")],

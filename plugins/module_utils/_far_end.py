@@ -1,0 +1,255 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The far end of a copy over ssh: it looks, receives an image's data, and proves what it wrote.
+
+It runs as a program of its own, from this file's text, so it imports nothing of the collection, and it works with Python
+3.6: the line that imports annotations is left out when the text is sent.
+
+It is told what to do in lines of JSON, and answers each with one. After `receive` come frames of data, and after an empty
+frame a line with the image's digest. What was written is read again from the disk, and has its name only if it has that
+digest. If the input ends before, or anything fails, nothing is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import signal
+import stat
+import struct
+import sys
+import tempfile
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+# What a login shell may print comes before this.
+MARK = "live_backup far end"
+# A frame's offset in the image and its length.
+FRAME = struct.Struct(">QI")
+CHUNK = 4 * 1024 * 1024
+
+
+def look(path: str) -> Any:
+    """What is at a path and beside it."""
+    directory = os.path.dirname(path)
+    if not os.path.isdir(directory):
+        return {"directory": False}
+    room = os.statvfs(directory)
+    found: Any = {
+        "directory": True,
+        "writable": os.access(directory, os.W_OK | os.X_OK),
+        "free": room.f_bavail * room.f_frsize,
+        "dest": None,
+        "is_file": True,
+        "mode": None,
+        "record": None,
+    }
+    try:
+        status = os.lstat(path)
+        found.update(dest=identity(status), is_file=stat.S_ISREG(status.st_mode), mode=stat.S_IMODE(status.st_mode))
+        with open(record_of(path), encoding="utf-8", errors="replace") as file:
+            found["record"] = file.read()
+    except FileNotFoundError:
+        pass
+    return found
+
+
+def identity(status: os.stat_result) -> Any:
+    """What changes when a file is written or replaced."""
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def record_of(path: str) -> str:
+    """Where it is noted from what an image was copied."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, "." + name + ".sparse_copy.json")
+
+
+def receive(path: str, size: int, mode: int) -> Any:
+    """Write the frames that follow to a new file, and give it its name when it is whole, on the disk and proved."""
+    directory = os.path.dirname(path)
+    remove_left(path)
+    descriptor, temporary = tempfile.mkstemp(".tmp", prefix_of(path), directory)
+    try:
+        # It says that this file's writer lives.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, size)
+        write_frames(descriptor)
+        expected = json.loads(read_line())["digest"]
+        os.fsync(descriptor)
+        # What is read now comes from the disk.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        found = digest(descriptor, size)
+        if found != expected:
+            return {"error": f"what was written has digest {found}, not {expected}"}
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+        os.rename(temporary, path)
+        temporary = ""
+        sync_directory(directory)
+        status = os.fstat(descriptor)
+        return {"dest": identity(status), "allocated": status.st_blocks * 512}
+    finally:
+        if temporary:
+            os.unlink(temporary)
+        os.close(descriptor)
+
+
+def prefix_of(path: str) -> str:
+    """How the names of a file's temporary files begin."""
+    return "." + os.path.basename(path) + ".copy-"
+
+
+def remove_left(path: str) -> None:
+    """Remove what writers left that were killed; who lives holds a lock."""
+    directory = os.path.dirname(path)
+    for name in os.listdir(directory):
+        if name.startswith(prefix_of(path)) and name.endswith(".tmp"):
+            left = os.path.join(directory, name)
+            try:
+                descriptor = os.open(left, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(left)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
+                    raise
+
+
+def write_frames(descriptor: int) -> None:
+    """Write what comes until the empty frame."""
+    header, buffer = bytearray(FRAME.size), bytearray(CHUNK)
+    while True:
+        read_into(memoryview(header))
+        offset, length = FRAME.unpack(header)
+        if not length:
+            return
+        data = memoryview(buffer)[:length]
+        read_into(data)
+        done = 0
+        while done < length:
+            done += os.pwrite(descriptor, data[done:], offset + done)
+        # Starts the writing, and leaves the page cache to others.
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def read_into(buffer: memoryview) -> None:
+    """Fill a buffer from the input."""
+    source: Any = sys.stdin.buffer
+    done = 0
+    while done < len(buffer):
+        got = source.readinto(buffer[done:])
+        if not got:
+            raise EOFError
+        done += got
+
+
+def read_line() -> bytes:
+    """A whole line of the input."""
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return line
+
+
+def digest(descriptor: int, size: int) -> str:
+    """The digest of all that the file holds: the SHA-256 of the joined SHA-256 digests of its chunks."""
+    zeroes = hashlib.sha256(bytes(CHUNK)).digest()
+
+    def of_chunk(start: int) -> bytes:
+        end = min(start + CHUNK, size)
+        if end - start == CHUNK and is_hole(descriptor, start, end):
+            return zeroes
+        state = hashlib.sha256()
+        while start < end:
+            data = os.pread(descriptor, end - start, start)
+            if not data:
+                raise OSError(errno.EIO, "the file ended while it was read")
+            os.posix_fadvise(descriptor, start, len(data), os.POSIX_FADV_DONTNEED)
+            state.update(data)
+            start += len(data)
+        return state.digest()
+
+    whole = hashlib.sha256()
+    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
+        for one in pool.map(of_chunk, range(0, size, CHUNK)):
+            whole.update(one)
+    return "sha256-4m:" + whole.hexdigest()
+
+
+def is_hole(descriptor: int, start: int, end: int) -> bool:
+    """Whether there is no data between two offsets."""
+    try:
+        return os.lseek(descriptor, start, os.SEEK_DATA) >= end
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # no data up to the end of the file
+            return True
+        raise
+
+
+def note(path: str, record: Any) -> Any:
+    """Write the record of a copy, beside it and durably."""
+    directory = os.path.dirname(path)
+    data = json.dumps(dict(record, dest=identity(os.stat(path)))).encode()
+    descriptor, temporary = tempfile.mkstemp(".tmp", prefix_of(path), directory)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, record_of(path))
+    except OSError:
+        os.unlink(temporary)
+        raise
+    sync_directory(directory)
+    return {}
+
+
+def sync_directory(path: str) -> None:
+    """Have the directory's entries on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def end(number: int, frame: Any) -> None:
+    """A signal ends the program as any error does: what is unfinished is removed."""
+    sys.exit(128 + number)
+
+
+def main() -> int:
+    """Do what comes, until the input ends or something fails."""
+    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end)
+    actions: Any = {"look": look, "receive": receive, "note": note}
+    say(MARK)
+    while True:
+        try:
+            request = json.loads(read_line())
+            answer = actions[request.pop("do")](**request)
+        except EOFError:
+            return 0
+        except OSError as error:
+            answer = {"error": os.strerror(error.errno or 0), "errno": error.errno, "file": error.filename}
+        say(json.dumps(answer))
+        if "error" in answer:
+            return 1
+
+
+def say(line: str) -> None:
+    """Answer."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,241 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copy an image to another host over ssh: only its data passes, and one connection does everything."""
+
+from __future__ import annotations
+
+import errno
+import inspect
+import json
+import os
+import re
+import shutil
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any
+
+from . import _far_end
+from ._clock import Clock
+from ._copy import Pace, copy_data
+from ._digest import CHUNK, image_size
+from ._errors import LiveBackupError
+from ._far_end import FRAME, MARK
+
+SCHEME = "ssh://"
+# The path is taken as it stands: what would be escaped in a URL is part of a file's name.
+_URL = re.compile(
+    r"""ssh://
+    (?:(?P<user>[^@/:\s-][^@/:\s]*)@)?
+    (?:\[(?P<six>[0-9a-fA-F:.%\w]+)\]|(?P<host>[^@/:\[\]\s-][^@/:\[\]\s]*))
+    (?::(?P<port>\d+))?
+    (?P<path>/(?:.|\n)*[^/])""",
+    re.VERBOSE,
+)
+# These are not to be changed: a host key is never taken on trust, and nobody is there to be asked.
+_FIXED = {"BatchMode": "yes", "StrictHostKeyChecking": "yes"}
+_DEFAULTS = {"ConnectTimeout": "30", "ServerAliveInterval": "15", "ServerAliveCountMax": "4", "ClearAllForwardings": "yes"}
+# Lines that a far login shell may print before the program begins.
+_NOISE_LINES = 1000
+_END_SECONDS = 30
+
+# What ssh says, and what it means.
+_SSH_FAILURES = [
+    (
+        "HOST IDENTIFICATION HAS CHANGED",
+        "The host key of {host} is not the one that is known: it was reinstalled, or somebody is in between",
+    ),
+    ("Host key verification failed", "The host key of {host} is not known here. Put it into known_hosts when you have checked it"),
+    ("Permission denied (", "{host} did not let us in. Give it our public key, or name the key with ssh_key"),
+    ("Could not resolve hostname", "{host} is not known by that name"),
+    ("Connection refused", "{host} cannot be reached"),
+    ("timed out", "{host} cannot be reached"),
+    ("No route to host", "{host} cannot be reached"),
+    ("Network is unreachable", "{host} cannot be reached"),
+]
+_FAR_FAILURES = {
+    errno.ENOSPC: "there is no room left",
+    errno.EDQUOT: "there is no room left within the user's quota",
+    errno.EACCES: "the user may not write there",
+    errno.EPERM: "the user may not write there",
+    errno.EROFS: "the file system is read-only",
+}
+
+
+@dataclass(frozen=True)
+class Address:
+    """A file on another host, and how to get there."""
+
+    url: str
+    path: str
+    host: str
+    arguments: list[str]
+
+
+def parse(url: str, key: str | None, options: list[str]) -> Address:
+    """Understand `ssh://[user@]host[:port]/path`."""
+    match = _URL.fullmatch(url)
+    if match is None:
+        raise LiveBackupError(f"dest {url!r} is not of the form ssh://[user@]host[:port]/absolute/path.")
+    for option in options:
+        name = re.split(r"[\s=]", option.strip(), maxsplit=1)[0]
+        if name.lower() in {fixed.lower() for fixed in _FIXED}:
+            raise LiveBackupError(f"ssh_options must not set {name}: host keys are always checked, and nobody is asked.")
+    arguments = ["-T", *_options(_FIXED)]
+    for option in options:
+        arguments += ["-o", option]
+    # ssh heeds the first that it is given.
+    arguments += _options(_DEFAULTS)
+    if key:
+        if not os.path.isfile(key):
+            raise LiveBackupError(f"ssh_key {key} is not a file on this host.")
+        arguments += ["-i", key, "-o", "IdentitiesOnly=yes"]
+    if match["port"]:
+        arguments += ["-p", match["port"]]
+    if match["user"]:
+        arguments += ["-l", match["user"]]
+    host = match["six"] or match["host"]
+    return Address(url, match["path"], host, [*arguments, "--", host])
+
+
+def _options(values: dict[str, str]) -> list[str]:
+    return [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
+
+
+class FarEnd:
+    """The program at the far end. It is a copy's destination, too."""
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._lock = threading.Lock()
+        self._answers = False
+        self._ended: LiveBackupError | None = None
+
+    def __enter__(self) -> FarEnd:
+        if shutil.which("ssh") is None:
+            raise LiveBackupError("ssh is not installed on this host: install openssh-client (Debian, Ubuntu) or openssh-clients (EL).")
+        # Python 3.6 does not know this line.
+        program = inspect.getsource(_far_end).replace("from __future__ import annotations\n", "").encode()
+        # Any login shell reads this alike; -I keeps the user's own Python files out.
+        begin = f"""exec python3 -I -c 'import sys; exec(compile(sys.stdin.buffer.read({len(program)}), "far_end", "exec"))'"""
+        self._said = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            ["ssh", *self._address.arguments, begin], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
+        )
+        assert self._process.stdin is not None and self._process.stdout is not None
+        self._in, self._out = self._process.stdin, self._process.stdout
+        try:
+            self._send(program)
+            for _line in range(_NOISE_LINES):
+                if self._answer_line().strip() == MARK.encode():
+                    self._answers = True
+                    return self
+            raise LiveBackupError(f"The login shell of {self._address.host} prints too much to be understood.")
+        except BaseException:
+            self.__exit__(None, None, None)
+            raise
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        # The end of its input lets the far end remove what is unfinished; it is waited for.
+        self._in.close()
+        try:
+            self._process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._out.close()
+        self._said.close()
+
+    def look(self) -> dict[str, Any]:
+        """What is at the path and beside it."""
+        return self._ask("look", path=self._address.path)
+
+    def note(self, record: dict[str, Any]) -> None:
+        """Write the record of a copy beside it."""
+        self._ask("note", path=self._address.path, record=record)
+
+    def copy(self, source: int, mode: int, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
+        """Copy an open image; under its name it is seen when it is whole, on the disk and proved."""
+        began = clock.boottime()
+        size = image_size(source)
+        self._send_line({"do": "receive", "path": self._address.path, "size": size, "mode": mode})
+        digest, data_bytes = copy_data(source, self, pace, find_zeroes=True)
+        source_free()
+        self._send(FRAME.pack(0, 0))
+        self._send_line({"digest": digest})
+        written = self._answer()
+        return {
+            "size": size,
+            "data_bytes": data_bytes,
+            "allocated": written["allocated"],
+            "digest": digest,
+            "seconds": round(clock.boottime() - began, 3),
+            "method": "ssh",
+        }
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Send a piece of the image."""
+        for start in range(0, len(data), CHUNK):
+            piece = data[start : start + CHUNK]
+            with self._lock:
+                self._send(FRAME.pack(offset + start, len(piece)))
+                self._send(piece)
+
+    def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
+        self._send_line({"do": do, **arguments})
+        return self._answer()
+
+    def _send_line(self, message: dict[str, Any]) -> None:
+        self._send(json.dumps(message).encode() + b"\n")
+
+    def _send(self, data: bytes | memoryview) -> None:
+        if self._ended is not None:
+            raise self._ended
+        view = memoryview(data)
+        try:
+            while view:
+                view = view[self._in.write(view) :]
+        except BrokenPipeError:
+            # It may have said why it ended.
+            self._answer()
+
+    def _answer(self) -> dict[str, Any]:
+        answer = json.loads(self._answer_line())
+        if "error" in answer:
+            why = _FAR_FAILURES.get(answer.get("errno"), answer["error"])
+            self._ended = LiveBackupError(f"{self._address.url} was not written: {why}{_on(answer.get('file'))}.")
+            raise self._ended
+        return answer
+
+    def _answer_line(self) -> bytes:
+        line = self._out.readline()
+        if not line.endswith(b"\n"):
+            self._ended = self._failure()
+            raise self._ended
+        return line
+
+    def _failure(self) -> LiveBackupError:
+        """Why ssh ended."""
+        status = self._process.wait()
+        self._said.seek(0)
+        said = self._said.read().decode(errors="replace")
+        host = self._address.host
+        if self._answers and status == 255:
+            what = f"The connection to {host} was lost. What is unfinished is removed there; copy again"
+        elif status == 255:
+            what = next((meaning.format(host=host) for sign, meaning in _SSH_FAILURES if sign in said), f"ssh to {host} failed")
+        elif status in (126, 127):
+            what = f"There is no python3 on {host}, which is needed there: install it"
+        else:
+            what = f"The program at {host} ended with status {status}"
+        words = " ".join(line for line in said.split() if not set(line) <= {"@"})
+        return LiveBackupError(f"{what}: {words}" if words else f"{what}.")
+
+
+def _on(path: str | None) -> str:
+    return f" ({path})" if path else ""
