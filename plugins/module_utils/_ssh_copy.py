@@ -16,6 +16,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -129,16 +130,15 @@ class FarEnd:
         )
         assert self._process.stdin is not None and self._process.stdout is not None
         self._in, self._out = self._process.stdin, self._process.stdout
-        try:
+        with ExitStack() as undo:
+            undo.push(self)
             self._send(program)
             for _line in range(_NOISE_LINES):
                 if self._answer_line().strip() == MARK.encode():
                     self._answers = True
+                    undo.pop_all()
                     return self
             raise LiveBackupError(f"The login shell of {self._address.host} prints too much to be understood.")
-        except BaseException:
-            self.__exit__(None, None, None)
-            raise
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # The end of its input lets the far end remove what is unfinished; it is waited for.
@@ -201,8 +201,10 @@ class FarEnd:
             while view:
                 view = view[self._in.write(view) :]
         except BrokenPipeError:
-            # It may have said why it ended.
-            self._answer()
+            if self._answers:
+                # It may have said why it ended.
+                self._answer()
+            raise self._failure() from None
 
     def _answer(self) -> dict[str, Any]:
         answer = json.loads(self._answer_line())
