@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""Measure a push backup against the bare tools, in one run and in turns. docs/performance.md explains the table."""
+"""Measure backups and copies against the bare tools, in one run and in turns. docs/performance.md explains the table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import os
 import shutil
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +18,8 @@ from typing import Any
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.shell import wait_until
+
+from .copies import compare_local, compare_ssh
 
 REPOSITORY = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -138,8 +141,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=3, help="of the large image, in GiB")
-    parser.add_argument("--only", choices=["push", "frozen", "role"])
+    parser.add_argument("--only", choices=["push", "frozen", "role", "copy", "ssh"])
+    parser.add_argument("--directory", type=Path, default=REPOSITORY / ".build/bench", help="on ext4, for the copies; 30 GiB are needed")
     options = parser.parse_args()
+    options.directory.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=options.directory) as directory:
+        if options.only in (None, "copy"):
+            compare_local(Path(directory), options.rounds)
+        if options.only in (None, "ssh"):
+            compare_ssh(Path(directory), options.rounds)
+    if options.only in ("copy", "ssh"):
+        return
     hypervisor = Hypervisor.up("bench")
     try:
         directory = hypervisor.directory / "target"

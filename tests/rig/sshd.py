@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""An sshd of one's own on the loopback interface, which lets one key in and touches nothing of the machine's."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import time
+from pathlib import Path
+from types import TracebackType
+
+from .shell import run, wait_until
+
+
+class Sshd:
+    """While it is entered it answers; `key`, `known_hosts` and `port` are what a client needs."""
+
+    def __init__(self, directory: Path) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self.directory = directory
+        self.key = directory / "key"
+        self.known_hosts = directory / "known_hosts"
+        with socket.create_server(("127.0.0.1", 0)) as server:
+            self.port = server.getsockname()[1]
+
+    def __enter__(self) -> Sshd:
+        host_key = self.directory / "host_key"
+        for path in (self.key, host_key):
+            path.unlink(missing_ok=True)
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path])
+        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {host_key.with_suffix('.pub').read_text()}", encoding="utf-8")
+        configuration = self.directory / "sshd_config"
+        lines = [
+            f"Port {self.port}",
+            "ListenAddress 127.0.0.1",
+            f"HostKey {host_key}",
+            f"AuthorizedKeysFile {self.key}.pub",
+            "PidFile none",
+            "UsePAM no",
+            "StrictModes no",
+            "PermitRootLogin yes",
+            "MaxStartups 100",
+        ]
+        configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        # It wants this to be there, and keeps nothing in it.
+        Path("/run/sshd").mkdir(exist_ok=True)
+        self._process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", configuration, "-E", self.directory / "log"])
+        wait_until(self._answers, 20, "sshd to answer")
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+    @property
+    def url(self) -> str:
+        """What comes before a path."""
+        return f"ssh://127.0.0.1:{self.port}"
+
+    @property
+    def options(self) -> dict[str, object]:
+        """The options of a module that lead here."""
+        return {"ssh_key": str(self.key), "ssh_options": [f"UserKnownHostsFile={self.known_hosts}"]}
+
+    @property
+    def command(self) -> list[str]:
+        """The ssh of other programs."""
+        options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes", f"UserKnownHostsFile={self.known_hosts}"]
+        return ["ssh", "-p", str(self.port), "-i", str(self.key), *[word for option in options for word in ("-o", option)]]
+
+    def cut(self) -> None:
+        """Break every connection."""
+        for child in self._children():
+            os.kill(child, signal.SIGKILL)
+
+    def _children(self) -> list[int]:
+        done = subprocess.run(["pgrep", "--parent", str(self._process.pid)], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in done.stdout.split()]
+
+    def _answers(self) -> bool:
+        assert self._process.poll() is None, (self.directory / "log").read_text()
+        try:
+            socket.create_connection(("127.0.0.1", self.port), 1).close()
+        except OSError:
+            time.sleep(0.02)
+            return False
+        return True
