@@ -143,12 +143,12 @@ class FarEnd:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # The end of its input lets the far end remove what is unfinished; it is waited for.
         self._in.close()
+        self._out.close()
         try:
             self._process.wait(_END_SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
-        self._out.close()
         self._said.close()
 
     def look(self) -> dict[str, Any]:

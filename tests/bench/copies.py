@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import statistics
 import subprocess
 import sys
@@ -31,6 +32,7 @@ class Way:
     copy: Callable[[Path], object]
     rounds: int = 1000
     times: list[float] = field(default_factory=list)
+    busy: list[float] = field(default_factory=list)
 
 
 def make_images(directory: Path, sparse: int, data: int, dense: int) -> tuple[Path, Path, Path]:
@@ -80,19 +82,20 @@ def compare(title: str, source: Path, directory: Path, ways: list[Way], rounds: 
                 continue
             _forget(source)
             copy = directory / "copy"
-            began = time.monotonic()
+            began, busy = time.monotonic(), _processor_seconds()
             way.copy(copy)
             _sync(copy)
             way.times.append(time.monotonic() - began)
+            way.busy.append(_processor_seconds() - busy)
             if way is ways[0]:
                 extra = max(extra, copy.stat().st_blocks / held)
             for path in directory.iterdir():
                 path.unlink()
     print(f"{title}, the copy takes {extra:.3f} of the room")
     for way in ways:
-        print(
-            f"  {way.name:32} median {statistics.median(way.times):7.2f} s, {min(way.times):7.2f} to {max(way.times):7.2f}, {len(way.times)} rounds"
-        )
+        times, busy = way.times, statistics.median(way.busy)
+        range_ = f"{min(times):7.2f} to {max(times):7.2f}, {len(times)} rounds"
+        print(f"  {way.name:32} median {statistics.median(times):7.2f} s, {range_}; processor {busy:6.2f} s")
     ours = statistics.median(ways[0].times)
     fastest = min(ways[1:], key=lambda way: statistics.median(way.times))
     bars = {fastest.name: bars.pop("fastest"), **bars} if "fastest" in bars else bars
@@ -168,6 +171,12 @@ def _forget(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     os.close(descriptor)
+
+
+def _processor_seconds() -> float:
+    """What the programs that ended have used; not those at the far end of a connection."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _sync(path: Path) -> None:

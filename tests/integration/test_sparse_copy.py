@@ -8,7 +8,6 @@ import json
 import os
 import pwd
 import random
-import shutil
 import signal
 import subprocess
 import sys
@@ -203,7 +202,8 @@ def test_a_block_device(image: Path, target: Path, place: Callable[[Path], dict[
             result = sparse_copy(src=device, **place(target / "copy"))
             assert result["changed"], result
             assert_same(image, target / "copy", result)
-            assert result["allocated"] <= image.stat().st_blocks * 512 * 1.02
+            # Zeroes are found in pieces of 64 KiB.
+            assert result["allocated"] <= image.stat().st_blocks * 512 * 1.1
     finally:
         run(["losetup", "--detach", device])
 
@@ -395,4 +395,3 @@ def test_bandwidth(image: Path, target: Path, place: Callable[[Path], dict[str, 
     began = time.monotonic()
     result = sparse_copy(src=str(image), bandwidth="8M", **place(target / "copy"))
     assert time.monotonic() - began > result["data_bytes"] / (8 * MIB) - 1
-    assert shutil.disk_usage(target).free

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The near end and the far end of a copy over ssh, with a pipe in ssh's stead."""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils import _far_end, _ssh_copy
+from ansible_collections.virtops.live_backup.plugins.module_utils._copy import Pace
+from ansible_collections.virtops.live_backup.plugins.module_utils._digest import CHUNK, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._far_end import FRAME, MARK
+from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd, parse
+
+from .clock import FakeClock
+
+SOURCE = Path(_far_end.__file__).read_text(encoding="utf-8")
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a shell script in ssh's place; `$command` is what the far shell is given."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def install(script: str) -> None:
+        (programs / "ssh").write_text(f"#!/bin/sh\nfor command; do :; done\n{script}\n", encoding="utf-8")
+        (programs / "ssh").chmod(0o755)
+
+    install('eval "$command"')
+    return install
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image"
+    with path.open("wb") as file:
+        file.truncate(5 * CHUNK + 77)
+        for offset in (0, CHUNK + 65536, 4 * CHUNK - 5):
+            file.seek(offset)
+            file.write(b"data" * 3000)
+    return path
+
+
+def copy(image: Path, path: Path, source_free: Callable[[], None] = lambda: None) -> dict[str, Any]:
+    clock = FakeClock()
+    descriptor = os.open(image, os.O_RDONLY)
+    try:
+        with FarEnd(parse(f"ssh://far{path}", None, [])) as far_end:
+            result = far_end.copy(descriptor, 0o640, Pace(clock), clock, source_free)
+            far_end.note({"copied": result})
+            assert json.loads(far_end.look()["record"])["copied"] == result
+            return result
+    finally:
+        os.close(descriptor)
+
+
+@pytest.mark.parametrize(
+    ("url", "host", "path", "words"),
+    [
+        ("ssh://far/a", "far", "/a", []),
+        ("ssh://me@far:22/a b/%20?#", "far", "/a b/%20?#", ["-p", "22", "-l", "me"]),
+        ("ssh://[fe80::1%eth0]:9/a", "fe80::1%eth0", "/a", ["-p", "9"]),
+        ("ssh://far/a:b@c", "far", "/a:b@c", []),
+    ],
+)
+def test_addresses(url: str, host: str, path: str, words: list[str]) -> None:
+    address = parse(url, None, [])
+    assert (address.host, address.path) == (host, path)
+    assert address.arguments[-2 - len(words) :] == [*words, "--", host]
+
+
+@pytest.mark.parametrize(
+    "url", ["ssh://", "ssh:///a", "ssh://far", "ssh://far:x/a", "ssh://-x/a", "ssh://-l@far/a", "ssh://far/", "ssh://a b/c"]
+)
+def test_what_is_no_address(url: str) -> None:
+    with pytest.raises(LiveBackupError, match="is not of the form"):
+        parse(url, None, [])
+
+
+def test_options_come_before_the_defaults_and_after_what_is_fixed(tmp_path: Path) -> None:
+    (tmp_path / "key").touch()
+    words = parse("ssh://far/a", str(tmp_path / "key"), ["ConnectTimeout=3"]).arguments
+    assert words.index("StrictHostKeyChecking=yes") < words.index("ConnectTimeout=3") < words.index("ConnectTimeout=30")
+    assert words[words.index("-i") + 1] == str(tmp_path / "key")
+
+
+@pytest.mark.parametrize("option", ["StrictHostKeyChecking=no", "stricthostkeychecking accept-new", " BatchMode=no"])
+def test_options_that_would_take_the_host_on_trust(option: str) -> None:
+    with pytest.raises(LiveBackupError, match="host keys are always checked"):
+        parse("ssh://far/a", None, [option])
+
+
+def test_a_copy(ssh: object, image: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    result = copy(image, target / "copy")
+    assert (target / "copy").read_bytes() == image.read_bytes()
+    assert result["digest"] == image_digest(target / "copy") and result["size"] == 5 * CHUNK + 77
+    assert (target / "copy").stat().st_mode & 0o777 == 0o640 and result["allocated"] < CHUNK
+    assert sorted(path.name for path in target.iterdir()) == [".copy.sparse_copy.json", "copy"]
+
+
+def test_a_source_that_changed_leaves_nothing(ssh: object, image: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+
+    def changed() -> None:
+        raise LiveBackupError("changed")
+
+    with pytest.raises(LiveBackupError, match="^changed$"):
+        copy(image, target / "copy", changed)
+    assert list(target.iterdir()) == []
+
+
+def test_a_shell_that_greets(ssh: Callable[[str], None], image: Path, tmp_path: Path) -> None:
+    ssh('echo "{}"; echo welcome; eval "$command"')
+    assert copy(image, tmp_path / "copy")["method"] == "ssh"
+
+
+@pytest.mark.parametrize(
+    ("script", "message"),
+    [
+        ("echo 'Host key verification failed.' >&2; exit 255", "The host key of far is not known here"),
+        ("echo '@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @' >&2; exit 255", "is not the one that is known"),
+        ("echo 'me@far: Permission denied (publickey).' >&2; exit 255", "far did not let us in"),
+        ("echo 'ssh: connect to host far port 22: Connection timed out' >&2; exit 255", "far cannot be reached"),
+        ("echo 'Something else' >&2; exit 255", "ssh to far failed: Something else"),
+        ("echo 'sh: python3: not found' >&2; exit 127", "There is no python3 on far"),
+        ("exit 3", "The program at far ended with status 3"),
+        ("yes hello", "prints too much"),
+        (f"echo {MARK}; exit 255", "The connection to far was lost"),
+        (f"echo {MARK}; cat >/dev/null & sleep 0.2; kill $!; exit 137", "ended with status 137"),
+    ],
+)
+def test_what_ssh_says_in_words(ssh: Callable[[str], None], script: str, message: str) -> None:
+    ssh(script)
+    with pytest.raises(LiveBackupError, match=message), FarEnd(parse("ssh://far/a", None, [])) as far_end:
+        far_end.look()
+
+
+def test_no_ssh(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_ssh_copy.shutil, "which", lambda _name: None)
+    with pytest.raises(LiveBackupError, match="ssh is not installed"), FarEnd(parse("ssh://far/a", None, [])):
+        pass
+
+
+class Receiver:
+    """The far end's program, spoken to by hand."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.process = subprocess.Popen([sys.executable, "-I", "-c", SOURCE], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+
+    def talk(self, *said: bytes) -> list[Any]:
+        """Everything it answers to this, until it ends."""
+        out, _err = self.process.communicate(b"".join(said), timeout=30)
+        lines = out.decode().splitlines()
+        assert lines[0] == MARK
+        return [json.loads(line) for line in lines[1:]]
+
+    def receive(self, size: int) -> bytes:
+        return json.dumps({"do": "receive", "path": str(self.path), "size": size, "mode": 0o600}).encode() + b"\n"
+
+
+def frame(offset: int, data: bytes) -> bytes:
+    return FRAME.pack(offset, len(data)) + data
+
+
+def closing(content: bytes) -> bytes:
+    chunk = hashlib.sha256(content).digest()
+    return frame(0, b"") + json.dumps({"digest": "sha256-4m:" + hashlib.sha256(chunk).hexdigest()}).encode() + b"\n"
+
+
+@pytest.fixture
+def receiver(tmp_path: Path) -> Receiver:
+    (tmp_path / "target").mkdir()
+    return Receiver(tmp_path / "target/copy")
+
+
+def test_frames_in_any_order(receiver: Receiver) -> None:
+    [answer] = receiver.talk(receiver.receive(6), frame(4, b"ef"), frame(0, b"ab"), closing(b"ab\0\0ef"))
+    assert receiver.path.read_bytes() == b"ab\0\0ef" and answer["dest"][2] == 6
+
+
+def test_another_digest_leaves_nothing(receiver: Receiver) -> None:
+    [answer] = receiver.talk(receiver.receive(6), frame(0, b"abcdef"), closing(b"abcdeg"))
+    assert "what was written has digest" in answer["error"] and list(receiver.path.parent.iterdir()) == []
+
+
+WHOLE = [frame(0, b"abcdef"), closing(b"abcdef")]
+
+
+@pytest.mark.parametrize("end", [0, 5, FRAME.size, FRAME.size + 3, FRAME.size + 6, 2 * FRAME.size + 6, -1])
+def test_an_input_that_ends_early_leaves_nothing(receiver: Receiver, end: int) -> None:
+    receiver.path.write_bytes(b"before")
+    assert receiver.talk(receiver.receive(6), b"".join(WHOLE)[:end]) == []
+    assert receiver.path.read_bytes() == b"before" and len(list(receiver.path.parent.iterdir())) == 1
+
+
+def test_terminated_it_leaves_nothing(receiver: Receiver) -> None:
+    assert receiver.process.stdin is not None and receiver.process.stdout is not None
+    receiver.process.stdin.write(receiver.receive(6) + WHOLE[0])
+    receiver.process.stdin.flush()
+    while not list(receiver.path.parent.iterdir()):
+        assert receiver.process.poll() is None
+    receiver.process.terminate()
+    receiver.process.communicate()
+    assert receiver.process.returncode == 128 + 15 and list(receiver.path.parent.iterdir()) == []
+
+
+def test_what_is_there(receiver: Receiver) -> None:
+    ask = json.dumps({"do": "look", "path": str(receiver.path)}).encode() + b"\n"
+    nothing, *_none = receiver.talk(ask)
+    assert nothing["dest"] is None and nothing["record"] is None and nothing["writable"] and nothing["free"] > 0
+    receiver.path.symlink_to("elsewhere")
+    assert not Receiver(receiver.path).talk(ask)[0]["is_file"]
+    gone = json.dumps({"do": "look", "path": "/no/where"}).encode() + b"\n"
+    assert Receiver(receiver.path).talk(gone) == [{"directory": False}]
+
+
+def test_a_directory_that_is_gone(receiver: Receiver) -> None:
+    receiver.path.parent.rmdir()
+    [answer] = receiver.talk(receiver.receive(6), *WHOLE)
+    assert answer["errno"] == 2 and answer["file"] == str(receiver.path.parent)
+
+
+def test_its_text_alone_is_a_program_for_python_3_6() -> None:
+    text = SOURCE.replace("from __future__ import annotations\n", "")
+    tree = ast.parse(text, feature_version=(3, 6))
+    imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
+    imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module}
+    assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
+    # Annotations are evaluated there: neither a union nor a list of something is known.
+    annotations = [node.annotation for node in ast.walk(tree) if isinstance(node, (ast.arg, ast.AnnAssign)) and node.annotation]
+    annotations += [node.returns for node in ast.walk(tree) if isinstance(node, ast.FunctionDef) and node.returns]
+    assert all(isinstance(one, (ast.Name, ast.Attribute, ast.Constant)) for one in annotations)
