@@ -56,17 +56,17 @@ def digest_while(descriptor: int, use: Callable[[int, bytes], None]) -> str:
             return zeroes
         done = (extents[0][0] - offset if extents else length) // _PIECE * _PIECE
         state = after_zeroes[done // _PIECE].copy()
-        for start, end in [*extents, (offset + length, offset + length)]:
+        for start, end in extents:
             state.update(_ZEROES_VIEW[: start - offset - done])
             # pread shares no file position, and it, the hash and the use let other threads run.
             data = _read(descriptor, end - start, start)
-            os.posix_fadvise(descriptor, start, end - start or 1, os.POSIX_FADV_DONTNEED)
-            if data:
-                use(start, data)
+            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
+            use(start, data)
             if data == ZEROES:
                 return zeroes
             state.update(data)
             done = end - offset
+        state.update(_ZEROES_VIEW[: length - done])
         return state.digest()
 
     with ThreadPoolExecutor(workers) as pool:
