@@ -9,8 +9,11 @@ from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._abort import abort_job
 from ansible_collections.virtops.live_backup.plugins.module_utils._begin import begin_backup
+from ansible_collections.virtops.live_backup.plugins.module_utils._blockcommit import commit_overlays
 from ansible_collections.virtops.live_backup.plugins.module_utils._publish import publish_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._recover import recover
+from ansible_collections.virtops.live_backup.plugins.module_utils._snapshot import snapshot_disks
+from ansible_collections.virtops.live_backup.plugins.module_utils._sparse_copy import sparse_copy
 from ansible_collections.virtops.live_backup.plugins.module_utils._wait import wait_for_job
 
 from .clock import FakeClock
@@ -40,6 +43,16 @@ class Backup:
             "target": str(self.target),
         }
         return begin_backup(self._params(defaults, options), check, self.clock)
+
+    def snapshot(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        defaults = {"exclude_disks": [], "quiesce": "auto", "freeze_timeout": 5, "target": str(self.target), "overlay_dir": None}
+        return snapshot_disks(self._params(defaults, options), check, self.clock)
+
+    def copy(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        return sparse_copy(self._params({"format": "keep", "compress": "none", "bandwidth": None}, options), check, self.clock)
+
+    def commit(self, check: bool = False, **options: Any) -> dict[str, Any]:
+        return commit_overlays(self._params({"disks": None, "timeout": 60}, options), check, self.clock)
 
     def wait(self, check: bool = False, **options: Any) -> dict[str, Any]:
         return wait_for_job(self._params({"timeout": 100, "on_timeout": "fail"}, options), check, self.clock)
@@ -80,6 +93,22 @@ class Backup:
     def watchdog_calls(self) -> list[str]:
         """What the watchdogs, which are processes of their own, asked of libvirt."""
         return self.thaws.read_text(encoding="utf-8").splitlines() if self.thaws.exists() else []
+
+    def connection(self) -> libvirt.virConnect:
+        """Somebody else's connection."""
+        return libvirt.open("qemu:///system")
+
+    def images(self) -> list[str]:
+        """What lies beside the disks, and in their directory."""
+        return sorted(path.name for path in self.target.with_name("images").iterdir())
+
+    def assert_on_bases(self) -> None:
+        """Every disk is on its base, live and defined; no job and no overlay is left, nor a copy of a claim that has ended."""
+        domain = self.domain
+        for target, path in domain.disks.items():
+            assert domain.chain(target) == domain.chain(target, inactive=True) == [(path, "raw")]
+        copies = [f"{domain.uuid}.night-1.claim"] if self.claim_files() else []
+        assert not domain.commits and self.images() == sorted([*copies, *(Path(path).name for path in domain.disks.values())])
 
     def assert_nothing_left(self) -> None:
         assert self.tree() == set() and self.claim_files() == []

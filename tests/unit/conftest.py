@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -20,7 +21,7 @@ if sys.modules.setdefault("libvirt", libvirt) is not libvirt:
 sys.modules.setdefault("libvirt_qemu", ModuleType("libvirt_qemu"))
 
 # These import the plugins, and those import libvirt.
-from ansible_collections.virtops.live_backup.plugins.module_utils import _claim  # noqa: E402
+from ansible_collections.virtops.live_backup.plugins.module_utils import _claim, _commit, _snapshot  # noqa: E402
 
 from .backup import UUID, Backup  # noqa: E402
 from .clock import FakeClock  # noqa: E402
@@ -58,9 +59,26 @@ def outside_libvirt(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def backup(tmp_path: Path, claims: Path, clock: FakeClock, outside_libvirt: Path, monkeypatch: pytest.MonkeyPatch) -> Backup:
     """A running domain without agent, and an empty target."""
     # A scope of systemd's would not change what is tested, and needs rights.
-    monkeypatch.setattr("shutil.which", lambda _name: None)
+    which = shutil.which
+    monkeypatch.setattr("shutil.which", lambda name: None if name == "systemd-run" else which(name))
     target = tmp_path / "target"
     target.mkdir()
     domain = libvirt.DomainState("db1", UUID)
     libvirt.host = libvirt.Host(domain, clock=clock)
+    for module in (_commit, _snapshot):
+        monkeypatch.setattr(module, "qemu_instance", libvirt.host.instance)
+    monkeypatch.setattr(_commit, "daemon_instance", libvirt.host.daemon)
     return Backup(domain, target, claims, clock, outside_libvirt)
+
+
+@pytest.fixture
+def capture(backup: Backup) -> Backup:
+    """A domain whose disks are small real images, and which can be put on overlays; its events come without delay."""
+    images = backup.target.with_name("images")
+    images.mkdir()
+    for number, target in enumerate(("vda", "vdb")):
+        backup.domain.disks[target] = str(images / f"{target}.raw")
+        with open(backup.domain.disks[target], "wb") as image:
+            image.truncate(backup.domain.capacity)
+        backup.domain.write(target, 0, number + 1)
+    return backup

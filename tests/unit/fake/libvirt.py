@@ -6,6 +6,7 @@ Tests describe a hypervisor in `host` and drive its jobs; tests/contract holds w
 
 from __future__ import annotations
 
+import subprocess
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,7 @@ VIR_ERR_OPERATION_INVALID = 55
 VIR_ERR_CONFIG_UNSUPPORTED = 67
 VIR_ERR_OPERATION_TIMEOUT = 68
 VIR_ERR_ARGUMENT_UNSUPPORTED = 74
+VIR_ERR_BLOCK_COPY_ACTIVE = 83
 VIR_ERR_OPERATION_UNSUPPORTED = 84
 VIR_ERR_AGENT_UNRESPONSIVE = 86
 VIR_ERR_NO_DOMAIN_BACKUP = 104
@@ -39,6 +41,12 @@ VIR_DOMAIN_XML_MIGRATABLE = 8
 VIR_DOMAIN_JOB_STATS_COMPLETED = 1
 VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED = 2
 VIR_DOMAIN_STATS_BLOCK = 32
+VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA = 4
+VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY = 16
+VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC = 128
+VIR_DOMAIN_BLOCK_COMMIT_SHALLOW = 1
+VIR_DOMAIN_BLOCK_COMMIT_ACTIVE = 4
+VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT = 2
 VIR_DOMAIN_EVENT_ID_LIFECYCLE = 0
 VIR_DOMAIN_EVENT_ID_JOB_COMPLETED = 21
 
@@ -87,8 +95,24 @@ class Job:
 
 
 @dataclass
+class Commit:
+    """An active commit: it becomes ready by turns of the event loop."""
+
+    end: int
+    turns: int
+    cur: int = 0
+
+    @property
+    def ready(self) -> bool:
+        return self.turns <= 0
+
+
+@dataclass
 class DomainState:
-    """A domain of the fake hypervisor. `agent`: answers, refuses, times out, disconnected, absent."""
+    """A domain of the fake hypervisor. `agent`: answers, refuses, times out, disconnected, absent.
+
+    `disks` are the bases, raw. `live` and `defined` are the images on top of them, the top first, where there are any.
+    """
 
     name: str
     uuid: str
@@ -106,6 +130,14 @@ class DomainState:
     job: Job | None = None
     completed: dict[str, Any] = field(default_factory=lambda: dict(_NO_JOB))
     block_jobs: dict[str, dict[str, int]] = field(default_factory=dict)
+    live: dict[str, list[str]] = field(default_factory=dict)
+    defined: dict[str, list[str]] = field(default_factory=dict)
+    devices_of_host: set[str] = field(default_factory=set)
+    commits: dict[str, Commit] = field(default_factory=dict)
+    commit_turns: int = 2
+    saved_xml: str = ""
+    snapshots: dict[str, str] = field(default_factory=dict)
+    runs: int = 1
     checkpoints: list[str] = field(default_factory=list)
     agent_timeout: int = -2
 
@@ -113,12 +145,14 @@ class DomainState:
     def active(self) -> bool:
         return self.state != VIR_DOMAIN_SHUTOFF
 
-    def xml(self) -> str:
-        disks = "".join(
-            f"<disk type='file' device='disk'><driver name='qemu' type='raw'/><source file={quoteattr(path)}/>"
-            f"<target dev={quoteattr(target)} bus='virtio'/></disk>"
-            for target, path in self.disks.items()
-        )
+    def chain(self, target: str, *, inactive: bool = False) -> list[tuple[str, str]]:
+        """The images of a disk with their formats, the one that the guest writes to first."""
+        above = (self.defined if inactive or not self.active else self.live).get(target, [])
+        return [*((path, "qcow2") for path in above), (self.disks[target], "raw")]
+
+    def xml(self, *, inactive: bool = False) -> str:
+        inactive = inactive or not self.active
+        disks = "".join(self._disk_xml(target, inactive) for target in self.disks)
         connected = "disconnected" if self.agent == "disconnected" or not self.active else "connected"
         channel = f"<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='{connected}'/></channel>"
         nvram = f"<nvram>{self.nvram}</nvram>" if self.nvram else ""
@@ -128,6 +162,31 @@ class DomainState:
         )
         domain[0].text = self.name
         return ElementTree.tostring(domain, encoding="unicode")
+
+    def _disk_xml(self, target: str, inactive: bool) -> str:
+        (path, style), *backing = self.chain(target, inactive=inactive)
+        name, kind = ("dev", "block") if target in self.devices_of_host else ("file", "file")
+
+        def source(attribute: str, path: str, depth: int) -> str:
+            # libvirt numbers the images that are in use; the base is the first.
+            number = "" if inactive else f" index='{len(backing) + 1 - depth}'"
+            return f"<source {attribute}={quoteattr(path)}{number}/>"
+
+        # The definition keeps only what the snapshot wrote there, the live XML tells where the chain ends.
+        stores, closing = "", "" if inactive else "<backingStore/>"
+        for depth, (below, form) in enumerate(backing[:1] if inactive else backing, 1):
+            stores += f"<backingStore type='file'><format type='{form}'/>{source('file', below, depth)}"
+            closing += "</backingStore>"
+        mirror = ""
+        commit = self.commits.get(target)
+        if commit is not None and not inactive:
+            ready = " ready='yes'" if commit.ready else ""
+            below, form = backing[0]
+            mirror = f"<mirror type='file' job='active-commit'{ready}><format type='{form}'/>{source('file', below, 1)}</mirror>"
+        return (
+            f"<disk type='{kind}' device='disk'><driver name='qemu' type='{style}'/>{source(name, path, 0)}{stores}{closing}{mirror}"
+            f"<target dev={quoteattr(target)} bus='virtio'/></disk>"
+        )
 
     def end_job(self, kind: int = COMPLETED, errmsg: str = "") -> None:
         """The running job ends; libvirt removes the files of a backup that did not complete."""
@@ -156,9 +215,45 @@ class DomainState:
         """The domain stops, and with it its job; a transient one is gone."""
         if self.job is not None:
             self.end_job(CANCELLED)
+        self.commits.clear()
         self.state, self.reason, self.frozen = VIR_DOMAIN_SHUTOFF, 2, False
         if not self.persistent:
             del host.domains[self.uuid]
+            self.live.clear()
+            self.defined.clear()
+
+    def start(self, *, on_base: bool = False) -> None:
+        """A new QEMU runs on what is defined; `on_base` as `virsh create` of an old XML."""
+        self.live = {} if on_base else {target: list(images) for target, images in self.defined.items()}
+        self.state, self.reason = VIR_DOMAIN_RUNNING, 1
+        self.runs += 1
+        host.domains[self.uuid] = self
+
+    def write(self, target: str, sector: int, value: int) -> None:
+        """The guest writes 64 KiB."""
+        path, style = self.chain(target)[0]
+        _run("qemu-io", "-f", style, "-c", f"write -P {value} {sector * 65536} 65536", path)
+
+    def read(self, target: str) -> list[int]:
+        """The guest's view of a disk: the value in each 64 KiB."""
+        path, style = self.chain(target)[0]
+        image = Path(f"{path}.seen")
+        _run("qemu-img", "convert", "-f", style, "-O", "raw", path, str(image))
+        data = image.read_bytes()
+        image.unlink()
+        return list(data[::65536])
+
+    def pivot(self, target: str) -> None:
+        """The guest goes over to the base, which holds everything."""
+        del self.commits[target]
+        overlay = self.live[target].pop(0)
+        if self.defined.get(target, [""])[:1] == [overlay]:
+            self.defined[target].pop(0)
+        _run("qemu-img", "commit", "-d", "-f", "qcow2", overlay)
+
+
+def _run(*command: str) -> None:
+    subprocess.run(command, check=True, capture_output=True, stdin=subprocess.DEVNULL)
 
 
 class Host:
@@ -170,17 +265,28 @@ class Host:
         self.libvirt = 9_000_000
         self.qemu = 7_002_000
         self.running = True
+        self.daemons = 1
         self.connections: list[virConnect] = []
         self.calls: list[str] = []
         # What happens at the next turns of the event loop, one entry a turn.
         self.turns: list[Callable[[], None]] = []
         # What happens before a method of that name does its work; it may raise.
         self.before: dict[str, Callable[[], None]] = {}
+        self.at_each_call: Callable[[], None] = lambda: None
 
     def restart(self) -> None:
         """libvirtd is restarted: connections are dropped, jobs go on."""
+        self.daemons += 1
         for connection in self.connections:
             connection.alive = False
+
+    def instance(self, name: str) -> str:
+        """Which run of a domain's QEMU this is."""
+        return next((f"{domain.runs}@1" for domain in self.domains.values() if domain.name == name and domain.active), "")
+
+    def daemon(self) -> str:
+        """Which run of libvirt's daemon this is."""
+        return f"{self.daemons}@1"
 
     def turn(self) -> None:
         """One turn of the event loop: at most a second passes, and the next thing happens."""
@@ -188,6 +294,10 @@ class Host:
         for domain in list(self.domains.values()):
             if domain.job is not None and domain.job.aborted:
                 domain.end_job(CANCELLED, "Operation canceled")
+            for commit in domain.commits.values():
+                commit.turns -= 1
+                # It is behind until QEMU says that it is ready.
+                commit.cur = commit.end if commit.ready else commit.end - 1
         if self.turns:
             self.turns.pop(0)()
 
@@ -223,7 +333,8 @@ class virDomain:  # noqa: N801
         return self._state.uuid
 
     def XMLDesc(self, flags: int = 0) -> str:  # noqa: N802
-        return self._enter("XMLDesc", writes=bool(flags & VIR_DOMAIN_XML_SECURE)).xml()
+        state = self._enter("XMLDesc", writes=bool(flags & VIR_DOMAIN_XML_SECURE))
+        return state.xml(inactive=bool(flags & VIR_DOMAIN_XML_INACTIVE))
 
     def state(self) -> list[int]:
         state = self._enter("state")
@@ -254,7 +365,86 @@ class virDomain:  # noqa: N801
             raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: disk '{disk}' not found in domain")
         if state.job is not None and disk in state.job.targets:
             return {"type": 5, "bandwidth": 0, "cur": state.job.done, "end": state.job.total}
+        commit = state.commits.get(disk)
+        if commit is not None:
+            return {"type": 4, "bandwidth": 0, "cur": commit.cur, "end": commit.end}
         return state.block_jobs.get(disk, {})
+
+    def snapshotCreateXML(self, text: str, flags: int = 0) -> virDomainSnapshot:  # noqa: N802
+        state = self._enter("snapshotCreateXML", writes=True, running=True)
+        assert flags & VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY and flags & VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA, "not in the fake"
+        named = {disk.get("name", ""): disk for disk in ElementTree.fromstring(text).iterfind("disks/disk")}
+        overlays = {}
+        for target in state.disks:
+            # Whoever is not named is taken too.
+            disk = named.get(target)
+            if disk is None or disk.get("snapshot") != "no":
+                source = None if disk is None else disk.find("source")
+                overlays[target] = f"{state.chain(target)[0][0]}.auto" if source is None else source.get("file", "")
+        for target, path in overlays.items():
+            if state.commits.get(target) or state.block_jobs.get(target):
+                raise libvirtError(VIR_ERR_BLOCK_COPY_ACTIVE, f"block copy still active: disk '{target}' already in active block job")
+            if Path(path).exists() and Path(path).stat().st_size:
+                raise libvirtError(
+                    VIR_ERR_CONFIG_UNSUPPORTED, f"unsupported configuration: external snapshot file for disk {target} already exists"
+                )
+            if not Path(path).parent.is_dir():
+                raise libvirtError(VIR_ERR_SYSTEM_ERROR, f"failed to create image file '{path}': No such file or directory")
+        for target, path in overlays.items():
+            base, style = state.chain(target)[0]
+            if state.chain(target) == state.chain(target, inactive=True):
+                state.defined.setdefault(target, []).insert(0, path)
+            state.live.setdefault(target, []).insert(0, path)
+            _run("qemu-img", "create", "-f", "qcow2", "-b", base, "-F", style, path)
+            Path(path).chmod(0o600)
+        return virDomainSnapshot("snapshot", text)
+
+    def listAllSnapshots(self, flags: int = 0) -> list[virDomainSnapshot]:  # noqa: N802
+        return [virDomainSnapshot(name, text) for name, text in self._enter("listAllSnapshots").snapshots.items()]
+
+    def _with_disk(self, method: str, disk: str) -> DomainState:
+        state = self._enter(method, writes=True, running=True)
+        if disk not in state.disks:
+            raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: disk '{disk}' not found in domain")
+        return state
+
+    def blockCommit(self, disk: str, base: str | None, top: str | None, bandwidth: int = 0, flags: int = 0) -> int:  # noqa: N802
+        state = self._with_disk("blockCommit", disk)
+        images = [path for path, _style in state.chain(disk)]
+        if disk in state.commits:
+            raise libvirtError(VIR_ERR_BLOCK_COPY_ACTIVE, f"block copy still active: disk '{disk}' already in active block job")
+        if disk in state.block_jobs or state.job is not None and disk in state.job.targets:
+            raise libvirtError(VIR_ERR_OPERATION_UNSUPPORTED, f"Operation not supported: disk '{disk}' already in active block job")
+        if top is None and not flags & VIR_DOMAIN_BLOCK_COMMIT_ACTIVE:
+            raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: commit of '{disk}' active layer requires active flag")
+        shallow = flags & VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
+        if len(images) < 2 or base is not None and base not in (images[1:2] if shallow else images[1:]):
+            raise libvirtError(VIR_ERR_INVALID_ARG, "invalid argument: no such backing file in chain")
+        assert base == images[1], "the fake commits into the next image only"
+        state.commits[disk] = Commit(state.capacity, state.commit_turns)
+        return 0
+
+    def blockJobAbort(self, disk: str, flags: int = 0) -> int:  # noqa: N802
+        state = self._with_disk("blockJobAbort", disk)
+        commit = state.commits.get(disk)
+        if commit is None:
+            raise libvirtError(VIR_ERR_INVALID_ARG, f"invalid argument: disk {disk} does not have an active block job")
+        if not flags & VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT:
+            del state.commits[disk]
+        elif commit.ready:
+            state.pivot(disk)
+        else:
+            raise libvirtError(VIR_ERR_BLOCK_COPY_ACTIVE, f"block copy still active: block copy on '{disk}' not ready for pivot yet")
+        return 0
+
+    def hasManagedSaveImage(self, flags: int = 0) -> int:  # noqa: N802
+        return int(bool(self._enter("hasManagedSaveImage").saved_xml))
+
+    def managedSaveGetXMLDesc(self, flags: int = 0) -> str:  # noqa: N802
+        state = self._enter("managedSaveGetXMLDesc")
+        if not state.saved_xml:
+            raise libvirtError(VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: domain does not have managed save image")
+        return state.saved_xml
 
     def backupBegin(self, text: str, checkpoint: str | None, flags: int = 0) -> int:  # noqa: N802
         state = self._enter("backupBegin", writes=True)
@@ -345,6 +535,20 @@ class virDomainCheckpoint:  # noqa: N801
         return self._name
 
 
+@dataclass(frozen=True)
+class virDomainSnapshot:  # noqa: N801
+    """A snapshot has a name and XML."""
+
+    _name: str
+    _xml: str
+
+    def getName(self) -> str:  # noqa: N802
+        return self._name
+
+    def getXMLDesc(self, flags: int = 0) -> str:  # noqa: N802
+        return self._xml
+
+
 class virConnect:  # noqa: N801
     """A connection, which lives until it is closed or libvirtd is restarted."""
 
@@ -356,6 +560,7 @@ class virConnect:  # noqa: N801
 
     def enter(self, method: str) -> None:
         host.calls.append(method)
+        host.at_each_call()
         if method in host.before:
             host.before[method]()
         if not self.alive:
@@ -387,6 +592,20 @@ class virConnect:  # noqa: N801
             if matches(state):
                 return virDomain(self, state)
         raise libvirtError(VIR_ERR_NO_DOMAIN, f"Domain not found: no domain with matching {kind} '{value}'")
+
+    def defineXML(self, text: str) -> virDomain:  # noqa: N802
+        """Change the sources of a domain's definition; the fake looks at nothing else."""
+        self.enter("defineXML")
+        if self.readonly:
+            raise libvirtError(VIR_ERR_OPERATION_DENIED, "operation forbidden: read only access prevents virDomainDefineXML")
+        root = ElementTree.fromstring(text)
+        state = host.domains[root.findtext("uuid", "")]
+        for target, base in state.disks.items():
+            [source] = [disk.find("source") for disk in root.iterfind("devices/disk") if disk.find("target").get("dev") == target]  # type: ignore[union-attr]
+            path = "" if source is None else source.get("file", "")
+            state.defined[target] = [] if path == base else [path]
+        state.persistent = True
+        return virDomain(self, state)
 
     def domainListGetStats(self, domains: list[virDomain], stats: int = 0, flags: int = 0) -> list[tuple[virDomain, dict[str, Any]]]:  # noqa: N802
         self.enter("domainListGetStats")
