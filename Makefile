@@ -97,7 +97,12 @@ unit: venv install-rig ## Run the unit tests, with coverage of the plugins
 
 .PHONY: integration
 integration: venv install-rig ## Run the modules and roles against real hypervisors and guests
-	$(AS_ROOT) $(PYTEST) --numprocesses=2 --dist=loadfile tests/contract tests/rig tests/integration
+	$(AS_ROOT) $(PYTEST) --numprocesses=2 --dist=loadfile tests/contract tests/rig tests/integration tests/faults
+
+.PHONY: faults
+faults: export LIVE_BACKUP_TEST_ALL := 1
+faults: venv install-rig ## Kill backups at every step and at random times, and recover
+	$(AS_ROOT) $(PYTEST) --numprocesses=2 --dist=load tests/faults
 
 .PHONY: molecule
 molecule: venv install-rig ## Run the molecule scenarios

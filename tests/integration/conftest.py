@@ -23,7 +23,7 @@ from tests.rig.oracle import Verdict, judge
 pytest_plugins = ["tests.rig.fixtures"]
 
 REPOSITORY = Path(__file__).parents[2]
-FAULTY = Path(__file__).with_name("faulty.py")
+FAULTY = REPOSITORY / "tests/faults/faulty.py"
 _numbers = count(1)
 
 # What a large guest's disks hold: enough to hold its backup back before it ends.
@@ -60,7 +60,7 @@ class Backup:
         return result_of(self.start_module(name, **arguments))
 
     def start_module(self, name: str, *, check: bool = False, fault: str = "", as_user: str = "root", **arguments: Any) -> Inside:
-        """A module under way; `fault` is for faulty.py."""
+        """A module under way; `fault` is for faults/faulty.py."""
         program = [sys.executable, FAULTY, fault, f"ansible_collections.virtops.live_backup.plugins.modules.{name}"]
         process = self.hypervisor.popen(
             ["setpriv", "--reuid", as_user, "--clear-groups", *program],
@@ -76,15 +76,34 @@ class Backup:
         return process
 
     def begin(self, **options: Any) -> dict[str, Any]:
-        arguments = {"domain": self.guest.name, "backup_id": self.backup_id, "target": str(self.target)}
-        return self.module("libvirt_backup_begin", **{**arguments, **options})
+        return self.module("libvirt_backup_begin", **{**self._set, **options})
 
     def wait(self, **options: Any) -> dict[str, Any]:
         return self.module("libvirt_job_wait", **{"domain": self.guest.name, "backup_id": self.backup_id, **options})
 
     def publish(self, **options: Any) -> dict[str, Any]:
-        arguments = {"domain": self.guest.name, "backup_id": self.backup_id, "target": str(self.target)}
-        return self.module("backup_set_publish", **{**arguments, **options})
+        return self.module("backup_set_publish", **{**self._set, **options})
+
+    def snapshot(self, **options: Any) -> dict[str, Any]:
+        return self.module("libvirt_disk_snapshot", **{**self._set, **options})
+
+    def copy(self, **options: Any) -> dict[str, Any]:
+        return self.module("sparse_copy", **{"domain": self.guest.name, "backup_id": self.backup_id, **options})
+
+    def commit(self, **options: Any) -> dict[str, Any]:
+        return self.module("libvirt_blockcommit", **{"domain": self.guest.name, "backup_id": self.backup_id, **options})
+
+    def run_legacy(self, **options: Any) -> dict[str, Any]:
+        """All four steps; the result of the last."""
+        for result in (self.snapshot(**options), self.copy(), self.commit()):
+            assert "failed" not in result, result
+        result = self.publish()
+        assert "failed" not in result, result
+        return result
+
+    @property
+    def _set(self) -> dict[str, Any]:
+        return {"domain": self.guest.name, "backup_id": self.backup_id, "target": str(self.target)}
 
     def recover(self, **options: Any) -> dict[str, Any]:
         return self.module("libvirt_backup_recover", **{"domain": self.guest.name, **options})
@@ -122,6 +141,15 @@ class Backup:
     def claims(self) -> list[Path]:
         return sorted(self.hypervisor.outside("/var/lib/live_backup").iterdir())
 
+    def chain(self) -> str:
+        """What the guest's disks are on, live and as defined."""
+        definition = self.hypervisor.virsh("dumpxml", "--inactive", self.guest.uuid) if self.guest.shape.persistent else ""
+        return self.hypervisor.virsh("domblklist", "--details", self.guest.uuid) + definition
+
+    def overlays(self) -> list[str]:
+        """Overlays, and copies of claims, near the disks or elsewhere below the hypervisor."""
+        return sorted(str(path) for path in self.hypervisor.directory.rglob("*") if path.suffix in (".overlay", ".claim"))
+
     def assert_nothing_left(self) -> None:
         """No claim, no job, no file at the target, no watchdog; the guest runs, thawed, and writes."""
         assert self.claims() == []
@@ -131,6 +159,8 @@ class Backup:
     def assert_at_rest(self) -> None:
         assert "None" in self.hypervisor.virsh("domjobinfo", self.guest.uuid)
         assert self.watchdogs() == []
+        assert self.overlays() == []
+        assert self.hypervisor.virsh("snapshot-list", "--name", self.guest.uuid).strip() == ""
         assert self.guest.state() == "running"
         if self.guest.shape.agent and self.guest.shape.channel:
             assert not self.guest.frozen()

@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""faulty.py FAULT MODULE: run a module that dies, or stops, at one call. Only the tests load this.
+
+FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain, or a
+function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import runpy
+import signal
+import sys
+
+UTILS = "ansible_collections.virtops.live_backup.plugins.module_utils."
+
+
+def arm(number: str, when: str, call: str) -> None:
+    """Let the process get the signal at its first such call."""
+    owner, _dot, name = (call if "." in call else f"libvirt.virDomain.{call}").rpartition(".")
+    first, *rest = owner.split(".")
+    place = importlib.import_module(UTILS + first if first.startswith("_") else first)
+    for part in rest:
+        place = getattr(place, part)
+    real = getattr(place, name)
+
+    def faulty(*arguments, **options):  # type: ignore[no-untyped-def]
+        if when == "before":
+            os.kill(os.getpid(), getattr(signal, f"SIG{number}"))
+        result = real(*arguments, **options)
+        if when == "after":
+            os.kill(os.getpid(), getattr(signal, f"SIG{number}"))
+        return result
+
+    setattr(place, name, faulty)
+
+
+if __name__ == "__main__":
+    fault, module = sys.argv[1:]
+    if fault:
+        arm(*fault.split())
+    sys.argv = [module]
+    runpy.run_module(module, run_name="__main__")

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The table of kill points: each step of the legacy flow, before and after, and what happens beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+# The modules of a backup, in order.
+FLOW = ("libvirt_disk_snapshot", "sparse_copy", "libvirt_blockcommit", "backup_set_publish")
+# A commit that is ready late is pivoted by the module after the copy.
+_COMMITTING = FLOW[1:3]
+# Where they can die. Freeze and thaw are called only where there is something to freeze.
+CALLS = {
+    "the claim": (("libvirt_disk_snapshot",), "_claim.write_durably"),
+    "the freeze": (("libvirt_disk_snapshot",), "fsFreeze"),
+    "the snapshot": (("libvirt_disk_snapshot",), "snapshotCreateXML"),
+    "the thaw": (("libvirt_disk_snapshot",), "fsThaw"),
+    "noting the bases": (("libvirt_disk_snapshot",), "_begin.fingerprint"),
+    "the copy": (("sparse_copy",), "_capture_copy.copy_image"),
+    "naming the copy": (("sparse_copy",), "pathlib.Path.rename"),
+    "the start of the commit": (_COMMITTING, "blockCommit"),
+    "ready": (_COMMITTING, "_commit.Way._pivot"),
+    "the pivot": (_COMMITTING, "blockJobAbort"),
+    "the deletion": (_COMMITTING, "_commit.Way._delete"),
+    "the publishing": (("backup_set_publish",), "pathlib.Path.rename"),
+    "the end of the claim": (("backup_set_publish",), "_undo.remove_claim"),
+}
+BESIDE = ("nothing", "libvirtd is killed and started", "QEMU is killed and the domain started", "the guest shuts down")
+NEEDS_FREEZE = {"the freeze", "the thaw"}
+
+
+@dataclass(frozen=True)
+class Point:
+    """One row: where the module dies, and what happens beside that."""
+
+    shape: str
+    at: str
+    when: str
+    beside: str
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return CALLS[self.at][0]
+
+    @property
+    def fault(self) -> str:
+        return f"KILL {self.when} {CALLS[self.at][1]}"
+
+    @property
+    def may_refuse(self) -> bool:
+        """A transient domain that ends within a pivot leaves nothing that tells whether QEMU had gone over to the base."""
+        return self.shape == "transient" and self.at in ("ready", "the pivot") and self.beside.split()[0] not in ("nothing", "libvirtd")
+
+    def __str__(self) -> str:
+        return f"{self.shape}: {self.when} {self.at}, {self.beside}"
+
+
+TABLE = [
+    Point(shape, at, when, beside)
+    for shape, beside, at, when in product(
+        ("two-disks", "several", "transient", "block-device", "template"), BESIDE, CALLS, ("before", "after")
+    )
+    if shape == "several" or at not in NEEDS_FREEZE
+]
+# Each place at least once, each event beside it in turn; freezes where there is something to freeze, and a transient domain.
+SAMPLE = [
+    *(
+        Point("two-disks", at, when, BESIDE[number % len(BESIDE)])
+        for number, (at, when) in enumerate(product([at for at in CALLS if at not in NEEDS_FREEZE], ("before", "after")))
+    ),
+    *(Point("several", at, "after", BESIDE[number]) for number, at in enumerate(sorted(NEEDS_FREEZE))),
+    *(Point("transient", at, "after", BESIDE[2]) for at in ("the snapshot", "the start of the commit")),
+]
