@@ -32,8 +32,8 @@ def test_the_process_is_killed_while_frozen(fault: str, frozen_guest: Guest, bac
     backup = backup_of(frozen_guest)
     process = begin_with_fault(backup, fault, freeze_timeout=60)
     assert process.wait(timeout=60) != 0
-    wait_until(lambda: not frozen_guest.frozen(), 10, "the watchdog to thaw, long before the freeze timeout")
-    wait_until(lambda: not backup.watchdogs(), 10, "the watchdog to end")
+    wait_until(lambda: not frozen_guest.frozen(), 30, "the watchdog to thaw, long before the freeze timeout")
+    wait_until(lambda: not backup.watchdogs(), 30, "the watchdog to end")
     assert backup.recover(check=True)["changed"]
     assert [path.suffix for path in backup.claims()] == [".json"] or ".lock" in [path.suffix for path in backup.claims()]
     repaired = backup.recover()
@@ -48,7 +48,7 @@ def test_the_process_hangs_while_frozen(frozen_guest: Guest, backup_of: Callable
     backup = backup_of(frozen_guest)
     process = begin_with_fault(backup, "STOP before backupBegin", freeze_timeout=3)
     wait_until(frozen_guest.frozen, 30, "the freeze")
-    wait_until(lambda: not frozen_guest.frozen(), 10, "the watchdog to thaw")
+    wait_until(lambda: not frozen_guest.frozen(), 30, "the watchdog to thaw")
     resume(process)
     begun = result_of(process)
     assert begun["consistency"] == "crash" and "thawed by something else" in begun["why"], begun

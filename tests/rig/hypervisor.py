@@ -56,7 +56,7 @@ class Inside(subprocess.Popen[str]):
     def command_pid(self) -> int:
         """The command's own process; it exists as soon as nsenter has forked."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        wait_until(lambda: self.poll() is not None or children.read_text(encoding="ascii") != "", 10, "nsenter to fork")
+        wait_until(lambda: self.poll() is not None or children.read_text(encoding="ascii") != "", 30, "nsenter to fork")
         if self.returncode is not None:
             raise ProcessLookupError("the command has ended")
         return int(children.read_text(encoding="ascii"))
@@ -125,7 +125,7 @@ class Hypervisor:
         self.power_off()
         for device in self._loop_devices():
             run(["losetup", "--detach", device])
-        wait_until(lambda: not self._loop_devices(), 10, f"the loop devices of {self.name} to go")
+        wait_until(lambda: not self._loop_devices(), 30, f"the loop devices of {self.name} to go")
         if self.directory.exists():
             shutil.rmtree(self.directory)
 
