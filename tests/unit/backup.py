@@ -49,7 +49,9 @@ class Backup:
         return snapshot_disks(self._params(defaults, options), check, self.clock)
 
     def copy(self, check: bool = False, **options: Any) -> dict[str, Any]:
-        return sparse_copy(self._params({"format": "keep", "compress": "none", "bandwidth": None}, options), check, self.clock)
+        defaults = {"format": "keep", "compress": "none", "find_zeroes": False, "bandwidth": None}
+        defaults |= {"src": None, "dest": None, "ssh_key": None, "ssh_options": [], "mode": "0600"}
+        return sparse_copy(self._params(defaults, options), check, self.clock)
 
     def commit(self, check: bool = False, **options: Any) -> dict[str, Any]:
         return commit_overlays(self._params({"disks": None, "timeout": 60}, options), check, self.clock)
