@@ -13,7 +13,7 @@ from typing import Any
 
 from ._backup_set import SetPaths, check_backup_id, check_target, claim_domain_directory, domain_directory, make_partial, published_manifest
 from ._backup_xml import push_backup_xml
-from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_alive, save_claim, step
+from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_alive, keep_room, save_claim, step
 from ._clock import Clock, rfc3339
 from ._commit import chain_of
 from ._connection import FAILURES, connect, explain, explained, find_domain
@@ -247,6 +247,8 @@ def _begin(
     )
     try:
         with step(claim, "begin", clock):
+            if plan.get("overlays"):
+                keep_room(claim)
             claim.results["begin"] = _capture(domain, claim, target, params, clock, capture)
     except FAILURES as error:
         reason = explain(error, f"begin the backup of domain {name!r}")

@@ -16,7 +16,7 @@ from typing import Any
 from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, save_claim, step
 from ._clock import Clock
-from ._commit import Way, active, lookup, overlays_of
+from ._commit import Way, active, lookup, memory_of, overlays_of
 from ._connection import FAILURES, explain
 from ._copy import Pace
 from ._copy_image import Copying, copy_image
@@ -96,6 +96,7 @@ class _Copies:
         self._room = RoomWatch(list(self._overlays.values()), clock)
         # The copies' threads put a target here when its base is read; only this thread talks to libvirt.
         self._read: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._unproved: list[str] = []
         self._committing: list[str] = []
 
     def run(self) -> None:
@@ -114,8 +115,9 @@ class _Copies:
     def _format_of(self, disk: dict[str, Any]) -> str:
         wanted = self._params["format"]
         source = disk["source"]["format"]
-        # What no set can hold as it is becomes qcow2.
-        return (source if source in ("raw", "qcow2") else "qcow2") if wanted == "keep" else wanted
+        # What no set can hold as it is, or is compressed, becomes qcow2.
+        kept = source if source in ("raw", "qcow2") and self._params["compress"] == "none" else "qcow2"
+        return kept if wanted == "keep" else wanted
 
     def _undisturbed(self) -> AbstractContextManager[None]:
         """Disks of a domain that is shut off are copied under QEMU's lock."""
@@ -136,9 +138,11 @@ class _Copies:
         while True:
             finished, _pending = wait(self._pending, _LOOK_SECONDS, FIRST_COMPLETED)
             while not self._read.empty():
-                target = self._read.get()
-                self._require_still(connection, target)
-                self._committing.append(target)
+                self._unproved.append(self._read.get())
+            # One leaves the list when it is proved: libvirtd may go away in the middle, and all this begin anew.
+            while self._unproved:
+                self._require_still(connection, self._unproved[0])
+                self._committing.append(self._unproved.pop(0))
             for target in self._committing:
                 if target in self._overlays:
                     self._way.advance(connection, self._overlays[target])
@@ -147,6 +151,8 @@ class _Copies:
                 save_claim(self._claim)
             if not self._pending and self._read.empty():
                 return
+            if self._claim.method == "offline" and active(lookup(connection, self._claim.uuid)) is not None:
+                raise LiveBackupError("The domain was started while its disks were copied.")
             problem = self._room.problem()
             if problem is not None:
                 self._pace.give_up(problem)
@@ -156,7 +162,7 @@ class _Copies:
         """Fail unless live XML, block jobs and the base itself show that nobody wrote to it since the capture."""
         if target in self._overlays:
             found = self._way.next_step(connection, self._overlays[target])
-            if found not in (Do.COMMIT, Do.COMMIT_OFFLINE):
+            if found not in (Do.COMMIT, Do.COMMIT_OFFLINE) or memory_of(self._claim, target).commit_begun:
                 raise LiveBackupError(f"The base of disk {target} did not stand still while it was copied: {found.value}.")
             return
         [disk] = [disk for disk in self._todo if disk["target"] == target]

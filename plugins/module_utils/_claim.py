@@ -11,6 +11,7 @@ without a lock, or comes from another boot, is dead.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -32,6 +33,7 @@ from ._thaw_watchdog import MARK
 
 CLAIMS = Path("/var/lib/live_backup")
 LEASE_SECONDS = 300.0
+_RESERVE_BYTES = 256 * 1024
 # How long a step waits for a lock that another process may hold just to look.
 _GLANCE_SECONDS = 1.0
 
@@ -72,13 +74,19 @@ def thaw_mark(uuid: str) -> Path:
     return Path(f"{claim_file(uuid)}{MARK}")
 
 
-def read_claim(uuid: str, path: Path | None = None) -> Claim | None:
+def read_claim(uuid: str) -> Claim | None:
     """The claim on a domain, if there is one."""
-    path = path or claim_file(uuid)
+    path = claim_file(uuid)
     try:
-        return Claim(**json.loads(path.read_bytes()))
+        data = path.read_bytes()
     except FileNotFoundError:
         return None
+    return _parse_claim(data, path)
+
+
+def _parse_claim(data: bytes, path: Path) -> Claim:
+    try:
+        return Claim(**json.loads(data))
     except (ValueError, TypeError) as error:
         raise LiveBackupError(
             f"The claim {path} is damaged ({error}). Look at the domain's jobs and disks, then remove the file."
@@ -101,19 +109,22 @@ def claim_of(domain: Domain) -> Claim | None:
     for disk in domain.disks:
         path = Path(disk.chain[0].path) if disk.chain else Path()
         parts = re.fullmatch(rf"{re.escape(domain.uuid)}\.{re.escape(disk.target)}\.(.+)\.overlay", path.name)
-        copy = claim_copy(path.parent, domain.uuid, parts[1]) if parts else None
-        if claim is None and copy is not None and _is_ours(copy):
-            claim = read_claim(domain.uuid, copy)
+        if claim is None and parts:
+            claim = _copied_claim(claim_copy(path.parent, domain.uuid, parts[1]), domain.uuid)
     return claim
 
 
-def _is_ours(copy: Path) -> bool:
-    """Whether a copy was written by us: the directory of an image may be another user's, and a claim says what is to be deleted."""
+def _copied_claim(copy: Path, uuid: str) -> Claim | None:
+    """A copy, if we wrote it: the directory of an image may be another user's, and a claim says what is to be deleted."""
     try:
-        status = copy.lstat()
-    except FileNotFoundError:
-        return False
-    return stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1 and not status.st_mode & 0o077
+        descriptor = os.open(copy, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        ours = stat.S_ISREG(status.st_mode) and status.st_uid == os.geteuid() and status.st_nlink == 1 and not status.st_mode & 0o077
+        claim = _parse_claim(file.read(), copy) if ours else None
+    return claim if claim is not None and claim.uuid == uuid and str(copy) in claim.copies else None
 
 
 def all_claims() -> list[Claim]:
@@ -139,10 +150,28 @@ def find_claim(uri: str, domain: str) -> tuple[str, str, Claim | None]:
         raise
 
 
+def _reserve(uuid: str) -> Path:
+    """Room that is kept for the claim itself."""
+    return CLAIMS / f"{uuid}.reserve"
+
+
+def keep_room(claim: Claim) -> None:
+    """Keep room for writing the claim when the file system is full."""
+    with _reserve(claim.uuid).open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
+
+
 def save_claim(claim: Claim) -> None:
     """Write a claim durably. It may name secrets of the domain, so only root reads it."""
     data = json.dumps(asdict(claim), indent=1, sort_keys=True).encode()
-    write_durably(claim.file(), data)
+    try:
+        write_durably(claim.file(), data)
+    except OSError as error:
+        # The overlays may have filled this file system too, and only their commit frees it.
+        if error.errno != errno.ENOSPC or not _reserve(claim.uuid).exists():
+            raise
+        _reserve(claim.uuid).unlink()
+        write_durably(claim.file(), data)
     for copy in claim.copies:
         # The first is the one that counts. A storage that is full or gone must not keep anybody from recovering.
         with suppress(OSError):
@@ -155,6 +184,7 @@ def remove_claim(claim: Claim) -> None:
         copy.unlink(missing_ok=True)
         temporary_of(copy).unlink(missing_ok=True)
     claim.file().unlink(missing_ok=True)
+    _reserve(claim.uuid).unlink(missing_ok=True)
     temporary_of(claim.file()).unlink(missing_ok=True)
     thaw_mark(claim.uuid).unlink(missing_ok=True)
     sync_path(CLAIMS)

@@ -25,21 +25,23 @@ from ._fingerprint import fingerprint
 from ._libraries import libvirt, libvirt_qemu
 from ._overlay import Do, Memory, Overlay, Refusal, Seen, judge
 from ._process import daemon_instance, qemu_instance
-from ._qemu_img import are_identical, backing_chain, commit, holds_data
+from ._qemu_img import are_identical, backing_chain, commit, holds_data, image_info
 from ._space import allocated
 
 COMMIT_SECONDS = 3600
+# A commit that ends by itself, as one whose base has no room, is begun again only so often.
+_TRIES = 3
 # libvirt may need a moment to see what QEMU has done in a pivot.
 _SETTLE_SECONDS = 15.0
 # How much later than the overlay's the base's last write may be, when QEMU died in a commit.
 _LAST_WRITES_NS = 10_000_000_000
 _BLOCK_JOB_2 = 16  # VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2
-_MIGRATED = 4  # VIR_DOMAIN_SHUTOFF_MIGRATED
+_MIGRATED, _SAVED = 4, 5  # VIR_DOMAIN_SHUTOFF_MIGRATED, VIR_DOMAIN_SHUTOFF_SAVED
 
 
 def overlays_of(claim: Claim, targets: list[str] | None = None) -> list[Overlay]:
     """The overlays that a claim names, all or those of some disks."""
-    found = [Overlay(**overlay) for overlay in claim.plan.get("overlays", [])]
+    found = [] if "ended" in claim.results else [Overlay(**overlay) for overlay in claim.plan.get("overlays", [])]
     return [overlay for overlay in found if targets is None or overlay.target in targets]
 
 
@@ -61,6 +63,7 @@ class Way:
         self._claim = claim
         self._clock = clock
         self._unsettled_since: dict[str, float] = {}
+        self._begun: dict[str, int] = {}
 
     def next_step(self, connection: libvirt.virConnect, overlay: Overlay) -> Do:
         """What is to be done now; changes nothing."""
@@ -75,12 +78,12 @@ class Way:
             if step == Do.NOTHING:
                 self._claim.results.setdefault("committed", {}).setdefault(overlay.target, 0)
                 return True
-            if step == Do.WAIT or step == Do.PIVOT and not self._pivot(connection, overlay):
-                return False
             if step == Do.LOOK_AGAIN:
                 self._be_patient(connection, overlay)
                 return False
             self._unsettled_since.pop(overlay.target, None)
+            if step == Do.WAIT or step == Do.PIVOT and not self._pivot(connection, overlay):
+                return False
             if step == Do.COMMIT:
                 self._commit(connection, overlay)
             elif step == Do.COMMIT_OFFLINE:
@@ -91,7 +94,14 @@ class Way:
                 self._delete(connection, overlay)
 
     def _commit(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
-        remember(self._claim, overlay.target, commit_begun=True)
+        begun = self._begun[overlay.target] = self._begun.get(overlay.target, 0) + 1
+        if begun > _TRIES:
+            raise LiveBackupError(
+                f"The commit of {overlay.path} into {overlay.base} was begun {_TRIES} times and ended each time without being "
+                "ready: has the base's file system no room, or an I/O error? The guest runs on its overlay, and no write is lost. Mend it, "
+                "and recover."
+            )
+        remember(self._claim, overlay.target, commit_begun=True, pivot_asked="", merged=None)
         with explained(f"commit the overlay of disk {overlay.target} of domain {self._claim.domain!r}"):
             # Shallow and with its base named: never deeper into a chain, which others may share.
             flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
@@ -108,7 +118,7 @@ class Way:
                 raise
             remember(self._claim, overlay.target, pivot_asked="")
             return False
-        remember(self._claim, overlay.target, pivoted=True)
+        remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
         return True
 
     def _be_patient(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
@@ -130,7 +140,8 @@ class Way:
         )
 
     def _commit_offline(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
-        remember(self._claim, overlay.target, commit_begun=True)
+        _require_header(overlay)
+        remember(self._claim, overlay.target, commit_begun=True, pivot_asked="", merged=None)
         # QEMU's image lock keeps the domain from starting meanwhile, and fails this where it runs, here or elsewhere.
         commit(overlay.path)
         if overlay.base_type == "file":
@@ -138,7 +149,7 @@ class Way:
             owner = os.stat(overlay.path)
             os.chown(overlay.base, owner.st_uid, owner.st_gid)
         sync_path(Path(overlay.base))
-        remember(self._claim, overlay.target, pivoted=True)
+        remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
 
     def _define(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         """Change our disk's source in the domain's definition, and nothing else that it has by now."""
@@ -219,11 +230,14 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
         daemon=daemon_instance(),
         # Each of these is looked at only where it decides: a file in use costs a process.
         fingerprint=fingerprint(overlay.base) if memory.fingerprint is not None and not memory.commit_begun else None,
+        overlay_print=fingerprint(overlay.path) if exists and memory.merged is not None else None,
         overlay_exists=exists,
-        overlay_holds_data=exists and on_base and not memory.pivoted and holds_data(overlay.path),
+        # The copy of the claim lies there from before the snapshot to the end.
+        place_is_there="partial" not in claim.results or any(Path(copy).exists() for copy in claim.copies if _beside(copy, overlay)),
+        overlay_holds_data=exists and on_base and holds_data(overlay.path),
         base_newer=exists and disk is None and _last_write(overlay.base) > _last_write(overlay.path) + _LAST_WRITES_NS,
         identical=exists and not running and bool(memory.pivot_asked) and _same(overlay),
-        saved=domain is not None and defined and bool(domain.hasManagedSaveImage()),
+        saved=domain is not None and defined and (bool(domain.hasManagedSaveImage()) or not running and state[1] == _SAVED),
         migrated=not running and state[0] == libvirt.VIR_DOMAIN_SHUTOFF and state[1] == _MIGRATED,
     )
 
@@ -234,6 +248,21 @@ def _domain(domain: libvirt.virDomain, flags: int) -> Domain:
 
 def _inactive_xml(domain: libvirt.virDomain) -> str:
     return domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+
+
+def _beside(copy: str, overlay: Overlay) -> bool:
+    return Path(copy).parent == Path(overlay.path).parent
+
+
+def _require_header(overlay: Overlay) -> None:
+    """Fail unless the overlay's own header names our base: that is where `qemu-img commit` writes to."""
+    info = image_info(overlay.path)
+    named, image_format = info.get("full-backing-filename", info.get("backing-filename", "")), info.get("backing-filename-format")
+    if not os.path.exists(named) or not os.path.samefile(named, overlay.base) or image_format != overlay.base_format:
+        raise Refusal(
+            f"The overlay {overlay.path} of disk {overlay.target} is not on {overlay.base} ({overlay.base_format}) any more, but on "
+            f"{named or 'nothing'} ({image_format}). It is not committed. Bring it back (`qemu-img rebase -u`), and recover again."
+        )
 
 
 def _last_write(path: str) -> int:

@@ -134,7 +134,10 @@ def with_disk_source(text: str, target: str, original: str) -> str:
     root, from_root = parse_xml(text), parse_xml(original)
     disk, from_disk = (_disk_element(tree, target) for tree in (root, from_root))
     disk.set("type", from_disk.get("type", "file"))
-    for name in ("driver", "source", "backingStore"):
+    if disk.find("driver") is not None and from_disk.find("driver") is not None:
+        # Its other settings may be newer than the original.
+        disk.find("driver").set("type", from_disk.find("driver").get("type", "raw"))
+    for name in ("source", "backingStore"):
         place = next((index for index, child in enumerate(disk) if child.tag == name), len(disk))
         if place < len(disk):
             disk.remove(disk[place])

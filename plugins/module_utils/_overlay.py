@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum
+from pathlib import Path
 from typing import Any
 
 from ._domain_xml import Disk
@@ -48,13 +49,17 @@ class Overlay:
 
 @dataclass(frozen=True)
 class Memory:
-    """What the claim remembers of one disk. `pivot_asked` is the run of libvirt's daemon that was asked to pivot."""
+    """What the claim remembers of one disk.
+
+    `fingerprint` is the base's, when it stood still. `pivot_asked` is the run of libvirt's daemon that was asked to pivot, and `merged` the
+    fingerprint of the overlay when all that it held was in the base: an overlay that was written since is in use again.
+    """
 
     instance: str = ""
     fingerprint: dict[str, Any] | None = None
     commit_begun: bool = False
     pivot_asked: str = ""
-    pivoted: bool = False
+    merged: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -72,7 +77,9 @@ class Seen:
     instance: str = ""
     daemon: str = ""
     fingerprint: dict[str, Any] | None = None
+    overlay_print: dict[str, Any] | None = None
     overlay_exists: bool = True
+    place_is_there: bool = True
     overlay_holds_data: bool = True
     base_newer: bool = False
     identical: bool = False
@@ -82,6 +89,11 @@ class Seen:
 
 def judge(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     """The next step, or a Refusal that says why there is none."""
+    if not seen.overlay_exists and not seen.place_is_there:
+        raise Refusal(
+            f"{Path(overlay.path).parent}, where the overlay {overlay.path} of disk {overlay.target} was, holds neither that nor the "
+            "copy of the claim: is its file system not mounted? Mount it, and recover again."
+        )
     if seen.running:
         return _judge_running(overlay, memory, seen)
     if seen.defined:
@@ -92,18 +104,20 @@ def judge(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
 def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     disk = seen.live
     path = disk.chain[0].path if disk is not None and disk.chain else ""
+    if path not in (overlay.path, overlay.base) and not seen.overlay_exists:
+        return Do.NOTHING
     if disk is None or path not in (overlay.path, overlay.base):
         raise _strange(overlay, disk, "runs")
     if path == overlay.base:
         if disk.mirror is not None or seen.job:
             raise Refusal(f"A block job that is not ours runs on disk {overlay.target}, which is on its base {path}. Wait for its end.")
-        return _on_base(overlay, memory, seen, same_run=seen.instance == memory.instance != "")
+        return _on_base(overlay, memory, seen)
     if len(disk.chain) < 2 or disk.chain[1].path != overlay.base:
         raise Refusal(f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.")
     if disk.mirror is None:
         if seen.job:
             raise Refusal(f"A block job that is not ours runs on disk {overlay.target}: {seen.job}. Wait for its end, or end it.")
-        if seen.instance != memory.instance:
+        if not _same_run(memory, seen):
             _require_settled(overlay, memory, seen)
         _require_untouched(overlay, memory, seen)
         return Do.COMMIT
@@ -119,24 +133,25 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
 def _judge_shut_off(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     disk = seen.inactive
     path = disk.chain[0].path if disk is not None and disk.chain else ""
+    if path not in (overlay.path, overlay.base) and not seen.overlay_exists:
+        return Do.NOTHING
     if path not in (overlay.path, overlay.base):
         raise _strange(overlay, disk, "is defined")
     if path == overlay.base:
-        return _on_base(overlay, memory, seen, same_run=False)
+        return _on_base(overlay, memory, seen)
     if seen.migrated:
         raise Refusal("The domain was migrated away and may run on another host: recover it there, or bring it back.")
     if seen.saved:
         raise Refusal(
-            f"The domain's saved memory (managed save) needs the overlay {overlay.path}. Start the domain, or drop what is saved with "
-            "`virsh managedsave-remove`."
+            f"The domain's memory was saved while it used the overlay {overlay.path}. Restore it (`virsh start` after a managed save, "
+            "`virsh restore` after a save), or drop what is saved (`virsh managedsave-remove`, or start the domain anew). Then recover "
+            "again."
         )
     if not seen.overlay_exists:
         raise Refusal(
             f"The overlay {overlay.path}, which disk {overlay.target} is defined on, is gone, and with it what the guest wrote to it."
         )
-    if memory.pivoted:
-        return Do.DEFINE
-    if memory.pivot_asked and seen.identical:
+    if _is_merged(memory, seen) or memory.pivot_asked and seen.identical:
         return Do.DEFINE
     _require_settled(overlay, memory, seen)
     _require_untouched(overlay, memory, seen)
@@ -147,7 +162,7 @@ def _judge_gone(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     """A transient domain whose QEMU has ended, or one that was undefined."""
     if not seen.overlay_exists:
         return Do.NOTHING
-    if memory.pivoted or not seen.overlay_holds_data or memory.pivot_asked and seen.identical:
+    if _is_merged(memory, seen) or not seen.overlay_holds_data or memory.pivot_asked and seen.identical:
         return Do.DELETE
     if memory.pivot_asked:
         raise _unsettled(overlay)
@@ -157,15 +172,24 @@ def _judge_gone(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     return Do.COMMIT_OFFLINE
 
 
-def _on_base(overlay: Overlay, memory: Memory, seen: Seen, *, same_run: bool) -> Do:
-    """The disk is on its base. Its overlay is of no use if it was pivoted, or never was used."""
+def _on_base(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
+    """The disk is on its base. Its overlay is of no use if a pivot of ours led there, or if it never was used."""
     if not seen.overlay_exists:
         return Do.NOTHING
-    # In one run of QEMU there is no way from the overlay to the base but a commit.
-    if not (same_run or memory.pivoted or memory.pivot_asked) and seen.overlay_holds_data:
+    # That the same QEMU runs does not prove it: a disk can be detached, and attached again on its base.
+    pivoted = memory.pivot_asked and (memory.pivot_asked == seen.daemon or _same_run(memory, seen) or seen.identical)
+    if not (pivoted or _is_merged(memory, seen)) and seen.overlay_holds_data:
         raise _base_used(overlay)
     inactive = seen.inactive.chain[0].path if seen.inactive is not None and seen.inactive.chain else ""
     return Do.DEFINE if inactive == overlay.path else Do.DELETE
+
+
+def _is_merged(memory: Memory, seen: Seen) -> bool:
+    return memory.merged is not None and memory.merged == seen.overlay_print
+
+
+def _same_run(memory: Memory, seen: Seen) -> bool:
+    return seen.running and seen.instance == memory.instance != ""
 
 
 def _require_settled(overlay: Overlay, memory: Memory, seen: Seen) -> None:
@@ -209,5 +233,6 @@ def _strange(overlay: Overlay, disk: Disk | None, how: str) -> Refusal:
         )
     now = "it is no disk of the domain any more" if disk is None else f"it {how} on {disk.chain[0].path if disk.chain else 'nothing'}"
     return Refusal(
-        f"Disk {overlay.target} was on {overlay.base} when the backup began; now {now}. The overlay {overlay.path} is not touched."
+        f"Disk {overlay.target} was on {overlay.base} when the backup began; now {now}. The overlay {overlay.path} is not touched. "
+        "Put the disk back on it and recover again; or, if what it holds is not wanted, delete it and recover again."
     )

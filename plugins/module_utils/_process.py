@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import secrets
 from pathlib import Path
 from xml.sax.saxutils import escape
 
@@ -26,7 +27,9 @@ def qemu_instance(domain: str) -> str:
 
 def daemon_instance() -> str:
     """What tells one run of libvirt's daemon from the next."""
-    return " ".join(_instance(_recorded(Path(f"/run/{daemon}.pid"))) for daemon in ("libvirtd", "virtqemud"))
+    found = [_instance(_recorded(Path(f"/run/{daemon}.pid"))) for daemon in ("libvirtd", "virtqemud")]
+    # What is not known is never the same as before.
+    return " ".join(filter(None, found)) or secrets.token_hex(8)
 
 
 def _recorded(path: Path) -> int | None:
@@ -43,4 +46,5 @@ def _instance(pid: int | None) -> str:
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return ""
-    return f"{pid}@{fields[19]}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    return f"{pid}@{fields[19]} of {boot}"

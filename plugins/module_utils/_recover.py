@@ -10,7 +10,7 @@ from typing import Any
 
 from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, read_claim, remove_stale_lock
 from ._clock import Clock
-from ._commit import Way, active, lookup, overlays_of
+from ._commit import Way, active, lookup, memory_of, overlays_of
 from ._connection import connect
 from ._errors import LiveBackupError
 from ._job import running_backup
@@ -79,6 +79,10 @@ def _bases_stand_still(connection: libvirt.virConnect, claim: Claim, clock: Cloc
     """Whether each disk that is not copied yet is still on its overlay, over a base that nobody has written."""
     way, copied = Way(claim, clock), claim.results.get("copies", {})
     try:
-        return all(way.next_step(connection, overlay) == Do.COMMIT for overlay in overlays_of(claim) if overlay.target not in copied)
+        return not any(
+            way.next_step(connection, overlay) != Do.COMMIT or memory_of(claim, overlay.target).commit_begun
+            for overlay in overlays_of(claim)
+            if overlay.target not in copied
+        )
     except Refusal:
         return False

@@ -14,7 +14,7 @@ from ._begin import begin, will_freeze
 from ._claim import Claim, claim_copy, overlay_path
 from ._clock import Clock
 from ._connection import explained
-from ._domain_xml import Disk
+from ._domain_xml import Disk, parse_domain, sources
 from ._errors import LiveBackupError
 from ._facts import DomainFacts
 from ._libraries import etree, libvirt
@@ -94,4 +94,7 @@ def _snapshot(domain: libvirt.virDomain, claim: Claim) -> None:
         | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     )
     with explained(f"put overlays on the disks of domain {claim.domain!r}"):
+        # libvirt would put one on a disk that was plugged in since, too, and nobody would take it off.
+        if sources(parse_domain(domain.XMLDesc(0))) != claim.plan["sources"]:
+            raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
         domain.snapshotCreateXML(claim.plan["snapshot_xml"], flags)

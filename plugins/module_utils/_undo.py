@@ -170,6 +170,10 @@ def _resume(domain: libvirt.virDomain) -> None:
 
 def end_claim(claim: Claim) -> None:
     """Remove the claim, and before it our mark in the published set, or a directory that holds no set."""
+    if claim.copies:
+        # The copies go before the claim, and tell no more where the overlays were.
+        claim.results["ended"] = True
+        save_claim(claim)
     paths = paths_of(claim)
     (paths.final / TOKEN).unlink(missing_ok=True)
     release_domain_directory(paths.directory, claim.uuid)

@@ -15,6 +15,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils import _capture_copy, _claim, _commit, _copy_image, _snapshot, _space
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._fingerprint import fingerprint
 from ansible_collections.virtops.live_backup.plugins.module_utils._space import MIB, Room
 
 from .backup import UUID, Backup
@@ -122,8 +123,7 @@ def test_publish_names_the_step_that_is_missing(capture: Backup, check: bool) ->
 def test_a_claim_lies_beside_the_overlays_and_serves_when_the_first_is_lost(capture: Backup) -> None:
     capture.snapshot()
     copy = overlay_of(capture).with_name(f"{UUID}.night-1.claim")
-    claim = read_claim(UUID)
-    assert claim == read_claim(UUID, copy)
+    assert copy.read_bytes() == (capture.claims / f"{UUID}.json").read_bytes()
     capture.domain.write("vda", 3, 9)
     die(capture, boot_id="another boot")
     claim_file = capture.claims / f"{UUID}.json"
@@ -412,6 +412,12 @@ def test_what_cannot_be_proved_is_refused_again_and_again(dead: Backup, trouble:
 def test_saved_memory_that_names_an_overlay_keeps_it(dead: Backup) -> None:
     """The disk is on its base again, and what is saved would be started on the overlay."""
     text = dead.domain.xml()
+    claim = read_claim(UUID)
+    assert claim is not None
+    claim.results["memory"] = {
+        overlay["target"]: {"commit_begun": True, "merged": fingerprint(overlay["path"])} for overlay in claim.plan["overlays"]
+    }
+    save_claim(claim)
     dead.domain.live.clear()
     dead.domain.defined.clear()
     dead.domain.saved_xml = text

@@ -15,6 +15,7 @@ OVERLAY = Overlay("vda", "/images/base.raw", "raw", "file", "/images/uuid.vda.n1
 BASE, TOP = Image("file", OVERLAY.base, "raw"), Image("file", OVERLAY.path, "qcow2")
 USERS = Image("file", "/images/users.qcow2", "qcow2")
 PRINT, OTHER_PRINT = {"mtime_ns": 1}, {"mtime_ns": 2}
+OVERLAY_PRINT, USED_AGAIN = {"mtime_ns": 3}, {"mtime_ns": 4}
 RAN = "100@5"
 JOB = {"type": 4, "cur": 1, "end": 2}
 
@@ -44,7 +45,8 @@ def gone(**more: Any) -> Seen:
 
 
 PIVOT_ASKED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1")
-PIVOTED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1", pivoted=True)
+# All of the overlay is in the base, and it was not written since.
+MERGED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1", merged=OVERLAY_PRINT)
 BEGUN = Memory(RAN, PRINT, commit_begun=True)
 
 
@@ -63,23 +65,27 @@ BEGUN = Memory(RAN, PRINT, commit_begun=True)
         (BEGUN, running(committing("abort"), job=JOB), Do.LOOK_AGAIN),
         (PIVOT_ASKED, running(ON_OVERLAY), Do.COMMIT),
         (PIVOT_ASKED, running(ON_OVERLAY, instance="200@9", daemon="1@1"), Do.COMMIT),
-        (BEGUN, running(ON_BASE), Do.DELETE),
-        (BEGUN, running(ON_BASE, inactive=ON_OVERLAY), Do.DEFINE),
-        (PIVOTED, running(ON_BASE, instance="200@9"), Do.DELETE),
+        (PIVOT_ASKED, running(ON_BASE, daemon="2@2"), Do.DELETE),
+        (PIVOT_ASKED, running(ON_BASE, instance="200@9", daemon="1@1"), Do.DELETE),
+        (PIVOT_ASKED, running(ON_BASE, inactive=ON_OVERLAY), Do.DEFINE),
+        (MERGED, running(ON_BASE, instance="200@9", overlay_print=OVERLAY_PRINT), Do.DELETE),
         (KNOWN, running(ON_BASE, instance="200@9", overlay_holds_data=False), Do.DELETE),
         (KNOWN, running(ON_BASE, overlay_exists=False), Do.NOTHING),
         (KNOWN, shut_off(ON_OVERLAY), Do.COMMIT_OFFLINE),
         (BEGUN, shut_off(ON_OVERLAY, fingerprint=OTHER_PRINT), Do.COMMIT_OFFLINE),
         (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="1@1"), Do.COMMIT_OFFLINE),
         (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="2@2", identical=True), Do.DEFINE),
-        (PIVOTED, shut_off(ON_OVERLAY), Do.DEFINE),
-        (PIVOTED, shut_off(ON_BASE), Do.DELETE),
+        (MERGED, shut_off(ON_OVERLAY, overlay_print=OVERLAY_PRINT), Do.DEFINE),
+        (Memory(RAN, PRINT, True, merged=OVERLAY_PRINT), shut_off(ON_OVERLAY, overlay_print=USED_AGAIN), Do.COMMIT_OFFLINE),
+        (MERGED, shut_off(ON_BASE, overlay_print=OVERLAY_PRINT), Do.DELETE),
+        (PIVOT_ASKED, shut_off(ON_BASE, daemon="1@1"), Do.DELETE),
+        (KNOWN, running(None, overlay_exists=False), Do.NOTHING),
         (KNOWN, shut_off(ON_BASE, overlay_holds_data=False), Do.DELETE),
         (KNOWN, shut_off(ON_BASE, overlay_exists=False), Do.NOTHING),
         (KNOWN, gone(), Do.COMMIT_OFFLINE),
         (KNOWN, gone(overlay_exists=False), Do.NOTHING),
         (KNOWN, gone(overlay_holds_data=False), Do.DELETE),
-        (PIVOTED, gone(), Do.DELETE),
+        (MERGED, gone(overlay_print=OVERLAY_PRINT), Do.DELETE),
         (PIVOT_ASKED, gone(identical=True), Do.DELETE),
     ],
 )
@@ -91,6 +97,12 @@ def test_the_next_step(memory: Memory, seen: Seen, step: Do) -> None:
     ("memory", "seen", "words"),
     [
         (KNOWN, running(ON_BASE, instance="200@9"), "used without its overlay"),
+        (BEGUN, running(ON_BASE), "used without its overlay"),
+        (PIVOT_ASKED, running(ON_BASE, instance="200@9", daemon="2@2"), "used without its overlay"),
+        (PIVOT_ASKED, shut_off(ON_BASE, daemon="2@2"), "used without its overlay"),
+        (MERGED, shut_off(ON_BASE, overlay_print=USED_AGAIN, daemon="2@2"), "used without its overlay"),
+        (KNOWN, running(ON_BASE, overlay_exists=False, place_is_there=False), "not mounted"),
+        (KNOWN, gone(overlay_exists=False, place_is_there=False), "not mounted"),
         (KNOWN, shut_off(ON_BASE), "used without its overlay"),
         (KNOWN, running(ON_OVERLAY, fingerprint=OTHER_PRINT), "used without its overlay"),
         (KNOWN, shut_off(ON_OVERLAY, fingerprint=OTHER_PRINT), "used without its overlay"),
@@ -106,7 +118,7 @@ def test_the_next_step(memory: Memory, seen: Seen, step: Do) -> None:
         (KNOWN, running(ON_BASE, job=JOB), "not ours"),
         (KNOWN, running(committing("yes", job="copy"), job=JOB), "not ours"),
         (KNOWN, running(committing("yes", path="/elsewhere"), job=JOB), "not ours"),
-        (KNOWN, shut_off(ON_OVERLAY, saved=True), "managed save"),
+        (KNOWN, shut_off(ON_OVERLAY, saved=True), "memory was saved"),
         (KNOWN, shut_off(ON_OVERLAY, migrated=True), "migrated away"),
         (KNOWN, shut_off(ON_OVERLAY, overlay_exists=False), "is gone"),
         (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="2@2"), "in the middle of the pivot"),
@@ -147,7 +159,9 @@ SEEN = st.builds(
     instance=st.sampled_from(["", RAN, "200@9"]),
     daemon=st.sampled_from(["1@1", "2@2"]),
     fingerprint=st.sampled_from([PRINT, OTHER_PRINT]),
+    overlay_print=st.sampled_from([OVERLAY_PRINT, USED_AGAIN]),
     overlay_exists=st.booleans(),
+    place_is_there=st.booleans(),
     overlay_holds_data=st.booleans(),
     base_newer=st.booleans(),
     identical=st.booleans(),
@@ -160,7 +174,7 @@ MEMORY = st.builds(
     fingerprint=st.sampled_from([None, PRINT]),
     commit_begun=st.booleans(),
     pivot_asked=st.sampled_from(["", "1@1"]),
-    pivoted=st.booleans(),
+    merged=st.sampled_from([None, OVERLAY_PRINT]),
 )
 
 
@@ -173,12 +187,14 @@ def test_no_step_can_lose_a_write(memory: Memory, seen: Seen) -> None:
         return
     now = seen.live if seen.running else seen.inactive if seen.defined else None
     path = now.chain[0].path if now is not None else None
-    if seen.running or seen.defined:
+    if (seen.running or seen.defined) and seen.overlay_exists:
         # Whatever the user put there is left alone.
         assert path in (OVERLAY.path, OVERLAY.base)
     if step in (Do.DELETE, Do.DEFINE) and seen.overlay_exists:
-        same_run = seen.running and seen.instance == memory.instance != ""
-        assert memory.pivoted or memory.pivot_asked or same_run or not seen.overlay_holds_data
+        merged = memory.merged is not None and seen.overlay_print == memory.merged
+        assert merged or memory.pivot_asked or not seen.overlay_holds_data
+    if step == Do.NOTHING:
+        assert not seen.overlay_exists and seen.place_is_there
     if step == Do.DELETE:
         # What runs or is defined on the overlay never loses it.
         assert path != OVERLAY.path
@@ -189,7 +205,7 @@ def test_no_step_can_lose_a_write(memory: Memory, seen: Seen) -> None:
     if step == Do.COMMIT_OFFLINE:
         assert not seen.running and seen.overlay_exists
         assert not (seen.defined and (seen.saved or seen.migrated))
-        assert not memory.pivoted
+        assert memory.merged is None or seen.overlay_print != memory.merged
         assert not memory.pivot_asked or seen.defined and memory.pivot_asked == seen.daemon
     if step in (Do.COMMIT, Do.WAIT, Do.PIVOT):
         assert seen.running and now is not None and now.chain[1].path == OVERLAY.base
