@@ -1,0 +1,415 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A legacy backup of every shape of guest is one exact instant, leaves the guest as it was, and touches nothing of the user's."""
+
+from __future__ import annotations
+
+import hashlib
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor, Inside
+from tests.rig.oracle import judge
+from tests.rig.shell import wait_until
+
+from .conftest import REPETITIONS, Backup, result_of
+
+# So slow that a copy is still under way whenever one looks.
+CRAWL = "64K"
+
+
+def start_copy(backup: Backup, **options: object) -> Inside:
+    """A copy under way: some of its data is written."""
+    copying = backup.start_module("sparse_copy", domain=backup.guest.name, backup_id=backup.backup_id, **options)
+    wait_until(lambda: copying.poll() is not None or any(backup.target.rglob(".*.tmp")), 60, "the copy to begin")
+    assert copying.poll() is None, result_of(copying)
+    return copying
+
+
+def test_each_module_in_four_steps(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    before, chain = everyday.durable(), backup.chain()
+
+    planned = backup.snapshot(check=True)
+    assert planned["changed"] and planned["planned"]
+    assert backup.claims() == [] and list(backup.target.iterdir()) == [] and backup.overlays() == []
+    made = backup.snapshot()
+    assert made["changed"] and made["overlays"] == planned["overlays"]
+    assert [Path(overlay["path"]).exists() for overlay in made["overlays"]] == [True, True]
+    for check in (False, True):
+        again = backup.snapshot(check=check)
+        assert not again["changed"] and again["overlays"] == made["overlays"]
+
+    assert "run sparse_copy first" in backup.publish()["msg"]
+    assert backup.copy(check=True)["changed"] and backup.copy(check=True)["disks"] == []
+    copied = backup.copy()
+    assert copied["changed"] and [disk["method"] for disk in copied["disks"]] == ["copy", "copy"]
+    for check in (False, True):
+        assert backup.copy(check=check) == {**copied, "changed": False, "planned": check}
+
+    backup.commit()
+    for check in (False, True):
+        assert not backup.commit(check=check)["changed"]
+    assert backup.chain() == chain
+
+    published = backup.publish()
+    assert published["changed"] and published["manifest"]["method"] == "legacy" and published["manifest"]["job"] is None
+    assert [disk["digest"] for disk in published["manifest"]["disks"]] == [disk["digest"] for disk in copied["disks"]]
+    for check in (False, True):
+        assert not backup.snapshot(check=check)["changed"]
+        assert not backup.publish(check=check)["changed"]
+        assert not backup.recover(check=check)["changed"]
+    verdict = backup.judge(published, before)
+    assert verdict.ok, str(verdict)
+    assert backup.claims() == []
+    backup.assert_at_rest()
+
+
+@pytest.mark.parametrize(
+    ("shape", "consistency"),
+    [
+        ("several", "filesystem"),
+        ("odd-names", "crash"),
+        ("odd-drives", "crash"),
+        ("block-device", "crash"),
+        ("template", "crash"),
+        ("transient", "crash"),
+        ("uefi", "crash"),
+    ],
+)
+def test_every_shape(shape: str, consistency: str, make_shared_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_shared_guest(shape)
+    backup = backup_of(guest)
+    before, chain, below = guest.durable(), backup.chain(), _below(guest)
+    options = {"overlay_dir": str(backup.hypervisor.directory)} if shape == "block-device" else {}
+    published = backup.run_legacy(**options)
+    assert published["manifest"]["consistency"]["level"] == consistency
+    verdict = backup.judge(published, before)
+    assert verdict.ok, str(verdict)
+    assert not any(verdict.recovery.values()), "the ext4 disk needs no journal recovery"
+    assert backup.chain() == chain
+    assert _below(guest) == below, "what other guests share is as it was"
+    backup.assert_at_rest()
+    guest.destroy()
+    verdict = judge(guest.images, before)
+    assert verdict.ok, f"the guest's own disks: {verdict}"
+    guest.remove()
+
+
+def _below(guest: Guest) -> dict[str, str]:
+    """The digests of what lies below the guest's disks."""
+    paths = {path for path in guest.directory.rglob("*") if "template" in path.name or "layer" in path.name}
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+
+
+@pytest.mark.parametrize("number", range(REPETITIONS))
+def test_again_and_again(number: int, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday, backup_id=f"night-{number}")
+    before, chain = everyday.durable(), backup.chain()
+    verdict = backup.judge(backup.run_legacy(), before)
+    assert verdict.ok, str(verdict)
+    assert backup.chain() == chain
+
+
+@pytest.mark.parametrize("options", [{"format": "qcow2"}, {"format": "raw"}, {"compress": "zstd", "bandwidth": "500M"}])
+def test_formats(options: dict[str, str], everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    before = everyday.durable()
+    backup.snapshot()
+    assert backup.copy(**options)["changed"]
+    backup.commit()
+    published = backup.publish()
+    assert {disk["format"] for disk in published["manifest"]["disks"]} == {options.get("format", "qcow2")}
+    verdict = backup.judge(published, before)
+    assert verdict.ok, str(verdict)
+    backup.assert_at_rest()
+
+
+# Trouble in the middle
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+def test_libvirtd_restarts_in_the_copy(sig: signal.Signals, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    before = everyday.durable()
+    backup.snapshot()
+    copying = start_copy(backup, bandwidth="1M")
+    backup.hypervisor.restart_libvirtd(sig)
+    assert result_of(copying)["changed"]
+    backup.commit()
+    verdict = backup.judge(backup.publish(), before)
+    assert verdict.ok, str(verdict)
+    backup.assert_at_rest()
+
+
+def test_the_guest_shuts_down_in_the_copy(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """The bases stand still all the same, so the backup is good; the overlays are committed offline."""
+    guest = make_guest("two-disks", rate=100)
+    backup = backup_of(guest)
+    before, chain = guest.durable(), backup.chain()
+    backup.snapshot()
+    copying = start_copy(backup, bandwidth="1M")
+    guest.shutdown_inside()
+    wait_until(lambda: guest.state() == "shut off", 60, "the shutdown")
+    last = guest.durable()
+    assert result_of(copying)["changed"]
+    backup.commit()
+    verdict = backup.judge(backup.publish(), before)
+    assert verdict.ok, str(verdict)
+    verdict = judge(guest.images, last)
+    assert verdict.ok, f"the guest's own disks: {verdict}"
+    guest.start()
+    assert backup.chain() == chain
+    backup.assert_at_rest()
+
+
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGHUP, signal.SIGINT])
+def test_a_signal_lets_the_copy_clean_up(sig: signal.Signals, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    chain = backup.chain()
+    backup.snapshot()
+    copying = start_copy(backup, bandwidth=CRAWL)
+    copying.send_signal(sig)
+    result = result_of(copying)
+    assert result["failed"] and f"signal {sig.name}" in result["msg"], result
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+
+
+def test_the_target_fills_up(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> None:
+    backup = backup_of(everyday, hypervisor.small_filesystem("full-target", 200 << 20))
+    chain = backup.chain()
+    backup.snapshot()
+    hypervisor.run(["dd", "if=/dev/zero", f"of={backup.target}/hog", "bs=1M"], check=False)
+    copied = backup.copy()
+    assert copied["failed"] and "No space left" in copied["msg"], copied
+    assert backup.chain() == chain
+    hypervisor.run(["rm", f"{backup.target}/hog"])
+    backup.assert_nothing_left()
+
+
+def test_the_overlays_file_system_fills_up(
+    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
+) -> None:
+    """Another writer takes its last block; the guest stops, and goes on after the recovery, without losing a write."""
+    guest = make_guest("two-disks", rate=100)
+    backup = backup_of(guest)
+    chain = backup.chain()
+    small = hypervisor.small_filesystem("full-overlays", 400 << 20)
+    assert backup.snapshot(overlay_dir=str(small))["changed"]
+    hypervisor.run(["dd", "if=/dev/zero", f"of={small}/hog", "bs=1M"], check=False)
+    wait_until(lambda: guest.state() == "paused", 60, "the guest to meet the full overlay")
+    durable = guest.durable()
+    copied = backup.copy(bandwidth=CRAWL)
+    assert copied["failed"] and "threaten to fill" in copied["msg"], copied
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+    guest.destroy()
+    verdict = judge(guest.images, durable)
+    assert verdict.ok, f"the guest's own disks: {verdict}"
+
+
+def test_the_guest_itself_would_fill_the_overlays(
+    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
+) -> None:
+    """The copy is given up in time: the guest never stops."""
+    guest = make_guest("one-raw", size=512 << 20)
+    backup = backup_of(guest)
+    small = hypervisor.small_filesystem("small-overlays", 140 << 20)
+    hypervisor.run(["fallocate", "-l", "60M", f"{small}/hog"])
+    assert backup.snapshot(overlay_dir=str(small))["changed"]
+    copying = start_copy(backup, bandwidth=CRAWL)
+    while copying.poll() is None:
+        assert guest.state() == "running"
+        time.sleep(0.2)
+    copied = result_of(copying)
+    assert copied["failed"] and "threaten to fill" in copied["msg"], copied
+    backup.assert_nothing_left()
+
+
+def test_a_commit_that_is_behind_says_so_and_goes_on(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    before = everyday.durable()
+    backup.snapshot()
+    everyday.wait_durable(before + 200)
+    overlay = backup.hypervisor.virsh("domblklist", everyday.uuid).split()[1]
+    copying = start_copy(backup, bandwidth="20M")
+    slow = [
+        "sh",
+        "-c",
+        f"until virsh -q blockjob {everyday.uuid} vda --bandwidth 1 --bytes 2>/dev/null; do test -e '{overlay}' || exit 1; done",
+    ]
+    slowed = backup.hypervisor.run(slow, check=False, timeout=120).returncode == 0
+    assert result_of(copying)["changed"]
+    behind = backup.commit(timeout=2)
+    if slowed and behind.get("failed"):
+        assert "not committed within 2 s" in behind["msg"] and "no write is lost" in behind["msg"], behind
+        backup.hypervisor.virsh("blockjob", everyday.uuid, "vda", "--bandwidth", "0")
+        assert backup.commit()["changed"]
+    verdict = backup.judge(backup.publish(), before)
+    assert verdict.ok, str(verdict)
+    backup.assert_at_rest()
+
+
+def test_the_claim_is_lost_and_its_copy_serves(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    chain = backup.chain()
+    backup.snapshot()
+    backup.hypervisor.run(["sh", "-c", "rm /var/lib/live_backup/*"])
+    for module in (backup.begin, backup.snapshot):
+        assert module(backup_id="night-2")["failed"]
+    # Its lease still runs: only the same backup may go on, and does.
+    assert "is being backed up" in backup.recover()["msg"]
+    for copy in backup.overlays():
+        if copy.endswith(".claim"):
+            Path(copy).write_text(Path(copy).read_text().replace('"lease_until": ', '"lease_until": -'))
+    assert [repair["what"] for repair in backup.recover()["repairs"]][:2] == ["overlay of disk vda", "overlay of disk vdb"]
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+
+
+# What is the user's
+
+
+def interrupted(backup: Backup) -> None:
+    """A run that was killed in its copy, with the guest on its overlays."""
+    assert backup.snapshot()["changed"]
+    copying = start_copy(backup, bandwidth=CRAWL)
+    copying.kill()
+    copying.wait(timeout=30)
+
+
+def assert_refused(backup: Backup, words: str) -> None:
+    """Again and again, and nothing is touched."""
+    files = _state(backup)
+    for _again in range(2):
+        for check in (True, False):
+            recovered = backup.recover(check=check)
+            assert recovered.get("failed") and words in recovered["msg"], recovered
+    assert _state(backup) == files
+
+
+def _state(backup: Backup) -> object:
+    if backup.guest.state() == "running":
+        return backup.chain(), backup.overlays()
+    return backup.overlays(), [hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in [*backup.overlays(), *_images(backup.guest)]]
+
+
+def _images(guest: Guest) -> list[Path]:
+    return [disk.path for disk in guest.disks.values()]
+
+
+def test_a_domain_that_was_booted_from_its_old_definition(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("two-disks", rate=100)
+    backup = backup_of(guest)
+    old = guest.xml("--inactive")
+    interrupted(backup)
+    guest.destroy()
+    (guest.directory / "old.xml").write_text(old, encoding="utf-8")
+    backup.hypervisor.virsh("define", guest.directory / "old.xml")
+    guest.start()
+    assert_refused(backup, "used without its overlay")
+    guest.destroy()
+    assert_refused(backup, "used without its overlay")
+
+
+def test_a_managed_save_on_the_overlay(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("two-disks", rate=100)
+    backup = backup_of(guest)
+    chain = backup.chain()
+    interrupted(backup)
+    backup.hypervisor.virsh("managedsave", guest.uuid)
+    assert_refused(backup, "memory was saved")
+    backup.hypervisor.virsh("start", guest.uuid)
+    assert backup.recover()["changed"]
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+
+
+def test_a_users_snapshot_on_top_of_ours(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("two-disks", rate=100)
+    backup = backup_of(guest)
+    interrupted(backup)
+    backup.hypervisor.virsh("snapshot-create-as", guest.uuid, "users", "--disk-only")
+    assert_refused(backup, "a snapshot that was put on top")
+
+
+def test_a_disk_that_was_detached_and_attached_again_on_its_base(
+    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
+) -> None:
+    guest = make_guest("two-disks", rate=100)
+    backup = backup_of(guest)
+    interrupted(backup)
+    backup.hypervisor.virsh("detach-disk", guest.uuid, "vdb", "--live")
+    wait_until(lambda: "vdb" not in backup.hypervisor.virsh("domblklist", guest.uuid), 30, "the disk to go")
+    attach = ["attach-disk", guest.uuid, guest.disks["vdb"].path, "vdb", "--live", "--subdriver", "qcow2"]
+    backup.hypervisor.virsh(*attach)
+    assert_refused(backup, "used without its overlay")
+
+
+def test_an_external_snapshot_of_the_user_stays(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """It is the disk, as far as we are concerned: it is backed up, and what lies below is not touched."""
+    guest = make_guest("one-raw", rate=100)
+    backup = backup_of(guest)
+    before = guest.durable()
+    backup.hypervisor.virsh("snapshot-create-as", guest.uuid, "users", "--disk-only", "--no-metadata")
+    chain = backup.chain()
+    (base,) = _images(guest)
+    below = hashlib.sha256(base.read_bytes()).hexdigest()
+    verdict = backup.judge(backup.run_legacy(), before)
+    assert verdict.ok, str(verdict)
+    assert backup.chain() == chain
+    assert hashlib.sha256(base.read_bytes()).hexdigest() == below
+
+
+def test_a_users_block_job_keeps_us_away(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    copy = backup.hypervisor.directory / "users-copy.qcow2"
+    backup.hypervisor.virsh("blockcopy", everyday.uuid, "vda", "--dest", copy, "--transient-job", "--format", "qcow2")
+    result = backup.snapshot()
+    assert result["failed"] and "copy on vda" in result["msg"], result
+    assert "Block Copy" in backup.hypervisor.virsh("blockjob", everyday.uuid, "vda")
+    backup.hypervisor.virsh("blockjob", everyday.uuid, "vda", "--abort")
+    copy.unlink()
+    backup.assert_nothing_left()
+
+
+def test_two_runs(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    backup.snapshot()
+    copying = start_copy(backup, bandwidth=CRAWL)
+    other = backup_of(everyday, backup_id="night-2")
+    for step in (other.snapshot, other.begin, other.recover):
+        result = step()
+        assert result["failed"] and "is working on it right now" in result["msg"], result
+    copying.kill()
+    copying.wait(timeout=30)
+    assert other.recover()["changed"]
+    for step in (backup.copy, backup.publish):
+        assert step()["failed"]
+    backup.assert_nothing_left()
+
+
+# Before anything is begun
+
+
+def test_bad_input(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    for options, words in (
+        ({"overlay_dir": "/nowhere"}, "is not there"),
+        ({"overlay_dir": "overlays"}, "no absolute path"),
+        ({"exclude_disks": ["vdz"]}, "has no disk vdz"),
+        ({"exclude_disks": ["vda", "vdb"]}, "No disk"),
+        ({"target": "/nowhere"}, "does not exist"),
+        ({"quiesce": "require"}, "quiesce is 'require'"),
+        ({"freeze_timeout": 0}, "at least 1 second"),
+    ):
+        result = backup.snapshot(**options)
+        assert result["failed"] and words in result["msg"], result
+    for result in (backup.commit(timeout=0), backup.copy(), backup.commit(disks=["vda"], backup_id="a/b")):
+        assert result["failed"], result
+    backup.assert_nothing_left()

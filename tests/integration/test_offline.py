@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The disks of a domain that is shut off are copied, and nobody writes to them meanwhile."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from tests.rig.guest import Guest
+
+from .conftest import Backup, result_of
+from .test_legacy import CRAWL, start_copy
+
+
+def begin(backup: Backup, **options: object) -> dict:
+    return backup.begin(method="offline", **options)
+
+
+@pytest.fixture
+def off(everyday: Guest) -> Iterator[Guest]:
+    """A guest that has written, and is shut off."""
+    everyday.destroy()
+    yield everyday
+    if everyday.state() != "running":
+        everyday.start()
+
+
+def test_each_module_in_four_steps(off: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(off)
+    last = off.durable()
+    planned = begin(backup, check=True)
+    assert planned["changed"] and planned["consistency"] == "offline" and backup.claims() == []
+    assert begin(backup)["changed"]
+    for check in (False, True):
+        assert not begin(backup, check=check)["changed"]
+    assert backup.copy(check=True)["changed"]
+    assert backup.copy()["changed"]
+    for check in (False, True):
+        assert not backup.copy(check=check)["changed"]
+    published = backup.publish()
+    assert published["manifest"]["method"] == "offline"
+    assert published["manifest"]["consistency"]["level"] == "offline"
+    verdict = backup.judge(published, last)
+    assert verdict.ok, str(verdict)
+    assert not begin(backup)["changed"] and not backup.publish()["changed"]
+    assert off.state() == "shut off" and backup.claims() == []
+
+
+def test_it_cannot_be_started_meanwhile(off: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(off)
+    begin(backup)
+    copying = start_copy(backup, bandwidth=CRAWL)
+    started = backup.hypervisor.run(["virsh", "start", off.uuid], check=False)
+    assert started.returncode != 0 and "lock" in started.stderr, started
+    copying.send_signal(signal.SIGTERM)
+    assert result_of(copying)["failed"]
+    off.start()
+    backup.assert_nothing_left()
+
+
+def test_it_was_started_between_the_steps(off: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(off)
+    begin(backup)
+    off.start()
+    copied = backup.copy()
+    assert copied["failed"] and "in use" in copied["msg"], copied
+    backup.assert_nothing_left()
+
+
+def test_it_was_started_and_shut_off_between_the_steps(off: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(off)
+    begin(backup)
+    off.start()
+    off.destroy()
+    copied = backup.copy()
+    assert copied["failed"] and "written" in copied["msg"], copied
+    off.start()
+    backup.assert_nothing_left()
+
+
+def test_saved_memory_makes_it_crash_consistent(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    backup.hypervisor.virsh("managedsave", everyday.uuid)
+    begun = begin(backup)
+    assert begun["consistency"] == "crash" and "memory saved" in begun["why"], begun
+    backup.copy()
+    assert backup.publish()["changed"]
+    backup.hypervisor.virsh("start", everyday.uuid)
+    backup.assert_at_rest()
+
+
+def test_a_running_domain_is_not_offline(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    result = begin(backup_of(everyday))
+    assert result["failed"] and "shut off" in result["msg"], result
+
+
+def test_a_block_device_needs_exclusive(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("block-device", rate=100)
+    guest.destroy()
+    backup = backup_of(guest)
+    result = begin(backup)
+    assert result["failed"] and "exclusive" in result["msg"], result
+    last = guest.durable()
+    assert begin(backup, exclusive=True)["changed"]
+    backup.copy()
+    verdict = backup.judge(backup.publish(), last)
+    assert verdict.ok, str(verdict)
+
+
+def test_a_domain_that_was_never_started(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(make_guest("shut-off"))
+    begin(backup)
+    backup.copy()
+    assert backup.publish()["changed"]
