@@ -14,6 +14,7 @@ from uuid import uuid4
 import libvirt
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import parse_domain
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.shell import wait_until
@@ -39,6 +40,8 @@ class Lab:
         self.connection = self.libvirt.open(self.uri)
         self.domain = self.connection.lookupByUUIDString(self.uuid)
         self.inactive = self.connection.lookupByUUIDString(self.inactive_uuid)
+        # How many images each disk has at rest.
+        self.depth = {disk.target: len(disk.chain) for disk in parse_domain(self.domain.XMLDesc(0)).disks}
 
     def read_only_domain(self) -> Any:
         return self.libvirt.openReadOnly(self.readonly_uri).lookupByUUIDString(self.uuid)
@@ -60,6 +63,14 @@ class Lab:
 
     def end_job(self) -> None:
         """Let the running job complete, and wait until it has."""
+        raise NotImplementedError
+
+    def commit_slowly(self, disk: str, base: str) -> int:
+        """Begin an active commit that does not become ready before it is waited for."""
+        raise NotImplementedError
+
+    def wait_ready(self, disk: str) -> None:
+        """Let a commit go on, and wait until it can be pivoted."""
         raise NotImplementedError
 
     def wait_idle(self) -> None:
@@ -85,7 +96,10 @@ class FakeLab(Lab):
 
     def __init__(self, directory: Path) -> None:
         self.uuid, self.inactive_uuid = str(uuid4()), str(uuid4())
-        disks = {disk: f"/images/{disk}" for disk in ("vda", "vdb", "vdc")}
+        disks = {disk: str(directory / f"{disk}.raw") for disk in ("vda", "vdb", "vdc")}
+        for path in disks.values():
+            with open(path, "wb") as image:
+                image.truncate(1 << 20)
         fake_libvirt.host = fake_libvirt.Host(
             fake_libvirt.DomainState("running", self.uuid, disks, agent="answers"),
             fake_libvirt.DomainState("off", self.inactive_uuid, state=fake_libvirt.VIR_DOMAIN_SHUTOFF, reason=0),
@@ -100,6 +114,13 @@ class FakeLab(Lab):
 
     def end_job(self) -> None:
         self._state().end_job()
+
+    def commit_slowly(self, disk: str, base: str) -> int:
+        return self.domain.blockCommit(disk, base, None, 0, 5)
+
+    def wait_ready(self, disk: str) -> None:
+        while not self._state().commits[disk].ready:
+            fake_libvirt.virEventRunDefaultImpl()
 
     def wait_idle(self) -> None:
         fake_libvirt.virEventRunDefaultImpl()
@@ -122,7 +143,7 @@ class RealLab(Lab):
     libvirt = libvirt
 
     def __init__(self, hypervisor: Hypervisor, running: Guest, off: Guest) -> None:
-        self.hypervisor = hypervisor
+        self.hypervisor, self.running = hypervisor, running
         self.uuid, self.inactive_uuid = running.uuid, off.uuid
         self.uri = hypervisor.libvirt_uri_outside
         self.readonly_uri = f"{self.uri}-ro"
@@ -152,6 +173,16 @@ class RealLab(Lab):
         with contextlib.suppress(libvirt.libvirtError):  # it is over already
             self.domain.blockJobSetSpeed("vda", 0, 0)
         self.wait_idle()
+
+    def commit_slowly(self, disk: str, base: str) -> int:
+        # The guest's writes wait in the overlay until the bandwidth allows them.
+        target = self.running.durable() + 100
+        self.running.wait_durable(target)
+        return self.domain.blockCommit(disk, base, None, 1, 5 | self.libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES)
+
+    def wait_ready(self, disk: str) -> None:
+        self.domain.blockJobSetSpeed(disk, 0, 0)
+        wait_until(lambda: "ready='yes'" in self.domain.XMLDesc(0), 60, "the commit to be ready")
 
     def wait_idle(self) -> None:
         wait_until(lambda: self.domain.jobStats() == {"type": 0}, 60, "the end of the job")

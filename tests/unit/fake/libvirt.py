@@ -167,24 +167,25 @@ class DomainState:
         (path, style), *backing = self.chain(target, inactive=inactive)
         name, kind = ("dev", "block") if target in self.devices_of_host else ("file", "file")
 
-        def source(attribute: str, path: str, depth: int) -> str:
+        def index(depth: int) -> str:
             # libvirt numbers the images that are in use; the base is the first.
-            number = "" if inactive else f" index='{len(backing) + 1 - depth}'"
-            return f"<source {attribute}={quoteattr(path)}{number}/>"
+            return "" if inactive else f" index='{len(backing) + 1 - depth}'"
 
         # The definition keeps only what the snapshot wrote there, the live XML tells where the chain ends.
         stores, closing = "", "" if inactive else "<backingStore/>"
         for depth, (below, form) in enumerate(backing[:1] if inactive else backing, 1):
-            stores += f"<backingStore type='file'><format type='{form}'/>{source('file', below, depth)}"
+            stores += f"<backingStore type='file'{index(depth)}><format type='{form}'/><source file={quoteattr(below)}/>"
             closing += "</backingStore>"
         mirror = ""
         commit = self.commits.get(target)
         if commit is not None and not inactive:
             ready = " ready='yes'" if commit.ready else ""
             below, form = backing[0]
-            mirror = f"<mirror type='file' job='active-commit'{ready}><format type='{form}'/>{source('file', below, 1)}</mirror>"
+            inside = f"<format type='{form}'/><source file={quoteattr(below)}{index(1)}/>"
+            mirror = f"<mirror type='file' job='active-commit'{ready}>{inside}</mirror>"
         return (
-            f"<disk type='{kind}' device='disk'><driver name='qemu' type='{style}'/>{source(name, path, 0)}{stores}{closing}{mirror}"
+            f"<disk type='{kind}' device='disk'><driver name='qemu' type='{style}'/><source {name}={quoteattr(path)}{index(0)}/>"
+            f"{stores}{closing}{mirror}"
             f"<target dev={quoteattr(target)} bus='virtio'/></disk>"
         )
 
