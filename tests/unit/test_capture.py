@@ -155,9 +155,24 @@ def test_a_pivot_that_libvirt_is_not_ready_for_is_asked_again(capture: Backup) -
             raise libvirt.libvirtError(answers.pop(), "block copy still active: not ready for pivot yet")
 
     libvirt.host.before["blockJobAbort"] = not_yet
+    opened = libvirt.host.calls.count("open")
     capture.commit()
-    assert not answers
+    assert not answers and libvirt.host.calls.count("open") == opened + 1, "it is no trouble of the connection"
     capture.assert_on_bases()
+
+
+def test_a_pivot_that_was_not_done_is_not_remembered_as_one(capture: Backup) -> None:
+    def never() -> None:
+        raise libvirt.libvirtError(libvirt.VIR_ERR_BLOCK_COPY_ACTIVE, "block copy still active: not ready for pivot yet")
+
+    capture.snapshot()
+    capture.copy()
+    libvirt.host.before["blockJobAbort"] = never
+    with pytest.raises(LiveBackupError, match="not committed within"):
+        capture.commit(timeout=10)
+    claim = read_claim(UUID)
+    assert claim is not None
+    assert {(one["commit_begun"], one["pivot_asked"]) for one in claim.results["memory"].values()} == {(True, "")}
 
 
 def test_libvirtd_restarts_during_the_commit(capture: Backup) -> None:
@@ -280,6 +295,54 @@ def test_killed_when_the_overlay_is_deleted(capture: Backup, monkeypatch: pytest
     with pytest.raises(Killed):
         flow(capture)
     assert_recovered(capture, monkeypatch)
+
+
+@pytest.mark.parametrize("running", [True, False])
+@pytest.mark.parametrize("number", range(3, 48, 1 if ALL else 7))
+def test_a_recovery_that_was_killed_is_finished_by_the_next(capture: Backup, number: int, running: bool) -> None:
+    calls: list[int] = []
+
+    def kill() -> None:
+        calls.append(1)
+        if len(calls) == number:
+            raise Killed
+
+    capture.snapshot(exclude_disks=["vdb"])
+    capture.domain.write("vda", 3, 9)
+    if not running:
+        capture.domain.shut_off()
+    die(capture, step="copy")
+    libvirt.host.at_each_call = kill
+    with pytest.raises(Killed):
+        capture.recover()
+    libvirt.host.at_each_call = lambda: None
+    capture.recover()
+    capture.assert_on_bases()
+    capture.assert_nothing_left()
+    assert content(capture.domain.disks["vda"])[:5] == [1, 0, 0, 9, 0]
+
+
+@pytest.mark.parametrize("changed", ["commit", "_commit_offline", "_define", "_delete"])
+def test_killed_after_each_step_of_an_offline_commit(capture: Backup, monkeypatch: pytest.MonkeyPatch, changed: str) -> None:
+    capture.snapshot(exclude_disks=["vdb"])
+    capture.domain.write("vda", 3, 9)
+    capture.domain.shut_off()
+    die(capture, step="copy")
+    place = _commit if changed == "commit" else _commit.Way
+    call = getattr(place, changed)
+
+    def kill(*arguments: Any) -> None:
+        call(*arguments)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(place, changed, kill)
+        with pytest.raises(Killed):
+            capture.recover()
+    capture.recover()
+    capture.assert_on_bases()
+    capture.assert_nothing_left()
+    assert content(capture.domain.disks["vda"])[:5] == [1, 0, 0, 9, 0]
 
 
 @pytest.mark.parametrize("persistent", [True, False])
