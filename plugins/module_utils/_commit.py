@@ -23,7 +23,7 @@ from ._events import across_restarts, turns
 from ._files import sync_path
 from ._fingerprint import fingerprint
 from ._libraries import libvirt, libvirt_qemu
-from ._overlay import Do, Memory, Overlay, Refusal, Seen, judge
+from ._overlay import PIVOT_SECONDS, Do, Memory, Overlay, Refusal, Seen, judge
 from ._process import daemon_instance, qemu_instance
 from ._qemu_img import are_identical, backing_chain, commit, holds_data, image_info
 from ._space import allocated
@@ -31,8 +31,6 @@ from ._space import allocated
 COMMIT_SECONDS = 3600
 # A commit that ends by itself, as one whose base has no room, is begun again only so often.
 _TRIES = 3
-# libvirt may need a moment to see what QEMU has done in a pivot.
-_SETTLE_SECONDS = 15.0
 # How much later than the overlay's the base's last write may be, when QEMU died in a commit.
 _LAST_WRITES_NS = 10_000_000_000
 _BLOCK_JOB_2 = 16  # VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2
@@ -109,7 +107,7 @@ class Way:
 
     def _pivot(self, connection: libvirt.virConnect, overlay: Overlay) -> bool:
         """False if libvirt is not ready for it yet: it learns of it later than QEMU says so."""
-        remember(self._claim, overlay.target, pivot_asked=daemon_instance())
+        remember(self._claim, overlay.target, pivot_asked=daemon_instance(), pivot_time=_last_write(overlay.path) / 1e9)
         domain = connection.lookupByUUIDString(self._claim.uuid)
         try:
             domain.blockJobAbort(overlay.target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
@@ -124,7 +122,7 @@ class Way:
     def _be_patient(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         """Wait for the end of a pivot whose answer was lost. It may never come, and then QEMU itself must be asked."""
         since = self._unsettled_since.setdefault(overlay.target, self._clock.boottime())
-        if self._clock.boottime() - since < _SETTLE_SECONDS:
+        if self._clock.boottime() - since < PIVOT_SECONDS:
             return
         domain = connection.lookupByUUIDString(self._claim.uuid)
         if overlay.base not in _images_of_qemu(domain):
@@ -231,6 +229,7 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
         # Each of these is looked at only where it decides: a file in use costs a process.
         fingerprint=fingerprint(overlay.base) if memory.fingerprint is not None and not memory.commit_begun else None,
         overlay_print=fingerprint(overlay.path) if exists and memory.merged is not None else None,
+        overlay_written=_last_write(overlay.path) / 1e9 if exists else 0.0,
         overlay_exists=exists,
         # The copy of the claim lies there from before the snapshot to the end.
         place_is_there="partial" not in claim.results or any(Path(copy).exists() for copy in claim.copies if _beside(copy, overlay)),

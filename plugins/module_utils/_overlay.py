@@ -18,6 +18,9 @@ from typing import Any
 from ._domain_xml import Disk
 from ._errors import LiveBackupError
 
+# The longest that a pivot may take.
+PIVOT_SECONDS = 15.0
+
 
 class Do(Enum):
     """The next step on the way of one disk back to its base."""
@@ -51,7 +54,8 @@ class Overlay:
 class Memory:
     """What the claim remembers of one disk.
 
-    `fingerprint` is the base's, when it stood still. `pivot_asked` is the run of libvirt's daemon that was asked to pivot, and `merged` the
+    `fingerprint` is the base's, when it stood still. `pivot_asked` is the run of libvirt's daemon that was asked to pivot, and
+    `pivot_time` when its overlay had last been written by then, in seconds since the epoch. `merged` is the
     fingerprint of the overlay when all that it held was in the base: an overlay that was written since is in use again.
     """
 
@@ -59,6 +63,7 @@ class Memory:
     fingerprint: dict[str, Any] | None = None
     commit_begun: bool = False
     pivot_asked: str = ""
+    pivot_time: float = 0.0
     merged: dict[str, Any] | None = None
 
 
@@ -78,6 +83,7 @@ class Seen:
     daemon: str = ""
     fingerprint: dict[str, Any] | None = None
     overlay_print: dict[str, Any] | None = None
+    overlay_written: float = 0.0
     overlay_exists: bool = True
     place_is_there: bool = True
     overlay_holds_data: bool = True
@@ -135,10 +141,14 @@ def _judge_shut_off(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     path = disk.chain[0].path if disk is not None and disk.chain else ""
     if path not in (overlay.path, overlay.base) and not seen.overlay_exists:
         return Do.NOTHING
-    if path not in (overlay.path, overlay.base):
+    if disk is None or path not in (overlay.path, overlay.base):
         raise _strange(overlay, disk, "is defined")
     if path == overlay.base:
         return _on_base(overlay, memory, seen)
+    if len(disk.chain) > 1 and disk.chain[1].path != overlay.base:
+        raise Refusal(
+            f"The domain is defined with {disk.chain[1].path} below the overlay {path} of disk {overlay.target}, not {overlay.base}."
+        )
     if seen.migrated:
         raise Refusal("The domain was migrated away and may run on another host: recover it there, or bring it back.")
     if seen.saved:
@@ -174,13 +184,16 @@ def _judge_gone(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
 
 def _on_base(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     """The disk is on its base. Its overlay is of no use if a pivot of ours led there, or if it never was used."""
+    inactive = seen.inactive.chain[0].path if seen.inactive is not None and seen.inactive.chain else ""
     if not seen.overlay_exists:
-        return Do.NOTHING
+        return Do.DEFINE if inactive == overlay.path else Do.NOTHING
     # That the same QEMU runs does not prove it: a disk can be detached, and attached again on its base.
-    pivoted = memory.pivot_asked and (memory.pivot_asked == seen.daemon or _same_run(memory, seen) or seen.identical)
+    lived_through = memory.pivot_asked == seen.daemon or _same_run(memory, seen)
+    # A guest that went on writing to the overlay was not pivoted then.
+    in_use_since = seen.overlay_written > memory.pivot_time + PIVOT_SECONDS
+    pivoted = memory.pivot_asked and (lived_through and not in_use_since or seen.identical)
     if not (pivoted or _is_merged(memory, seen)) and seen.overlay_holds_data:
         raise _base_used(overlay)
-    inactive = seen.inactive.chain[0].path if seen.inactive is not None and seen.inactive.chain else ""
     return Do.DEFINE if inactive == overlay.path else Do.DELETE
 
 

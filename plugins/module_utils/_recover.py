@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, read_claim, remove_stale_lock
+from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, remove_stale_lock
 from ._clock import Clock
 from ._commit import Way, active, lookup, memory_of, overlays_of
 from ._connection import connect
@@ -38,8 +38,9 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
         if check_mode:
             return _result(list(find_repairs(params["uri"], connection, claim, clock, died=True)), check_mode)
         with hold(claim.uuid, clock):
-            # The copy beside the overlays serves where this host has no claim.
-            claim = read_claim(claim.uuid) or claim
+            _uuid, _name, claim = find_claim(params["uri"], claim.uuid)
+            if claim is None:
+                return _result([], check_mode)
             if lease_runs(claim, clock.boottime(), boot_id()):
                 raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.")
             give_up(claim)

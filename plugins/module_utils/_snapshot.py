@@ -64,12 +64,17 @@ def _check_places(overlays: list[Overlay], facts: DomainFacts) -> None:
             raise LiveBackupError(f"{overlay.path} exists already, and no claim names it: look what it is, and move it away.")
     held = {overlay.path: facts.allocation[overlay.target] for overlay in overlays}
     for room in rooms(overlays):
-        needed = sum(least_room(held[overlay.path]) for overlay in overlays if str(Path(overlay.path).parent) == room.path)
+        needed = sum(least_room(held[overlay.path]) for overlay in overlays if _are_on_one(Path(overlay.path).parent, Path(room.path)))
         if room.free < needed:
             raise LiveBackupError(
                 f"{room.path} has too little room for overlays, which the guest writes to during the copy: "
                 f"{room.free / MIB:.0f} MiB are free, at least {needed / MIB:.0f} MiB are needed. Free some, or choose another overlay_dir."
             )
+
+
+def _are_on_one(directory: Path, other: Path) -> bool:
+    """Whether two directories are on one file system."""
+    return directory.stat().st_dev == other.stat().st_dev
 
 
 def snapshot_xml(overlays: list[Overlay], disks: tuple[Disk, ...]) -> str:

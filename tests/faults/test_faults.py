@@ -87,7 +87,8 @@ def heal_and_check(backup: Backup, before: str, durable: int, may_refuse: bool =
         return
     assert "failed" not in recovered, recovered
     assert [repair["what"] for repair in planned["repairs"]] == [repair["what"] for repair in recovered["repairs"]]
-    assert not backup.recover()["changed"]
+    # Of a transient domain that has ended nothing is left to be found.
+    assert not backup.recover().get("changed")
     if guest.state() != "running":
         guest.start()
     assert backup.chain() == before

@@ -90,7 +90,7 @@ def test_every_shape(shape: str, consistency: str, make_shared_guest: Callable[.
     assert published["manifest"]["consistency"]["level"] == consistency
     verdict = backup.judge(published, before)
     assert verdict.ok, str(verdict)
-    assert not any(verdict.recovery.values()), "the ext4 disk needs no journal recovery"
+    assert not any(verdict.needs_recovery.values()), "the ext4 disk needs no journal recovery"
     assert backup.chain() == chain
     assert _below(guest) == below, "what other guests share is as it was"
     backup.assert_at_rest()

@@ -44,7 +44,8 @@ def gone(**more: Any) -> Seen:
     return Seen(**{"running": False, "defined": False, "live": None, "inactive": None, "fingerprint": PRINT, **more})
 
 
-PIVOT_ASKED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1")
+PIVOT_TIME = 1000.0
+PIVOT_ASKED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1", pivot_time=PIVOT_TIME)
 # All of the overlay is in the base, and it was not written since.
 MERGED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1", merged=OVERLAY_PRINT)
 BEGUN = Memory(RAN, PRINT, commit_begun=True)
@@ -71,6 +72,7 @@ BEGUN = Memory(RAN, PRINT, commit_begun=True)
         (MERGED, running(ON_BASE, instance="200@9", overlay_print=OVERLAY_PRINT), Do.DELETE),
         (KNOWN, running(ON_BASE, instance="200@9", overlay_holds_data=False), Do.DELETE),
         (KNOWN, running(ON_BASE, overlay_exists=False), Do.NOTHING),
+        (KNOWN, running(ON_BASE, overlay_exists=False, inactive=ON_OVERLAY), Do.DEFINE),
         (KNOWN, shut_off(ON_OVERLAY), Do.COMMIT_OFFLINE),
         (BEGUN, shut_off(ON_OVERLAY, fingerprint=OTHER_PRINT), Do.COMMIT_OFFLINE),
         (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="1@1"), Do.COMMIT_OFFLINE),
@@ -99,6 +101,8 @@ def test_the_next_step(memory: Memory, seen: Seen, step: Do) -> None:
         (KNOWN, running(ON_BASE, instance="200@9"), "used without its overlay"),
         (BEGUN, running(ON_BASE), "used without its overlay"),
         (PIVOT_ASKED, running(ON_BASE, instance="200@9", daemon="2@2"), "used without its overlay"),
+        (PIVOT_ASKED, running(ON_BASE, instance="200@9", daemon="1@1", overlay_written=PIVOT_TIME + 60), "used without its overlay"),
+        (KNOWN, shut_off(disk(TOP, USERS)), "/images/users.qcow2 below the overlay"),
         (PIVOT_ASKED, shut_off(ON_BASE, daemon="2@2"), "used without its overlay"),
         (MERGED, shut_off(ON_BASE, overlay_print=USED_AGAIN, daemon="2@2"), "used without its overlay"),
         (KNOWN, running(ON_BASE, overlay_exists=False, place_is_there=False), "not mounted"),
@@ -154,7 +158,7 @@ SEEN = st.builds(
     running=st.booleans(),
     defined=st.booleans(),
     live=DISKS,
-    inactive=st.sampled_from([None, ON_OVERLAY, ON_BASE, STACKED, disk(USERS)]),
+    inactive=st.sampled_from([None, ON_OVERLAY, ON_BASE, STACKED, disk(USERS), disk(TOP, USERS)]),
     job=st.sampled_from([{}, JOB]),
     instance=st.sampled_from(["", RAN, "200@9"]),
     daemon=st.sampled_from(["1@1", "2@2"]),
@@ -199,6 +203,8 @@ def test_no_step_can_lose_a_write(memory: Memory, seen: Seen) -> None:
         # What runs or is defined on the overlay never loses it.
         assert path != OVERLAY.path
         assert seen.inactive is None or seen.inactive.chain[0].path != OVERLAY.path or not seen.defined
+    if step == Do.COMMIT_OFFLINE and now is not None and len(now.chain) > 1:
+        assert now.chain[1].path == OVERLAY.base
     if step in (Do.COMMIT, Do.COMMIT_OFFLINE):
         assert path in (OVERLAY.path, None)
         assert memory.fingerprint is None or memory.commit_begun or seen.fingerprint == memory.fingerprint
