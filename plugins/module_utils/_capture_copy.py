@@ -96,6 +96,7 @@ class _Copies:
         self._room = RoomWatch(list(self._overlays.values()), clock)
         # The copies' threads put a target here when its base is read; only this thread talks to libvirt.
         self._read: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._pending: dict[Future[dict[str, Any]], str] = {}
         self._unproved: list[str] = []
         self._committing: list[str] = []
 
@@ -105,10 +106,12 @@ class _Copies:
             disk["path"] = str(paths_of(self._claim).image(disk["target"], disk["format"]))
         save_claim(self._claim)
         with self._undisturbed(), ThreadPoolExecutor(len(self._todo)) as pool:
-            self._pending: dict[Future[dict[str, Any]], str] = {pool.submit(self._copy, disk): disk["target"] for disk in self._todo}
             try:
+                for disk in self._todo:
+                    self._pending[pool.submit(self._copy, disk)] = disk["target"]
                 across_restarts(self._params["uri"], _FOREVER, self._clock, self._watch, events=False)
             except FAILURES as error:
+                # Before the pool waits for its threads.
                 self._pace.give_up(explain(error, "watch the copy"))
                 raise
 

@@ -69,7 +69,8 @@ def digest_while(descriptor: int, use: Callable[[int, bytes], None]) -> str:
         state.update(_ZEROES_VIEW[: length - done])
         return state.digest()
 
-    with ThreadPoolExecutor(workers) as pool:
+    pool = ThreadPoolExecutor(workers)
+    try:
         chunks = _chunks(descriptor, size)
         # A bounded batch at a time, so that memory does not grow with the image.
         batch = _ahead(descriptor, chunks)
@@ -77,6 +78,9 @@ def digest_while(descriptor: int, use: Callable[[int, bytes], None]) -> str:
             digests = pool.map(digest, batch)
             batch = _ahead(descriptor, chunks)
             whole.update(b"".join(digests))
+    finally:
+        # Who gives the copy up need not wait for a whole batch.
+        pool.shutdown(cancel_futures=True)
     return "sha256-4m:" + whole.hexdigest()
 
 
