@@ -81,8 +81,8 @@ def test_each_module_in_four_steps(everyday: Guest, backup_of: Callable[..., Bac
         ("uefi", "crash"),
     ],
 )
-def test_every_shape(shape: str, consistency: str, make_shared_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
-    guest = make_shared_guest(shape)
+def test_every_shape(shape: str, consistency: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest(shape, rate=100)
     backup = backup_of(guest)
     before, chain, below = guest.durable(), backup.chain(), _below(guest)
     options = {"overlay_dir": str(backup.hypervisor.directory)} if shape == "block-device" else {}
@@ -97,7 +97,6 @@ def test_every_shape(shape: str, consistency: str, make_shared_guest: Callable[.
     guest.destroy()
     verdict = judge(guest.images, before)
     assert verdict.ok, f"the guest's own disks: {verdict}"
-    guest.remove()
 
 
 def _below(guest: Guest) -> dict[str, str]:
