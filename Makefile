@@ -126,6 +126,7 @@ demo-stop: ## End what the demo has left running
 
 .PHONY: bench
 bench: venv install-rig ## Measure speed and pauses
+	tests/tools/apt.sh $$(sed 's/#.*//' tests/bench/packages.txt)
 	$(AS_ROOT) python -m tests.bench.run
 
 .PHONY: clean
