@@ -13,9 +13,9 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from itertools import islice
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ CHUNK = 4 * 1024 * 1024
 ZEROES = bytes(CHUNK)
 _ZEROES_VIEW = memoryview(ZEROES)
 _PIECE = 64 * 1024
-_BATCH = 128
+_AHEAD = 128
 
 
 def file_digest(path: Path) -> str:
@@ -46,14 +46,12 @@ def digest_while(descriptor: int, use: Callable[[int, bytes], None]) -> str:
     size = image_size(descriptor)
     after_zeroes = _states_after_zeroes()
     zeroes = hashlib.sha256(ZEROES).digest()
-    # More than processors: while one waits for the disk, another hashes.
-    workers = 4 * (os.cpu_count() or 1)
+    # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
+    workers = 2 * (os.cpu_count() or 1)
 
     def digest(chunk: tuple[int, list[tuple[int, int]]]) -> bytes:
         offset, extents = chunk
         length = min(CHUNK, size - offset)
-        if not extents and length == CHUNK:
-            return zeroes
         done = (extents[0][0] - offset if extents else length) // _PIECE * _PIECE
         state = after_zeroes[done // _PIECE].copy()
         for start, end in extents:
@@ -69,17 +67,20 @@ def digest_while(descriptor: int, use: Callable[[int, bytes], None]) -> str:
         state.update(_ZEROES_VIEW[: length - done])
         return state.digest()
 
+    # Bounded, so that memory does not grow with the image; None is a chunk that is a hole.
+    pending: deque[Future[bytes] | None] = deque()
     pool = ThreadPoolExecutor(workers)
     try:
-        chunks = _chunks(descriptor, size)
-        # A bounded batch at a time, so that memory does not grow with the image.
-        batch = _ahead(descriptor, chunks)
-        while batch:
-            digests = pool.map(digest, batch)
-            batch = _ahead(descriptor, chunks)
-            whole.update(b"".join(digests))
+        for chunk in _chunks(descriptor, size):
+            is_hole = not chunk[1] and size - chunk[0] >= CHUNK
+            pending.append(None if is_hole else pool.submit(digest, chunk))
+            if len(pending) > _AHEAD:
+                first = pending.popleft()
+                whole.update(first.result() if first else zeroes)
+        for one in pending:
+            whole.update(one.result() if one else zeroes)
     finally:
-        # Who gives the copy up need not wait for a whole batch.
+        # Who gives a copy up need not wait for what is only queued.
         pool.shutdown(cancel_futures=True)
     return "sha256-4m:" + whole.hexdigest()
 
@@ -132,15 +133,6 @@ def _chunks(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, i
     while offset < size:
         yield offset, inside
         offset, inside = offset + CHUNK, []
-
-
-def _ahead(descriptor: int, chunks: Iterator[tuple[int, list[tuple[int, int]]]]) -> list[tuple[int, list[tuple[int, int]]]]:
-    """The next batch of chunks, whose data the kernel begins to read."""
-    batch = list(islice(chunks, _BATCH))
-    for _offset, extents in batch:
-        for start, end in extents:
-            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
-    return batch
 
 
 def _read(descriptor: int, length: int, offset: int) -> bytes:

@@ -39,18 +39,18 @@ def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         return copy_capture(params, check_mode, clock)
     source, dest = Path(params["src"]), params["dest"]
     status = _status_of(source)
-    copying = _copying(params, source)
+    info = image_info(source)
+    copying = _copying(params, source, info["format"])
     if dest.startswith(SCHEME) and not copying.by_bytes:
         raise LiveBackupError(
             f"qemu-img would have to make this copy of {source} ({copying.source_format} to {copying.format}), and it cannot write over "
             "ssh. Copy it to a file on this host first, and that file to the other host."
         )
     with place_of(dest, params["ssh_key"], params["ssh_options"]) as place:
-        return _copy(copying, place, place.look(status), status, dest, check_mode, clock)
+        return _copy(copying, place, place.look(status), status, dest, info["virtual-size"], check_mode, clock)
 
 
-def _copying(params: dict[str, Any], source: Path) -> Copying:
-    source_format = image_info(source)["format"]
+def _copying(params: dict[str, Any], source: Path, source_format: str) -> Copying:
     # Only these two can hold a copy; whatever else the source is becomes qcow2.
     kept = source_format if source_format in ("raw", "qcow2") and params["compress"] == "none" else "qcow2"
     return Copying(
@@ -65,7 +65,7 @@ def _copying(params: dict[str, Any], source: Path) -> Copying:
 
 
 def _copy(
-    copying: Copying, place: Place, found: Found, status: os.stat_result, dest: str, check_mode: bool, clock: Clock
+    copying: Copying, place: Place, found: Found, status: os.stat_result, dest: str, size: int, check_mode: bool, clock: Clock
 ) -> dict[str, Any]:
     asked = {
         "src": str(copying.source),
@@ -77,7 +77,6 @@ def _copy(
     done = None if stat.S_ISBLK(status.st_mode) else _copied_before(found, asked, copying.mode)
     if done is not None:
         return {**done, "changed": False, "planned": False}
-    size = image_info(copying.source)["virtual-size"]
     held = size if stat.S_ISBLK(status.st_mode) else allocated(copying.source)
     check_room(bytes_needed(size, held), 0, found.free, place.directory)
     diff = {"before": "" if found.identity is None else f"{dest}\n", "after": f"{dest}\n"}
