@@ -531,7 +531,7 @@ def existing_overlay(backup: Backup) -> str:
 
 
 def link_in_place_of_the_overlay(backup: Backup) -> str:
-    overlay_of(backup).symlink_to("/nowhere")
+    overlay_of(backup).symlink_to(backup.target / "nowhere")
     return "exists already, and no claim names it"
 
 
