@@ -67,7 +67,8 @@ class Pace:
 class Destination(Protocol):
     """Where the data of a copy goes."""
 
-    def write(self, offset: int, data: memoryview) -> None: ...
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write data at its place; called by several threads."""
 
 
 class LocalFile:

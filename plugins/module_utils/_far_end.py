@@ -223,7 +223,7 @@ def sync_directory(path: str) -> None:
 
 def end(number: int, frame: Any) -> None:
     """A signal ends the program as any error does: what is unfinished is removed."""
-    sys.exit(128 + number)
+    raise SystemExit(128 + number)
 
 
 def main() -> int:

@@ -25,7 +25,7 @@ except ImportError:
 
 def require_libraries() -> None:
     """Fail with the packages to install when a library is missing."""
-    missing = [name for name, library in (("libvirt", libvirt), ("lxml", etree)) if library is None]
+    missing = [name for name, library in (("libvirt", libvirt and libvirt_qemu), ("lxml", etree)) if library is None]
     if missing:
         packages = " ".join(f"python3-{name}" for name in missing)
         raise LiveBackupError(

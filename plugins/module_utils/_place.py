@@ -38,9 +38,11 @@ class Place(Protocol):
 
     directory: str
 
-    def look(self, source: os.stat_result) -> Found: ...
+    def look(self, source: os.stat_result) -> Found:
+        """What there is; an error where the file cannot be written."""
 
-    def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]: ...
+    def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
+        """Copy an image there, and say how that went."""
 
     def note(self, record: dict[str, Any]) -> None:
         """Write the record beside the file, with the file's identity as `dest`."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, cast
 
 from . import _far_end
 from ._clock import Clock
@@ -128,8 +128,7 @@ class FarEnd:
         self._process = subprocess.Popen(
             ["ssh", *self._address.arguments, begin], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
         )
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._in, self._out = self._process.stdin, self._process.stdout
+        self._in, self._out = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         with ExitStack() as undo:
             undo.push(self)
             self._send(program)

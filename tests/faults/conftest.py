@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
-from tests.integration.conftest import backup_of, make_guest, make_shared_guest  # noqa: F401
+from tests.integration.conftest import backup_of, make_guest, make_shared_guest
 
+__all__ = ["backup_of", "make_guest", "make_shared_guest"]
 pytest_plugins = ["tests.rig.fixtures"]
