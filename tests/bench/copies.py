@@ -15,7 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tests.rig.shell import run
+from tests.rig.shell import run, wait_until
 from tests.rig.sshd import Sshd
 
 REPOSITORY = Path(__file__).parents[2]
@@ -141,14 +141,20 @@ def compare_ssh(directory: Path, rounds: int) -> None:
             pack = f"tar --sparse --create --directory '{source.parent}' {source.name}"
             run(["bash", "-o", "pipefail", "-c", f'{pack} | {shell} 127.0.0.1 "$0"', there])
 
-        def nbdcopy(copy: Path) -> None:
-            there = f"truncate -s {source.stat().st_size} '{copy}' && exec nbdkit -s file '{copy}'"
-            run(["nbdcopy", "--", source, "[", *sshd.command, "127.0.0.1", there, "]"])
+        def over_nbd(copy: Path) -> None:
+            near, far = directory / "near", directory / "far"
+            there = f"truncate -s {source.stat().st_size} '{copy}' && exec qemu-nbd -f raw --discard=unmap --detect-zeroes=unmap"
+            command = [*sshd.command, "-L", f"{near}:{far}", "127.0.0.1", f"{there} -k '{far}' '{copy}'"]
+            with subprocess.Popen(command):
+                wait_until(lambda: near.exists() and far.exists(), 60, "qemu-nbd to listen")
+                run(["qemu-img", "convert", "-n", "-W", "-f", "raw", "-O", "raw", source, f"nbd+unix:///?socket={near}"])
+            near.unlink()
+            far.unlink(missing_ok=True)
 
         ways = [
             Way("sparse_copy", lambda copy: by_module(source, f"{sshd.url}{copy}", **sshd.options)),
             Way("tar --sparse on both sides", tar),
-            Way("nbdcopy to nbdkit", nbdcopy),
+            Way("qemu-img convert to qemu-nbd", over_nbd),
             Way("rsync -avhW -S", lambda copy: run(["rsync", "-avhW", "-S", "-e", shell, source, f"127.0.0.1:{copy}"]), 1),
             Way(
                 "rsync -avhW -S --inplace", lambda copy: run(["rsync", "-avhWS", "--inplace", "-e", shell, source, f"127.0.0.1:{copy}"]), 1
