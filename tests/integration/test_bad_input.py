@@ -46,7 +46,7 @@ def test_begin_refuses(options: dict, message: str, check: bool, everyday: Guest
 def test_a_domain_that_is_shut_off(check: bool, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(make_guest("shut-off"))
     result = backup.begin(check=check)
-    assert result["failed"] and "is shutoff" in result["msg"] and "Start it" in result["msg"]
+    assert result["failed"] and "is shutoff" in result["msg"] and "start it" in result["msg"]
     assert backup.claims() == [] and list(backup.target.iterdir()) == []
 
 

@@ -115,18 +115,40 @@ def test_check_then_run_then_run_again(everyday: Guest, player: Player, backup_o
 def test_one_failure_leaves_the_others_to_finish(
     everyday: Guest, make_guest: Callable[..., Guest], player: Player, hypervisor: Hypervisor
 ) -> None:
-    """One has a disk excluded that it does not have, one is shut off, one is well; the names need escaping."""
+    """One has a disk excluded that it does not have, one is shut off, one is well; the names need escaping, and each has its method."""
     odd, off = make_guest("odd-names", rate=100), make_guest("shut-off")
     played = player.run(
         backup_domains=[everyday.name, odd.name, off.name], backup_exclude_disks={everyday.name: ["vdz"], odd.name: ["vdb"]}
     )
     assert played.status == 2
     statuses = {name: row["status"] for name, row in played.rows.items()}
-    assert statuses == {everyday.name: "failed", off.name: "failed", odd.name: "published"}
-    assert "has no disk vdz" in played.rows[everyday.name]["msg"] and "needs the method offline" in played.rows[off.name]["msg"]
-    summary = re.findall(r"2 of 3 domains failed\.[^\n]*", played.output)[-1]
-    assert "has no disk vdz" in summary and off.name in summary
+    assert statuses == {everyday.name: "failed", off.name: "published", odd.name: "published"}
+    assert {name: row["method"] for name, row in played.rows.items()} == {everyday.name: "push", off.name: "offline", odd.name: "push"}
+    assert "has no disk vdz" in played.rows[everyday.name]["msg"] and "the domain is shut off" in played.rows[off.name]["msg"]
+    summary = re.findall(r"1 of 3 domains failed\.[^\n]*", played.output)[-1]
+    assert "has no disk vdz" in summary and off.name not in summary
     assert "Traceback" not in played.output
+
+
+def test_legacy_where_it_is_asked_for(everyday: Guest, player: Player, backup_of: Callable[..., Backup]) -> None:
+    """Four tasks, the explanation in the result and the manifest; what a push cannot heed is refused there and heeded here."""
+    options = {"backup_domains": everyday.name, "backup_id": "night-1", "backup_bandwidth": "500M"}
+    refused = player.run(**options)
+    assert refused.status == 2 and "backup_bandwidth" in refused.rows[everyday.name]["msg"], refused.output
+    before = everyday.durable()
+    planned = player.run("--check", backup_method="legacy", **options)
+    assert planned.rows[everyday.name]["status"] == "planned" and "legacy, since it was asked for" in planned.output, planned.output
+    played = player.run(backup_method="legacy", **options)
+    row = played.rows[everyday.name]
+    assert (row["status"], row["method"], row["method_reason"]) == ("published", "legacy", "it was asked for"), played.output
+    backup = backup_of(everyday, player.target)
+    published = backup.publish()
+    assert published["manifest"]["method_reason"] == "it was asked for"
+    verdict = backup.judge(published, before)
+    assert verdict.ok, str(verdict)
+    again = player.run(backup_method="legacy", **options)
+    assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
+    backup.assert_at_rest()
 
 
 @pytest.mark.parametrize("excluded", ['{"NAME": ["vdb"]}', {"NAME": ["vdb"]}, {"copy": ["vdx"], "NAME": ["vdb"]}], ids=str)
