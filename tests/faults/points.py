@@ -23,10 +23,12 @@ CALLS = {
     "ready": (_COMMITTING, "_commit.Way._pivot"),
     "the pivot": (_COMMITTING, "blockJobAbort"),
     "the deletion": (_COMMITTING, "_commit.Way._delete"),
+    "noting the deletion": (_COMMITTING, "_commit.sync_path"),
     "the publishing": (("backup_set_publish",), "pathlib.Path.rename"),
     "the end of the claim": (("backup_set_publish",), "_undo.remove_claim"),
 }
 BESIDE = ("nothing", "libvirtd is killed and started", "QEMU is killed and the domain started", "the guest shuts down")
+SHAPES = ("two-disks", "several", "transient", "block-device", "template")
 NEEDS_FREEZE = {"the freeze", "the thaw"}
 
 
@@ -58,16 +60,14 @@ class Point:
 
 TABLE = [
     Point(shape, at, when, beside)
-    for shape, beside, at, when in product(
-        ("two-disks", "several", "transient", "block-device", "template"), BESIDE, CALLS, ("before", "after")
-    )
+    for shape, beside, at, when in product(SHAPES, BESIDE, CALLS, ("before", "after"))
     if shape == "several" or at not in NEEDS_FREEZE
 ]
-# Each place at least once, each event beside it in turn; freezes where there is something to freeze, and a transient domain.
+# Each place once, before and after by turns, with each event beside it in turn; freezes, and a transient domain.
 SAMPLE = [
     *(
-        Point("two-disks", at, when, BESIDE[number % len(BESIDE)])
-        for number, (at, when) in enumerate(product([at for at in CALLS if at not in NEEDS_FREEZE], ("before", "after")))
+        Point("two-disks", at, ("after", "before")[number % 2], BESIDE[number % len(BESIDE)])
+        for number, at in enumerate(at for at in CALLS if at not in NEEDS_FREEZE)
     ),
     *(Point("several", at, "after", BESIDE[number]) for number, at in enumerate(sorted(NEEDS_FREEZE))),
     *(Point("transient", at, "after", BESIDE[2]) for at in ("the snapshot", "the start of the commit")),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import random
 import signal
@@ -10,16 +11,17 @@ import subprocess
 import time
 from collections.abc import Callable, Iterator
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from tests.integration.conftest import Backup, result_of
 from tests.rig.guest import Guest
-from tests.rig.oracle import judge
-from tests.rig.shell import wait_until
+from tests.rig.oracle import Verdict, judge
+from tests.rig.shell import run, wait_until
 
-from .points import FLOW, SAMPLE, TABLE, Point
+from .points import BESIDE, FLOW, SAMPLE, SHAPES, TABLE, Point
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
@@ -27,7 +29,7 @@ _numbers = count(1)
 
 @pytest.fixture(scope="module")
 def guests(make_shared_guest: Callable[..., Guest]) -> Iterator[Callable[[str], Guest]]:
-    """A guest of each shape, made anew where a failed test has spoiled it."""
+    """A guest of each shape, made anew where a test has spoiled it."""
     made: dict[str, tuple[Guest, str]] = {}
 
     def get(shape: str) -> Guest:
@@ -40,6 +42,12 @@ def guests(make_shared_guest: Callable[..., Guest]) -> Iterator[Callable[[str], 
         return guest
 
     yield get
+    for guest, _disks in made.values():
+        if guest.state() == "running":
+            durable = guest.durable()
+            guest.destroy()
+            verdict = judge(guest.images, durable)
+            assert verdict.ok, f"the disks of a guest after all tests: {verdict}"
 
 
 def options_of(backup: Backup, module: str) -> dict[str, Any]:
@@ -76,20 +84,51 @@ def happen(backup: Backup, what: str) -> None:
         wait_until(lambda: guest.state() in ("shut off", "undefined"), 60, "the shutdown")
 
 
-def heal_and_check(backup: Backup, before: str, durable: int, may_refuse: bool = False) -> None:
+def judge_disks(guest: Guest, at_least: int, scratch: Path) -> Verdict:
+    """The oracle's word on the guest's own disks. One that runs stands still meanwhile: QEMU has written out all by then."""
+    if guest.state() == "shut off":
+        return judge(guest.images, at_least)
+    guest.hypervisor.virsh("suspend", guest.uuid)
+    try:
+        copies = [(scratch / f"own{number}.raw", "raw") for number in range(len(guest.images))]
+        for (image, image_format), (copy, _raw) in zip(guest.images, copies):
+            run(["qemu-img", "convert", "-U", "-f", image_format, "-O", "raw", image, copy])
+    finally:
+        guest.hypervisor.virsh("resume", guest.uuid)
+    return judge(copies, at_least)
+
+
+def contents(backup: Backup) -> dict[str, str]:
+    """The digests of a domain's images and overlays."""
+    paths = [str(path) for path, _format in backup.guest.images] + [path for path in backup.overlays() if path.endswith(".overlay")]
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in paths}
+
+
+def assert_refused(backup: Backup, message: str) -> None:
+    """It is said again, with both files, and nothing is touched."""
+    overlays = [path for path in backup.overlays() if path.endswith(".overlay")]
+    before = contents(backup)
+    assert "Neither is touched" in message and any(path in message for path in overlays), message
+    assert any(str(path) in message for path, _format in backup.guest.images), message
+    assert backup.recover()["msg"] == message
+    assert contents(backup) == before
+
+
+def heal_and_check(backup: Backup, before: str, durable: int, scratch: Path, may_refuse: bool = False) -> None:
     """Recover as the next run does, and look at everything."""
     guest = backup.guest
     planned = backup.recover(check=True)
     recovered = backup.recover()
     if recovered.get("failed") and may_refuse:
-        assert "Neither is touched" in recovered["msg"], recovered
-        assert backup.recover()["msg"] == recovered["msg"]
+        assert_refused(backup, recovered["msg"])
         return
     assert "failed" not in recovered, recovered
     assert [repair["what"] for repair in planned["repairs"]] == [repair["what"] for repair in recovered["repairs"]]
     # Of a transient domain that has ended nothing is left to be found.
     assert not backup.recover().get("changed")
     if guest.state() != "running":
+        verdict = judge(guest.images, durable)
+        assert verdict.ok, f"the guest's own disks: {verdict}"
         guest.start()
     assert backup.chain() == before
     assert backup.claims() == []
@@ -103,34 +142,34 @@ def heal_and_check(backup: Backup, before: str, durable: int, may_refuse: bool =
         assert "failed" not in result, result
     verdict = following.judge(result, durable)
     assert verdict.ok, str(verdict)
-    guest.destroy()
-    verdict = judge(guest.images, durable)
-    guest.start()
+    verdict = judge_disks(guest, durable, scratch)
     assert verdict.ok, f"the guest's own disks: {verdict}"
 
 
 @pytest.mark.parametrize("point", TABLE if ALL else SAMPLE, ids=str)
-def test_killed(point: Point, guests: Callable[[str], Guest], backup_of: Callable[..., Backup]) -> None:
+def test_killed(point: Point, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)
     backup = backup_of(guest, backup_id=f"killed-{next(_numbers)}")
     before = backup.chain()
     run_until_killed(backup, point)
     durable = guest.durable()
     happen(backup, point.beside)
-    heal_and_check(backup, before, durable, point.may_refuse)
+    heal_and_check(backup, before, durable, tmp_path, point.may_refuse)
 
 
 SEED = int(os.environ.get("LIVE_BACKUP_SEED", "1"))
 
 
 @pytest.mark.parametrize("number", range(40 if ALL else 2))
-def test_killed_at_any_time(number: int, guests: Callable[[str], Guest], backup_of: Callable[..., Backup]) -> None:
+def test_killed_at_any_time(number: int, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     """Set LIVE_BACKUP_SEED to try other times."""
     chance = random.Random(f"{SEED}-{number}")
-    guest = guests("two-disks")
+    guest = guests(chance.choice(SHAPES) if ALL else "two-disks")
     backup = backup_of(guest, backup_id=f"random-{next(_numbers)}")
     before = backup.chain()
-    end = time.monotonic() + chance.uniform(0.0, 6.0)
+    seconds, beside = chance.uniform(0.0, 6.0), chance.choice(BESIDE)
+    print(f"seed {SEED}-{number}: {guest.shape.what}; killed after {seconds:.3f} s, {beside}")
+    end = time.monotonic() + seconds
     for module in FLOW:
         process = backup.start_module(module, **options_of(backup, module))
         try:
@@ -140,9 +179,9 @@ def test_killed_at_any_time(number: int, guests: Callable[[str], Guest], backup_
             process.wait(timeout=30)
             break
     durable = guest.durable()
-    happen(backup, chance.choice(["nothing", "libvirtd", "QEMU", "the guest"]))
+    happen(backup, beside)
     claims = [claim for claim in backup.claims() if claim.suffix == ".json"]
     if claims:
         # It may have died between two steps, when its lease still runs.
         claims[0].write_text(claims[0].read_text().replace('"lease_until": ', '"lease_until": -'))
-    heal_and_check(backup, before, durable)
+    heal_and_check(backup, before, durable, tmp_path, not guest.shape.persistent and beside in BESIDE[2:])
