@@ -3,6 +3,7 @@
 
 FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain, or a
 function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`.
+Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed.
 """
 
 from __future__ import annotations
@@ -36,9 +37,22 @@ def arm(number: str, when: str, call: str) -> None:
     setattr(place, name, faulty)
 
 
+def crawl() -> None:
+    """Let commits begin with a limit of one byte a second."""
+    libvirt = importlib.import_module("libvirt")
+    real = libvirt.virDomain.blockCommit
+
+    def slow(domain, disk, base, top, bandwidth, flags):  # type: ignore[no-untyped-def]
+        return real(domain, disk, base, top, 1, flags | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES)
+
+    libvirt.virDomain.blockCommit = slow
+
+
 if __name__ == "__main__":
     fault, module = sys.argv[1:]
-    if fault:
+    if fault == "crawl":
+        crawl()
+    elif fault:
         arm(*fault.split())
     sys.argv = [module]
     runpy.run_module(module, run_name="__main__")

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import signal
 import time
 from collections.abc import Callable
@@ -30,9 +31,14 @@ def start_copy(backup: Backup, **options: object) -> Inside:
     return copying
 
 
+def _for_seconds(guest: Guest, seconds: int) -> str:
+    """The bandwidth at which a copy takes this long, at least."""
+    return str(sum(path.stat().st_blocks * 512 for path, _format in guest.images) // seconds)
+
+
 def test_each_module_in_four_steps(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
-    before, chain = everyday.durable(), backup.chain()
+    before, chain, owners = everyday.durable(), backup.chain(), _owners(everyday)
 
     planned = backup.snapshot(check=True)
     assert planned["changed"] and planned["planned"]
@@ -54,7 +60,7 @@ def test_each_module_in_four_steps(everyday: Guest, backup_of: Callable[..., Bac
     backup.commit()
     for check in (False, True):
         assert not backup.commit(check=check)["changed"]
-    assert backup.chain() == chain
+    assert backup.chain() == chain and _owners(everyday) == owners
 
     published = backup.publish()
     assert published["changed"] and published["manifest"]["method"] == "legacy" and published["manifest"]["job"] is None
@@ -84,7 +90,7 @@ def test_each_module_in_four_steps(everyday: Guest, backup_of: Callable[..., Bac
 def test_every_shape(shape: str, consistency: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     guest = make_guest(shape, rate=100)
     backup = backup_of(guest)
-    before, chain, below = guest.durable(), backup.chain(), _below(guest)
+    before, chain, below, owners = guest.durable(), backup.chain(), _below(guest), _owners(guest)
     options = {"overlay_dir": str(backup.hypervisor.directory)} if shape == "block-device" else {}
     published = backup.run_legacy(**options)
     assert published["manifest"]["consistency"]["level"] == consistency
@@ -93,8 +99,10 @@ def test_every_shape(shape: str, consistency: str, make_guest: Callable[..., Gue
     assert not any(verdict.needs_recovery.values()), "the ext4 disk needs no journal recovery"
     assert backup.chain() == chain
     assert _below(guest) == below, "what other guests share is as it was"
+    assert _owners(guest) == owners
     backup.assert_at_rest()
     guest.destroy()
+    assert _owners(guest, mode=False) == [(0, 0)] * len(guest.images), "root's again, as before they were first used"
     verdict = judge(guest.images, before)
     assert verdict.ok, f"the guest's own disks: {verdict}"
 
@@ -103,6 +111,11 @@ def _below(guest: Guest) -> dict[str, str]:
     """The digests of what lies below the guest's disks."""
     paths = {path for path in guest.directory.rglob("*") if "template" in path.name or "layer" in path.name}
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in paths if path.is_file()}
+
+
+def _owners(guest: Guest, mode: bool = True) -> list[tuple[int, ...]]:
+    found = [os.stat(path) for path, _format in guest.images]
+    return [(status.st_uid, status.st_gid, *([status.st_mode] if mode else [])) for status in found]
 
 
 @pytest.mark.parametrize("number", range(REPETITIONS))
@@ -114,7 +127,9 @@ def test_again_and_again(number: int, everyday: Guest, backup_of: Callable[..., 
     assert backup.chain() == chain
 
 
-@pytest.mark.parametrize("options", [{"format": "qcow2"}, {"format": "raw"}, {"compress": "zstd", "bandwidth": "500M"}])
+@pytest.mark.parametrize(
+    "options", [{"format": "keep"}, {"format": "qcow2"}, {"format": "raw"}, {"format": "qcow2", "compress": "zstd", "bandwidth": "500M"}]
+)
 def test_formats(options: dict[str, str], everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
     before = everyday.durable()
@@ -122,7 +137,8 @@ def test_formats(options: dict[str, str], everyday: Guest, backup_of: Callable[.
     assert backup.copy(**options)["changed"]
     backup.commit()
     published = backup.publish()
-    assert {disk["format"] for disk in published["manifest"]["disks"]} == {options.get("format", "qcow2")}
+    formats = ["raw", "qcow2"] if options["format"] == "keep" else [options["format"]] * 2
+    assert [disk["format"] for disk in published["manifest"]["disks"]] == formats
     verdict = backup.judge(published, before)
     assert verdict.ok, str(verdict)
     backup.assert_at_rest()
@@ -136,8 +152,9 @@ def test_libvirtd_restarts_in_the_copy(sig: signal.Signals, everyday: Guest, bac
     backup = backup_of(everyday)
     before = everyday.durable()
     backup.snapshot()
-    copying = start_copy(backup, bandwidth="1M")
+    copying = start_copy(backup, bandwidth=_for_seconds(everyday, 5))
     backup.hypervisor.restart_libvirtd(sig)
+    assert copying.poll() is None
     assert result_of(copying)["changed"]
     backup.commit()
     verdict = backup.judge(backup.publish(), before)
@@ -145,15 +162,43 @@ def test_libvirtd_restarts_in_the_copy(sig: signal.Signals, everyday: Guest, bac
     backup.assert_at_rest()
 
 
-def test_the_guest_shuts_down_in_the_copy(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+@pytest.mark.parametrize("sig", [signal.SIGTERM, signal.SIGKILL])
+def test_libvirtd_restarts_in_the_commit(sig: signal.Signals, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    before = everyday.durable()
+    backup.snapshot()
+    assert backup.copy(fault="crawl")["changed"]
+    committing = backup.start_module("libvirt_blockcommit", domain=everyday.name, backup_id=backup.backup_id)
+    wait_until(lambda: committing.poll() is not None or '"in_step": true' in backup.claims()[0].read_text(), 60, "the commit")
+    backup.hypervisor.restart_libvirtd(sig)
+    assert committing.poll() is None
+    give_speed(backup)
+    assert result_of(committing)["changed"]
+    verdict = backup.judge(backup.publish(), before)
+    assert verdict.ok, str(verdict)
+    backup.assert_at_rest()
+
+
+def give_speed(backup: Backup) -> None:
+    """Let the commits go on that crawl."""
+    for target in backup.guest.disks:
+        backup.hypervisor.virsh("blockjob", backup.guest.uuid, target, "--bandwidth", "0")
+
+
+@pytest.mark.parametrize(("shape", "how"), [("two-disks", "shutdown"), ("transient", "kill")])
+def test_the_domain_ends_in_the_copy(shape: str, how: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """The bases stand still all the same, so the backup is good; the overlays are committed offline."""
-    guest = make_guest("two-disks", rate=100)
+    guest = make_guest(shape, rate=100)
     backup = backup_of(guest)
     before, chain = guest.durable(), backup.chain()
     backup.snapshot()
-    copying = start_copy(backup, bandwidth="1M")
-    guest.shutdown_inside()
-    wait_until(lambda: guest.state() == "shut off", 60, "the shutdown")
+    copying = start_copy(backup, bandwidth=_for_seconds(guest, 5))
+    guest.wait_durable(before + 100)
+    if how == "kill":
+        guest.kill_qemu()
+    else:
+        guest.shutdown_inside()
+    wait_until(lambda: guest.state() in ("shut off", "undefined"), 60, "the end")
     last = guest.durable()
     assert result_of(copying)["changed"]
     backup.commit()
@@ -232,23 +277,17 @@ def test_the_guest_itself_would_fill_the_overlays(
 
 def test_a_commit_that_is_behind_says_so_and_goes_on(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
-    before = everyday.durable()
+    before, chain = everyday.durable(), backup.chain()
     backup.snapshot()
     everyday.wait_durable(before + 200)
-    overlay = backup.hypervisor.virsh("domblklist", everyday.uuid).split()[1]
-    copying = start_copy(backup, bandwidth="20M")
-    slow = [
-        "sh",
-        "-c",
-        f"until virsh -q blockjob {everyday.uuid} vda --bandwidth 1 --bytes 2>/dev/null; do test -e '{overlay}' || exit 1; done",
-    ]
-    slowed = backup.hypervisor.run(slow, check=False, timeout=120).returncode == 0
-    assert result_of(copying)["changed"]
-    behind = backup.commit(timeout=2)
-    if slowed and behind.get("failed"):
-        assert "not committed within 2 s" in behind["msg"] and "no write is lost" in behind["msg"], behind
-        backup.hypervisor.virsh("blockjob", everyday.uuid, "vda", "--bandwidth", "0")
-        assert backup.commit()["changed"]
+    assert backup.copy(fault="crawl")["changed"]
+    for _again in range(2):
+        behind = backup.commit(timeout=1)
+        assert behind["failed"] and "not committed within 1 s: vda (" in behind["msg"] and "no write is lost" in behind["msg"], behind
+    assert "libvirt_blockcommit" in backup.publish()["msg"]
+    give_speed(backup)
+    assert backup.commit()["changed"]
+    assert backup.chain() == chain
     verdict = backup.judge(backup.publish(), before)
     assert verdict.ok, str(verdict)
     backup.assert_at_rest()
@@ -303,14 +342,18 @@ def _images(guest: Guest) -> list[Path]:
     return [disk.path for disk in guest.disks.values()]
 
 
-def test_a_domain_that_was_booted_from_its_old_definition(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
-    guest = make_guest("two-disks", rate=100)
+@pytest.mark.parametrize("shape", ["two-disks", "transient"])
+def test_a_domain_that_was_booted_from_its_old_definition(
+    shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
+) -> None:
+    guest = make_guest(shape, rate=100)
     backup = backup_of(guest)
     old = guest.xml("--inactive")
     interrupted(backup)
     guest.destroy()
-    (guest.directory / "old.xml").write_text(old, encoding="utf-8")
-    backup.hypervisor.virsh("define", guest.directory / "old.xml")
+    if guest.shape.persistent:
+        (guest.directory / "old.xml").write_text(old, encoding="utf-8")
+        backup.hypervisor.virsh("define", guest.directory / "old.xml")
     guest.start()
     assert_refused(backup, "used without its overlay")
     guest.destroy()
@@ -376,6 +419,45 @@ def test_a_users_block_job_keeps_us_away(everyday: Guest, backup_of: Callable[..
     backup.hypervisor.virsh("blockjob", everyday.uuid, "vda", "--abort")
     copy.unlink()
     backup.assert_nothing_left()
+
+
+def test_a_users_backup_job_keeps_us_away(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    """A pull job, which lasts until its owner ends it."""
+    backup = backup_of(everyday)
+    foreign = backup.hypervisor.directory / "users-job.xml"
+    server = f"<server transport='unix' socket='/var/lib/libvirt/qemu/users-{everyday.name}'/>"
+    disk = f"<disk name='vda' backup='yes' type='file'><scratch file='{backup.hypervisor.directory}/users-scratch'/></disk>"
+    foreign.write_text(f"<domainbackup mode='pull'>{server}<disks>{disk}<disk name='vdb' backup='no'/></disks></domainbackup>")
+    backup.hypervisor.virsh("backup-begin", everyday.uuid, foreign)
+    for check in (True, False):
+        result = backup.snapshot(check=check)
+        assert result["failed"] and "a job (backup) is running on it" in result["msg"], result
+        assert not backup.recover(check=check)["changed"]
+    assert "Backup" in backup.hypervisor.virsh("domjobinfo", everyday.uuid)
+    backup.hypervisor.virsh("domjobabort", everyday.uuid)
+    backup.assert_nothing_left()
+
+
+def test_files_of_the_user_beside_the_base_stay(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    """An overlay of his over the same base, and a file under the very name that ours would have."""
+    backup = backup_of(everyday)
+    base = _images(everyday)[1]
+    theirs = base.with_name("users.qcow2")
+    make = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", base, "-F", "qcow2", theirs, "64M"]
+    backup.hypervisor.run(make)
+    ours = Path(backup.snapshot(check=True)["overlays"][1]["path"])
+    ours.write_text("theirs")
+    files = {path: path.read_bytes() for path in (theirs, ours)}
+    for check in (True, False):
+        refused = backup.snapshot(check=check)
+        assert refused["failed"] and "exists already, and no claim names it" in refused["msg"], refused
+        assert not backup.recover(check=check)["changed"]
+    assert {path: path.read_bytes() for path in files} == files
+    ours.unlink()
+    assert backup.run_legacy()["changed"]
+    assert theirs.read_bytes() == files[theirs]
+    theirs.unlink()
+    backup.assert_at_rest()
 
 
 def test_two_runs(everyday: Guest, backup_of: Callable[..., Backup]) -> None:

@@ -97,11 +97,19 @@ def test_a_running_domain_is_not_offline(everyday: Guest, backup_of: Callable[..
 
 
 def test_a_block_device_needs_exclusive(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """Nothing keeps it from being started meanwhile: QEMU sees it through a node of its own, with locks of its own."""
     guest = make_guest("block-device", rate=100)
     guest.destroy()
     backup = backup_of(guest)
     result = begin(backup)
     assert result["failed"] and "exclusive" in result["msg"], result
+    begin(backup, exclusive=True)
+    copying = start_copy(backup, bandwidth=CRAWL)
+    guest.start()
+    copied = result_of(copying)
+    assert copied["failed"] and "was started while" in copied["msg"], copied
+    backup.assert_nothing_left()
+    guest.destroy()
     last = guest.durable()
     assert begin(backup, exclusive=True)["changed"]
     backup.copy()

@@ -130,25 +130,43 @@ def test_one_failure_leaves_the_others_to_finish(
     assert "Traceback" not in played.output
 
 
-def test_legacy_where_it_is_asked_for(everyday: Guest, player: Player, backup_of: Callable[..., Backup]) -> None:
-    """Four tasks, the explanation in the result and the manifest; what a push cannot heed is refused there and heeded here."""
-    options = {"backup_domains": everyday.name, "backup_id": "night-1", "backup_bandwidth": "500M"}
-    refused = player.run(**options)
+def test_legacy_where_it_is_asked_for(
+    everyday: Guest, make_guest: Callable[..., Guest], player: Player, backup_of: Callable[..., Backup]
+) -> None:
+    """A fleet: one that an interrupted run left on its overlays, one that is transient, one that is shut off."""
+    transient, off = make_guest("transient", rate=100), make_guest("shut-off")
+    options = {"backup_domains": [everyday.name, transient.name, off.name], "backup_id": "night-1", "backup_bandwidth": "500M"}
+    refused = player.run(**{**options, "backup_domains": everyday.name})
     assert refused.status == 2 and "backup_bandwidth" in refused.rows[everyday.name]["msg"], refused.output
-    before = everyday.durable()
+    backup = backup_of(everyday, player.target, "night-0")
+    chains = backup.chain(), backup_of(transient, player.target).chain()
+    backup.snapshot()
+    dying = backup.start_module("sparse_copy", fault="KILL before _capture_copy.copy_image", domain=everyday.name, backup_id="night-0")
+    dying.wait(timeout=60)
+    assert chains[0] != backup.chain()
+
     planned = player.run("--check", backup_method="legacy", **options)
-    assert planned.rows[everyday.name]["status"] == "planned" and "legacy, since it was asked for" in planned.output, planned.output
+    assert planned.status == 0 and {row["status"] for row in planned.rows.values()} == {"planned"}, planned.output
+    assert "overlay of disk vda" in planned.rows[everyday.name]["msg"], planned.output
+    assert "legacy, since it was asked for" in planned.rows[transient.name]["msg"], planned.output
+    assert chains[0] != backup.chain()
+
+    before = everyday.durable(), transient.durable()
     played = player.run(backup_method="legacy", **options)
-    row = played.rows[everyday.name]
-    assert (row["status"], row["method"], row["method_reason"]) == ("published", "legacy", "it was asked for"), played.output
-    backup = backup_of(everyday, player.target)
-    published = backup.publish()
-    assert published["manifest"]["method_reason"] == "it was asked for"
-    verdict = backup.judge(published, before)
-    assert verdict.ok, str(verdict)
+    assert {row["status"] for row in played.rows.values()} == {"published"}, played.output
+    methods = {name: (row["method"], row["method_reason"]) for name, row in played.rows.items()}
+    asked = "legacy", "it was asked for"
+    assert methods == {everyday.name: asked, transient.name: asked, off.name: ("offline", "the domain is shut off")}
+    for guest, durable, chain in zip((everyday, transient), before, chains):
+        backup = backup_of(guest, player.target)
+        published = backup.publish()
+        assert published["manifest"]["method_reason"] == "it was asked for"
+        verdict = backup.judge(published, durable)
+        assert verdict.ok, str(verdict)
+        assert backup.chain() == chain and backup.claims() == []
+        backup.assert_at_rest()
     again = player.run(backup_method="legacy", **options)
     assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
-    backup.assert_at_rest()
 
 
 @pytest.mark.parametrize("excluded", ['{"NAME": ["vdb"]}', {"NAME": ["vdb"]}, {"copy": ["vdx"], "NAME": ["vdb"]}], ids=str)
