@@ -122,7 +122,7 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
         raise Refusal(f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.")
     if disk.mirror is None:
         if seen.job:
-            raise Refusal(f"A block job that is not ours runs on disk {overlay.target}: {seen.job}. Wait for its end, or end it.")
+            raise Refusal(f"A block job that is not ours runs on disk {overlay.target}. Wait for its end, or end it.")
         if not _same_run(memory, seen):
             _require_settled(overlay, memory, seen)
         _require_untouched(overlay, memory, seen)
