@@ -421,20 +421,42 @@ def test_a_users_block_job_keeps_us_away(everyday: Guest, backup_of: Callable[..
     backup.assert_nothing_left()
 
 
-def test_a_users_backup_job_keeps_us_away(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
-    """A pull job, which lasts until its owner ends it."""
-    backup = backup_of(everyday)
+def begin_users_job(backup: Backup) -> None:
+    """A pull backup, which lasts until its owner ends it."""
     foreign = backup.hypervisor.directory / "users-job.xml"
-    server = f"<server transport='unix' socket='/var/lib/libvirt/qemu/users-{everyday.name}'/>"
+    server = f"<server transport='unix' socket='/var/lib/libvirt/qemu/users-{backup.guest.uuid}'/>"
     disk = f"<disk name='vda' backup='yes' type='file'><scratch file='{backup.hypervisor.directory}/users-scratch'/></disk>"
     foreign.write_text(f"<domainbackup mode='pull'>{server}<disks>{disk}<disk name='vdb' backup='no'/></disks></domainbackup>")
-    backup.hypervisor.virsh("backup-begin", everyday.uuid, foreign)
+    backup.hypervisor.virsh("backup-begin", backup.guest.uuid, foreign)
+
+
+def test_a_users_backup_job_keeps_us_away(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    begin_users_job(backup)
     for check in (True, False):
         result = backup.snapshot(check=check)
         assert result["failed"] and "a job (backup) is running on it" in result["msg"], result
         assert not backup.recover(check=check)["changed"]
     assert "Backup" in backup.hypervisor.virsh("domjobinfo", everyday.uuid)
     backup.hypervisor.virsh("domjobabort", everyday.uuid)
+    backup.assert_nothing_left()
+
+
+def test_jobs_of_the_user_on_a_disk_that_a_run_left_on_its_overlay(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    chain = backup.chain()
+    interrupted(backup)
+    begin_users_job(backup)
+    assert_refused(backup, "A block job that is not ours runs on disk vda")
+    assert "Backup" in backup.hypervisor.virsh("domjobinfo", everyday.uuid)
+    backup.hypervisor.virsh("domjobabort", everyday.uuid)
+    copy = backup.hypervisor.directory / "users-copy.qcow2"
+    backup.hypervisor.virsh("blockcopy", everyday.uuid, "vdb", "--dest", copy, "--transient-job", "--format", "qcow2")
+    assert_refused(backup, "A block job that is not ours")
+    backup.hypervisor.virsh("blockjob", everyday.uuid, "vdb", "--abort")
+    copy.unlink()
+    assert backup.recover()["changed"]
+    assert backup.chain() == chain
     backup.assert_nothing_left()
 
 
