@@ -14,15 +14,13 @@ from collections.abc import Callable, Iterator
 from typing import Protocol
 
 from ._clock import Clock
-from ._digest import ZEROES, digest_while
+from ._digest import CHUNK, digest_while, is_zero
 from ._errors import LiveBackupError
 
 # Linux's number of the ioctl that shares one file's blocks with another (linux/fs.h).
 _FICLONE = 0x40049409
 # What the kernel says where it cannot clone between these two files.
 _CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM}
-# Zeroes are looked for in pieces of this size.
-_ZERO_PIECE = 64 * 1024
 
 
 class Pace:
@@ -103,11 +101,10 @@ def copy_data(source: int, destination: Destination, pace: Pace, *, find_zeroes:
     """
     amounts: list[int] = []
 
-    def pass_on(offset: int, data: bytes) -> None:
-        view = memoryview(data)
-        for start, end in _without_zeroes(view) if find_zeroes else [(0, len(view))]:
+    def pass_on(offset: int, data: memoryview) -> None:
+        for start, end in _without_zeroes(data) if find_zeroes else [(0, len(data))]:
             pace.pass_through(end - start)
-            destination.write(offset + start, view[start:end])
+            destination.write(offset + start, data[start:end])
             amounts.append(end - start)
 
     return digest_while(source, pass_on), sum(amounts)
@@ -116,9 +113,8 @@ def copy_data(source: int, destination: Destination, pace: Pace, *, find_zeroes:
 def _without_zeroes(data: memoryview) -> Iterator[tuple[int, int]]:
     """The pieces that are not all zeroes, neighbours joined."""
     first = None
-    for offset in range(0, len(data), _ZERO_PIECE):
-        piece = data[offset : offset + _ZERO_PIECE]
-        if piece == ZEROES[: len(piece)]:
+    for offset in range(0, len(data), CHUNK):
+        if is_zero(data[offset : offset + CHUNK]):
             if first is not None:
                 yield first, offset
             first = None

@@ -2,10 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""`sha256-4m`: the digest of an image, whose holes cost nothing.
+"""`sha256-64k`: the digest of an image, whose holes cost nothing.
 
-The SHA-256 of the joined SHA-256 digests of the image's 4 MiB chunks, the last of which may be shorter. A chunk that is a
-hole or all zeroes has a digest that is known beforehand, and the chunks are read and hashed in parallel.
+The SHA-256 of the joined SHA-256 digests of the image's chunks of 64 KiB, the last of which may be shorter. A chunk that is
+a hole or all zeroes has a digest that is known beforehand, and the others are read and hashed in parallel.
 """
 
 from __future__ import annotations
@@ -17,12 +17,11 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
-CHUNK = 4 * 1024 * 1024
+CHUNK = 64 * 1024
+# What one thread reads at a time.
+BATCH = 64 * CHUNK
 ZEROES = bytes(CHUNK)
-_ZEROES_VIEW = memoryview(ZEROES)
-_PIECE = 64 * 1024
 _AHEAD = 128
 
 
@@ -32,67 +31,71 @@ def file_digest(path: Path) -> str:
 
 
 def image_digest(path: Path) -> str:
-    """`sha256-4m:<hex>`; reads each byte that is not in a hole once, and does not keep it in the page cache."""
+    """`sha256-64k:<hex>`; reads each byte that is not in a hole once, and does not keep it in the page cache."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return digest_while(descriptor, lambda offset, data: None)
+        return open_digest(descriptor)
     finally:
         os.close(descriptor)
 
 
-def digest_while(descriptor: int, use: Callable[[int, bytes], None]) -> str:
-    """`sha256-4m:<hex>` of an open image; all data is also given to `use(offset, data)`, by several threads and in pieces."""
-    whole = hashlib.sha256()
+def open_digest(descriptor: int) -> str:
+    """The image_digest of an open image."""
+    return digest_while(descriptor, lambda offset, data: None)
+
+
+def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str:
+    """`sha256-64k:<hex>` of an open image; all data is also given to `use(offset, data)`, by several threads and in pieces."""
     size = image_size(descriptor)
-    after_zeroes = _states_after_zeroes()
     zeroes = hashlib.sha256(ZEROES).digest()
+
+    def of_zeroes(length: int) -> bytes:
+        rest = length % CHUNK
+        return zeroes * (length // CHUNK) + (hashlib.sha256(ZEROES[:rest]).digest() if rest else b"")
+
+    def digests(offset: int, extents: list[tuple[int, int]]) -> bytes:
+        """The joined digests of a batch's chunks."""
+        end = min(offset + BATCH, size)
+        first = extents[0][0] // CHUNK * CHUNK
+        last = min(-(-extents[-1][1] // CHUNK) * CHUNK, end)
+        data = memoryview(bytearray(last - first))
+        for start, stop in extents:
+            piece = data[start - first : stop - first]
+            # It shares no file position, and it, the hash and the use let other threads run.
+            _read_into(descriptor, piece, start)
+            os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
+            use(start, piece)
+        chunks = [data[start : start + CHUNK] for start in range(0, last - first, CHUNK)]
+        found = [of_zeroes(len(chunk)) if is_zero(chunk) else hashlib.sha256(chunk).digest() for chunk in chunks]
+        return of_zeroes(first - offset) + b"".join(found) + of_zeroes(end - last)
+
+    whole = hashlib.sha256()
+    # Bounded, so that memory does not grow with the image.
+    pending: deque[Future[bytes] | bytes] = deque()
     # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
-    workers = 2 * (os.cpu_count() or 1)
+    pool = ThreadPoolExecutor(2 * (os.cpu_count() or 1))
 
-    def digest(chunk: tuple[int, list[tuple[int, int]]]) -> bytes:
-        offset, extents = chunk
-        length = min(CHUNK, size - offset)
-        done = (extents[0][0] - offset if extents else length) // _PIECE * _PIECE
-        state = after_zeroes[done // _PIECE].copy()
-        for start, end in extents:
-            state.update(_ZEROES_VIEW[: start - offset - done])
-            # pread shares no file position, and it, the hash and the use let other threads run.
-            data = _read(descriptor, end - start, start)
-            os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_DONTNEED)
-            use(start, data)
-            if data == ZEROES:
-                return zeroes
-            state.update(data)
-            done = end - offset
-        state.update(_ZEROES_VIEW[: length - done])
-        return state.digest()
+    def take() -> None:
+        first = pending.popleft()
+        whole.update(first if isinstance(first, bytes) else first.result())
 
-    # Bounded, so that memory does not grow with the image; None is a chunk that is a hole.
-    pending: deque[Future[bytes] | None] = deque()
-    pool = ThreadPoolExecutor(workers)
     try:
-        for chunk in _chunks(descriptor, size):
-            is_hole = not chunk[1] and size - chunk[0] >= CHUNK
-            pending.append(None if is_hole else pool.submit(digest, chunk))
+        for offset, extents in _batches(descriptor, size):
+            pending.append(pool.submit(digests, offset, extents) if extents else of_zeroes(min(BATCH, size - offset)))
             if len(pending) > _AHEAD:
-                first = pending.popleft()
-                whole.update(first.result() if first else zeroes)
-        for one in pending:
-            whole.update(one.result() if one else zeroes)
+                take()
+        while pending:
+            take()
     finally:
         # Who gives a copy up need not wait for what is only queued.
         pool.shutdown(cancel_futures=True)
-    return "sha256-4m:" + whole.hexdigest()
+    return "sha256-64k:" + whole.hexdigest()
 
 
-def _states_after_zeroes() -> list[Any]:
-    """SHA-256 after 0, 1, 2, ... pieces of zeroes: a chunk that begins with a hole need not be hashed from its beginning."""
-    states = [hashlib.sha256()]
-    for _piece in range(CHUNK // _PIECE):
-        state = states[-1].copy()
-        state.update(_ZEROES_VIEW[:_PIECE])
-        states.append(state)
-    return states
+def is_zero(data: memoryview) -> bool:
+    """Whether a piece of at most one chunk is all zeroes."""
+    # Bytes are compared as the processor can, views of them one by one.
+    return not data[0] and bytes(data) == ZEROES[: len(data)]
 
 
 def image_size(descriptor: int) -> int:
@@ -117,29 +120,28 @@ def data_extents(descriptor: int, start: int, end: int) -> Iterator[tuple[int, i
         start = hole
 
 
-def _chunks(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
-    """Every chunk's offset, and where in it data begins and ends."""
+def _batches(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Every batch's offset, and where in it data begins and ends."""
     offset = 0
     inside: list[tuple[int, int]] = []
     for extent_start, extent_end in data_extents(descriptor, 0, size):
         start = extent_start
         while start < extent_end:
-            while start >= offset + CHUNK:
+            while start >= offset + BATCH:
                 yield offset, inside
-                offset, inside = offset + CHUNK, []
-            end = min(extent_end, offset + CHUNK)
+                offset, inside = offset + BATCH, []
+            end = min(extent_end, offset + BATCH)
             inside.append((start, end))
             start = end
     while offset < size:
         yield offset, inside
-        offset, inside = offset + CHUNK, []
+        offset, inside = offset + BATCH, []
 
 
-def _read(descriptor: int, length: int, offset: int) -> bytes:
-    data = os.pread(descriptor, length, offset)
-    while len(data) < length:
-        more = os.pread(descriptor, length - len(data), offset + len(data))
-        if not more:
+def _read_into(descriptor: int, data: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(data):
+        got = os.preadv(descriptor, [data[done:]], offset + done)
+        if not got:
             raise OSError(errno.EIO, "the image ended while it was read")
-        data += more
-    return data
+        done += got

@@ -4,8 +4,8 @@
 
 """The far end of a copy over ssh: it looks, receives an image's data, and proves what it wrote.
 
-It runs as a program of its own, from this file's text, so it imports nothing of the collection, and it works with Python
-3.6: the line that imports annotations is left out when the text is sent.
+It runs as a program of its own, made of the texts of this module and of those that it imports, which need nothing but Python's
+standard library.
 
 It is told what to do in lines of JSON, and answers each with one. After `receive` come frames of data, and after an empty
 frame a line with the image's digest. What was written is read again from the disk, and has its name only if it has that
@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import json
 import os
 import signal
@@ -24,14 +23,14 @@ import stat
 import struct
 import sys
 import tempfile
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
+
+from ._digest import BATCH, open_digest
 
 # What a login shell may print comes before this.
 MARK = "live_backup far end"
 # A frame's offset in the image and its length.
 FRAME = struct.Struct(">QI")
-CHUNK = 4 * 1024 * 1024
 
 
 def look(path: str) -> Any:
@@ -84,7 +83,7 @@ def receive(path: str, size: int, mode: int) -> Any:
         os.fsync(descriptor)
         # What is read now comes from the disk.
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
-        found = digest(descriptor, size)
+        found = open_digest(descriptor)
         if found != expected:
             return {"error": f"what was written has digest {found}, not {expected}"}
         os.fchmod(descriptor, mode)
@@ -125,7 +124,7 @@ def remove_left(path: str) -> None:
 
 def write_frames(descriptor: int) -> None:
     """Write what comes until the empty frame."""
-    header, buffer = bytearray(FRAME.size), bytearray(CHUNK)
+    header, buffer = bytearray(FRAME.size), bytearray(BATCH)
     while True:
         read_into(memoryview(header))
         offset, length = FRAME.unpack(header)
@@ -157,41 +156,6 @@ def read_line() -> bytes:
     if not line.endswith(b"\n"):
         raise EOFError
     return line
-
-
-def digest(descriptor: int, size: int) -> str:
-    """The digest of all that the file holds: the SHA-256 of the joined SHA-256 digests of its chunks."""
-    zeroes = hashlib.sha256(bytes(CHUNK)).digest()
-
-    def of_chunk(start: int) -> bytes:
-        end = min(start + CHUNK, size)
-        if end - start == CHUNK and is_hole(descriptor, start, end):
-            return zeroes
-        state = hashlib.sha256()
-        while start < end:
-            data = os.pread(descriptor, end - start, start)
-            if not data:
-                raise OSError(errno.EIO, "the file ended while it was read")
-            os.posix_fadvise(descriptor, start, len(data), os.POSIX_FADV_DONTNEED)
-            state.update(data)
-            start += len(data)
-        return state.digest()
-
-    whole = hashlib.sha256()
-    with ThreadPoolExecutor(2 * (os.cpu_count() or 1)) as pool:
-        for one in pool.map(of_chunk, range(0, size, CHUNK)):
-            whole.update(one)
-    return "sha256-4m:" + whole.hexdigest()
-
-
-def is_hole(descriptor: int, start: int, end: int) -> bool:
-    """Whether there is no data between two offsets."""
-    try:
-        return os.lseek(descriptor, start, os.SEEK_DATA) >= end
-    except OSError as error:
-        if error.errno == errno.ENXIO:  # no data up to the end of the file
-            return True
-        raise
 
 
 def note(path: str, record: Any) -> Any:
@@ -249,7 +213,3 @@ def say(line: str) -> None:
     """Answer."""
     sys.stdout.write(line + "\n")
     sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    raise SystemExit(main())

@@ -86,17 +86,17 @@ Taken from {domain["hypervisor"]} at {manifest["consistency"]["instant"]}, metho
 {missing}{skipped}
 ## Check the files
 
-`manifest.json` holds each file's digest. `sha256:` is what sha256sum prints. For an image, `sha256-4m:` is the SHA-256 of
-the joined SHA-256 digests of its 4 MiB chunks:
+`manifest.json` holds each file's digest. `sha256:` is what sha256sum prints. For an image, `sha256-64k:` is the SHA-256 of
+the joined SHA-256 digests of its 64 KiB chunks:
 
 ```
 python3 - IMAGE <<'END'
 import hashlib, sys
 whole = hashlib.sha256()
 with open(sys.argv[1], "rb") as image:
-    while chunk := image.read(4 * 1024 * 1024):
+    while chunk := image.read(64 * 1024):
         whole.update(hashlib.sha256(chunk).digest())
-print("sha256-4m:" + whole.hexdigest())
+print("sha256-64k:" + whole.hexdigest())
 END
 ```
 

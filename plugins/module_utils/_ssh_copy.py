@@ -21,10 +21,10 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, cast
 
-from . import _far_end
+from . import _digest, _far_end
 from ._clock import Clock
 from ._copy import Pace, copy_data
-from ._digest import CHUNK, image_size
+from ._digest import image_size
 from ._errors import LiveBackupError
 from ._far_end import FRAME, MARK
 
@@ -108,6 +108,25 @@ def _options(values: dict[str, str]) -> list[str]:
     return [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
 
 
+# The far end and the modules that it imports, which come first.
+_FAR_MODULES = (_digest, _far_end)
+_BEGIN = """
+import sys, types
+sys.modules["far"] = types.ModuleType("far")
+sys.modules["far"].__path__ = []
+for name, text in {texts!r}:
+    module = sys.modules["far." + name] = types.ModuleType("far." + name)
+    module.__package__ = "far"
+    exec(compile(text, name + ".py", "exec"), module.__dict__)
+sys.exit(module.main())
+"""
+
+
+def _program() -> bytes:
+    """What the far end's Python runs: the modules as a package of their own."""
+    return _BEGIN.format(texts=[(one.__name__.rpartition(".")[2], inspect.getsource(one)) for one in _FAR_MODULES]).encode()
+
+
 class FarEnd:
     """The program at the far end. It is a copy's destination, too."""
 
@@ -120,8 +139,7 @@ class FarEnd:
     def __enter__(self) -> FarEnd:
         if shutil.which("ssh") is None:
             raise LiveBackupError("ssh is not installed on this host: install openssh-client (Debian, Ubuntu) or openssh-clients (EL).")
-        # Python 3.6 does not know this line.
-        program = inspect.getsource(_far_end).replace("from __future__ import annotations\n", "").encode()
+        program = _program()
         # Any login shell reads this alike; -I keeps the user's own Python files out.
         begin = f"""exec python3 -I -c 'import sys; exec(compile(sys.stdin.buffer.read({len(program)}), "far_end", "exec"))'"""
         self._said = tempfile.TemporaryFile()
@@ -179,11 +197,9 @@ class FarEnd:
 
     def write(self, offset: int, data: memoryview) -> None:
         """Send a piece of the image."""
-        for start in range(0, len(data), CHUNK):
-            piece = data[start : start + CHUNK]
-            with self._lock:
-                self._send(FRAME.pack(offset + start, len(piece)))
-                self._send(piece)
+        with self._lock:
+            self._send(FRAME.pack(offset, len(data)))
+            self._send(data)
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         self._send_line({"do": do, **arguments})

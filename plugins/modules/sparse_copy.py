@@ -47,7 +47,7 @@ options:
       - The file to write, as an absolute path. A file that is there is replaced when the copy is whole.
       - >-
         Or V(ssh://[user@]host[:port]/path), a file on another host, which the hypervisor reaches with C(ssh). The path is taken as it
-        stands, nothing in it is decoded. That host needs sshd, a POSIX shell and C(python3) 3.6 or newer. Its host key must be known.
+        stands, nothing in it is decoded. That host needs sshd, a POSIX shell and C(python3) 3.9 or newer. Its host key must be known.
       - >-
         Over ssh the bytes are copied, so the copy has the format of O(src), which must be raw or qcow2, without a backing or data file.
         Only data passes, zeroes never do. What was written is read again from the disk there, and has its name only if its digest is right.
@@ -138,10 +138,10 @@ allocated:
   type: int
   sample: 1073745920
 digest:
-  description: The copy's digest, the SHA-256 of the joined SHA-256 digests of its 4 MiB chunks.
+  description: The copy's digest, the SHA-256 of the joined SHA-256 digests of its 64 KiB chunks.
   returned: when O(src) was copied, or had been
   type: str
-  sample: sha256-4m:8f0cb2a1cf51d84d0c4f67ad1e8f6a7a7be8e1fd56f34e5c27ce4a0a1f6b2f11
+  sample: sha256-64k:8f0cb2a1cf51d84d0c4f67ad1e8f6a7a7be8e1fd56f34e5c27ce4a0a1f6b2f11
 seconds:
   description: How long the copy took.
   returned: when O(src) was copied, or had been

@@ -68,9 +68,9 @@ def four_steps(**arguments: Any) -> dict[str, Any]:
 def naive_digest(path: Path) -> str:
     whole = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(4 * MIB):
+        while chunk := file.read(64 * 1024):
             whole.update(hashlib.sha256(chunk).digest())
-    return "sha256-4m:" + whole.hexdigest()
+    return "sha256-64k:" + whole.hexdigest()
 
 
 def left_in(directory: Path) -> list[str]:

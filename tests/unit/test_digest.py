@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._digest import CHUNK, file_digest, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._digest import BATCH, CHUNK, file_digest, image_digest
 
 MIB = 1 << 20
 
@@ -18,7 +18,7 @@ MIB = 1 << 20
 def naive_digest(path: Path) -> str:
     data = path.read_bytes()
     chunks = [data[start : start + CHUNK] for start in range(0, len(data), CHUNK)]
-    return "sha256-4m:" + hashlib.sha256(b"".join(hashlib.sha256(chunk).digest() for chunk in chunks)).hexdigest()
+    return "sha256-64k:" + hashlib.sha256(b"".join(hashlib.sha256(chunk).digest() for chunk in chunks)).hexdigest()
 
 
 def sparse(path: Path, size: int, data: dict[int, bytes]) -> Path:
@@ -50,9 +50,12 @@ def sparse(path: Path, size: int, data: dict[int, bytes]) -> Path:
         (5 * CHUNK, {5 * CHUNK - 4: b"last"}),
         (5 * CHUNK + 12345, {5 * CHUNK + 12340: b"short"}),
         (5 * CHUNK + 12345, {0: b"x"}),
-        (5 * CHUNK, {CHUNK + MIB: b"two", CHUNK + 3 * MIB: b"extents of one chunk", 4 * CHUNK: b"x"}),
+        (5 * BATCH, {BATCH + MIB: b"two", BATCH + 3 * MIB: b"extents of one batch", 4 * BATCH: b"x"}),
         (5 * CHUNK, {number * CHUNK: b"every chunk" for number in range(5)}),
         (3 * CHUNK, {0: bytes(3 * CHUNK)}),
+        (3 * BATCH, {BATCH: b"a middle batch"}),
+        (3 * BATCH + 5, {BATCH - 3: b"across batches", 3 * BATCH + 4: b"x"}),
+        (2 * BATCH, {0: b"x", BATCH - CHUNK: bytes(CHUNK), BATCH + 3 * CHUNK: bytes(2 * CHUNK) + b"x"}),
     ],
 )
 def test_digest_of_sparse_files(tmp_path: Path, size: int, data: dict[int, bytes]) -> None:
@@ -62,29 +65,29 @@ def test_digest_of_sparse_files(tmp_path: Path, size: int, data: dict[int, bytes
 
 def test_an_image_of_more_chunks_than_one_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "cpu_count", lambda: 1)
-    path = sparse(tmp_path / "image", 66 * CHUNK, {65 * CHUNK: b"x"})
+    path = sparse(tmp_path / "image", 140 * BATCH, {number * BATCH: b"x" for number in range(0, 140, 2)})
     assert image_digest(path) == naive_digest(path)
 
 
 def test_a_known_digest() -> None:
     """By which another implementation can be judged: the empty image is the digest of nothing."""
-    assert image_digest(Path(os.devnull)) == "sha256-4m:" + hashlib.sha256(b"").hexdigest()
+    assert image_digest(Path(os.devnull)) == "sha256-64k:" + hashlib.sha256(b"").hexdigest()
 
 
 def test_holes_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    path = sparse(tmp_path / "image", 50 * CHUNK, {10 * CHUNK: b"x"})
-    if path.stat().st_blocks * 512 >= 50 * CHUNK:
+    path = sparse(tmp_path / "image", 50 * BATCH, {10 * BATCH: b"x"})
+    if path.stat().st_blocks * 512 >= BATCH:
         pytest.fail(f"{tmp_path} is on a file system without holes")
     offsets: list[int] = []
-    pread = os.pread
+    preadv = os.preadv
 
-    def counting(descriptor: int, length: int, offset: int) -> Any:
+    def counting(descriptor: int, buffers: Any, offset: int) -> int:
         offsets.append(offset)
-        return pread(descriptor, length, offset)
+        return preadv(descriptor, buffers, offset)
 
-    monkeypatch.setattr(os, "pread", counting)
+    monkeypatch.setattr(os, "preadv", counting)
     image_digest(path)
-    assert offsets == [10 * CHUNK]
+    assert offsets == [10 * BATCH]
 
 
 def test_equal_data_has_one_digest_whether_it_is_a_hole_or_zeroes(tmp_path: Path) -> None:

@@ -66,7 +66,7 @@ def test_the_manifest_keeps_to_the_schema(published: dict[str, Any]) -> None:
 
 
 def spoil_digest(manifest: dict[str, Any]) -> None:
-    manifest["disks"][0]["digest"] = manifest["disks"][0]["digest"].replace("sha256-4m", "sha256")
+    manifest["disks"][0]["digest"] = manifest["disks"][0]["digest"].replace("sha256-64k", "sha256")
 
 
 def spoil_file(manifest: dict[str, Any]) -> None:
