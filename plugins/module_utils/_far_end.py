@@ -23,14 +23,27 @@ import stat
 import struct
 import sys
 import tempfile
+from collections.abc import Callable
 from typing import Any
 
+from ._check import check_files, note_proof
 from ._digest import BATCH, open_digest
+from ._errors import LiveBackupError
+from ._prune import prune_sets
+from ._sets import find_set, list_sets
 
 # What a login shell may print comes before this.
 MARK = "live_backup far end"
 # A frame's offset in the image and its length.
 FRAME = struct.Struct(">QI")
+
+
+CALLS: dict[str, Callable[..., Any]] = {one.__name__: one for one in (list_sets, find_set, check_files, note_proof, prune_sets)}
+
+
+def call(function: str, arguments: dict[str, Any]) -> Any:
+    """Do with the sets here what is done with those on a hypervisor's own disks."""
+    return {"returned": CALLS[function](**arguments)}
 
 
 def look(path: str) -> Any:
@@ -194,7 +207,7 @@ def main() -> int:
     """Do what comes, until the input ends or something fails."""
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    actions: Any = {"look": look, "receive": receive, "note": note}
+    actions: Any = {"look": look, "receive": receive, "note": note, "call": call}
     say(MARK)
     while True:
         try:
@@ -202,6 +215,8 @@ def main() -> int:
             answer = actions[request.pop("do")](**request)
         except EOFError:
             return 0
+        except LiveBackupError as error:
+            answer = {"error": error.msg, "refused": True}
         except OSError as error:
             answer = {"error": os.strerror(error.errno or 0), "errno": error.errno, "file": error.filename}
         say(json.dumps(answer))

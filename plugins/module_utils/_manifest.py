@@ -15,9 +15,8 @@ from typing import Any
 from ._claim import Claim
 from ._clock import rfc3339
 from ._digest import image_digest
+from ._manifest_schema import VERSION as VERSION_OF_SCHEMA
 from ._version import VERSION
-
-SCHEMA = 1
 
 
 def image_entry(disk: dict[str, Any], path: Path, digest: str | None = None) -> dict[str, Any]:
@@ -40,7 +39,7 @@ def build_manifest(claim: Claim, disks: list[dict[str, Any]], files: list[dict[s
     """The manifest of a full backup."""
     begun = claim.results["begin"]
     return {
-        "schema": SCHEMA,
+        "schema": VERSION_OF_SCHEMA,
         "backup_id": claim.backup_id,
         "domain": {"name": claim.domain, "uuid": claim.uuid, "hypervisor": platform.node()},
         "method": claim.method,
@@ -86,8 +85,8 @@ Taken from {domain["hypervisor"]} at {manifest["consistency"]["instant"]}, metho
 {missing}{skipped}
 ## Check the files
 
-`manifest.json` holds each file's digest. `sha256:` is what sha256sum prints. For an image, `sha256-64k:` is the SHA-256 of
-the joined SHA-256 digests of its 64 KiB chunks:
+`sha256sum -c SHA256SUMS` checks `manifest.json` and this file. `manifest.json` holds the digests of the others. `sha256:` is
+what sha256sum prints. For an image, `sha256-64k:` is the SHA-256 of the joined SHA-256 digests of its 64 KiB chunks:
 
 ```
 python3 - IMAGE <<'END'

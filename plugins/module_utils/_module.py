@@ -21,6 +21,7 @@ CONNECTION: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"
 DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
 BACKUP_ID: dict[str, Any] = {"backup_id": {"type": "str", "required": True}}
 TARGET: dict[str, Any] = {"target": {"type": "str", "required": True}}
+SSH: dict[str, Any] = {"ssh_key": {"type": "path"}, "ssh_options": {"type": "list", "elements": "str", "default": []}}
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
 
@@ -36,7 +37,7 @@ def _interrupted(number: int, _frame: FrameType | None) -> None:
 
 def run(operation: Operation, *options: dict[str, Any], **rules: Any) -> None:
     """Run `operation(params, check_mode, clock)` as a module with these options, and rules between them; its result is the module's."""
-    spec = {name: option for one in (CONNECTION, *options) for name, option in one.items()}
+    spec = {name: option for one in options for name, option in one.items()}
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **rules)
     for number in _SIGNALS:
         signal.signal(number, _interrupted)

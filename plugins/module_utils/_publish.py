@@ -18,10 +18,9 @@ from ._digest import file_digest
 from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
 from ._manifest import build_manifest, image_entry, manifest_bytes, restore_guide
+from ._sets import GUIDE, SUMS
 from ._target import probe_target
 from ._undo import end_claim, paths_of, undo
-
-GUIDE = "RESTORE.md"
 
 
 def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -96,11 +95,13 @@ def _publish(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str,
     copies = claim.results.get("copies", {})
     disks = [image_entry(disk, Path(disk["path"]), copies.get(disk["target"], {}).get("digest")) for disk in claim.plan["disks"]]
     images = {disk["file"] for disk in disks}
-    small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE})
+    small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
     manifest = build_manifest(claim, disks, files, clock.wall())
     write_durably(paths.partial / GUIDE, restore_guide(manifest).encode())
     write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
+    sums = [f"{file_digest(paths.partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]
+    write_durably(paths.partial / SUMS, "".join(sums).encode())
     paths.partial.chmod(0o700)
     sync_path(paths.partial)
     paths.partial.rename(paths.final)

@@ -21,7 +21,19 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO, Any, cast
 
-from . import _digest, _far_end
+from . import (
+    _backup_set,
+    _check,
+    _clock,
+    _digest,
+    _errors,
+    _far_end,
+    _files,
+    _manifest_schema,
+    _prune,
+    _retention,
+    _sets,
+)
 from ._clock import Clock
 from ._copy import Pace, copy_data
 from ._digest import image_size
@@ -109,7 +121,7 @@ def _options(values: dict[str, str]) -> list[str]:
 
 
 # The far end and the modules that it imports, which come first.
-_FAR_MODULES = (_digest, _far_end)
+_FAR_MODULES = (_errors, _clock, _files, _digest, _backup_set, _manifest_schema, _sets, _check, _retention, _prune, _far_end)
 _BEGIN = """
 import sys, types
 sys.modules["far"] = types.ModuleType("far")
@@ -172,6 +184,10 @@ class FarEnd:
         """What is at the path and beside it."""
         return self._ask("look", path=self._address.path)
 
+    def call(self, function: str, arguments: dict[str, Any]) -> Any:
+        """What one of the functions that _far_end.CALLS names returns there."""
+        return self._ask("call", function=function, arguments=arguments)["returned"]
+
     def note(self, record: dict[str, Any]) -> None:
         """Write the record of a copy beside it."""
         self._ask("note", path=self._address.path, record=record)
@@ -223,6 +239,9 @@ class FarEnd:
 
     def _answer(self) -> dict[str, Any]:
         answer = json.loads(self._answer_line())
+        if answer.get("refused"):
+            self._ended = LiveBackupError(f"On {self._address.host}: {answer['error']}")
+            raise self._ended
         if "error" in answer:
             why = _FAR_FAILURES.get(answer.get("errno"), answer["error"])
             self._ended = LiveBackupError(f"{self._address.url} was not written: {why}{_on(answer.get('file'))}.")

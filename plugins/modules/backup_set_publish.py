@@ -71,12 +71,12 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, TARGET, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._publish import publish_set
 
 
 def main() -> None:
-    run(publish_set, DOMAIN, BACKUP_ID, TARGET)
+    run(publish_set, CONNECTION, DOMAIN, BACKUP_ID, TARGET)
 
 
 if __name__ == "__main__":

@@ -206,12 +206,13 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._begin import begin_backup
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, TARGET, run
 
 
 def main() -> None:
     run(
         begin_backup,
+        CONNECTION,
         DOMAIN,
         BACKUP_ID,
         TARGET,

@@ -76,12 +76,12 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._recover import recover
 
 
 def main() -> None:
-    run(recover, DOMAIN, {"backup_id": {"type": "str"}})
+    run(recover, CONNECTION, DOMAIN, {"backup_id": {"type": "str"}})
 
 
 if __name__ == "__main__":

@@ -92,12 +92,13 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._blockcommit import commit_overlays
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, run
 
 
 def main() -> None:
     run(
         commit_overlays,
+        CONNECTION,
         DOMAIN,
         BACKUP_ID,
         {"disks": {"type": "list", "elements": "str"}, "timeout": {"type": "int", "default": 3600}},

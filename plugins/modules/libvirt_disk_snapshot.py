@@ -204,13 +204,14 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, TARGET, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._snapshot import snapshot_disks
 
 
 def main() -> None:
     run(
         snapshot_disks,
+        CONNECTION,
         DOMAIN,
         BACKUP_ID,
         TARGET,

@@ -225,12 +225,13 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._info import domain_info
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, run
 
 
 def main() -> None:
     run(
         domain_info,
+        CONNECTION,
         {
             "method": {"type": "str", "choices": ["auto", "push", "legacy"], "default": "auto"},
             "domains": {"type": "list", "elements": "str", "default": ["*"]},

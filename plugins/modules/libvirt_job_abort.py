@@ -60,11 +60,11 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._abort import abort_job
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, run
 
 
 def main() -> None:
-    run(abort_job, DOMAIN, {"timeout": {"type": "int", "default": 60}})
+    run(abort_job, CONNECTION, DOMAIN, {"timeout": {"type": "int", "default": 60}})
 
 
 if __name__ == "__main__":

@@ -105,13 +105,14 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._wait import wait_for_job
 
 
 def main() -> None:
     run(
         wait_for_job,
+        CONNECTION,
         DOMAIN,
         BACKUP_ID,
         {

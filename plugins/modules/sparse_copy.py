@@ -24,6 +24,7 @@ description:
   - The disks of a domain that is shut off are copied under QEMU's image lock, and nothing is kept if it is started meanwhile.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
+  - virtops.live_backup.target.ssh
   - virtops.live_backup.attributes
   - virtops.live_backup.attributes.actiongroup
 attributes:
@@ -52,16 +53,6 @@ options:
         Over ssh the bytes are copied, so the copy has the format of O(src), which must be raw or qcow2, without a backing or data file.
         Only data passes, zeroes never do. What was written is read again from the disk there, and has its name only if its digest is right.
     type: path
-  ssh_key:
-    description: The private key for a O(dest) over ssh, a file on the hypervisor. The default is what ssh finds for the user.
-    type: path
-  ssh_options:
-    description:
-      - Options of C(ssh) for a O(dest) over ssh, as its C(-o) takes them.
-      - C(BatchMode) and C(StrictHostKeyChecking) are always V(yes) and cannot be set.
-    type: list
-    elements: str
-    default: []
   domain:
     description: The name or UUID of the domain whose capture is copied.
     type: str
@@ -168,13 +159,15 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, SSH, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._sparse_copy import sparse_copy
 
 
 def main() -> None:
     run(
         sparse_copy,
+        CONNECTION,
+        SSH,
         {
             "src": {"type": "path"},
             "dest": {"type": "path"},
@@ -184,8 +177,6 @@ def main() -> None:
             "compress": {"type": "str", "choices": ["none", "zlib", "zstd"], "default": "none"},
             "find_zeroes": {"type": "bool", "default": False},
             "bandwidth": {"type": "bytes"},
-            "ssh_key": {"type": "path"},
-            "ssh_options": {"type": "list", "elements": "str", "default": []},
             "mode": {"type": "str", "default": "0600"},
         },
         required_one_of=[("src", "domain")],

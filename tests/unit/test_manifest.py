@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from jsonschema import Draft202012Validator
 
+from ansible_collections.virtops.live_backup.plugins.module_utils import _manifest_schema
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339
 from ansible_collections.virtops.live_backup.plugins.module_utils._digest import CHUNK, file_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._manifest import manifest_bytes, restore_guide
@@ -51,6 +52,25 @@ def objects(schema: Any) -> list[dict[str, Any]]:
         return []
     mine = [schema] if "properties" in schema and "type" in schema else []
     return mine + [found for one in schema.values() for found in objects(one)]
+
+
+def resolved(schema: Any) -> Any:
+    """A schema without its descriptions, each reference replaced by what it names."""
+    if isinstance(schema, list):
+        return [resolved(one) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    if "$ref" in schema:
+        return resolved(SCHEMA["$defs"][schema["$ref"].rpartition("/")[2]])
+    said = {"description", "title", "$schema", "$id", "$defs"}
+    kept = {key: value for key, value in schema.items() if key not in said or isinstance(value, dict) and key != "$defs"}
+    return {
+        key: {name: resolved(one) for name, one in value.items()} if key == "properties" else resolved(value) for key, value in kept.items()
+    }
+
+
+def test_what_is_enforced_is_what_is_published() -> None:
+    assert resolved(SCHEMA) == _manifest_schema.SCHEMA
 
 
 def test_the_schema_is_strict() -> None:

@@ -44,7 +44,7 @@ def test_the_result_of_the_operation_is_the_modules(results: list[tuple[str, Res
         assert check_mode and clock.wall() > 0
         return {"changed": False, "options": sorted(params)}
 
-    _module.run(operation, _module.DOMAIN, _module.TARGET)
+    _module.run(operation, _module.CONNECTION, _module.DOMAIN, _module.TARGET)
     assert results == [("exit", {"changed": False, "options": ["domain", "target", "uri"]})]
 
 

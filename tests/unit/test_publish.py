@@ -19,7 +19,7 @@ from .backup import Backup
 from .fake import libvirt
 
 WHOLE = {"db1", "db1/.domain.json", "db1/night-1"} | {
-    f"db1/night-1/{name}" for name in ("RESTORE.md", "domain.xml", "manifest.json", "vda.qcow2", "vdb.qcow2")
+    f"db1/night-1/{name}" for name in ("RESTORE.md", "SHA256SUMS", "domain.xml", "manifest.json", "vda.qcow2", "vdb.qcow2")
 }
 
 

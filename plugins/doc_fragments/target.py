@@ -1,0 +1,41 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+
+class ModuleDocFragment:
+    """The options that say where backup sets are, here or on another host."""
+
+    DOCUMENTATION = r"""
+options:
+  target:
+    description:
+      - The export target. An existing directory on the host that the module runs on, as an absolute path.
+      - Or C(ssh://[user@]host[:port]/directory), a directory on another host, which the module's host reaches by SSH. That host needs
+        sshd, a POSIX shell and C(python3) 3.9 or newer. Its host key must be known.
+      - The sets of a domain are in C(<target>/<domain>/<backup_id>/).
+    type: str
+    required: true
+requirements:
+  - Python 3.9 or newer
+notes:
+  - Run it as a user who may read the sets, which is root (C(become)), or by SSH the user whose they are.
+"""
+
+    SSH = r"""
+options:
+  ssh_key:
+    description:
+      - The private key for what begins with C(ssh://), a file on the host that the module runs on.
+      - The default is what ssh finds there for the user.
+    type: path
+  ssh_options:
+    description:
+      - Options of C(ssh) as its C(-o) takes them, for example V(UserKnownHostsFile=/etc/live_backup/known_hosts).
+      - C(BatchMode) and C(StrictHostKeyChecking) are always V(yes) and cannot be set.
+    type: list
+    elements: str
+    default: []
+"""

@@ -1,0 +1,76 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Check a set's files against its manifest, and note the proof. Runs at the far end of an ssh:// target too."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+from ._clock import rfc3339
+from ._digest import file_digest, image_digest
+from ._files import write_durably
+from ._sets import GUIDE, PROOFS, SUMS, find_set, manifest_digest, proof_file, read_small, reading, strangers
+
+
+def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
+    """The set's facts, with `findings[]` about every file, by name, whose size or digest is not the manifest's."""
+    found = find_set(target, domain, backup_id)
+    path = Path(found["path"])
+    with reading(path.parent):
+        findings = [*found["findings"], *_sums(path)]
+        manifest = found["manifest"]
+        if manifest is not None:
+            broken = {finding.partition(":")[0] for finding in findings}
+            findings += strangers(path, manifest)
+            for disk in manifest["disks"]:
+                if disk["file"] not in broken:
+                    findings += _differs(disk["file"], image_digest(path / disk["file"]), disk["digest"])
+            for file in manifest["files"]:
+                if file["name"] not in broken:
+                    findings += _differs(file["name"], file_digest(path / file["name"]), file["digest"])
+    return {**found, "findings": findings}
+
+
+def _differs(name: str, digest: str, wanted: str) -> list[str]:
+    return [] if digest == wanted else [f"{name}: its digest is {digest}, not {wanted}"]
+
+
+def _sums(path: Path) -> list[str]:
+    """What sha256sum would find of the files that tell about the set."""
+    try:
+        lines = read_small(path / SUMS).decode().splitlines()
+    except ValueError as error:
+        return [f"{SUMS}: it {error}"]
+    noted = {name: digest for digest, _space, name in (line.partition("  ") for line in lines)}
+    findings = []
+    for name in sorted({"manifest.json", GUIDE}):
+        try:
+            read_small(path / name)
+        except ValueError as error:
+            # What is wrong with the manifest is told already.
+            findings += [f"{name}: it {error}"] if name == GUIDE else []
+            continue
+        findings += _differs(name, file_digest(path / name), f"sha256:{noted.get(name)}")
+    return findings
+
+
+def note_proof(path: str, level: str, findings: list[str], rto_ms: int | None) -> None:
+    """Record, beside the sets, how the last proof of a set went."""
+    record = {
+        "backup_id": os.path.basename(path),
+        "manifest": manifest_digest(Path(path)),
+        "level": level,
+        "verified": not findings,
+        "at": rfc3339(time.time()),
+        "rto_ms": rto_ms,
+        "findings": findings,
+    }
+    directory = Path(path).parent / PROOFS
+    directory.mkdir(mode=0o700, exist_ok=True)
+    write_durably(proof_file(Path(path)), json.dumps(record).encode())

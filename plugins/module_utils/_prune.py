@@ -1,0 +1,62 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Remove the backup sets that the retention rules do not keep. Runs at the far end of an ssh:// target too."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from ._errors import LiveBackupError
+from ._files import sync_path
+from ._retention import plan_retention
+from ._sets import REMOVING, list_sets, proof_file, removing
+
+
+def prune_sets(target: str, domains: list[str], keep: dict[str, int], check_mode: bool) -> dict[str, Any]:
+    """Keep and remove, domain by domain: `kept[]` with reasons, `removed[]`, `problems[]` for domains of which nothing was removed."""
+    found = list_sets(target, domains)
+    kept: list[dict[str, Any]] = []
+    removed: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for directory, group in groupby(found["sets"], key=lambda one: one["directory"]):
+        sets = list(group)
+        plan = plan_retention(sets, keep, time.time())
+        by_id = {one["backup_id"]: one for one in sets if one["status"] in ("good", "damaged")}
+        gone = [by_id[name] for name in plan.removed]
+        left = [one for one in sets if one["status"] == "removing"]
+        try:
+            if plan.problem:
+                raise LiveBackupError(f"Nothing of domain {sets[0]['domain']!r} was removed: {plan.problem}.")
+            if (gone or left) and not check_mode:
+                with removing(Path(directory)):
+                    _remove(gone, left)
+        except LiveBackupError as error:
+            problems.append(error.msg)
+            gone, left, plan = [], [], plan_retention(sets, {}, time.time())
+        kept += [{**_name(by_id[name]), "reasons": why} for name, why in plan.kept.items()]
+        removed += [_name(one) for one in [*gone, *left]]
+    return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
+
+
+def _name(one: dict[str, Any]) -> dict[str, Any]:
+    return {key: one[key] for key in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
+
+
+def _remove(gone: list[dict[str, Any]], left: list[dict[str, Any]]) -> None:
+    """Each set loses its name first: what is seen is whole. The oldest go first."""
+    doomed = [Path(one["path"]) for one in left]
+    for one in gone:
+        path = Path(one["path"])
+        hidden = path.with_name(f".{path.name}{REMOVING}")
+        path.rename(hidden)
+        sync_path(path.parent)
+        doomed.append(hidden)
+        proof_file(path).unlink(missing_ok=True)
+    for path in doomed:
+        shutil.rmtree(path)

@@ -1,0 +1,108 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_set_info
+short_description: List the backup sets below a target
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Lists every backup set of one, some or all domains, with what its manifest says and how its last proof went.
+  - A set that is damaged or unfinished is listed as such. Nothing is believed unread, and no link is followed.
+  - Looks at manifests and at the sizes of files. To read every byte, use M(virtops.live_backup.backup_set_verify).
+extends_documentation_fragment:
+  - virtops.live_backup.target
+  - virtops.live_backup.target.ssh
+  - virtops.live_backup.attributes
+attributes:
+  check_mode:
+    support: full
+    details: It only reads.
+  diff_mode:
+    support: none
+    details: It changes nothing.
+  idempotent:
+    support: full
+options:
+  domains:
+    description: Names, UUIDs or globs of the domains whose sets are listed. The default is all.
+    type: list
+    elements: str
+    default: []
+seealso:
+  - module: virtops.live_backup.backup_set_verify
+  - module: virtops.live_backup.backup_set_prune
+"""
+
+EXAMPLES = r"""
+- name: List all sets
+  virtops.live_backup.backup_set_info:
+    target: /srv/backup
+  register: found
+
+- name: Fail if one of them is damaged
+  ansible.builtin.assert:
+    that: found.sets | selectattr('status', 'equalto', 'damaged') | length == 0
+
+- name: List what a backup server has of one domain
+  virtops.live_backup.backup_set_info:
+    target: ssh://backup@vault.example.com/srv/backup
+    ssh_key: /etc/live_backup/id_ed25519
+    domains: [db1]
+"""
+
+RETURN = r"""
+sets:
+  description: The sets, by domain and age, the oldest first.
+  returned: success
+  type: list
+  elements: dict
+  contains:
+    domain: {description: The domain's name., type: str, sample: db1}
+    uuid: {description: The domain's UUID., type: str, sample: 5b1dcd43-5b5a-4bb6-9e2c-2f0f5a5f9d3e}
+    backup_id: {description: The backup's name., type: str, sample: 20261122T184512Z}
+    directory: {description: The directory of the domain's sets., type: str, sample: /srv/backup/db1}
+    path: {description: The directory of the set., type: str, sample: /srv/backup/db1/20261122T184512Z}
+    status:
+      description: >-
+        V(good) where the manifest is sound and every file has its size; V(damaged), and C(findings) say how; V(partial) while it is made,
+        or when its run was interrupted; V(removing) when its removal was interrupted.
+      type: str
+      sample: good
+    good: {description: Whether its status is V(good) and its last proof did not fail., type: bool, sample: true}
+    findings: {description: What is wrong with it., type: list, elements: str, sample: []}
+    method: {description: How it was taken., type: str, sample: push}
+    level: {description: V(full)., type: str, sample: full}
+    parent: {description: The set that it builds on., type: str, sample: null}
+    consistency: {description: 'V(filesystem), V(crash) or V(offline).', type: str, sample: filesystem}
+    instant: {description: The images show the disks as they were then., type: str, sample: '2026-11-22T18:45:12.345Z'}
+    finished: {description: When it was published., type: str, sample: '2026-11-22T18:46:45.559Z'}
+    bytes: {description: What its images occupied when it was published., type: int, sample: 3221225472}
+    proof:
+      description: How the last proof of it went, with C(level), C(verified), C(at), C(rto_ms) and C(findings); null if there was none.
+      type: dict
+      sample: {level: boot, verified: true, at: '2026-11-22T19:02:01.100Z', rto_ms: 8123, findings: []}
+    manifest: {description: 'The manifest, as in C(docs/manifest.schema.json); null if it is damaged.', type: dict}
+findings:
+  description: What is below the target and looks like a set and is none.
+  returned: success
+  type: list
+  elements: str
+  sample: []
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import set_info
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import SSH, TARGET, run
+
+
+def main() -> None:
+    run(set_info, TARGET, SSH, {"domains": {"type": "list", "elements": "str", "default": []}})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,121 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_set_prune
+short_description: Remove backup sets that the retention rules do not keep
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Keeps, for each domain, what any rule keeps, and removes the other sets. The rules count as those of restic do, each on its own,
+    in UTC, with weeks as in ISO 8601.
+  - Without any rule, or with all of them V(0), nothing is removed.
+  - Never removes a domain's last good set, nor one that another builds on, nor one that is being read. A set that is damaged,
+    that seems to be from the future or whose last proof failed is kept, told and not counted.
+  - While the last proof of one of a domain's sets failed, no set of that domain is removed, and the module fails.
+  - A set loses its name before its files are removed, so that what is seen is whole. An interrupted removal is completed by the next.
+extends_documentation_fragment:
+  - virtops.live_backup.target
+  - virtops.live_backup.target.ssh
+  - virtops.live_backup.attributes
+attributes:
+  check_mode:
+    support: full
+    details: Returns the plan.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+    details: No change when there is nothing to remove.
+options:
+  domains:
+    description: Names, UUIDs or globs of the domains whose sets are looked at. The default is all.
+    type: list
+    elements: str
+    default: []
+  keep_last:
+    description: How many of the newest sets to keep.
+    type: int
+  keep_hourly:
+    description: For how many of the newest hours that have a set to keep the newest one.
+    type: int
+  keep_daily:
+    description: For how many of the newest days that have a set to keep the newest one.
+    type: int
+  keep_weekly:
+    description: For how many of the newest weeks that have a set to keep the newest one.
+    type: int
+  keep_monthly:
+    description: For how many of the newest months that have a set to keep the newest one.
+    type: int
+  keep_yearly:
+    description: For how many of the newest years that have a set to keep the newest one.
+    type: int
+seealso:
+  - module: virtops.live_backup.backup_set_info
+  - module: virtops.live_backup.backup_set_verify
+"""
+
+EXAMPLES = r"""
+- name: Keep a week of days and a year of months
+  virtops.live_backup.backup_set_prune:
+    target: /srv/backup
+    keep_daily: 7
+    keep_monthly: 12
+
+- name: Show what would be removed from a backup server
+  virtops.live_backup.backup_set_prune:
+    target: ssh://backup@vault.example.com/srv/backup
+    domains: [db1]
+    keep_last: 3
+  check_mode: true
+"""
+
+RETURN = r"""
+kept:
+  description: The sets that stay, each with C(domain), C(uuid), C(backup_id), C(path), C(instant), C(bytes) and the C(reasons).
+  returned: success, or failure after the rules were applied
+  type: list
+  elements: dict
+  sample:
+    - domain: db1
+      uuid: 5b1dcd43-5b5a-4bb6-9e2c-2f0f5a5f9d3e
+      backup_id: 20261122T184512Z
+      path: /srv/backup/db1/20261122T184512Z
+      instant: '2026-11-22T18:45:12.345Z'
+      bytes: 3221225472
+      reasons: [last, daily]
+removed:
+  description: The sets that were removed, or in check mode would be, as in RV(kept) without reasons.
+  returned: success, or failure after the rules were applied
+  type: list
+  elements: dict
+findings:
+  description: What is below the target and looks like a set and is none.
+  returned: success, or failure after the rules were applied
+  type: list
+  elements: str
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import prune
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import SSH, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._retention import RULES
+
+
+def main() -> None:
+    run(
+        prune,
+        TARGET,
+        SSH,
+        {"domains": {"type": "list", "elements": "str", "default": []}},
+        {f"keep_{rule}": {"type": "int"} for rule in RULES},
+    )
+
+
+if __name__ == "__main__":
+    main()
