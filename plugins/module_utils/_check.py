@@ -14,6 +14,7 @@ from typing import Any
 
 from ._clock import rfc3339
 from ._digest import file_digest, image_digest
+from ._errors import LiveBackupError
 from ._files import write_durably
 from ._sets import GUIDE, PROOFS, SUMS, find_set, manifest_digest, proof_file, read_small, reading, strangers
 
@@ -60,8 +61,10 @@ def _sums(path: Path) -> list[str]:
     return findings
 
 
-def note_proof(path: str, level: str, findings: list[str], rto_ms: int | None) -> None:
+def note_proof(target: str, path: str, level: str, findings: list[str], rto_ms: int | None) -> dict[str, Any]:
     """Record, beside the sets, how the last proof of a set went."""
+    if Path(target) not in Path(path).parents:
+        raise LiveBackupError(f"{path} is not below {target}.")
     record = {
         "backup_id": os.path.basename(path),
         "manifest": manifest_digest(Path(path)),
@@ -74,3 +77,4 @@ def note_proof(path: str, level: str, findings: list[str], rto_ms: int | None) -
     directory = Path(path).parent / PROOFS
     directory.mkdir(mode=0o700, exist_ok=True)
     write_durably(proof_file(Path(path)), json.dumps(record).encode())
+    return record

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ._check import check_files, note_proof
-from ._digest import BATCH, open_digest
+from ._digest import BATCH, data_extents, open_digest
 from ._errors import LiveBackupError
 from ._prune import prune_sets
 from ._sets import find_set, list_sets
@@ -110,6 +110,29 @@ def receive(path: str, size: int, mode: int) -> Any:
         if temporary:
             os.unlink(temporary)
         os.close(descriptor)
+
+
+def send(path: str) -> Any:
+    """Send a file's data as frames, an empty one at the end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise LiveBackupError(f"{path} is no regular file.")
+        say(json.dumps({"size": status.st_size}))
+        for first, end in data_extents(descriptor, 0, status.st_size):
+            for start in range(first, end, BATCH):
+                data = os.pread(descriptor, min(BATCH, end - start), start)
+                if len(data) < min(BATCH, end - start):
+                    raise OSError(errno.EIO, "the file ended while it was read")
+                os.posix_fadvise(descriptor, start, len(data), os.POSIX_FADV_DONTNEED)
+                sys.stdout.buffer.write(FRAME.pack(start, len(data)))
+                sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(FRAME.pack(0, 0))
+        sys.stdout.buffer.flush()
+    finally:
+        os.close(descriptor)
+    return {}
 
 
 def prefix_of(path: str) -> str:
@@ -207,7 +230,7 @@ def main() -> int:
     """Do what comes, until the input ends or something fails."""
     for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
         signal.signal(number, end)
-    actions: Any = {"look": look, "receive": receive, "note": note, "call": call}
+    actions: Any = {"look": look, "receive": receive, "note": note, "call": call, "send": send}
     say(MARK)
     while True:
         try:

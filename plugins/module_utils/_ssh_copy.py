@@ -18,6 +18,8 @@ import threading
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
+from io import FileIO
+from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
@@ -35,7 +37,7 @@ from . import (
     _sets,
 )
 from ._clock import Clock
-from ._copy import Pace, copy_data
+from ._copy import LocalFile, Pace, copy_data
 from ._digest import image_size
 from ._errors import LiveBackupError
 from ._far_end import FRAME, MARK
@@ -210,6 +212,31 @@ class FarEnd:
             "seconds": round(clock.boottime() - began, 3),
             "method": "ssh",
         }
+
+    def fetch(self, path: str, destination: Path) -> None:
+        """Copy a file from there, its holes kept, to a new one here."""
+        size = self._ask("send", path=path)["size"]
+        with open(os.open(destination, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
+            os.ftruncate(file.fileno(), size)
+            local = LocalFile(file.fileno())
+            while True:
+                offset, length = FRAME.unpack(self._read(FRAME.size))
+                if not length:
+                    break
+                local.write(offset, self._read(length))
+            os.fsync(file.fileno())
+        self._answer()
+
+    def _read(self, length: int) -> memoryview:
+        data = memoryview(bytearray(length))
+        done = 0
+        while done < length:
+            got = cast(FileIO, self._out).readinto(data[done:])
+            if not got:
+                self._ended = self._failure()
+                raise self._ended
+            done += got
+        return data
 
     def write(self, offset: int, data: memoryview) -> None:
         """Send a piece of the image."""

@@ -55,11 +55,11 @@ class Backup:
     target: Path
     backup_id: str
 
-    def module(self, name: str, **arguments: Any) -> dict[str, Any]:
+    def module(self, name: str, /, **arguments: Any) -> dict[str, Any]:
         """The result of a module, as Ansible would see it."""
         return result_of(self.start_module(name, **arguments))
 
-    def start_module(self, name: str, *, check: bool = False, fault: str = "", as_user: str = "root", **arguments: Any) -> Inside:
+    def start_module(self, name: str, /, *, check: bool = False, fault: str = "", as_user: str = "root", **arguments: Any) -> Inside:
         """A module under way; `fault` is for faults/faulty.py."""
         program = [sys.executable, FAULTY, fault, f"ansible_collections.virtops.live_backup.plugins.modules.{name}"]
         process = self.hypervisor.popen(

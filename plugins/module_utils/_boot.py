@@ -1,0 +1,207 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Boot a backup set as a transient domain on throw-away overlays, and see whether it comes up.
+
+QEMU's user may not read the set, and libvirt would give it the files it opens. So a qemu-nbd of root's reads each image and
+keeps what the guest writes in a file without a name; the domain knows but its socket. Domain, servers and files end with us,
+however we end.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ._boot_xml import boot_xml, has_agent
+from ._clock import Clock
+from ._connection import connect, libvirt_failure
+from ._domain_xml import parse_xml
+from ._errors import LiveBackupError
+from ._events import turns
+from ._libraries import libvirt, libvirt_qemu
+from ._sets import read_small
+
+SCRATCH = Path("/run/live_backup")
+_TAIL_BYTES = 2000
+_PING_SECONDS = 5
+
+
+@dataclass(frozen=True)
+class Boot:
+    """How it went: the milliseconds until it was up, or why it is not, with the end of its console."""
+
+    rto_ms: int | None
+    problem: str
+    console: str
+
+
+def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None, timeout: float, clock: Clock) -> Boot:
+    """Start the set, wait until its guest agent answers or the console shows the pattern, and end it."""
+    began = clock.boottime()
+    text = _definition(path)
+    if pattern is None and not has_agent(text):
+        raise LiveBackupError(
+            f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so name what it prints on its first serial port "
+            "when it is up, as console_pattern."
+        )
+    with ExitStack() as stack:
+        connection = stack.enter_context(connect(uri, events=True))
+        user = _qemu_user(connection)
+        scratch = stack.enter_context(_scratch())
+        sockets = {disk["target"]: scratch / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
+        for disk in manifest["disks"]:
+            stack.enter_context(_served(path / disk["file"], disk["format"], sockets[disk["target"]], user))
+        nvram = scratch / "nvram"
+        if (path / "nvram").exists():
+            nvram.write_bytes(read_small(path / "nvram"))
+        console = scratch / "console"
+        served = {target: str(one) for target, one in sockets.items()}
+        name = f"live-backup-proof-{secrets.token_hex(4)}"
+        kvm = Path("/dev/kvm").exists()
+        xml = boot_xml(text, name, served, str(console), str(nvram), kvm=kvm)
+        domain = stack.enter_context(_started(connection, xml))
+        problem = _wait(connection, domain, console, pattern, began + timeout, clock)
+        return Boot(None if problem else round((clock.boottime() - began) * 1000), problem, _tail(console))
+
+
+def _definition(path: Path) -> str:
+    try:
+        return read_small(path / "domain.xml").decode()
+    except ValueError as error:
+        raise LiveBackupError(f"{path / 'domain.xml'} {error}.") from error
+
+
+def _qemu_user(connection: libvirt.virConnect) -> tuple[int, int] | None:
+    """The user and group that QEMU runs as, as libvirt tells it."""
+    for label in parse_xml(connection.getCapabilities()).findall("host/secmodel[model='dac']/baselabel"):
+        ids = re.fullmatch(r"\+(\d+):\+(\d+)", label.text or "")
+        if ids:
+            return int(ids[1]), int(ids[2])
+    return None
+
+
+@contextmanager
+def _scratch() -> Iterator[Path]:
+    """A directory that others pass through and cannot list. Those of runs that were killed are removed first."""
+    SCRATCH.mkdir(mode=0o711, exist_ok=True)
+    for left in SCRATCH.iterdir():
+        with suppress(BlockingIOError), _owned(left):
+            shutil.rmtree(left)
+    directory = Path(tempfile.mkdtemp(dir=SCRATCH))
+    with _owned(directory):
+        directory.chmod(0o711)
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory)
+
+
+@contextmanager
+def _owned(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def _served(image: Path, image_format: str, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
+    """Serve an image, read-only, with what is written kept aside, to QEMU's user alone."""
+    if shutil.which("qemu-nbd") is None:
+        raise LiveBackupError("qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).")
+    with socket.socket(socket.AF_UNIX) as listening, tempfile.TemporaryFile() as said:
+        # It listens before the server runs, so there is nothing to wait for. systemd's protocol wants it as descriptor 3.
+        listening.bind(str(path))
+        path.chmod(0o600)
+        if user:
+            os.chown(path, *user)
+        listening.listen()
+        server = ["setpriv", "--pdeathsig", "KILL", "qemu-nbd", "--snapshot", "--persistent", "--format", image_format, str(image)]
+        script = f'exec 3<&{listening.fileno()}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
+        process = subprocess.Popen(
+            ["sh", "-c", script, "sh", *server],
+            pass_fds=[listening.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=said,
+            stderr=said,
+        )
+    try:
+        yield
+    finally:
+        process.kill()
+        process.wait()
+
+
+@contextmanager
+def _started(connection: libvirt.virConnect, xml: str) -> Iterator[libvirt.virDomain]:
+    try:
+        # It ends with our connection.
+        domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
+    except libvirt.libvirtError as error:
+        raise libvirt_failure("start the set", error) from error
+    try:
+        yield domain
+    finally:
+        # It may have ended by itself.
+        with suppress(libvirt.libvirtError):
+            domain.destroy()
+
+
+def _wait(
+    connection: libvirt.virConnect, domain: libvirt.virDomain, console: Path, pattern: str | None, deadline: float, clock: Clock
+) -> str:
+    """Why it is not up; empty as soon as it is."""
+    events = (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE)
+    with turns(connection, domain, events) as turn:
+        while clock.boottime() < deadline:
+            if pattern is None and _agent_answers(domain):
+                return ""
+            if pattern is not None and re.search(pattern, _read(console), re.MULTILINE):
+                return ""
+            if not _is_active(domain):
+                return "it stopped by itself"
+            turn()
+    return "its guest agent did not answer in time" if pattern is None else f"its console did not show {pattern!r} in time"
+
+
+def _is_active(domain: libvirt.virDomain) -> bool:
+    try:
+        return bool(domain.isActive())
+    except libvirt.libvirtError:
+        return False
+
+
+def _agent_answers(domain: libvirt.virDomain) -> bool:
+    try:
+        answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": "guest-ping"}), _PING_SECONDS, 0)
+    except libvirt.libvirtError:
+        return False
+    return "return" in json.loads(answer)
+
+
+def _read(console: Path) -> str:
+    try:
+        return console.read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ""
+
+
+def _tail(console: Path) -> str:
+    shown = "".join(one for one in _read(console)[-_TAIL_BYTES:] if one.isprintable() or one in "\n\t")
+    return shown.strip()

@@ -1,0 +1,87 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The XML that a backup set is booted with: from the set's own XML only what an allow-list names."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ._domain_xml import AGENT_CHANNEL, parse_xml
+from ._errors import LiveBackupError
+from ._libraries import etree
+
+# Nothing here names a network, a device, a folder or a file of the host, but for firmware and a kernel, which are only read.
+_WHOLE = ("memory", "cpu", "clock", "features")
+_OS = ("type", "loader", "firmware", "kernel", "initrd", "cmdline", "boot", "bios")
+_CONTROLLERS = ("scsi", "sata", "ide", "virtio-serial", "pci")
+_OF_DISK = ("serial", "wwn", "product", "vendor", "boot")
+
+
+def boot_xml(text: str, name: str, disks: dict[str, str], console: str, nvram: str, *, kvm: bool) -> str:
+    """The XML of a transient domain without network whose disks are NBD exports, by target dev at these sockets.
+
+    It writes its first serial port to the file `console`, and its NVRAM, if it has one, to the file `nvram`.
+    """
+    original = parse_xml(text)
+    domain = etree.Element("domain", type=original.get("type", "kvm") if kvm else "qemu")
+    etree.SubElement(domain, "name").text = name
+    for tag in _WHOLE:
+        element = original.find(tag)
+        # Without KVM QEMU knows no processor but its own.
+        if element is not None and (kvm or tag != "cpu"):
+            domain.append(element)
+    etree.SubElement(domain, "vcpu").text = original.findtext("vcpu", "1")
+    _boot_from(original, domain, nvram)
+    etree.SubElement(domain, "on_poweroff").text = "destroy"
+    # One that cannot boot would do so for ever.
+    etree.SubElement(domain, "on_reboot").text = "destroy"
+    etree.SubElement(domain, "on_crash").text = "destroy"
+    devices = etree.SubElement(domain, "devices")
+    for controller in original.findall("devices/controller"):
+        if controller.get("type") in _CONTROLLERS:
+            kept = ("type", "index", "model")
+            etree.SubElement(devices, "controller", {key: controller.get(key) for key in kept if controller.get(key)})
+    found = {disk.find("target").get("dev"): disk for disk in original.findall("devices/disk")}
+    for target, socket in disks.items():
+        if target not in found:
+            raise LiveBackupError(f"The set's domain.xml has no disk {target}.")
+        _add_disk(devices, found[target], target, socket)
+    serial = etree.SubElement(devices, "serial", type="file")
+    etree.SubElement(serial, "source", path=console)
+    if has_agent(text):
+        channel = etree.SubElement(devices, "channel", type="unix")
+        etree.SubElement(channel, "target", type="virtio", name=AGENT_CHANNEL)
+    etree.SubElement(devices, "memballoon", model="none")
+    return etree.tostring(domain, encoding="unicode")
+
+
+def has_agent(text: str) -> bool:
+    """Whether the domain has the guest agent's channel."""
+    return any(target.get("name") == AGENT_CHANNEL for target in parse_xml(text).findall("devices/channel/target"))
+
+
+def _boot_from(original: Any, domain: Any, nvram: str) -> None:
+    old = original.find("os")
+    if old is None or old.findtext("type") != "hvm":
+        raise LiveBackupError("The set's domain.xml is not that of a full virtual machine, so it cannot be booted.")
+    system = etree.SubElement(domain, "os", {key: old.get(key) for key in ("firmware",) if old.get(key)})
+    for tag in _OS:
+        for element in old.findall(tag):
+            system.append(element)
+    if old.find("nvram") is not None:
+        template = old.find("nvram").get("template")
+        etree.SubElement(system, "nvram", {"template": template} if template else {}).text = nvram
+
+
+def _add_disk(devices: Any, original: Any, target: str, socket: str) -> None:
+    disk = etree.SubElement(devices, "disk", type="network", device="disk")
+    # What it writes is thrown away.
+    etree.SubElement(disk, "driver", name="qemu", type="raw", cache="unsafe")
+    source = etree.SubElement(disk, "source", protocol="nbd", name="")
+    etree.SubElement(source, "host", transport="unix", socket=socket)
+    etree.SubElement(disk, "target", dev=target, bus=original.find("target").get("bus", "virtio"))
+    for tag in _OF_DISK:
+        if original.find(tag) is not None:
+            disk.append(original.find(tag))

@@ -1,0 +1,64 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Bring a backup set from another host to this one."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from ._backup_set import MANIFEST, check_backup_id
+from ._errors import LiveBackupError
+from ._files import sync_path
+from ._manifest_schema import violations
+from ._sets import GUIDE, SUMS, read_manifest
+from ._ssh_copy import FarEnd, parse
+
+
+@contextmanager
+def fetched(params: dict[str, Any], *, images_into: Path | None = None) -> Iterator[dict[str, Any]]:
+    """The facts of a set, with `path` a directory here that holds its files: the small ones, or all below `images_into`.
+
+    What the other host says is checked as what is found on a disk is.
+    """
+    address = parse(params["target"], params["ssh_key"], params["ssh_options"])
+    staging = Path(tempfile.mkdtemp(prefix=".live_backup-fetched-", dir=images_into))
+    try:
+        with FarEnd(address) as far_end:
+            arguments = {"target": address.path, "domain": params["domain"], "backup_id": params["backup_id"]}
+            found = far_end.call("find_set", arguments)
+            manifest = found["manifest"]
+            problems = list(violations(manifest)) if manifest is not None else found["findings"]
+            if problems:
+                raise LiveBackupError(f"Backup set {found['path']} at {address.host} is damaged: {'; '.join(problems)}.")
+            check_backup_id(found["backup_id"])
+            path = staging / found["backup_id"]
+            path.mkdir(mode=0o700)
+            names = [MANIFEST, GUIDE, SUMS, *(file["name"] for file in manifest["files"])]
+            images = [disk["file"] for disk in manifest["disks"]] if images_into else []
+            if images_into:
+                _require_room(images_into, manifest)
+            for name in (*names, *images):
+                far_end.fetch(f"{found['path']}/{name}", path / name)
+        if images_into:
+            problems = read_manifest(path)[1]
+            if problems:
+                raise LiveBackupError(f"Backup set {found['path']} did not arrive whole from {address.host}: {'; '.join(problems)}.")
+            sync_path(path)
+        yield {**found, "path": str(path), "directory": str(staging)}
+    finally:
+        shutil.rmtree(staging)
+
+
+def _require_room(directory: Path, manifest: dict[str, Any]) -> None:
+    room = os.statvfs(directory)
+    needed = sum(disk["allocated"] for disk in manifest["disks"])
+    if room.f_bavail * room.f_frsize < needed:
+        raise LiveBackupError(f"{directory} has too little room for the set: {needed >> 20} MiB are needed to fetch it.")

@@ -1,0 +1,196 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The XML of a restored domain, made of that of the backup set. Nothing here touches libvirt or a disk."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from ._domain_xml import parse_xml
+from ._libraries import etree
+
+NAMESPACE = "https://github.com/virtops/live_backup/1"
+_SET = f"{{{NAMESPACE}}}set"
+# Beside the disks: what reaches out of the guest into this host, and that of the original domain.
+_OF_THE_HOST = ("filesystem", "hostdev", "shmem", "redirdev", "smartcard", "memory")
+_CHARACTER_DEVICES = ("serial", "parallel", "console", "channel")
+_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a disk is restored to."""
+
+    path: str
+    format: str
+    is_block: bool
+
+
+@dataclass
+class Restored:
+    """The XML to define, and what of the original it does not have."""
+
+    xml: str
+    removed: list[str] = field(default_factory=list)
+
+
+def restored_xml(
+    text: str, *, name: str, uuid: str, is_copy: bool, disks: dict[str, Place], nvram: str, stamp: dict[str, str], there: list[str]
+) -> Restored:
+    """The set's XML with the disks at their new places.
+
+    A copy, under a new name, gets a UUID and MAC addresses of its own, and loses each path and device that is not in the set. `there`
+    are the files of other disks, such as a CD-ROM's, that this host has; a drive whose medium it lacks becomes empty.
+    """
+    root = parse_xml(text)
+    removed: list[str] = []
+    root.attrib.pop("id", None)
+    root.find("name").text = name
+    if root.find("uuid") is None:
+        root.insert(1, etree.Element("uuid"))
+    root.find("uuid").text = uuid
+    devices = root.find("devices")
+    for disk in list(devices.findall("disk")):
+        target = disk.find("target").get("dev")
+        if target in disks:
+            _place(disk, disks[target])
+        else:
+            _without_source(devices, disk, removed, there=[] if is_copy else there, is_copy=is_copy)
+    emulator = devices.find("emulator")
+    if emulator is not None and emulator.text not in there:
+        # Another distribution has it elsewhere, and libvirt knows where.
+        devices.remove(emulator)
+    element = root.find("os/nvram")
+    if nvram and element is not None:
+        for child in list(element):
+            element.remove(child)
+        for key in ("type", "format"):
+            element.attrib.pop(key, None)
+        element.text = nvram
+    if is_copy:
+        _detach(root, devices, removed)
+    _stamp(root, stamp)
+    return Restored(etree.tostring(root, encoding="unicode"), removed)
+
+
+def set_of(text: str) -> dict[str, str]:
+    """Which set a domain was restored from, as its metadata tells; empty if from none."""
+    element = parse_xml(text).find(f"metadata/{_SET}")
+    return {} if element is None else dict(element.attrib)
+
+
+def sources_of_others(text: str, restored: list[str]) -> dict[str, str]:
+    """The files of the disks that are not restored, by target dev."""
+    found = {}
+    for disk in parse_xml(text).findall("devices/disk"):
+        source = disk.find("source")
+        target = disk.find("target").get("dev")
+        if source is not None and target not in restored:
+            found[target] = source.get("file") or source.get("dev") or ""
+    return found
+
+
+def needs(text: str) -> dict[str, list[str]]:
+    """What a host must have, by kind: networks, bridges, pools, files, and the machine type."""
+    root = parse_xml(text)
+    interfaces = root.findall("devices/interface/source")
+    system = root.find("os")
+    files = [system.findtext(tag) for tag in ("loader", "kernel", "initrd", "dtb")]
+    kind = system.find("type")
+    return {
+        "network": _unique(source.get("network") for source in interfaces),
+        "bridge": _unique(source.get("bridge") for source in interfaces if not source.get("network")),
+        "pool": _unique(source.get("pool") for source in root.findall("devices/disk/source")),
+        "file": _unique(file for file in files if file and file.startswith("/")),
+        "machine": _unique([kind.get("machine")]),
+        "arch": _unique([kind.get("arch")]),
+        "type": _unique([root.get("type")]),
+    }
+
+
+def _unique(values: Any) -> list[str]:
+    return sorted({value for value in values if value})
+
+
+def _place(disk: Any, place: Place) -> None:
+    disk.set("type", "block" if place.is_block else "file")
+    if disk.find("driver") is None:
+        disk.insert(0, etree.Element("driver", name="qemu"))
+    disk.find("driver").set("type", place.format)
+    for tag in ("backingStore", "source", "mirror"):
+        for old in disk.findall(tag):
+            disk.remove(old)
+    source = etree.Element("source")
+    source.set("dev" if place.is_block else "file", place.path)
+    disk.insert(1, source)
+
+
+def _without_source(devices: Any, disk: Any, removed: list[str], *, there: list[str], is_copy: bool) -> None:
+    """What becomes of a disk that is not in the set."""
+    source = disk.find("source")
+    target = disk.find("target").get("dev")
+    path = "" if source is None else source.get("file") or source.get("dev") or ""
+    if source is None or path in there:
+        return
+    if disk.get("device") in ("cdrom", "floppy"):
+        disk.remove(source)
+        removed.append(f"the medium {path or '(no file)'} of drive {target}")
+    elif is_copy:
+        devices.remove(disk)
+        removed.append(f"disk {target}{f' ({path})' if path else ''}, which is not in the set")
+
+
+def _detach(root: Any, devices: Any, removed: list[str]) -> None:
+    """Take from a copy what is the original's alone."""
+    for interface in devices.findall("interface"):
+        for tag in ("mac", "target"):
+            for element in interface.findall(tag):
+                interface.remove(element)
+    for tag in _OF_THE_HOST:
+        for element in devices.findall(tag):
+            if tag != "memory" or element.get("model") in ("nvdimm", "virtio-pmem"):
+                devices.remove(element)
+                removed.append(f"device {tag} ({element.get('type') or element.get('model') or element.get('name') or '-'})")
+    for tag in _CHARACTER_DEVICES:
+        for element in devices.findall(tag):
+            _detach_character_device(tag, element, removed)
+    for graphics in devices.findall("graphics"):
+        if graphics.get("port") and graphics.get("autoport") != "yes":
+            graphics.attrib.pop("port")
+            graphics.set("autoport", "yes")
+    for element in root.findall(f"{_QEMU}commandline"):
+        root.remove(element)
+        removed.append("its own arguments for QEMU (qemu:commandline)")
+    genid = root.find("genid")
+    if genid is not None:
+        genid.text = None
+
+
+def _detach_character_device(tag: str, element: Any, removed: list[str]) -> None:
+    for log in element.findall("log"):
+        element.remove(log)
+        removed.append(f"the log {log.get('file')} of a {tag}")
+    source = element.find("source")
+    if tag == "channel" and element.get("type") == "unix":
+        # libvirt gives it a path of its own.
+        if source is not None:
+            element.remove(source)
+    elif element.get("type") not in ("pty", "spicevmc", "spiceport", "qemu-vdagent", "null"):
+        path = "" if source is None else source.get("path") or ""
+        removed.append(f"where a {tag} led ({element.get('type')} {path}".rstrip() + ")")
+        element.set("type", "pty")
+        for old in (*element.findall("source"), *element.findall("protocol")):
+            element.remove(old)
+
+
+def _stamp(root: Any, stamp: dict[str, str]) -> None:
+    metadata = root.find("metadata")
+    if metadata is None:
+        metadata = etree.Element("metadata")
+        root.insert(list(root).index(root.find("uuid")) + 1, metadata)
+    for old in metadata.findall(_SET):
+        metadata.remove(old)
+    metadata.append(etree.Element(_SET, stamp, nsmap={"live_backup": NAMESPACE}))

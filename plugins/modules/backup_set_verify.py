@@ -1,0 +1,145 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: backup_set_verify
+short_description: Prove that a backup set is good
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Reads every byte of a backup set and compares it with the digests in its manifest, and lets C(qemu-img check) look at its images.
+  - If asked, boots the set as a transient domain, without network, on throw-away overlays, and measures how long that takes.
+  - Fails if the set is not good, and names each file that is not and why.
+  - Writes nothing into the set. Records the proof beside it, in C(<target>/<domain>/.proofs/), where M(virtops.live_backup.backup_set_info)
+    and M(virtops.live_backup.backup_set_prune) find it.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.target
+  - virtops.live_backup.target.ssh
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+    details: Proves the set too, and does not record it.
+  diff_mode:
+    support: none
+    details: It changes nothing.
+  idempotent:
+    support: full
+    details: It is never changed.
+options:
+  domain:
+    description: The name or UUID of the domain whose set it is. The domain itself need not exist any more.
+  backup_id:
+    description: The name of the backup. The default is the newest good one.
+    type: str
+  level:
+    description:
+      - V(check) reads the files. For a O(target) over ssh this is done there, without C(qemu-img).
+      - V(boot) also starts the set. Not possible for a O(target) over ssh.
+    type: str
+    choices: [check, boot]
+    default: check
+  console_pattern:
+    description:
+      - A regular expression of Python that the guest's first serial port shows when it is up.
+      - Without it the guest agent must answer.
+    type: str
+  timeout:
+    description: The longest time in seconds until the guest must be up.
+    type: int
+    default: 300
+seealso:
+  - module: virtops.live_backup.backup_set_info
+  - module: virtops.live_backup.libvirt_domain_restore
+"""
+
+EXAMPLES = r"""
+- name: Check the newest set of a domain
+  virtops.live_backup.backup_set_verify:
+    domain: db1
+    target: /srv/backup
+
+- name: Boot a set until its login prompt shows
+  virtops.live_backup.backup_set_verify:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: /srv/backup
+    level: boot
+    console_pattern: 'login: $'
+    timeout: 120
+  register: proof
+
+- name: Say how long a restored domain takes to be up
+  ansible.builtin.debug:
+    msg: "db1 was up after {{ proof.rto_seconds }} s"
+"""
+
+RETURN = r"""
+verified:
+  description: Whether the set is good.
+  returned: always, once the set was found
+  type: bool
+  sample: true
+findings:
+  description: What is wrong with it, each with the name of the file.
+  returned: always, once the set was found
+  type: list
+  elements: str
+  sample: []
+path:
+  description: The directory of the set.
+  returned: always, once the set was found
+  type: str
+  sample: /srv/backup/db1/20261122T184512Z
+backup_id:
+  description: The name of the backup.
+  returned: always, once the set was found
+  type: str
+  sample: 20261122T184512Z
+rto_seconds:
+  description: For O(level=boot), the seconds from the start of the servers of its images until the guest was up.
+  returned: always, once the set was found
+  type: float
+  sample: 8.123
+console:
+  description: For O(level=boot), the end of what the guest printed on its first serial port.
+  returned: always, once the set was found
+  type: str
+  sample: 'db1 login:'
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, SSH, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._verify import verify_set
+
+
+def main() -> None:
+    run(
+        verify_set,
+        CONNECTION,
+        DOMAIN,
+        TARGET,
+        SSH,
+        {
+            "backup_id": {"type": "str"},
+            "level": {"type": "str", "choices": ["check", "boot"], "default": "check"},
+            "console_pattern": {"type": "str"},
+            "timeout": {"type": "int", "default": 300},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+#!/usr/bin/python
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+from __future__ import annotations
+
+DOCUMENTATION = r"""
+module: libvirt_domain_restore
+short_description: Restore a domain from a backup set
+version_added: 1.0.0
+author:
+  - The virtops.live_backup contributors (@virtops)
+description:
+  - Writes the disks of a backup set, and its NVRAM, defines the domain, and starts it if asked to.
+  - Says before anything is written what this host lacks, such as networks, firmware, the machine type or room.
+  - Compares what is written with the set's digests meanwhile. A domain is never defined on an image that is not what was backed up.
+  - New disks are written beside their places. Old ones stay until the new ones are in place and the domain is defined on them. A restore
+    that was interrupted is completed or undone by the next run.
+  - A block device cannot be put aside. It is written, after everything is proved, as the last step before the domain is defined.
+  - A domain that was restored under another name than its own gets a UUID and MAC addresses of its own. Disks, media, shared folders and
+    passed-through devices that are not in the set are taken from it, and told.
+  - What set a domain was restored from stands in its metadata. A run that names the same set does nothing, whatever the disks hold by then.
+extends_documentation_fragment:
+  - virtops.live_backup.libvirt
+  - virtops.live_backup.libvirt.domain
+  - virtops.live_backup.target
+  - virtops.live_backup.target.ssh
+  - virtops.live_backup.attributes
+  - virtops.live_backup.attributes.actiongroup
+attributes:
+  check_mode:
+    support: full
+    details: Fails as the real run would where the host lacks something. The digests of the images are not compared.
+  diff_mode:
+    support: full
+  idempotent:
+    support: full
+    details: No change when the domain's metadata names the set.
+options:
+  domain:
+    description: The name or UUID of the domain whose set it is.
+  backup_id:
+    description: The name of the backup. The default is the newest good one.
+    type: str
+  name:
+    description: The name of the restored domain. The default is its old one.
+    type: str
+  directory:
+    description:
+      - An existing directory for the disks, as C(<name>.<disk>.<format>). The default is the place that each had when it was backed up.
+      - Needed with another O(name).
+    type: path
+  overwrite:
+    description: Whether disks and the definition of a domain of that name may be replaced. The domain must be shut off.
+    type: bool
+    default: false
+  format:
+    description: The format of the disks. V(original) is the one that each had when it was backed up.
+    type: str
+    choices: [original, qcow2, raw]
+    default: original
+  start:
+    description: Whether to start the domain when it is restored.
+    type: bool
+    default: false
+seealso:
+  - module: virtops.live_backup.backup_set_verify
+"""
+
+EXAMPLES = r"""
+- name: Restore the newest good set of a domain that was lost
+  virtops.live_backup.libvirt_domain_restore:
+    domain: db1
+    target: /srv/backup
+    start: true
+
+- name: Go back to a certain backup
+  virtops.live_backup.libvirt_domain_restore:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: /srv/backup
+    overwrite: true
+
+- name: Restore a copy beside the original
+  virtops.live_backup.libvirt_domain_restore:
+    domain: db1
+    target: ssh://backup@vault.example.com/srv/backup
+    ssh_key: /etc/live_backup/id_ed25519
+    name: db1-test
+    directory: /var/lib/libvirt/images
+"""
+
+RETURN = r"""
+domain:
+  description: The C(name) and C(uuid) of the restored domain.
+  returned: success
+  type: dict
+  sample: {name: db1, uuid: 5b1dcd43-5b5a-4bb6-9e2c-2f0f5a5f9d3e}
+backup_id:
+  description: The name of the backup.
+  returned: success
+  type: str
+  sample: 20261122T184512Z
+disks:
+  description: The restored disks, each with C(target), C(path) and C(format).
+  returned: success
+  type: list
+  elements: dict
+  sample: [{target: vda, path: /var/lib/libvirt/images/db1.qcow2, format: qcow2}]
+removed:
+  description: What of the original is not in the set and was taken from the domain.
+  returned: success
+  type: list
+  elements: str
+  sample: [the medium /srv/iso/install.iso of drive sda]
+missing:
+  description: What this host lacks or what is in the way.
+  returned: failure, where that is why
+  type: list
+  elements: str
+  sample: [there is no network lan]
+libvirt_error:
+  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
+  returned: failure, where libvirt said something
+  type: dict
+  sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
+"""
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, SSH, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore import restore_domain
+
+
+def main() -> None:
+    run(
+        restore_domain,
+        CONNECTION,
+        DOMAIN,
+        TARGET,
+        SSH,
+        {
+            "backup_id": {"type": "str"},
+            "name": {"type": "str"},
+            "directory": {"type": "path"},
+            "overwrite": {"type": "bool", "default": False},
+            "format": {"type": "str", "choices": ["original", "qcow2", "raw"], "default": "original"},
+            "start": {"type": "bool", "default": False},
+        },
+    )
+
+
+if __name__ == "__main__":
+    main()
