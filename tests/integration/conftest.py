@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -205,7 +206,8 @@ def _guests(hypervisor: Hypervisor, **defaults: Any) -> Iterator[Callable[..., G
 
     yield make
     for guest in made:
-        guest.remove()
+        if guest.directory.exists():
+            guest.remove()
 
 
 @pytest.fixture
@@ -213,11 +215,13 @@ def backup_of(hypervisor: Hypervisor, request: pytest.FixtureRequest) -> Iterato
     """A backup of a guest, with a target of its own; what a failed test leaves does not meet the next one."""
     name = re.sub(r"[^a-zA-Z0-9]+", "-", request.node.name)
     made: list[Backup] = []
+    targets: list[Path] = []
 
     def make(guest: Guest, target: Path | None = None, backup_id: str = "night-1") -> Backup:
         if target is None:
             target = hypervisor.directory / "targets" / f"{name}-{next(_numbers)}"
             target.mkdir(parents=True)
+            targets.append(target)
         made.append(Backup(hypervisor, guest, target, backup_id))
         return made[-1]
 
@@ -225,8 +229,10 @@ def backup_of(hypervisor: Hypervisor, request: pytest.FixtureRequest) -> Iterato
     for backup in made:
         if backup.claims():
             backup.hypervisor.run(
-                ["sh", "-c", 'sleep 0; virsh domjobabort "$1"; rm -rf /var/lib/live_backup/*', "sh", backup.guest.uuid], check=False
+                ["sh", "-c", 'virsh domjobabort "$1"; rm -rf /var/lib/live_backup/*', "sh", backup.guest.uuid], check=False
             )
+    for target in targets:
+        shutil.rmtree(target)
 
 
 @pytest.fixture(scope="module")
