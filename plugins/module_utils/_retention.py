@@ -40,8 +40,9 @@ class Plan:
 
 def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float) -> Plan:
     """The plan for the sets of one domain, as `_sets.list_sets` gives them."""
-    reasons: dict[str, list[str]] = {one["backup_id"]: [] for one in sets if one["status"] in ("good", "damaged")}
-    published = [one for one in sets if one["backup_id"] in reasons]
+    # By their status and not by their names: what is left of an interrupted removal may bear the name of a set.
+    published = [one for one in sets if one["status"] in ("good", "damaged")]
+    reasons: dict[str, list[str]] = {one["backup_id"]: [] for one in published}
     ranked = []
     for one in published:
         if one["status"] == "damaged":

@@ -158,6 +158,12 @@ def test_damaged_sets_neither_count_nor_go() -> None:
     assert removed(plan) == ["old"] and plan.kept["broken"] == ["it is damaged, which is for you to judge"]
 
 
+@pytest.mark.parametrize("mode", ["partial", "removing"])
+def test_an_unfinished_set_may_bear_the_name_of_one(mode: str) -> None:
+    sets = [a_set("old", mode=mode), a_set("new", mode=mode), a_set("old", DAY), a_set("new")]
+    assert removed(plan_retention(sets, {"last": 1}, NOW)) == ["old"]
+
+
 def test_a_failed_proof_stops_everything() -> None:
     sets = [a_set("old", 2 * DAY), a_set("failed", DAY, "failed"), a_set("new", 0)]
     plan = plan_retention(sets, {"last": 1}, NOW)
