@@ -65,9 +65,14 @@ def note_proof(target: str, path: str, level: str, findings: list[str], rto_ms: 
     """Record, beside the sets, how the last proof of a set went."""
     if Path(target) not in Path(path).parents:
         raise LiveBackupError(f"{path} is not below {target}.")
+    try:
+        digest = manifest_digest(Path(path))
+    except ValueError:
+        # There is nothing to tie it to, and such a set is damaged for everybody who looks.
+        return {}
     record = {
         "backup_id": os.path.basename(path),
-        "manifest": manifest_digest(Path(path)),
+        "manifest": digest,
         "level": level,
         "verified": not findings,
         "at": rfc3339(time.time()),
@@ -75,6 +80,8 @@ def note_proof(target: str, path: str, level: str, findings: list[str], rto_ms: 
         "findings": findings,
     }
     directory = Path(path).parent / PROOFS
+    if directory.is_symlink():
+        raise LiveBackupError(f"{directory} is a link, and is not followed. The proof of {path} is not recorded.")
     directory.mkdir(mode=0o700, exist_ok=True)
     write_durably(proof_file(Path(path)), json.dumps(record).encode())
     return record

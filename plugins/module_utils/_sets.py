@@ -16,6 +16,7 @@ import json
 import os
 import re
 import stat
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fnmatch import fnmatchcase
@@ -64,7 +65,7 @@ def list_sets(target: str, domains: list[str] | None = None) -> dict[str, Any]:
         elif directory.is_dir():
             owner, problem = _owner_of(directory)
             names = (str(owner["name"]), str(owner["uuid"])) if owner else (directory.name, "")
-            if domains and not any(fnmatchcase(name, pattern) for pattern in domains for name in names):
+            if domains and not any(_matches(name, pattern) for pattern in domains for name in names):
                 continue
             found = sorted(_sets_in(directory, owner, findings), key=lambda one: (one["instant"] or "", one["backup_id"]))
             # A directory of somebody else's holds no set and is no concern of ours.
@@ -90,6 +91,14 @@ def find_set(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
     return wanted[0]
 
 
+def _matches(name: str, pattern: str) -> bool:
+    try:
+        return fnmatchcase(name, pattern)
+    except re.error as error:
+        # Python 3.9 makes a wrong expression of a range that runs backwards.
+        raise LiveBackupError(f"domains: {pattern!r} is no glob: {error}.") from error
+
+
 def _literal(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
@@ -97,13 +106,25 @@ def _literal(name: str) -> str:
 @contextmanager
 def reading(directory: Path) -> Iterator[None]:
     """Keep a domain's sets from being removed while one is read."""
+    if _owner_of(directory)[0] is None:
+        # Sets that were brought here without it can be read, and are never removed.
+        yield
+        return
     with _locked(directory, fcntl.LOCK_SH):
         yield
+
+
+def require_owner(directory: Path) -> None:
+    """Refuse to remove where it is not said whose sets there are: those of several domains may be in one directory."""
+    owner, problem = _owner_of(directory)
+    if owner is None:
+        raise LiveBackupError(f"{problem} Nothing is removed from {directory}.")
 
 
 @contextmanager
 def removing(directory: Path) -> Iterator[None]:
     """Fail while somebody reads one of a domain's sets or removes some."""
+    require_owner(directory)
     try:
         with _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
             yield
@@ -127,21 +148,26 @@ def read_small(path: Path) -> bytes:
     """A small regular file; ValueError where it is something else."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise ValueError("is no regular file")
+            if status.st_size > _MOST_BYTES:
+                raise ValueError("is too large")
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(_MOST_BYTES)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         raise ValueError(f"cannot be read: {os.strerror(error.errno or 0)}") from error
-    with os.fdopen(descriptor, "rb") as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise ValueError("is no regular file")
-        if status.st_size > _MOST_BYTES:
-            raise ValueError("is too large")
-        return file.read(_MOST_BYTES)
 
 
 def _read_json(path: Path) -> Any:
+    content = read_small(path)
     try:
-        return json.loads(read_small(path))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        return json.loads(content)
+    except (ValueError, RecursionError) as error:
+        # Among the ValueErrors is that of a number with too many digits.
         raise ValueError("is no JSON") from error
 
 
@@ -156,14 +182,20 @@ def _owner_of(directory: Path) -> tuple[dict[str, Any] | None, str]:
 
 
 def _sets_in(directory: Path, owner: dict[str, Any] | None, findings: list[str]) -> Iterator[dict[str, Any]]:
+    # Without it, this may be a directory of somebody else's, of which only what is a set for certain is our concern.
+    ours = os.path.lexists(directory / OWNER)
     for path in sorted(directory.iterdir()):
         hidden = _HIDDEN.fullmatch(path.name)
-        if hidden or _UNMARKED.fullmatch(path.name):
-            unfinished = "partial" if not hidden or hidden["kind"] == "partial" else "removing"
-            yield _facts(path, hidden["id"] if hidden else path.name, owner, None, [], unfinished)
-        elif path.is_symlink() or (not path.is_dir() and not path.name.startswith(".")):
-            findings.append(f"{path} is {'a link, and is not followed' if path.is_symlink() else 'no backup set'}.")
-        elif not path.name.startswith("."):
+        unfinished = hidden or _UNMARKED.fullmatch(path.name)
+        if path.is_symlink() or not path.is_dir():
+            if ours and (path.is_symlink() or unfinished or not path.name.startswith(".")):
+                findings.append(f"{path} is {'a link, and is not followed' if path.is_symlink() else 'no backup set'}.")
+        elif unfinished:
+            if ours:
+                status = "removing" if hidden and hidden["kind"] == "removing" else "partial"
+                yield _facts(path, hidden["id"] if hidden else path.name, owner, None, [], status)
+        # A domain's directory may be a mount point.
+        elif not path.name.startswith(".") and path.name != "lost+found":
             manifest, problems = read_manifest(path)
             if owner or manifest or os.path.lexists(path / MANIFEST):
                 if manifest and owner and manifest["domain"]["uuid"] != owner["uuid"]:
@@ -219,7 +251,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
         except ValueError:
             problems.append(f"{MANIFEST}: {name} is no time")
     entries = _entries(manifest)
-    problems += [f"{MANIFEST}: {name} stands in it twice" for name in sorted({name for name in entries if entries.count(name) > 1})]
+    problems += [f"{MANIFEST}: {name} stands in it twice" for name in sorted(name for name, times in Counter(entries).items() if times > 1)]
     for name, size in _sizes(manifest).items():
         problems += _look(path / name, name, size)
     return manifest, problems
@@ -262,6 +294,8 @@ def manifest_digest(path: Path) -> str:
 
 def read_proof(path: Path) -> dict[str, Any] | None:
     """The last proof of a set as it is now."""
+    if proof_file(path).parent.is_symlink():
+        return None
     try:
         proof = _read_json(proof_file(path))
         of_this = not list(violations(proof, _PROOF, "proof")) and proof["manifest"] == manifest_digest(path)
