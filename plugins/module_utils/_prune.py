@@ -6,16 +6,17 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import time
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from ._errors import LiveBackupError
+from ._errors import LiveBackupError, from_os_error
 from ._files import sync_path
 from ._retention import plan_retention
-from ._sets import REMOVING, list_sets, proof_file, removing
+from ._sets import REMOVING, list_sets, proof_file, removing, require_owner
 
 
 def prune_sets(target: str, domains: list[str], keep: dict[str, int], check_mode: bool) -> dict[str, Any]:
@@ -33,13 +34,17 @@ def prune_sets(target: str, domains: list[str], keep: dict[str, int], check_mode
         try:
             if plan.problem:
                 raise LiveBackupError(f"Nothing of domain {sets[0]['domain']!r} was removed: {plan.problem}.")
+            if gone or left:
+                require_owner(Path(directory))
             if (gone or left) and not check_mode:
                 with removing(Path(directory)):
                     _remove(gone, left)
-        except LiveBackupError as error:
-            problems.append(error.msg)
-            gone, left, plan = [], [], plan_retention(sets, {}, time.time())
-        kept += [{**_name(by_id[name]), "reasons": why} for name, why in plan.kept.items()]
+        except (LiveBackupError, OSError) as error:
+            problems.append(error.msg if isinstance(error, LiveBackupError) else from_os_error(error).msg)
+            # One without its name is no set any more, even if files of it are left.
+            plan.kept.update({one["backup_id"]: ["it could not be removed"] for one in gone if os.path.lexists(one["path"])})
+            gone, left = ([one for one in some if not os.path.lexists(one["path"])] for some in (gone, left))
+        kept += [{**_name(one), "reasons": plan.kept[name]} for name, one in by_id.items() if name in plan.kept]
         removed += [_name(one) for one in [*gone, *left]]
     return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
 
@@ -50,13 +55,18 @@ def _name(one: dict[str, Any]) -> dict[str, Any]:
 
 def _remove(gone: list[dict[str, Any]], left: list[dict[str, Any]]) -> None:
     """Each set loses its name first: what is seen is whole. The oldest go first."""
-    doomed = [Path(one["path"]) for one in left]
+    # First of all, since a set may have the name of one whose removal was interrupted.
+    for one in left:
+        shutil.rmtree(one["path"])
+    doomed = []
     for one in gone:
         path = Path(one["path"])
         hidden = path.with_name(f".{path.name}{REMOVING}")
         path.rename(hidden)
         sync_path(path.parent)
         doomed.append(hidden)
-        proof_file(path).unlink(missing_ok=True)
+        proof = proof_file(path)
+        if proof.parent.is_dir() and not proof.parent.is_symlink():
+            proof.unlink(missing_ok=True)
     for path in doomed:
         shutil.rmtree(path)
