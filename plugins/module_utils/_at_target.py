@@ -52,5 +52,6 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     paths = ["".join(f"{one['path']}\n" for one in result[which]) for which in ("removed", "kept")]
     result["diff"] = {"before": paths[0] + paths[1], "after": paths[1]}
     if problems:
-        raise LiveBackupError(" ".join(problems), **result)
+        where = f"On {parse(params['target'], None, []).host}: " if is_remote(params) else ""
+        raise LiveBackupError(where + " ".join(problems), **result)
     return result

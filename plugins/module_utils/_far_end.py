@@ -28,7 +28,7 @@ from typing import Any
 
 from ._check import check_files, note_proof
 from ._digest import BATCH, data_extents, open_digest
-from ._errors import LiveBackupError
+from ._errors import LiveBackupError, from_os_error
 from ._prune import prune_sets
 from ._sets import find_set, list_sets
 
@@ -43,7 +43,11 @@ CALLS: dict[str, Callable[..., Any]] = {one.__name__: one for one in (list_sets,
 
 def call(function: str, arguments: dict[str, Any]) -> Any:
     """Do with the sets here what is done with those on a hypervisor's own disks."""
-    return {"returned": CALLS[function](**arguments)}
+    try:
+        return {"returned": CALLS[function](**arguments)}
+    except OSError as error:
+        # What the near end says of others is about a copy that is not written.
+        raise from_os_error(error) from error
 
 
 def look(path: str) -> Any:

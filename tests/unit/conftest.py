@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -82,3 +83,18 @@ def capture(backup: Backup) -> Backup:
             image.truncate(backup.domain.capacity)
         backup.domain.write(target, 0, number + 1)
     return backup
+
+
+@pytest.fixture
+def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
+    """Puts a shell script in ssh's place; `$command` is what the far shell is given."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
+
+    def install(script: str) -> None:
+        (programs / "ssh").write_text(f"#!/bin/sh\nfor command; do :; done\n{script}\n", encoding="utf-8")
+        (programs / "ssh").chmod(0o755)
+
+    install('eval "$command"')
+    return install

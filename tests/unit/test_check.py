@@ -126,7 +126,7 @@ def test_a_set_that_came_without_its_directorys_owner(one: Path) -> None:
 def test_a_proof_is_noted_beside_the_sets(one: Path) -> None:
     before = content(one)
     status = one.stat()
-    note_proof(str(one), "boot", [], 8123)
+    note_proof(str(one.parent), str(one), "boot", [], 8123)
     assert content(one) == before and one.stat() == status
     proof = read_proof(one)
     assert proof is not None and (proof["level"], proof["verified"], proof["rto_ms"], proof["findings"]) == ("boot", True, 8123, [])
@@ -137,13 +137,13 @@ def test_a_proof_is_noted_beside_the_sets(one: Path) -> None:
 
 def test_the_last_proof_counts(one: Path) -> None:
     for findings in (["vda.qcow2: broken"], []):
-        note_proof(str(one), "check", findings, None)
+        note_proof(str(one.parent), str(one), "check", findings, None)
         [found] = list_sets(str(one.parent.parent))["sets"]
         assert (found["proof"]["findings"], found["good"], found["status"]) == (findings, not findings, "good")
 
 
 def test_a_proof_is_of_one_manifest(one: Path) -> None:
-    note_proof(str(one), "check", ["failed"], None)
+    note_proof(str(one.parent), str(one), "check", ["failed"], None)
     text = (one / "manifest.json").read_bytes()
     edit(one, lambda manifest: manifest["consistency"].update(frozen_ms=0))
     assert read_proof(one) is None
@@ -152,7 +152,7 @@ def test_a_proof_is_of_one_manifest(one: Path) -> None:
 
 
 def test_a_proof_is_not_of_another_set_of_that_name(one: Path) -> None:
-    note_proof(str(one), "check", ["failed"], None)
+    note_proof(str(one.parent), str(one), "check", ["failed"], None)
     one.rename(one.with_name("moved"))
     make_set(one.parent.parent, one.name, instant="2026-10-01T00:00:00.000Z")
     assert read_proof(one) is None
@@ -162,18 +162,18 @@ def test_a_proof_is_not_of_another_set_of_that_name(one: Path) -> None:
 def test_of_a_set_without_a_manifest_nothing_is_noted(one: Path, become: Callable[[Path], None]) -> None:
     (one / "manifest.json").unlink()
     become(one / "manifest.json")
-    note_proof(str(one), "check", check(one), None)
+    note_proof(str(one.parent), str(one), "check", check(one), None)
     assert not (one.parent / ".proofs").exists()
 
 
 def test_a_link_in_the_place_of_the_proofs_is_not_followed(one: Path, tmp_path: Path) -> None:
-    note_proof(str(one), "check", ["failed"], None)
+    note_proof(str(one.parent), str(one), "check", ["failed"], None)
     (one.parent / ".proofs").rename(tmp_path / "outside")
     (one.parent / ".proofs").symlink_to(tmp_path / "outside")
     before = content(tmp_path / "outside")
     assert read_proof(one) is None
     with pytest.raises(LiveBackupError, match="is a link, and is not followed"):
-        note_proof(str(one), "check", [], None)
+        note_proof(str(one.parent), str(one), "check", [], None)
     assert content(tmp_path / "outside") == before
 
 

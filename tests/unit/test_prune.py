@@ -114,7 +114,7 @@ def test_a_set_loses_its_name_before_its_files(target: Path, monkeypatch: pytest
 
 def test_the_proofs_of_removed_sets_go_and_others_stay(target: Path) -> None:
     for name in ("n1", "n3"):
-        note_proof(str(target / "db1" / name), "check", [], None)
+        note_proof(str(target), str(target / "db1" / name), "check", [], None)
     prune(target)
     assert os.listdir(target / "db1/.proofs") == ["n3.json"]
 
@@ -133,7 +133,7 @@ def spoil_owner_link(directory: Path) -> None:
 
 
 def spoil_proof(directory: Path) -> None:
-    note_proof(str(directory / "n1"), "check", ["failed"], None)
+    note_proof(str(directory), str(directory / "n1"), "check", ["failed"], None)
 
 
 @pytest.mark.parametrize("check_mode", [True, False])

@@ -26,21 +26,6 @@ from .clock import FakeClock
 
 
 @pytest.fixture
-def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
-    """Puts a shell script in ssh's place; `$command` is what the far shell is given."""
-    programs = tmp_path / "bin"
-    programs.mkdir()
-    monkeypatch.setenv("PATH", f"{programs}:{os.environ['PATH']}")
-
-    def install(script: str) -> None:
-        (programs / "ssh").write_text(f"#!/bin/sh\nfor command; do :; done\n{script}\n", encoding="utf-8")
-        (programs / "ssh").chmod(0o755)
-
-    install('eval "$command"')
-    return install
-
-
-@pytest.fixture
 def image(tmp_path: Path) -> Path:
     path = tmp_path / "image"
     with path.open("wb") as file:
