@@ -30,6 +30,7 @@ from ._check import check_files, note_proof
 from ._digest import BATCH, data_extents, open_digest
 from ._errors import LiveBackupError, from_os_error
 from ._prune import prune_sets
+from ._receive_set import begin_set, finish_set
 from ._sets import find_set, list_sets
 
 # What a login shell may print comes before this.
@@ -38,7 +39,8 @@ MARK = "live_backup far end"
 FRAME = struct.Struct(">QI")
 
 
-CALLS: dict[str, Callable[..., Any]] = {one.__name__: one for one in (list_sets, find_set, check_files, note_proof, prune_sets)}
+_FUNCTIONS = (list_sets, find_set, check_files, note_proof, prune_sets, begin_set, finish_set)
+CALLS: dict[str, Callable[..., Any]] = {one.__name__: one for one in _FUNCTIONS}
 
 
 def call(function: str, arguments: dict[str, Any]) -> Any:

@@ -7,17 +7,31 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
-from ._backup_set import MANIFEST, TOKEN, SetPaths, check_backup_id, check_target, domain_directory, is_partial_of, published_manifest
+from ._at_target import is_remote
+from ._backup_set import (
+    MANIFEST,
+    TOKEN,
+    SetPaths,
+    check_backup_id,
+    check_target,
+    domain_directory,
+    is_partial_of,
+    published_manifest,
+    release_domain_directory,
+)
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock, wall_time
 from ._commit import overlays_of
+from ._connection import FAILURES, explain
 from ._digest import file_digest
 from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
 from ._manifest import build_manifest, image_entry, manifest_bytes, restore_guide
+from ._send_set import send_set, sent_set
 from ._sets import GUIDE, SUMS
 from ._target import probe_target
 from ._undo import end_claim, paths_of, undo
@@ -26,26 +40,36 @@ from ._undo import end_claim, paths_of, undo
 def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Publish the backup `backup_id`, or find it published."""
     check_backup_id(params["backup_id"])
-    target = check_target(params["target"])
+    remote = is_remote(params)
+    if remote != bool(params["staging_dir"]):
+        raise LiveBackupError(
+            "staging_dir is needed where target begins with ssh://, and only there: the directory that the backup was begun for."
+        )
+    target = check_target(params["staging_dir"] if remote else params["target"])
     uuid, name, _claim = find_claim(params["uri"], params["domain"])
+    sent = sent_set(params, uuid) if remote else None
+    if sent is not None:
+        return {"changed": False, **_published(sent["path"], sent["manifest"])}
     probe_target(target, name, None, write=False)
     paths = SetPaths(domain_directory(target, name, uuid), params["backup_id"])
     manifest = published_manifest(paths)
-    if manifest is not None:
-        return {"changed": False, **_published(paths, manifest)}
+    if manifest is not None and not remote:
+        return {"changed": False, **_published(str(paths.final), manifest)}
     if check_mode:
         _ready(uuid, name, paths)
         return {"changed": True, "path": str(paths.final), **_diff(paths)}
     with hold(uuid, clock):
         claim = _ready(uuid, name, paths)
         with step(claim, "publish", clock):
-            manifest = _publish(params["uri"], claim, paths, clock)
-    return {"changed": True, **_published(paths, manifest), **_diff(paths)}
+            manifest = _describe(params["uri"], claim, paths, clock)
+            path = _send(params, claim, paths, manifest, clock) if remote else _show(paths)
+            end_claim(claim)
+    return {"changed": True, **_published(path, manifest), **_diff(paths)}
 
 
-def _published(paths: SetPaths, manifest: dict[str, Any]) -> dict[str, Any]:
+def _published(path: str, manifest: dict[str, Any]) -> dict[str, Any]:
     return {
-        "path": str(paths.final),
+        "path": path,
         "bytes": sum(disk["allocated"] for disk in manifest["disks"]),
         "seconds": round(wall_time(manifest["finished"]) - wall_time(manifest["started"]), 3),
         "manifest": manifest,
@@ -83,7 +107,27 @@ def _missing_step(claim: Claim) -> str:
     return "libvirt_blockcommit" if on_overlays else ""
 
 
-def _publish(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
+def _send(params: dict[str, Any], claim: Claim, paths: SetPaths, manifest: dict[str, Any], clock: Clock) -> str:
+    """Publish the set on another host. What was made here is removed, whether that succeeds or not."""
+    try:
+        path = send_set(params, paths.partial, manifest, clock)
+    except FAILURES as error:
+        failure = explain(error, "send the set")
+        undo(params["uri"], claim, clock, failure)
+        raise failure from error
+    shutil.rmtree(paths.partial)
+    release_domain_directory(paths.directory, claim.uuid)
+    return path
+
+
+def _show(paths: SetPaths) -> str:
+    paths.partial.rename(paths.final)
+    sync_path(paths.directory)
+    return str(paths.final)
+
+
+def _describe(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
+    """Sync the images and write what tells about them."""
     for disk in claim.plan["disks"]:
         try:
             _settle(Path(disk["path"]))
@@ -104,9 +148,6 @@ def _publish(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str,
     write_durably(paths.partial / SUMS, "".join(sums).encode())
     paths.partial.chmod(0o700)
     sync_path(paths.partial)
-    paths.partial.rename(paths.final)
-    sync_path(paths.directory)
-    end_claim(claim)
     return manifest
 
 

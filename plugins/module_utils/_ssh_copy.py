@@ -33,6 +33,7 @@ from . import (
     _files,
     _manifest_schema,
     _prune,
+    _receive_set,
     _retention,
     _sets,
 )
@@ -123,7 +124,7 @@ def _options(values: dict[str, str]) -> list[str]:
 
 
 # The far end and the modules that it imports, which come first.
-_FAR_MODULES = (_errors, _clock, _files, _digest, _backup_set, _manifest_schema, _sets, _check, _retention, _prune, _far_end)
+_FAR_MODULES = (_errors, _clock, _files, _digest, _backup_set, _manifest_schema, _sets, _check, _retention, _prune, _receive_set, _far_end)
 _BEGIN = """
 import sys, types
 sys.modules["far"] = types.ModuleType("far")
@@ -194,11 +195,13 @@ class FarEnd:
         """Write the record of a copy beside it."""
         self._ask("note", path=self._address.path, record=record)
 
-    def copy(self, source: int, mode: int, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
-        """Copy an open image; under its name it is seen when it is whole, on the disk and proved."""
+    def copy(
+        self, source: int, mode: int, pace: Pace, clock: Clock, source_free: Callable[[], None], path: str | None = None
+    ) -> dict[str, Any]:
+        """Copy an open image to the address, or to another path there; under its name it is seen when it is whole, on the disk and proved."""
         began = clock.boottime()
         size = image_size(source)
-        self._send_line({"do": "receive", "path": self._address.path, "size": size, "mode": mode})
+        self._send_line({"do": "receive", "path": path or self._address.path, "size": size, "mode": mode})
         digest, data_bytes = copy_data(source, self, pace, find_zeroes=True)
         source_free()
         self._send(FRAME.pack(0, 0))

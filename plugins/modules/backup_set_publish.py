@@ -20,7 +20,8 @@ extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
-  - virtops.live_backup.libvirt.target
+  - virtops.live_backup.target
+  - virtops.live_backup.target.ssh
   - virtops.live_backup.attributes
   - virtops.live_backup.attributes.actiongroup
 attributes:
@@ -32,6 +33,13 @@ attributes:
   idempotent:
     support: full
     details: No change when the set is published.
+options:
+  staging_dir:
+    description:
+      - Needed where O(target) begins with C(ssh://), and only there. The directory on this host that the backup was begun for as its target.
+      - The set is sent from there. Each of its files is written under another name, read again and compared at the other host, before the set
+        has its name there. What was made here is removed, also when that fails.
+    type: path
 seealso:
   - module: virtops.live_backup.libvirt_job_wait
 """
@@ -42,6 +50,14 @@ EXAMPLES = r"""
     domain: db1
     backup_id: 20261122T184512Z
     target: /srv/backup
+
+- name: Publish it on a backup server
+  virtops.live_backup.backup_set_publish:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: ssh://backup@vault.example.com/srv/backup
+    ssh_key: /etc/live_backup/id_ed25519
+    staging_dir: /var/lib/live_backup_staging
 """
 
 RETURN = r"""
@@ -71,12 +87,12 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, SSH, TARGET, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._publish import publish_set
 
 
 def main() -> None:
-    run(publish_set, CONNECTION, DOMAIN, BACKUP_ID, TARGET)
+    run(publish_set, CONNECTION, DOMAIN, BACKUP_ID, TARGET, SSH, {"staging_dir": {"type": "path"}})
 
 
 if __name__ == "__main__":
