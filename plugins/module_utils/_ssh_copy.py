@@ -198,7 +198,7 @@ class FarEnd:
     def copy(
         self, source: int, mode: int, pace: Pace, clock: Clock, source_free: Callable[[], None], path: str | None = None
     ) -> dict[str, Any]:
-        """Copy an open image to the address, or to another path there; under its name it is seen when it is whole, on the disk and proved."""
+        """Copy an open image to the address or another path there; it has its name when it is whole, on the disk and proved."""
         began = clock.boottime()
         size = image_size(source)
         self._send_line({"do": "receive", "path": path or self._address.path, "size": size, "mode": mode})
