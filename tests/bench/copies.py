@@ -80,7 +80,7 @@ def compare(title: str, source: Path, directory: Path, ways: list[Way], rounds: 
         for way in ways[turn:] + ways[:turn]:
             if number >= way.rounds:
                 continue
-            _forget(source)
+            forget(source)
             copy = directory / "copy"
             began, busy = time.monotonic(), _processor_seconds()
             way.copy(copy)
@@ -171,7 +171,7 @@ def _images(directory: Path) -> tuple[Path, Path, Path]:
     return make_images(directory, 20 * GIB, GIB, 3 * GIB)
 
 
-def _forget(path: Path) -> None:
+def forget(path: Path) -> None:
     """Leave nothing to write, and nothing of the image in the page cache."""
     os.sync()
     descriptor = os.open(path, os.O_RDONLY)

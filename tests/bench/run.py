@@ -22,17 +22,17 @@ from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.shell import wait_until
 
-from .copies import compare_local, compare_ssh
+from .copies import compare_local, compare_ssh, forget
 
 REPOSITORY = Path(__file__).parents[2]
 HERE = Path(__file__).parent
 GIB = 1 << 30
 
 
-def module(hypervisor: Hypervisor, name: str, **arguments: Any) -> dict[str, Any]:
+def module(hypervisor: Hypervisor, module_name: str, /, **arguments: Any) -> dict[str, Any]:
     """A module as its own process."""
     done = hypervisor.run(
-        [sys.executable, "-m", f"ansible_collections.virtops.live_backup.plugins.modules.{name}"],
+        [sys.executable, "-m", f"ansible_collections.virtops.live_backup.plugins.modules.{module_name}"],
         input=json.dumps({"ANSIBLE_MODULE_ARGS": arguments}),
         env={**os.environ, "PYTHONPATH": str(REPOSITORY / ".build/tree")},
     )
@@ -135,6 +135,47 @@ def measure_overlays(hypervisor: Hypervisor, directory: Path, size: int, rounds:
     print("  (bar 3)")
 
 
+def compare_sets(hypervisor: Hypervisor, directory: Path, size: int, rounds: int) -> None:
+    """Verify and restore a set, against bare tools that read and write the same."""
+    guest = hypervisor.guest("proven", "one-raw", size=size, fill=size - (16 << 20), rate=50)
+    common = {"domain": guest.name, "backup_id": "set", "target": str(directory)}
+    module(hypervisor, "libvirt_backup_begin", **common)
+    module(hypervisor, "libvirt_job_wait", domain=guest.name, backup_id="set")
+    image = Path(module(hypervisor, "backup_set_publish", **common)["path"]) / "vda.qcow2"
+    restored = directory / "restored"
+    restored.mkdir()
+    bare = restored / "bare.raw"
+
+    def restore() -> None:
+        name = f"restored{time.monotonic_ns()}"
+        done = module(hypervisor, "libvirt_domain_restore", name=name, directory=str(restored), **common)
+        hypervisor.virsh("undefine", done["domain"]["name"])
+
+    def convert() -> None:
+        hypervisor.run(["sh", "-c", 'qemu-img convert -W -f qcow2 -O raw "$1" "$2" && sync "$2"', "sh", image, bare], timeout=600)
+
+    ways: dict[str, Callable[[], object]] = {
+        "backup_set_verify": lambda: module(hypervisor, "backup_set_verify", **common),
+        "  sha256sum": lambda: hypervisor.run(["sha256sum", image], timeout=600),
+        "libvirt_domain_restore": restore,
+        "  qemu-img convert": convert,
+    }
+    times: dict[str, list[float]] = {name: [] for name in ways}
+    for number in range(rounds):
+        for name, action in list(ways.items())[:: 1 if number % 2 else -1]:
+            forget(image)
+            times[name].append(seconds(action))
+            for path in restored.iterdir():
+                path.unlink()
+    shutil.rmtree(directory / guest.name)
+    guest.remove()
+    for name, taken in times.items():
+        row(name, taken, "s")
+    medians = {name.strip(): statistics.median(taken) for name, taken in times.items()}
+    print(f"  ratio of verify to sha256sum {medians['backup_set_verify'] / medians['sha256sum']:.3f}")
+    print(f"  ratio of restore to qemu-img convert {medians['libvirt_domain_restore'] / medians['qemu-img convert']:.3f} (bar 1.2)")
+
+
 def results_in(output: str) -> list[dict[str, Any]]:
     """The results of tasks that a verbose run of ansible-playbook has printed."""
     return [json.loads(text) for text in re.findall(r"^changed: \[\S+\] => (\{.*\})$", output, re.MULTILINE)]
@@ -177,7 +218,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=3, help="of the large image, in GiB")
-    parser.add_argument("--only", choices=["push", "frozen", "role", "overlay", "copy", "ssh"])
+    parser.add_argument("--only", choices=["push", "frozen", "role", "overlay", "sets", "copy", "ssh"])
     parser.add_argument("--directory", type=Path, default=REPOSITORY / ".build/bench", help="on ext4, for the copies; 30 GiB are needed")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -198,6 +239,8 @@ def main() -> None:
             compare_frozen(hypervisor, directory, options.rounds * 3)
         if options.only in (None, "overlay"):
             measure_overlays(hypervisor, directory, GIB, options.rounds)
+        if options.only in (None, "sets"):
+            compare_sets(hypervisor, directory, options.size * GIB, options.rounds)
         if options.only in (None, "role"):
             measure_role(hypervisor, directory, [1, 4, 16])
     finally:

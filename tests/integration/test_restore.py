@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -150,3 +151,103 @@ def test_a_copy_beside_the_original(everyday: Guest, backup_of: Callable[..., Ba
         virsh("undefine", "copy of it")
     verdict = judge([(Path(disk["path"]), disk["format"]) for disk in copied["disks"]], durable)
     assert verdict.ok, str(verdict)
+
+
+def left_of_a_restore(backup: Backup) -> list[str]:
+    """Files of an interrupted restore, and journals."""
+    files = [str(path) for path in backup.hypervisor.directory.rglob(".*") if path.suffix in (".restoring", ".replaced")]
+    return files + [str(path) for path in backup.claims()]
+
+
+KILLS = [
+    "after _restore._save",
+    "after _restore._write",
+    "before _restore._swap",
+    "after pathlib.Path.rename",
+    "before _restore._complete",
+    "before _restore._end",
+]
+
+
+@pytest.mark.parametrize("kill", KILLS)
+def test_a_killed_restore_is_completed_or_undone(kill: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("two-disks", rate=200)
+    backup = backup_of(guest)
+    published = backup.run()
+    instant = backup.judge(published, 0)
+    guest.wait_durable(guest.durable() + 200)
+    guest.destroy()
+    newer = judge(guest.images, 0)
+    options = {"domain": guest.name, "backup_id": backup.backup_id, "target": str(backup.target), "overwrite": True}
+    killed = backup.start_module("libvirt_domain_restore", fault=f"KILL {kill}", **options)
+    killed.wait(timeout=120)
+    assert killed.returncode != 0
+    refused = restore(backup, backup_id="no-such")
+    assert refused["failed"], refused
+    restored = restore(backup, overwrite=True)
+    assert restored.get("changed"), restored
+    verdict = judge(guest.images, 0)
+    assert verdict.ok and verdict.number == instant.number != newer.number, f"{verdict}, not {instant}"
+    assert left_of_a_restore(backup) == []
+    assert restore(backup, overwrite=True)["changed"] is False
+    guest.start()
+
+
+def test_what_is_in_the_way(everyday: Guest, backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    backup = backup_of(everyday)
+    published = backup.run()
+    before = everyday.xml("--inactive")
+    for options, message in [
+        ({}, "give the restored one another name"),
+        ({"overwrite": True}, "is running"),
+        ({"name": "other"}, "name a directory"),
+        ({"name": "other", "directory": "/no/where"}, "does not exist"),
+        ({"backup_id": "../night-1"}, "not allowed"),
+        ({"backup_id": "night-2"}, "There is no set night-2"),
+        ({"domain": "nobody"}, "no set"),
+        ({"target": "/no/where"}, "does not exist"),
+        ({"ssh_key": "/key"}, "ssh://"),
+    ]:
+        for check in (True, False):
+            refused = restore(backup, **options, check=check)
+            assert refused.get("failed") and message in refused["msg"], (options, refused)
+    image = Path(published["path"]) / published["manifest"]["disks"][1]["file"]
+    with image.open("r+b") as file:
+        file.seek(image.stat().st_size // 2)
+        byte = file.read(1)
+        file.seek(-1, 1)
+        file.write(bytes([byte[0] ^ 1]))
+    directory = backup.hypervisor.directory / "refused"
+    directory.mkdir()
+    refused = restore(backup, name="other", directory=str(directory))
+    assert "is not what was backed up" in refused["msg"] and image.name in refused["msg"], refused
+    assert list(directory.iterdir()) == [] and left_of_a_restore(backup) == []
+    assert "other" not in backup.hypervisor.virsh("list", "--all", "--name").split()
+    checked = verify(backup)
+    assert checked["failed"] and image.name in checked["msg"] and not checked["verified"], checked
+    assert everyday.xml("--inactive") == before
+
+
+def test_the_hypervisor_lacks_something(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """Everything at once, before anything is written."""
+    guest = make_guest("two-disks", rate=200)
+    backup = backup_of(guest)
+    published = backup.run()
+    guest.destroy()
+    guest.undefine()
+    definition_file = Path(published["path"]) / "domain.xml"
+    text = definition_file.read_text(encoding="utf-8")
+    network = "<interface type='network'><source network='lan'/></interface><interface type='bridge'><source bridge='br-no'/></interface>"
+    text = text.replace("</devices>", f"{network}</devices>").replace(
+        "</type>", "</type><loader readonly='yes' type='pflash'>/no/ovmf</loader>", 1
+    )
+    definition_file.write_text(text, encoding="utf-8")
+    manifest_file = definition_file.with_name("manifest.json")
+    manifest = json.loads(manifest_file.read_text(encoding="utf-8"))
+    for file in manifest["files"]:
+        if file["name"] == "domain.xml":
+            file["size"] = definition_file.stat().st_size
+    manifest_file.write_text(json.dumps(manifest), encoding="utf-8")
+    refused = restore(backup, overwrite=True)
+    assert refused["missing"] == ["there is no network lan", "there is no bridge br-no", "there is no file /no/ovmf"], refused
+    assert left_of_a_restore(backup) == []

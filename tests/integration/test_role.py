@@ -17,7 +17,9 @@ import pytest
 
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
+from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
+from tests.rig.sshd import Sshd
 
 from .conftest import FILL, REPOSITORY, Backup
 
@@ -272,3 +274,84 @@ def _family(pid: int) -> list[int]:
     """A process and all its descendants: what a terminal's Ctrl-C reaches."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
     return [pid, *(one for child in children for one in _family(int(child)))]
+
+
+def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """The nightly playbook with everything, and then the bad day."""
+    guest = make_guest("two-disks", rate=200)
+    backup = backup_of(guest)
+    player = Player(backup.hypervisor, backup.target)
+    options = {"backup_domains": [guest.name], "backup_verify": "boot", "backup_keep": {"last": 2}}
+    for number in range(1, 4):
+        played = player.run(backup_id=f"night-{number}", **options)
+        assert played.rows[guest.name]["status"] == "published", played.output
+    assert sorted(path.name for path in (backup.target / guest.name).glob("night-*")) == ["night-2", "night-3"]
+    assert sorted(path.name for path in (backup.target / guest.name / ".proofs").iterdir()) == ["night-2.json", "night-3.json"]
+
+    told = player.run(book="virtops.live_backup.status", backup_domains=[guest.name])
+    assert told.status == 0 and "night-3" in told.output and "proven by boot" in told.output, told.output
+    late = player.run(book="virtops.live_backup.status", backup_domains=[guest.name], status_max_age="0s")
+    assert late.status != 0 and f"No good backup within 0s has {guest.name}" in late.output, late.output
+    proven = player.run(book="virtops.live_backup.verify", backup_domains=[guest.name])
+    assert proven.status == 0 and proven.recap["hv"]["changed"] == 0, proven.output
+
+    guest.destroy()
+    guest.undefine()
+    for image, _format in guest.images:
+        image.unlink()
+    book = {"book": "virtops.live_backup.restore", "restore_domain": guest.name, "restore_target": str(backup.target)}
+    planned = player.run("--check", **book)
+    assert planned.status == 0 and "would be restored from backup night-3" in planned.output, planned.output
+    restored = player.run(restore_start=True, **book)
+    assert restored.status == 0 and restored.recap["hv"]["changed"] == 1, restored.output
+    guest.wait_durable(guest.durable() + 5)
+    again = player.run(restore_start=True, **book)
+    assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
+
+    pruned = player.run("--check", book="virtops.live_backup.prune", backup_keep={"last": 1})
+    assert pruned.status == 0 and pruned.recap["hv"]["changed"] == 1 and "night-3: last" in pruned.output, pruned.output
+    pruned = player.run(book="virtops.live_backup.prune", backup_keep='{"last": 1}')
+    assert [path.name for path in (backup.target / guest.name).glob("night-*")] == ["night-3"], pruned.output
+
+
+def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    """Nothing stays on the hypervisor, and the domain comes back from the server alone."""
+    guest = make_guest("two-disks", rate=200)
+    backup = backup_of(guest)
+    staging = backup.target
+    vault = tmp_path / "vault"
+    vault.mkdir()
+    player = Player(backup.hypervisor, backup.target)
+    with Sshd(tmp_path / "sshd", backup.hypervisor) as sshd:
+        ssh = {"ssh_key": sshd.options["ssh_key"], "ssh_options": sshd.options["ssh_options"]}
+        server = {"backup_target": f"{sshd.url}{vault}", **{f"backup_{name}": value for name, value in ssh.items()}}
+        options = {**server, "backup_domains": [guest.name], "backup_id": "night-1", "backup_staging_dir": str(staging)}
+        planned = player.run("--check", **options)
+        assert planned.status == 0 and planned.rows[guest.name]["status"] == "planned", planned.output
+        durable = guest.durable()
+        played = player.run(backup_verify="check", **options)
+        row = played.rows[guest.name]
+        assert (row["status"], row["changed"], row["path"]) == ("published", True, str(vault / guest.name / "night-1")), played.output
+        assert list(staging.iterdir()) == [] and backup.claims() == []
+        again = player.run(**options)
+        assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
+
+        refused = player.run(**{**options, "backup_id": "night-2", "backup_target": f"{sshd.url}/no/where"})
+        assert refused.status != 0 and "does not exist" in refused.output, refused.output
+        assert list(staging.iterdir()) == [] and backup.claims() == []
+
+        guest.destroy()
+        guest.undefine()
+        for image, _format in guest.images:
+            image.unlink()
+        book = {"book": "virtops.live_backup.restore", "restore_domain": guest.name, "restore_target": server["backup_target"]}
+        book |= {f"restore_{name}": value for name, value in ssh.items()}
+        restored = player.run(**book)
+        assert restored.status == 0 and restored.recap["hv"]["changed"] == 1, restored.output
+        verdict = judge(guest.images, durable)
+        assert verdict.ok, str(verdict)
+        assert list(guest.directory.rglob(".live_backup*")) == []
+        pruned = player.run("--check", book="virtops.live_backup.prune", backup_keep={"last": 1}, **server)
+        assert pruned.status == 0 and "night-1: last" in pruned.output, pruned.output
+        told = player.run(book="virtops.live_backup.status", backup_domains=[guest.name], **server)
+        assert told.status == 0 and "proven by check" in told.output, told.output

@@ -10,14 +10,19 @@ import subprocess
 import time
 from pathlib import Path
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from .shell import run, wait_until
 
+if TYPE_CHECKING:
+    from .hypervisor import Hypervisor
+
 
 class Sshd:
-    """While it is entered it answers; `key`, `known_hosts` and `port` are what a client needs."""
+    """While it is entered it answers, inside a hypervisor if one is given; `key`, `known_hosts` and `port` are what a client needs."""
 
-    def __init__(self, directory: Path) -> None:
+    def __init__(self, directory: Path, hypervisor: Hypervisor | None = None) -> None:
+        self._hypervisor = hypervisor
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.key = directory / "key"
@@ -46,12 +51,15 @@ class Sshd:
         configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
         # It wants this to be there, and keeps nothing in it.
         Path("/run/sshd").mkdir(exist_ok=True)
-        self._process = subprocess.Popen(["/usr/sbin/sshd", "-D", "-f", configuration, "-E", self.directory / "log"])
+        command = ["/usr/sbin/sshd", "-D", "-f", str(configuration), "-E", str(self.directory / "log")]
+        if self._hypervisor is not None:
+            self._hypervisor.run(["ip", "link", "set", "lo", "up"])
+        self._process = subprocess.Popen(command) if self._hypervisor is None else self._hypervisor.popen(command)
         wait_until(self._answers, 20, "sshd to answer")
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self._process.terminate()
+        self._process.send_signal(signal.SIGTERM)
         self._process.wait()
 
     @property
@@ -81,6 +89,8 @@ class Sshd:
 
     def _answers(self) -> bool:
         assert self._process.poll() is None, (self.directory / "log").read_text()
+        if self._hypervisor is not None:
+            return self._hypervisor.run(["bash", "-c", f": </dev/tcp/127.0.0.1/{self.port}"], check=False).returncode == 0
         try:
             socket.create_connection(("127.0.0.1", self.port), 1).close()
         except OSError:

@@ -60,9 +60,8 @@ class Backup:
         return wait_for_job(self._params({"timeout": 100, "on_timeout": "fail"}, options), check, self.clock)
 
     def publish(self, check: bool = False, **options: Any) -> dict[str, Any]:
-        return publish_set(
-            self._params({"target": str(self.target), "staging_dir": None, "ssh_key": None, "ssh_options": []}, options), check, self.clock
-        )
+        remote = {"staging_dir": None, "ssh_key": None, "ssh_options": []}
+        return publish_set(self._params({"target": str(self.target), **remote}, options), check, self.clock)
 
     def recover(self, check: bool = False, **options: Any) -> dict[str, Any]:
         return recover(self._params({"backup_id": None}, options), check, self.clock)
