@@ -224,6 +224,8 @@ def _complete_or_undo(uri: str, journal: dict[str, Any], stamp: dict[str, str]) 
         return False
     if journal["phase"] == "swap":
         _swap(journal)
+    # Another set is wanted instead, whose disks this one's domain would have in use.
+    journal["start"] = journal["start"] and journal["stamp"] == stamp
     _complete(uri, journal)
     return True
 
