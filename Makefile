@@ -22,7 +22,7 @@ unexport PYTHONPATH
 # The rig makes namespaces, so what uses it runs as root.
 ifneq ($(shell id -u),0)
 AS_ROOT = sudo env PATH="$(PATH)" ANSIBLE_COLLECTIONS_PATH="$(ANSIBLE_COLLECTIONS_PATH)" ANSIBLE_HOME="$(ANSIBLE_HOME)" \
-	LIVE_BACKUP_TEST_ALL="$(LIVE_BACKUP_TEST_ALL)"
+	LIVE_BACKUP_TEST_ALL="$(LIVE_BACKUP_TEST_ALL)" LIVE_BACKUP_RIG="$(LIVE_BACKUP_RIG)"
 endif
 
 PYTEST = python -m pytest --junitxml=.build/results/$@.xml
@@ -94,6 +94,9 @@ importer: venv ## Build the collection and check it as Galaxy does
 .PHONY: unit
 unit: venv install-rig ## Run the unit tests, with coverage of the plugins
 	$(PYTEST) --cov=ansible_collections.virtops.live_backup.plugins tests/unit
+
+# Another place can be named from outside.
+integration faults molecule: export LIVE_BACKUP_RIG ?= $(shell tests/tools/rig_place.sh)
 
 .PHONY: integration
 integration: venv install-rig ## Run the modules and roles against real hypervisors and guests

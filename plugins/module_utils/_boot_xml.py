@@ -70,6 +70,9 @@ def _boot_from(original: Any, domain: Any, nvram: str) -> None:
     for tag in _OS:
         for element in old.findall(tag):
             system.append(element)
+    for loader in system.findall("loader"):
+        # Whatever it names is a file of this host.
+        loader.set("readonly", "yes")
     if old.find("nvram") is not None:
         template = old.find("nvram").get("template")
         etree.SubElement(system, "nvram", {"template": template} if template else {}).text = nvram

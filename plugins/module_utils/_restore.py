@@ -22,7 +22,7 @@ from typing import Any
 
 from ._at_target import is_remote
 from ._backup_set import check_backup_id, check_target, file_name
-from ._claim import CLAIMS, claim_of, hold
+from ._claim import CLAIMS, hold, read_claim
 from ._clock import Clock
 from ._connection import connect, explained
 from ._copy import LocalFile, Pace, copy_data
@@ -73,18 +73,19 @@ def _planned(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
 
 def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: dict[str, str], clock: Clock) -> dict[str, Any]:
     left = _read_journal(name)
-    if left is not None and _complete_or_undo(params["uri"], left, stamp) and left["stamp"] == stamp:
-        return {"changed": True, "planned": False, **left["told"]}
+    if left is not None:
+        with hold(left["told"]["domain"]["uuid"], clock):
+            completed = _complete_or_undo(params["uri"], left, stamp)
+        if completed and left["stamp"] == stamp:
+            return {"changed": True, "planned": False, **left["told"]}
     with connect(params["uri"]) as connection:
         if _is_restored(connection, name, stamp):
             return _unchanged(connection, name)
         plan = plan_restore(connection, found, params, stamp, str(uuid_module.uuid4()))
-        existing = lookup_name(connection, name)
-        if existing is not None:
-            claim = claim_of(parse_domain(existing.XMLDesc(0)))
-            if claim is not None:
-                raise LiveBackupError(f"An unfinished backup, {claim.backup_id}, holds domain {name!r}: run libvirt_backup_recover first.")
     with hold(plan.uuid, clock), ExitStack() as stack:
+        claim = read_claim(plan.uuid)
+        if claim is not None:
+            raise LiveBackupError(f"An unfinished backup, {claim.backup_id}, holds domain {name!r}: run libvirt_backup_recover first.")
         backup = plan.backup
         if is_remote(params):
             beside = Path(plan.images[0].path).parent
@@ -219,7 +220,7 @@ def _read_journal(name: str) -> dict[str, Any] | None:
 
 def _complete_or_undo(uri: str, journal: dict[str, Any], stamp: dict[str, str]) -> bool:
     """Bring an interrupted restore to an end; whether it is completed."""
-    if journal["phase"] == "write" or (journal["phase"] == "swap" and not _may_complete(journal, stamp)):
+    if journal["phase"] == "write" or (journal["phase"] == "swap" and not _may_complete(uri, journal, stamp)):
         _undo(journal)
         return False
     if journal["phase"] == "swap":
@@ -230,8 +231,12 @@ def _complete_or_undo(uri: str, journal: dict[str, Any], stamp: dict[str, str]) 
     return True
 
 
-def _may_complete(journal: dict[str, Any], stamp: dict[str, str]) -> bool:
-    """Devices are written from the set, and another set is wanted instead of one that is not in place yet."""
+def _may_complete(uri: str, journal: dict[str, Any], stamp: dict[str, str]) -> bool:
+    """Not where another set is wanted by now, or a device is still to be written and its set is gone."""
+    with connect(uri) as connection:
+        if _is_restored(connection, journal["name"], journal["stamp"]):
+            # Only the journal does not know yet that it was defined.
+            return True
     return journal["stamp"] == stamp and all(Path(journal["backup"], device["file"]).exists() for device in journal["devices"])
 
 

@@ -18,7 +18,7 @@ from ._connection import NO_DOMAIN
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._libraries import libvirt
-from ._qemu_img import measure
+from ._qemu_img import backing_chain, measure
 from ._restore_xml import Place, needs, restored_xml, sources_of_others
 from ._sets import read_small
 
@@ -199,9 +199,21 @@ def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid:
         if path.exists():
             users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {name!r}")]
             yield from (f"{who} names {path}" for who in users)
+            yield from (f"{path} is in the backing chain of domain {other!r}" for other in _builds_on(connection, path, name))
     for domain in connection.listAllDomains():
         if domain.UUIDString() == uuid and domain.name() != name:
             yield f"domain {domain.name()!r} has its UUID (restore under another name to have both)"
+
+
+def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterator[str]:
+    """Other domains that have a file below one of their disks: no XML of theirs need name it."""
+    for domain in connection.listAllDomains():
+        if domain.name() != name:
+            for disk in parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).disks:
+                if disk.chain and Path(disk.chain[0].path).is_file():
+                    below = backing_chain(disk.chain[0].path, disk.chain[0].format)[1:]
+                    if any(os.path.exists(one["filename"]) and path.samefile(one["filename"]) for one in below):
+                        yield domain.name()
 
 
 def _room(images: list[Image]) -> Iterator[str]:

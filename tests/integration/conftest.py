@@ -30,7 +30,8 @@ _numbers = count(1)
 # What a large guest's disks hold: enough to hold its backup back before it ends.
 FILL = 384 << 20
 # A sample of the sweeps and repetitions, or all of them.
-REPETITIONS = 20 if os.environ.get("LIVE_BACKUP_TEST_ALL") else 3
+ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
+REPETITIONS = 20 if ALL else 2
 
 # One process, ready before the job begins: on a busy machine a job can be over before a virsh has started.
 _HOLD_BACK = """

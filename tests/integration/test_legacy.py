@@ -8,6 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 
-from .conftest import REPETITIONS, Backup, result_of
+from .conftest import ALL, REPETITIONS, Backup, result_of
 
 # So slow that a copy is still under way whenever one looks.
 CRAWL = "64K"
@@ -118,11 +119,20 @@ def _owners(guest: Guest, mode: bool = True) -> list[tuple[int, ...]]:
     return [(status.st_uid, status.st_gid, *([status.st_mode] if mode else [])) for status in found]
 
 
+@pytest.fixture(scope="module")
+def guest_of(make_shared_guest: Callable[..., Guest]) -> Callable[[str], Guest]:
+    """One guest of each shape for all tests here."""
+    return cache(make_shared_guest)
+
+
 @pytest.mark.parametrize("number", range(REPETITIONS))
-def test_again_and_again(number: int, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
-    backup = backup_of(everyday, backup_id=f"night-{number}")
-    before, chain = everyday.durable(), backup.chain()
-    verdict = backup.judge(backup.run_legacy(), before)
+@pytest.mark.parametrize("shape", ["one-raw", "two-disks", "several", "block-device", "template"] if ALL else ["two-disks"])
+def test_again_and_again(shape: str, number: int, guest_of: Callable[[str], Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = guest_of(shape)
+    backup = backup_of(guest, backup_id=f"night-{number}")
+    before, chain = guest.durable(), backup.chain()
+    options = {"overlay_dir": str(backup.hypervisor.directory)} if shape == "block-device" else {}
+    verdict = backup.judge(backup.run_legacy(**options), before)
     assert verdict.ok, str(verdict)
     assert backup.chain() == chain
 
