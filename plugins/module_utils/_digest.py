@@ -30,11 +30,11 @@ def file_digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def image_digest(path: Path) -> str:
-    """`sha256-64k:<hex>`; reads each byte that is not in a hole once, and does not keep it in the page cache."""
+def image_digest(path: Path, *, cached: bool = False) -> str:
+    """`sha256-64k:<hex>`; reads each byte that is not in a hole once, and keeps it in the page cache only where somebody wants it there."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return open_digest(descriptor)
+        return digest_while(descriptor, lambda offset, data: None, cached=cached)
     finally:
         os.close(descriptor)
 
@@ -44,7 +44,7 @@ def open_digest(descriptor: int) -> str:
     return digest_while(descriptor, lambda offset, data: None)
 
 
-def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str:
+def digest_while(descriptor: int, use: Callable[[int, memoryview], None], *, cached: bool = False) -> str:
     """`sha256-64k:<hex>` of an open image; all data is also given to `use(offset, data)`, by several threads and in pieces."""
     size = image_size(descriptor)
     zeroes = hashlib.sha256(ZEROES).digest()
@@ -63,7 +63,8 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
             piece = data[start - first : stop - first]
             # It shares no file position, and it, the hash and the use let other threads run.
             _read_into(descriptor, piece, start)
-            os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
+            if not cached:
+                os.posix_fadvise(descriptor, start, stop - start, os.POSIX_FADV_DONTNEED)
             use(start, piece)
         chunks = [data[start : start + CHUNK] for start in range(0, last - first, CHUNK)]
         found = [of_zeroes(len(chunk)) if is_zero(chunk) else hashlib.sha256(chunk).digest() for chunk in chunks]
@@ -72,8 +73,9 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
     whole = hashlib.sha256()
     # Bounded, so that memory does not grow with the image.
     pending: deque[Future[bytes] | bytes] = deque()
-    # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
-    pool = ThreadPoolExecutor(2 * (os.cpu_count() or 1))
+    # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way, and so does more than
+    # one beside somebody else who reads the same.
+    pool = ThreadPoolExecutor(1 if cached else 2 * (os.cpu_count() or 1))
 
     def take() -> None:
         first = pending.popleft()

@@ -17,7 +17,7 @@ from typing import Any
 from ._backup_set import MANIFEST, check_backup_id
 from ._errors import LiveBackupError
 from ._files import sync_path
-from ._manifest_schema import violations
+from ._manifest_schema import SCHEMA, violations
 from ._sets import GUIDE, SUMS, read_manifest
 from ._ssh_copy import FarEnd, parse
 
@@ -35,7 +35,7 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None) -> Itera
             arguments = {"target": address.path, "domain": params["domain"], "backup_id": params["backup_id"]}
             found = far_end.call("find_set", arguments)
             manifest = found["manifest"]
-            problems = list(violations(manifest)) if manifest is not None else found["findings"]
+            problems = list(violations(manifest, SCHEMA, "manifest")) if manifest is not None else found["findings"]
             if problems:
                 raise LiveBackupError(f"Backup set {found['path']} at {address.host} is damaged: {'; '.join(problems)}.")
             check_backup_id(found["backup_id"])

@@ -87,7 +87,7 @@ SCHEMA = _object(
 _TYPES: dict[str, type | tuple[type, ...]] = {"object": dict, "array": list, "string": str, "integer": int, "null": type(None)}
 
 
-def violations(value: Any, schema: Schema = SCHEMA, where: str = "manifest") -> Iterator[str]:
+def violations(value: Any, schema: Schema, where: str) -> Iterator[str]:
     """What is wrong with a value, in words; only the keywords that SCHEMA uses are known.
 
     Stricter than JSON Schema in one point: 4.0 is no integer.

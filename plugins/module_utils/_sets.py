@@ -26,7 +26,7 @@ from typing import Any
 from ._backup_set import BACKUP_ID, MANIFEST, OWNER, TOKEN
 from ._clock import wall_time
 from ._errors import LiveBackupError
-from ._manifest_schema import VERSION, violations
+from ._manifest_schema import SCHEMA, VERSION, violations
 
 PROOFS = ".proofs"
 REMOVING = ".removing"
@@ -240,7 +240,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     version = manifest.get("schema") if isinstance(manifest, dict) else None
     if isinstance(version, int) and version > VERSION:
         return None, [f"{MANIFEST}: its schema is {version}, and this collection knows {VERSION}; use a newer one"]
-    problems = [f"{MANIFEST}: {problem}" for problem in violations(manifest)]
+    problems = [f"{MANIFEST}: {problem}" for problem in violations(manifest, SCHEMA, "manifest")]
     if problems:
         return None, problems
     if manifest["backup_id"] != path.name:

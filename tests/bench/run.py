@@ -148,8 +148,7 @@ def compare_sets(hypervisor: Hypervisor, directory: Path, size: int, rounds: int
 
     def restore() -> None:
         name = f"restored{time.monotonic_ns()}"
-        done = module(hypervisor, "libvirt_domain_restore", name=name, directory=str(restored), **common)
-        hypervisor.virsh("undefine", done["domain"]["name"])
+        module(hypervisor, "libvirt_domain_restore", name=name, directory=str(restored), **common)
 
     def convert() -> None:
         hypervisor.run(["sh", "-c", 'qemu-img convert -W -f qcow2 -O raw "$1" "$2" && sync "$2"', "sh", image, bare], timeout=600)
@@ -167,6 +166,8 @@ def compare_sets(hypervisor: Hypervisor, directory: Path, size: int, rounds: int
             times[name].append(seconds(action))
             for path in restored.iterdir():
                 path.unlink()
+            for name in hypervisor.virsh("list", "--inactive", "--name").split():
+                hypervisor.virsh("undefine", name)
     shutil.rmtree(directory / guest.name)
     guest.remove()
     for name, taken in times.items():

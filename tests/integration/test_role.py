@@ -75,7 +75,7 @@ class Player:
 
 def ended(process: Inside) -> Play:
     output, _none = process.communicate(timeout=600)
-    rows = [row for stats in re.findall(r"RUN: (\{.*\})", output) for row in json.loads(stats)["backup_result"]]
+    rows = [row for stats in re.findall(r"RUN: (\{.*\})", output) for row in json.loads(stats).get("backup_result", [])]
     recap = {
         host: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", counts)}
         for host, counts in re.findall(r"^(\S+) +: (ok=.*)$", output, re.MULTILINE)

@@ -53,7 +53,7 @@ class Sshd:
         Path("/run/sshd").mkdir(exist_ok=True)
         command = ["/usr/sbin/sshd", "-D", "-f", str(configuration), "-E", str(self.directory / "log")]
         if self._hypervisor is not None:
-            self._hypervisor.run(["ip", "link", "set", "lo", "up"])
+            self._hypervisor.run(["sh", "-c", "mkdir -p /run/sshd && ip link set lo up"])
         self._process = subprocess.Popen(command) if self._hypervisor is None else self._hypervisor.popen(command)
         wait_until(self._answers, 20, "sshd to answer")
         return self

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given, strategies as st
 from jsonschema import Draft202012Validator, ValidationError, validators
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._manifest_schema import violations
+from ansible_collections.virtops.live_backup.plugins.module_utils._manifest_schema import SCHEMA as ENFORCED, violations
 
 from .sets import manifest_of
 
@@ -88,17 +88,17 @@ def mutated(draw: st.DrawFn) -> Any:
 
 @given(mutated())
 def test_it_agrees_with_jsonschema(manifest: Any) -> None:
-    assert (not list(violations(manifest))) == REFERENCE.is_valid(manifest)
+    assert (not list(violations(manifest, ENFORCED, "manifest"))) == REFERENCE.is_valid(manifest)
 
 
 @given(VALUES)
 def test_it_agrees_on_what_is_not_like_a_manifest_at_all(value: Any) -> None:
-    assert list(violations(value)) and not REFERENCE.is_valid(value)
+    assert list(violations(value, ENFORCED, "manifest")) and not REFERENCE.is_valid(value)
 
 
 @given(mutated())
 def test_what_it_says_is_text_that_can_be_returned(manifest: Any) -> None:
-    json.dumps(list(violations(manifest)))
+    json.dumps(list(violations(manifest, ENFORCED, "manifest")))
 
 
 def test_every_place_matters() -> None:
@@ -112,10 +112,10 @@ def test_every_place_matters() -> None:
             if value != "delete":
                 parent[key] = value
                 where = "".join(f"[{one}]" if isinstance(one, int) else f".{one}" for one in (*parents, key))
-                assert any(problem.startswith(f"manifest{where} ") for problem in violations(manifest))
+                assert any(problem.startswith(f"manifest{where} ") for problem in violations(manifest, ENFORCED, "manifest"))
             elif isinstance(key, str):
                 del parent[key]
-                assert any(problem.endswith(f" lacks {key}") for problem in violations(manifest))
+                assert any(problem.endswith(f" lacks {key}") for problem in violations(manifest, ENFORCED, "manifest"))
 
 
 @pytest.mark.parametrize("key", ["capacity", "size", "allocated"])
@@ -124,13 +124,13 @@ def test_a_whole_number_with_a_point_is_refused(key: str) -> None:
     manifest = manifest_of()
     manifest["disks"][0][key] = 4.0
     assert REFERENCE.is_valid(manifest)
-    assert list(violations(manifest)) == [f"manifest.disks[0].{key} is no integer"]
+    assert list(violations(manifest, ENFORCED, "manifest")) == [f"manifest.disks[0].{key} is no integer"]
 
 
 def test_problems_come_in_the_order_of_the_schema() -> None:
     """So that two hosts tell the same."""
     manifest = dict.fromkeys(manifest_of())
-    problems = [problem.split()[0].partition(".")[2] for problem in violations(manifest)]
+    problems = [problem.split()[0].partition(".")[2] for problem in violations(manifest, ENFORCED, "manifest")]
     assert problems == [key for key in manifest_of() if key not in ("parent", "job")]
 
 
