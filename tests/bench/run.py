@@ -166,8 +166,8 @@ def compare_sets(hypervisor: Hypervisor, directory: Path, size: int, rounds: int
             times[name].append(seconds(action))
             for path in restored.iterdir():
                 path.unlink()
-            for name in hypervisor.virsh("list", "--inactive", "--name").split():
-                hypervisor.virsh("undefine", name)
+            for left in hypervisor.virsh("list", "--inactive", "--name").split():
+                hypervisor.virsh("undefine", left)
     shutil.rmtree(directory / guest.name)
     guest.remove()
     for name, taken in times.items():

@@ -247,3 +247,28 @@ def test_the_hypervisor_lacks_something(make_guest: Callable[..., Guest], backup
     refused = restore(backup, overwrite=True)
     assert refused["missing"] == ["there is no network lan", "there is no bridge br-no", "there is no file /no/ovmf"], refused
     assert left_of_a_restore(backup) == []
+
+
+@pytest.mark.parametrize("shape", ["two-disks", "uefi", "odd-names"] if ALL else ["odd-names"])
+def test_by_hand(shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """With qemu-img and virsh alone, as the set's own RESTORE.md says."""
+    guest = make_guest(shape, rate=200)
+    backup = backup_of(guest)
+    published = backup.run()
+    instant = backup.judge(published, 0)
+    guest.destroy()
+    nvram = re.search(r"<nvram[^>]*>([^<]+)<", guest.xml("--inactive"))
+    guest.undefine()
+    for image, _format in guest.images:
+        image.unlink()
+    guide = (Path(published["path"]) / "RESTORE.md").read_text(encoding="utf-8")
+    commands = re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)[-1]
+    assert "qemu-img convert" in commands and "virsh define" in commands, guide
+    define, start = commands.split("virsh start")[0], "virsh start" + commands.split("virsh start")[1]
+    if nvram:
+        define = define.replace("/path/to/the/nvram/file/named/in/domain.xml", nvram[1])
+    backup.hypervisor.run(["sh", "-ec", f"cd '{published['path']}'\n{define}"])
+    verdict = judge(guest.images, 0)
+    assert verdict.ok and verdict.number == instant.number, f"{verdict}, not {instant}"
+    backup.hypervisor.run(["sh", "-ec", start])
+    guest.wait_durable(guest.durable() + 5)

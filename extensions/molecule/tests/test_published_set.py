@@ -13,7 +13,7 @@ from tests.rig.oracle import judge
 
 BACKUP_ID = "molecule"
 SCENARIO = os.environ["MOLECULE_SCENARIO_NAME"]
-METHOD = {"recover": "legacy"}.get(SCENARIO, SCENARIO)
+METHOD = {"recover": "legacy", "restore": "push"}.get(SCENARIO, SCENARIO)
 
 
 @pytest.fixture(scope="module")
@@ -69,7 +69,7 @@ def test_the_images_are_of_one_instant(published, manifest):
 
 
 def test_nothing_else_is_left_of_the_run(target, published):
-    sets = {path for path in target.glob("*/*") if path.name != ".domain.json"}
+    sets = {path for path in target.glob("*/*") if path.name not in (".domain.json", ".proofs")}
     assert sets == {published}
 
 
@@ -98,3 +98,14 @@ def test_the_guest_still_writes(guest):
 def test_the_disks_are_those_it_had_before(hypervisor, guest):
     listed = hypervisor.virsh("domblklist", guest.uuid).split("\n")
     assert [tuple(line.split()) for line in listed if line] == [(target, str(disk.path)) for target, disk in guest.disks.items()]
+
+
+@pytest.mark.skipif(SCENARIO != "restore", reason="the other scenarios restore nothing")
+def test_the_copy_is_the_backup(hypervisor, guest, published, manifest):
+    copies = [(hypervisor.directory / f"web-copy.{disk}.{guest.disks[disk].format}", guest.disks[disk].format) for disk in guest.disks]
+    restored = judge(copies)
+    assert restored.ok, restored
+    assert restored.number == judge([(published / disk["file"], disk["format"]) for disk in manifest["disks"]]).number
+    listed = hypervisor.virsh("domblklist", "web-copy")
+    assert all(str(path) in listed for path, _format in copies)
+    assert hypervisor.virsh("domuuid", "web-copy").strip() != guest.uuid
