@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -56,7 +57,10 @@ def backed_up(backup: Backup, method: str) -> dict[str, Any]:
     return published
 
 
-SHAPES = ["two-disks", "several", "odd-names", "odd-drives", "block-device", "template", "transient", "uefi"]
+SHAPES = [
+    *("one-raw", "two-disks", "several", "no-agent", "silent-agent", "odd-names"),
+    *("odd-drives", "block-device", "template", "transient", "uefi"),
+]
 METHODS = {
     "push": [shape for shape in SHAPES if ALL or shape in ("odd-names", "odd-drives", "block-device", "uefi")],
     "legacy": [shape for shape in SHAPES if ALL or shape in ("template",)],
@@ -118,6 +122,40 @@ def test_a_set_is_checked_and_booted(everyday: Guest, backup_of: Callable[..., B
     assert "live-backup-proof" not in backup.hypervisor.virsh("list", "--all", "--name")
     info = backup.module("backup_set_info", target=str(backup.target))
     assert [one["proof"]["level"] for one in info["sets"]] == ["boot"]
+
+
+def test_a_uefi_set_boots_until_its_console_says_so(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(make_guest("uefi", rate=100))
+    backup.run()
+    booted = verify(backup, level="boot", console_pattern="^durable [0-9]+")
+    assert booted.get("verified") and "durable" in booted["console"], booted
+
+
+def test_a_set_that_does_not_come_up_says_why(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    backup.run()
+    failed = verify(backup, level="boot", console_pattern="login: $", timeout=15)
+    assert failed["failed"] and "did not show 'login: $' in time" in failed["msg"] and "durable" in failed["console"], failed
+    assert "live-backup-proof" not in backup.hypervisor.virsh("list", "--all", "--name")
+    info = backup.module("backup_set_info", target=str(backup.target))
+    assert [(one["status"], one["good"]) for one in info["sets"]] == [("good", False)]
+    pruned = backup.module("backup_set_prune", target=str(backup.target), keep_last=1)
+    assert pruned["failed"] and "the last proof of night-1 failed" in pruned["msg"], pruned
+
+
+def test_a_proof_that_is_killed_leaves_nothing(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    backup.run()
+    options = {"domain": everyday.name, "backup_id": backup.backup_id, "target": str(backup.target)}
+    proving = backup.start_module("backup_set_verify", **options, level="boot", console_pattern="never")
+    virsh = backup.hypervisor.virsh
+    wait_until(lambda: "live-backup-proof" in virsh("list", "--name"), 60, "the proof to boot")
+    proving.send_signal(signal.SIGKILL)
+    proving.wait(timeout=30)
+    wait_until(lambda: "live-backup-proof" not in virsh("list", "--all", "--name"), 30, "libvirt to end it")
+    assert backup.hypervisor.run(["pgrep", "qemu-nbd"], check=False).stdout == ""
+    assert verify(backup, level="boot")["verified"]
+    assert list(backup.hypervisor.outside("/run/live_backup").iterdir()) == []
 
 
 def tree(path: Path) -> list[tuple[Any, ...]]:

@@ -139,6 +139,7 @@ def test_statistics_of_another_job_are_rejected(large: Guest, backup_of: Callabl
     disk = f"<disk name='vdb' type='file'><target file='{backup.target}/x.raw'/><driver type='raw'/></disk>"
     foreign.write_text(f"<domainbackup><disks>{disk}</disks></domainbackup>")
     backup.hypervisor.virsh("backup-begin", large.uuid, foreign)
+    wait_until(lambda: "None" in backup.hypervisor.virsh("domjobinfo", large.uuid), 60, "the other backup")
     waited = backup.wait()
     assert waited["failed"] and "is gone" in waited["msg"], waited
     assert (backup.target / "x.raw").exists()
