@@ -21,7 +21,8 @@ from ._sets import GUIDE, PROOFS, SUMS, find_set, manifest_digest, proof_file, r
 
 def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
     """The set's facts, with `findings[]` about every file, by name, whose size or digest is not the manifest's."""
-    found = find_set(target, domain, backup_id)
+    # Not the newest good one: one whose proof failed would be passed over the next time.
+    found = find_set(target, domain, backup_id, good=False)
     path = Path(found["path"])
     with reading(path.parent):
         findings = [*found["findings"], *_sums(path)]

@@ -75,15 +75,15 @@ def list_sets(target: str, domains: list[str] | None = None) -> dict[str, Any]:
     return {"sets": sets, "findings": findings}
 
 
-def find_set(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
-    """One set of the domain of that name or UUID: that of `backup_id`, or the newest good one."""
+def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> dict[str, Any]:
+    """One set of the domain of that name or UUID: that of `backup_id`, or the newest, good or whatever it is."""
     found = list_sets(target, [_literal(domain)])["sets"]
     if len({one["directory"] for one in found}) > 1:
         uuids = ", ".join(sorted({one["uuid"] or one["directory"] for one in found}))
         raise LiveBackupError(f"There are sets of several domains {domain!r} below {target}: name one by its UUID ({uuids}).")
     wanted = [one for one in found if one["backup_id"] == backup_id and one["status"] in ("good", "damaged")]
     if backup_id is None:
-        wanted = [one for one in found if one["good"]][-1:]
+        wanted = [one for one in found if one["good"] or (not good and one["status"] in ("good", "damaged"))][-1:]
     if not wanted:
         what = f"no set {backup_id}" if backup_id else "no good set"
         there = ", ".join(f"{one['backup_id']} ({one['status']})" for one in found) or "none"

@@ -397,6 +397,8 @@ def test_the_newest_good_set(target: Path) -> None:
     assert find_set(str(target), "db1", "b")["backup_id"] == "b"
     note_proof(str(target), str(target / "db1/a"), "boot", ["it does not boot"], None)
     assert find_set(str(target), "db1", None)["backup_id"] == "b"
+    # What is to be proven is the newest, whatever it is.
+    assert find_set(str(target), "db1", None, good=False)["backup_id"] == "c"
 
 
 def test_two_domains_of_one_name(target: Path) -> None:
