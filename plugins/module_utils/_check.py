@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,19 @@ def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, An
             findings += strangers(path, manifest)
             for disk in manifest["disks"]:
                 if disk["file"] not in broken:
-                    findings += _differs(disk["file"], image_digest(path / disk["file"]), disk["digest"])
+                    findings += _proved(disk["file"], lambda name: image_digest(path / name), disk["digest"])
             for file in manifest["files"]:
                 if file["name"] not in broken:
-                    findings += _differs(file["name"], file_digest(path / file["name"]), file["digest"])
+                    findings += _proved(file["name"], lambda name: file_digest(path / name), file["digest"])
     return {**found, "findings": findings}
+
+
+def _proved(name: str, digest_of: Callable[[str], str], wanted: str) -> list[str]:
+    try:
+        return _differs(name, digest_of(name), wanted)
+    except OSError as error:
+        # A rotten disk is what a proof is to find.
+        return [f"{name}: it cannot be read: {os.strerror(error.errno or 0)}"]
 
 
 def _differs(name: str, digest: str, wanted: str) -> list[str]:

@@ -33,7 +33,7 @@ from ._fetch import fetched
 from ._files import sync_path, write_durably
 from ._image_lock import images_locked
 from ._libraries import libvirt
-from ._qemu_img import convert
+from ._qemu_img import convert, is_self_contained
 from ._restore_plan import Image, Plan, lookup_name, plan_restore
 from ._restore_xml import set_of
 from ._sets import find_set, reading
@@ -155,12 +155,13 @@ def _is_restored(connection: libvirt.virConnect, name: str, stamp: dict[str, str
     return domain is not None and set_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) == stamp
 
 
-def _move(image: Image, backup_id: str) -> dict[str, str]:
+def _move(image: Image, backup_id: str) -> dict[str, Any]:
     path = Path(image.path)
     return {
         "path": str(path),
         "temporary": str(path.with_name(f".{path.name}.{backup_id}.restoring")),
         "aside": str(path.with_name(f".{path.name}.{backup_id}.replaced")),
+        "had_old": path.exists(),
     }
 
 
@@ -173,6 +174,8 @@ def _write(backup: Path, image: Image, backup_id: str, clock: Clock) -> None:
     elif not image.target:
         digest = file_digest(source)
         write_durably(temporary, source.read_bytes())
+    elif not is_self_contained(source, image.source_format):
+        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.")
     elif image.format == image.source_format:
         digest = _copy(source, temporary, clock)
     else:
@@ -221,7 +224,8 @@ def _read_journal(name: str) -> dict[str, Any] | None:
 
 def _complete_or_undo(uri: str, journal: dict[str, Any], stamp: dict[str, str]) -> bool:
     """Bring an interrupted restore to an end; whether it is completed."""
-    if journal["phase"] == "write" or (journal["phase"] == "swap" and not _may_complete(uri, journal, stamp)):
+    _require_off(uri, journal)
+    if journal["phase"] in ("write", "undo") or (journal["phase"] == "swap" and not _may_complete(uri, journal, stamp)):
         _undo(journal)
         return False
     if journal["phase"] == "swap":
@@ -230,6 +234,17 @@ def _complete_or_undo(uri: str, journal: dict[str, Any], stamp: dict[str, str]) 
     journal["start"] = journal["start"] and journal["stamp"] == stamp
     _complete(uri, journal)
     return True
+
+
+def _require_off(uri: str, journal: dict[str, Any]) -> None:
+    """While files change places, nobody may use them."""
+    with connect(uri) as connection:
+        domain = lookup_name(connection, journal["name"])
+        if journal["phase"] in ("swap", "undo") and domain is not None and domain.isActive():
+            raise LiveBackupError(
+                f"Domain {journal['name']!r} was started while its restore was interrupted, and some of its disks may be new and some old. "
+                "Shut it off and run the restore again. Nothing was touched."
+            )
 
 
 def _may_complete(uri: str, journal: dict[str, Any], stamp: dict[str, str]) -> bool:
@@ -250,6 +265,8 @@ def _swap(journal: dict[str, Any]) -> None:
         path, temporary, aside = (Path(move[key]) for key in ("path", "temporary", "aside"))
         if not temporary.exists():
             continue
+        if path.exists() and not move["had_old"]:
+            raise LiveBackupError(f"{path} was made by somebody else meanwhile. Move it away, and run the restore again to complete it.")
         if path.exists():
             status = path.stat()
             os.chown(temporary, status.st_uid, status.st_gid)
@@ -261,11 +278,14 @@ def _swap(journal: dict[str, Any]) -> None:
 
 def _undo(journal: dict[str, Any]) -> None:
     """Put everything back."""
+    if journal["phase"] == "swap":
+        # From here on it can only be undone: what is back in its place must not be taken for what is new.
+        _set_phase(journal, "undo")
     for move in journal["moves"]:
         path, temporary, aside = (Path(move[key]) for key in ("path", "temporary", "aside"))
-        if aside.exists():
+        if journal["phase"] == "undo" and aside.exists():
             aside.rename(path)
-        elif journal["phase"] == "swap" and not temporary.exists():
+        elif journal["phase"] == "undo" and not move["had_old"] and not temporary.exists():
             path.unlink(missing_ok=True)
         temporary.unlink(missing_ok=True)
         if path.parent.is_dir():
@@ -281,16 +301,20 @@ def _complete(uri: str, journal: dict[str, Any]) -> None:
                 with explained(f"define domain {journal['name']!r}"):
                     connection.defineXML(journal["xml"])
             except LiveBackupError:
-                _undo(journal)
+                # It may have been defined all the same: then, and where libvirt cannot tell, the next run completes it.
+                with connect(uri) as again:
+                    if not _is_restored(again, journal["name"], journal["stamp"]):
+                        _undo(journal)
                 raise
             _set_phase(journal, "defined")
         for move in journal["moves"]:
             Path(move["aside"]).unlink(missing_ok=True)
-        domain = connection.lookupByName(journal["name"])
-        if journal["start"] and not domain.isActive():
+        # Now it is restored: whether it starts is another matter, and one that was undefined since is not ours to start.
+        _end(journal)
+        domain = lookup_name(connection, journal["name"])
+        if journal["start"] and domain is not None and not domain.isActive():
             with explained(f"start domain {journal['name']!r}, which was restored"):
                 domain.create()
-    _end(journal)
 
 
 def _end(journal: dict[str, Any]) -> None:

@@ -192,7 +192,7 @@ def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid:
             yield f"{path} is not an absolute path"
         elif not path.parent.is_dir():
             yield f"there is no directory {path.parent}"
-        elif path.is_symlink() or (path.exists() and not path.is_file() and not image.is_block):
+        elif (path.is_symlink() and not image.is_block) or (path.exists() and not path.is_file() and not image.is_block):
             yield f"{path} is no regular file"
         elif path.exists() and not overwrite:
             yield f"{path} exists (overwrite replaces it)"
@@ -211,7 +211,7 @@ def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterato
         if domain.name() != name:
             for disk in parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).disks:
                 if disk.chain and Path(disk.chain[0].path).is_file():
-                    below = backing_chain(disk.chain[0].path, disk.chain[0].format)[1:]
+                    below = backing_chain(disk.chain[0].path, disk.chain[0].format)
                     if any(os.path.exists(one["filename"]) and path.samefile(one["filename"]) for one in below):
                         yield domain.name()
 
