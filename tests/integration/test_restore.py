@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -287,7 +288,7 @@ def test_the_hypervisor_lacks_something(make_guest: Callable[..., Guest], backup
     assert left_of_a_restore(backup) == []
 
 
-@pytest.mark.parametrize("shape", ["two-disks", "uefi", "odd-names"] if ALL else ["odd-names"])
+@pytest.mark.parametrize("shape", ["two-disks", "uefi", "odd-names", "block-device", "template"] if ALL else ["odd-names"])
 def test_by_hand(shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """With qemu-img and virsh alone, as the set's own RESTORE.md says."""
     guest = make_guest(shape, rate=200)
@@ -298,15 +299,28 @@ def test_by_hand(shape: str, make_guest: Callable[..., Guest], backup_of: Callab
     nvram = re.search(r"<nvram[^>]*>([^<]+)<", guest.xml("--inactive"))
     guest.undefine()
     for image, _format in guest.images:
-        image.unlink()
+        if image.is_block_device():
+            with image.open("r+b") as device:
+                device.write(bytes(1 << 20))
+        else:
+            image.unlink()
+
+    def by_hand(commands: str) -> str:
+        return backup.hypervisor.run(["sh", "-ec", f"cd {shlex.quote(published['path'])}\n{commands}"]).stdout
+
     guide = (Path(published["path"]) / "RESTORE.md").read_text(encoding="utf-8")
-    commands = re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)[-1]
+    check, commands = re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    assert "`sha256sum -c SHA256SUMS`" in guide
+    assert by_hand("sha256sum -c SHA256SUMS") == "manifest.json: OK\nRESTORE.md: OK\n"
+    for disk in published["manifest"]["disks"]:
+        assert by_hand(check.replace("IMAGE", shlex.quote(disk["file"]), 1)) == f"{disk['digest']}\n"
     assert "qemu-img convert" in commands and "virsh define" in commands, guide
     define, start = commands.split("virsh start")[0], "virsh start" + commands.split("virsh start")[1]
     if nvram:
+        assert "cp nvram " in define
         define = define.replace("/path/to/the/nvram/file/named/in/domain.xml", nvram[1])
-    backup.hypervisor.run(["sh", "-ec", f"cd '{published['path']}'\n{define}"])
+    by_hand(define)
     verdict = judge(guest.images, 0)
     assert verdict.ok and verdict.number == instant.number, f"{verdict}, not {instant}"
-    backup.hypervisor.run(["sh", "-ec", start])
+    by_hand(start)
     guest.wait_durable(guest.durable() + 5)
