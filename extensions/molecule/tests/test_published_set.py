@@ -14,6 +14,7 @@ from tests.rig.oracle import judge
 BACKUP_ID = "molecule"
 SCENARIO = os.environ["MOLECULE_SCENARIO_NAME"]
 METHOD = {"recover": "legacy", "restore": "push"}.get(SCENARIO, SCENARIO)
+IS_OFF = SCENARIO in ("offline", "restore")
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +75,7 @@ def test_nothing_else_is_left_of_the_run(target, published):
 
 
 def test_the_domain_is_at_rest(hypervisor, guest):
-    if METHOD == "offline":
+    if IS_OFF:
         assert guest.state() == "shut off"
     else:
         assert guest.state() == "running"
@@ -89,8 +90,25 @@ def test_no_overlay_is_left(hypervisor, guest):
     assert hypervisor.virsh("snapshot-list", "--name", guest.uuid).strip() == ""
 
 
+@pytest.mark.skipif(SCENARIO != "restore", reason="the other scenarios restore nothing")
+def test_the_set_was_booted(target, guest):
+    proof = json.loads((target / guest.name / ".proofs" / f"{BACKUP_ID}.json").read_text(encoding="utf-8"))
+    assert (proof["level"], proof["verified"], proof["findings"]) == ("boot", True, [])
+
+
+@pytest.mark.skipif(SCENARIO != "restore", reason="the other scenarios restore nothing")
+def test_what_was_restored_is_the_backup(hypervisor, guest, published, manifest):
+    copies = [(hypervisor.directory / f"web-copy.{disk}.{guest.disks[disk].format}", guest.disks[disk].format) for disk in guest.disks]
+    instant = judge([(published / disk["file"], disk["format"]) for disk in manifest["disks"]])
+    for restored in (judge(guest.images), judge(copies)):
+        assert restored.ok and restored.number == instant.number, f"{restored}, not {instant}"
+    listed = hypervisor.virsh("domblklist", "web-copy")
+    assert all(str(path) in listed for path, _format in copies)
+    assert hypervisor.virsh("domuuid", guest.name).strip() == guest.uuid != hypervisor.virsh("domuuid", "web-copy").strip()
+
+
 def test_the_guest_still_writes(guest):
-    if METHOD == "offline":
+    if IS_OFF:
         guest.start()
     guest.wait_durable(guest.durable() + 1)
 
@@ -98,14 +116,3 @@ def test_the_guest_still_writes(guest):
 def test_the_disks_are_those_it_had_before(hypervisor, guest):
     listed = hypervisor.virsh("domblklist", guest.uuid).split("\n")
     assert [tuple(line.split()) for line in listed if line] == [(target, str(disk.path)) for target, disk in guest.disks.items()]
-
-
-@pytest.mark.skipif(SCENARIO != "restore", reason="the other scenarios restore nothing")
-def test_the_copy_is_the_backup(hypervisor, guest, published, manifest):
-    copies = [(hypervisor.directory / f"web-copy.{disk}.{guest.disks[disk].format}", guest.disks[disk].format) for disk in guest.disks]
-    restored = judge(copies)
-    assert restored.ok, restored
-    assert restored.number == judge([(published / disk["file"], disk["format"]) for disk in manifest["disks"]]).number
-    listed = hypervisor.virsh("domblklist", "web-copy")
-    assert all(str(path) in listed for path, _format in copies)
-    assert hypervisor.virsh("domuuid", "web-copy").strip() != guest.uuid
