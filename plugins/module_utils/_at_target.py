@@ -15,17 +15,21 @@ from ._errors import LiveBackupError
 from ._prune import prune_sets
 from ._retention import RULES
 from ._sets import list_sets
-from ._ssh_copy import SCHEME, FarEnd, parse
+from ._ssh_copy import SCHEME, Address, FarEnd, parse
 
 
 def at_target(params: dict[str, Any], function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
     """What `function(target, **arguments)` returns where the target is; it is one of those that `_far_end.CALLS` names."""
-    target = params["target"]
     if is_remote(params):
-        address = parse(target, params["ssh_key"], params["ssh_options"])
+        address = address_of(params)
         with FarEnd(address) as far_end:
             return far_end.call(function.__name__, {"target": address.path, **arguments})
-    return function(str(check_target(target)), **arguments)
+    return function(str(check_target(params["target"])), **arguments)
+
+
+def address_of(params: dict[str, Any]) -> Address:
+    """Where a target on another host is, and how to get there."""
+    return parse(params["target"], params["ssh_key"], params["ssh_options"])
 
 
 def is_remote(params: dict[str, Any]) -> bool:
@@ -52,6 +56,6 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     paths = ["".join(f"{one['path']}\n" for one in result[which]) for which in ("removed", "kept")]
     result["diff"] = {"before": paths[0] + paths[1], "after": paths[1]}
     if problems:
-        where = f"On {parse(params['target'], None, []).host}: " if is_remote(params) else ""
+        where = f"On {address_of(params).host}: " if is_remote(params) else ""
         raise LiveBackupError(where + " ".join(problems), **result)
     return result

@@ -26,10 +26,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._boot_xml import boot_xml, has_agent
+from ._boot_xml import boot_xml
 from ._clock import Clock
 from ._connection import connect, libvirt_failure
-from ._domain_xml import parse_xml
+from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._events import turns
 from ._libraries import libvirt, libvirt_qemu
@@ -53,7 +53,7 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None
     """Start the set, wait until its guest agent answers or the console shows the pattern, and end it."""
     began = clock.boottime()
     text = _definition(path)
-    if pattern is None and not has_agent(text):
+    if pattern is None and parse_domain(text).agent == "absent":
         raise LiveBackupError(
             f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so name what it prints on its first serial port "
             "when it is up, as console_pattern."

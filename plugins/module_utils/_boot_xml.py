@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._domain_xml import AGENT_CHANNEL, parse_xml
+from ._domain_xml import AGENT_CHANNEL, parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._libraries import etree
 
@@ -50,16 +50,11 @@ def boot_xml(text: str, name: str, disks: dict[str, str], console: str, nvram: s
         _add_disk(devices, found[target], target, socket)
     serial = etree.SubElement(devices, "serial", type="file")
     etree.SubElement(serial, "source", path=console)
-    if has_agent(text):
+    if parse_domain(text).agent != "absent":
         channel = etree.SubElement(devices, "channel", type="unix")
         etree.SubElement(channel, "target", type="virtio", name=AGENT_CHANNEL)
     etree.SubElement(devices, "memballoon", model="none")
     return etree.tostring(domain, encoding="unicode")
-
-
-def has_agent(text: str) -> bool:
-    """Whether the domain has the guest agent's channel."""
-    return any(target.get("name") == AGENT_CHANNEL for target in parse_xml(text).findall("devices/channel/target"))
 
 
 def _boot_from(original: Any, domain: Any, nvram: str) -> None:

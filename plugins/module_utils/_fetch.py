@@ -14,12 +14,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from ._at_target import address_of
 from ._backup_set import MANIFEST, check_backup_id
 from ._errors import LiveBackupError
 from ._files import sync_path
 from ._manifest_schema import SCHEMA, violations
 from ._sets import GUIDE, SUMS, read_manifest
-from ._ssh_copy import FarEnd, parse
+from ._ssh_copy import FarEnd
 
 
 @contextmanager
@@ -28,7 +29,7 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None) -> Itera
 
     What the other host says is checked as what is found on a disk is.
     """
-    address = parse(params["target"], params["ssh_key"], params["ssh_options"])
+    address = address_of(params)
     staging = Path(tempfile.mkdtemp(prefix=".live_backup-fetched-", dir=images_into))
     try:
         with FarEnd(address) as far_end:

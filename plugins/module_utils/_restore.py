@@ -25,12 +25,13 @@ from ._backup_set import check_backup_id, check_target, file_name
 from ._claim import CLAIMS, hold, read_claim
 from ._clock import Clock
 from ._connection import connect, explained
-from ._copy import LocalFile, Pace, copy_data
-from ._digest import file_digest, image_digest, image_size
+from ._copy import Pace
+from ._copy_image import Copying, copy_image
+from ._digest import file_digest, image_digest
 from ._domain_xml import parse_domain
 from ._errors import LiveBackupError
 from ._fetch import fetched
-from ._files import sync_path, write_durably
+from ._files import sync_path, temporary_of, write_durably
 from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._qemu_img import convert, is_self_contained
@@ -177,7 +178,8 @@ def _write(backup: Path, image: Image, backup_id: str, clock: Clock) -> None:
     elif not is_self_contained(source, image.source_format):
         raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.")
     elif image.format == image.source_format:
-        digest = _copy(source, temporary, clock)
+        copied = copy_image(Copying(source, image.source_format, image.format), temporary, Pace(clock), clock, lambda: None)
+        digest = copied["digest"]
     else:
         with ThreadPoolExecutor(1) as pool:
             # What one of them has read, the other finds in the page cache.
@@ -189,12 +191,6 @@ def _write(backup: Path, image: Image, backup_id: str, clock: Clock) -> None:
         raise LiveBackupError(f"{source} is not what was backed up: its digest is {digest}, not {image.digest}. Nothing was restored.")
     if not image.is_block:
         sync_path(temporary)
-
-
-def _copy(source: Path, destination: Path, clock: Clock) -> str:
-    with source.open("rb") as read, open(os.open(destination, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600), "wb") as written:
-        os.ftruncate(written.fileno(), image_size(read.fileno()))
-        return copy_data(read.fileno(), LocalFile(written.fileno()), Pace(clock), find_zeroes=False)[0]
 
 
 # The journal
@@ -288,6 +284,7 @@ def _undo(journal: dict[str, Any]) -> None:
         elif journal["phase"] == "undo" and not move["had_old"] and not temporary.exists():
             path.unlink(missing_ok=True)
         temporary.unlink(missing_ok=True)
+        temporary_of(temporary).unlink(missing_ok=True)
         if path.parent.is_dir():
             sync_path(path.parent)
     _end(journal)

@@ -15,6 +15,7 @@ from typing import Any
 from ._backup_set import file_name
 from ._commit import names_image
 from ._connection import NO_DOMAIN
+from ._digest import image_size
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._libraries import libvirt
@@ -233,8 +234,5 @@ def _room(images: list[Image]) -> Iterator[str]:
 
 
 def _size_of(path: str) -> int:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return os.lseek(descriptor, 0, os.SEEK_END)
-    finally:
-        os.close(descriptor)
+    with open(path, "rb") as device:
+        return image_size(device.fileno())

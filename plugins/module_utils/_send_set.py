@@ -10,17 +10,18 @@ import os
 from pathlib import Path
 from typing import Any
 
+from ._at_target import address_of, at_target
 from ._backup_set import MANIFEST
 from ._clock import Clock
 from ._copy import Pace
 from ._errors import LiveBackupError
-from ._sets import GUIDE, SUMS
-from ._ssh_copy import FarEnd, parse
+from ._sets import GUIDE, SUMS, list_sets
+from ._ssh_copy import FarEnd
 
 
 def send_set(params: dict[str, Any], directory: Path, manifest: dict[str, Any], clock: Clock) -> str:
     """Publish at `target` the set whose files are in a directory; each is proved there. Where it then is."""
-    address = parse(params["target"], params["ssh_key"], params["ssh_options"])
+    address = address_of(params)
     digests = {disk["file"]: disk["digest"] for disk in manifest["disks"]}
     names = [*digests, *(file["name"] for file in manifest["files"]), GUIDE, SUMS, MANIFEST]
     known = {"target": address.path, **{key: manifest["domain"][key] for key in ("name", "uuid")}, "backup_id": manifest["backup_id"]}
@@ -41,12 +42,9 @@ def send_set(params: dict[str, Any], directory: Path, manifest: dict[str, Any], 
 
 def sent_set(params: dict[str, Any], uuid: str) -> dict[str, Any] | None:
     """The set of `backup_id` that is at `target` already."""
-    address = parse(params["target"], params["ssh_key"], params["ssh_options"])
-    with FarEnd(address) as far_end:
-        found = far_end.call("list_sets", {"target": address.path, "domains": [uuid]})["sets"]
-    for one in found:
+    for one in at_target(params, list_sets, domains=[uuid])["sets"]:
         if one["backup_id"] == params["backup_id"] and one["status"] != "partial":
             if one["status"] != "good":
-                raise LiveBackupError(f"{one['path']} on {address.host} is {one['status']}; move it away or choose another backup_id.")
+                raise LiveBackupError(f"{one['path']} at {params['target']} is {one['status']}; move it away or choose another backup_id.")
             return dict(one)
     return None
