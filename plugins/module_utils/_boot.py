@@ -11,7 +11,6 @@ however we end.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import re
@@ -28,14 +27,14 @@ from typing import Any
 
 from ._boot_xml import boot_xml
 from ._clock import Clock
-from ._connection import connect, libvirt_failure
+from ._connection import NO_DOMAIN, connect, libvirt_failure
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._events import turns
+from ._files import scratch_directory
 from ._libraries import libvirt, libvirt_qemu
 from ._sets import read_small
 
-SCRATCH = Path("/run/live_backup")
 _TAIL_BYTES = 2000
 _PING_SECONDS = 5
 
@@ -61,7 +60,9 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None
     with ExitStack() as stack:
         connection = stack.enter_context(connect(uri, events=True))
         user = _qemu_user(connection)
-        scratch = stack.enter_context(_scratch())
+        scratch = stack.enter_context(scratch_directory())
+        # Others pass through and cannot list it.
+        scratch.chmod(0o711)
         sockets = {disk["target"]: scratch / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
         for disk in manifest["disks"]:
             stack.enter_context(_served(path / disk["file"], disk["format"], sockets[disk["target"]], user))
@@ -92,32 +93,6 @@ def _qemu_user(connection: libvirt.virConnect) -> tuple[int, int] | None:
         if ids:
             return int(ids[1]), int(ids[2])
     return None
-
-
-@contextmanager
-def _scratch() -> Iterator[Path]:
-    """A directory that others pass through and cannot list. Those of runs that were killed are removed first."""
-    SCRATCH.mkdir(mode=0o711, exist_ok=True)
-    for left in SCRATCH.iterdir():
-        with suppress(BlockingIOError), _owned(left):
-            shutil.rmtree(left)
-    directory = Path(tempfile.mkdtemp(dir=SCRATCH))
-    with _owned(directory):
-        directory.chmod(0o711)
-        try:
-            yield directory
-        finally:
-            shutil.rmtree(directory)
-
-
-@contextmanager
-def _owned(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        yield
-    finally:
-        os.close(descriptor)
 
 
 @contextmanager
@@ -183,7 +158,9 @@ def _wait(
 def _is_active(domain: libvirt.virDomain) -> bool:
     try:
         return bool(domain.isActive())
-    except libvirt.libvirtError:
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != NO_DOMAIN:  # that says nothing about the set
+            raise
         return False
 
 

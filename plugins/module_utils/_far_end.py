@@ -24,6 +24,8 @@ import struct
 import sys
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
 from typing import Any
 
 from ._check import check_files, note_proof
@@ -31,7 +33,7 @@ from ._digest import BATCH, data_extents, open_digest
 from ._errors import LiveBackupError, from_os_error
 from ._prune import prune_sets
 from ._receive_set import begin_set, finish_set
-from ._sets import find_set, list_sets
+from ._sets import find_set, list_sets, reading
 
 # What a login shell may print comes before this.
 MARK = "live_backup far end"
@@ -39,7 +41,18 @@ MARK = "live_backup far end"
 FRAME = struct.Struct(">QI")
 
 
-_FUNCTIONS = (list_sets, find_set, check_files, note_proof, prune_sets, begin_set, finish_set)
+# What lasts as long as this program.
+_open = ExitStack()
+
+
+def open_set(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
+    """A set that is not removed as long as this program runs."""
+    found = find_set(target, domain, backup_id)
+    _open.enter_context(reading(Path(found["directory"])))
+    return found
+
+
+_FUNCTIONS = (list_sets, find_set, check_files, note_proof, prune_sets, open_set, begin_set, finish_set)
 CALLS: dict[str, Callable[..., Any]] = {one.__name__: one for one in _FUNCTIONS}
 
 

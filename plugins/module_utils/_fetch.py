@@ -7,8 +7,6 @@
 from __future__ import annotations
 
 import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -17,24 +15,23 @@ from typing import Any
 from ._at_target import address_of
 from ._backup_set import MANIFEST, check_backup_id
 from ._errors import LiveBackupError
-from ._files import sync_path
+from ._files import SCRATCH, scratch_directory, sync_path
 from ._manifest_schema import SCHEMA, violations
 from ._sets import GUIDE, SUMS, read_manifest
 from ._ssh_copy import FarEnd
 
 
 @contextmanager
-def fetched(params: dict[str, Any], *, images_into: Path | None = None) -> Iterator[dict[str, Any]]:
+def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: int = 0) -> Iterator[dict[str, Any]]:
     """The facts of a set, with `path` a directory here that holds its files: the small ones, or all below `images_into`.
 
-    What the other host says is checked as what is found on a disk is.
+    There must be room for `beside` bytes more. What the other host says is checked as what is found on a disk is.
     """
     address = address_of(params)
-    staging = Path(tempfile.mkdtemp(prefix=".live_backup-fetched-", dir=images_into))
-    try:
+    with scratch_directory(images_into or SCRATCH, ".live_backup-fetched-") as staging:
         with FarEnd(address) as far_end:
             arguments = {"target": address.path, "domain": params["domain"], "backup_id": params["backup_id"]}
-            found = far_end.call("find_set", arguments)
+            found = far_end.call("open_set", arguments)
             manifest = found["manifest"]
             problems = list(violations(manifest, SCHEMA, "manifest")) if manifest is not None else found["findings"]
             if problems:
@@ -45,7 +42,7 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None) -> Itera
             names = [MANIFEST, GUIDE, SUMS, *(file["name"] for file in manifest["files"])]
             images = [disk["file"] for disk in manifest["disks"]] if images_into else []
             if images_into:
-                _require_room(images_into, manifest)
+                _require_room(images_into, manifest, beside)
             for name in (*names, *images):
                 far_end.fetch(f"{found['path']}/{name}", path / name)
         if images_into:
@@ -54,12 +51,10 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None) -> Itera
                 raise LiveBackupError(f"Backup set {found['path']} did not arrive whole from {address.host}: {'; '.join(problems)}.")
             sync_path(path)
         yield {**found, "path": str(path), "directory": str(staging)}
-    finally:
-        shutil.rmtree(staging)
 
 
-def _require_room(directory: Path, manifest: dict[str, Any]) -> None:
+def _require_room(directory: Path, manifest: dict[str, Any], beside: int) -> None:
     room = os.statvfs(directory)
-    needed = sum(disk["allocated"] for disk in manifest["disks"])
+    needed = beside + sum(disk["allocated"] for disk in manifest["disks"])
     if room.f_bavail * room.f_frsize < needed:
         raise LiveBackupError(f"{directory} has too little room for the set: {needed >> 20} MiB are needed to fetch it.")

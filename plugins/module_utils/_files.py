@@ -6,8 +6,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
+
+# For what is small and only root's; gone when the host starts.
+SCRATCH = Path("/run/live_backup")
 
 
 def sync_path(path: Path) -> None:
@@ -60,3 +68,30 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
         file.write(data)
         file.flush()
         os.fsync(file.fileno())
+
+
+@contextmanager
+def scratch_directory(parent: Path = SCRATCH, prefix: str = "") -> Iterator[Path]:
+    """A directory of ours for a while. Those of processes that were killed are removed first."""
+    if parent == SCRATCH:
+        # QEMU's user passes through.
+        parent.mkdir(mode=0o711, exist_ok=True)
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(BlockingIOError, FileNotFoundError), _owned(left):
+            shutil.rmtree(left)
+    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+    with _owned(directory):
+        try:
+            yield directory
+        finally:
+            shutil.rmtree(directory)
+
+
+@contextmanager
+def _owned(directory: Path) -> Iterator[None]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)

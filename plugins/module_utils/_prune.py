@@ -15,8 +15,8 @@ from typing import Any
 
 from ._errors import LiveBackupError, from_os_error
 from ._files import sync_path
-from ._retention import plan_retention
-from ._sets import REMOVING, list_sets, proof_file, removing, require_owner
+from ._retention import Plan, plan_retention
+from ._sets import REMOVING, list_sets, proof_file, removing, require_owner, sets_in
 
 
 def prune_sets(target: str, domains: list[str], keep: dict[str, int], check_mode: bool) -> dict[str, Any]:
@@ -27,26 +27,37 @@ def prune_sets(target: str, domains: list[str], keep: dict[str, int], check_mode
     problems: list[str] = []
     for directory, group in groupby(found["sets"], key=lambda one: one["directory"]):
         sets = list(group)
-        plan = plan_retention(sets, keep, time.time())
-        by_id = {one["backup_id"]: one for one in sets if one["status"] in ("good", "damaged")}
-        gone = [by_id[name] for name in plan.removed]
-        left = [one for one in sets if one["status"] == "removing"]
+        plan, gone, left = _plan(sets, keep)
         try:
-            if plan.problem:
-                raise LiveBackupError(f"Nothing of domain {sets[0]['domain']!r} was removed: {plan.problem}.")
-            if gone or left:
-                require_owner(Path(directory))
             if (gone or left) and not check_mode:
                 with removing(Path(directory)):
+                    # Since the listing one may have been proven, found bad or removed.
+                    sets = sets_in(Path(directory), [])
+                    plan, gone, left = _plan(sets, keep)
                     _remove(gone, left)
+            elif gone or left:
+                require_owner(Path(directory))
+            if plan.problem:
+                raise LiveBackupError(f"Nothing of domain {sets[0]['domain']!r} was removed: {plan.problem}.")
         except (LiveBackupError, OSError) as error:
             problems.append(error.msg if isinstance(error, LiveBackupError) else from_os_error(error).msg)
             # One without its name is no set any more, even if files of it are left.
             plan.kept.update({one["backup_id"]: ["it could not be removed"] for one in gone if os.path.lexists(one["path"])})
             gone, left = ([one for one in some if not os.path.lexists(one["path"])] for some in (gone, left))
-        kept += [{**_name(one), "reasons": plan.kept[name]} for name, one in by_id.items() if name in plan.kept]
+        kept += [{**_name(one), "reasons": plan.kept[one["backup_id"]]} for one in sets if _is_set(one) and one["backup_id"] in plan.kept]
         removed += [_name(one) for one in [*gone, *left]]
     return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
+
+
+def _plan(sets: list[dict[str, Any]], keep: dict[str, int]) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
+    """The plan, the sets that go by it, and those whose removal was interrupted; nothing goes where there is a problem."""
+    plan = plan_retention(sets, keep, time.time())
+    gone = [one for one in sets if _is_set(one) and one["backup_id"] in plan.removed]
+    return plan, gone, [] if plan.problem else [one for one in sets if one["status"] == "removing"]
+
+
+def _is_set(one: dict[str, Any]) -> bool:
+    return one["status"] in ("good", "damaged")
 
 
 def _name(one: dict[str, Any]) -> dict[str, Any]:

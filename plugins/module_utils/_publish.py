@@ -139,6 +139,9 @@ def _describe(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str
     copies = claim.results.get("copies", {})
     disks = [image_entry(disk, Path(disk["path"]), copies.get(disk["target"], {}).get("digest")) for disk in claim.plan["disks"]]
     images = {disk["file"] for disk in disks}
+    for left in paths.partial.glob(".*.tmp"):
+        # Of a write that was interrupted.
+        left.unlink()
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
     manifest = build_manifest(claim, disks, files, clock.wall())

@@ -35,7 +35,7 @@ from ._files import sync_path, temporary_of, write_durably
 from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._qemu_img import convert, is_self_contained
-from ._restore_plan import Image, Plan, lookup_name, plan_restore
+from ._restore_plan import Image, Plan, lookup_name, plan_restore, require_replaceable
 from ._restore_xml import set_of
 from ._sets import find_set, reading
 
@@ -89,8 +89,10 @@ def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
             raise LiveBackupError(f"An unfinished backup, {claim.backup_id}, holds domain {name!r}: run libvirt_backup_recover first.")
         backup = plan.backup
         if is_remote(params):
-            beside = Path(plan.images[0].path).parent
-            backup = stack.enter_context(fetched({**params, "backup_id": stamp["backup_id"]}, images_into=beside))["path"]
+            files = [image for image in plan.images if image.target and not image.is_block]
+            place = Path(files[0].path).parent if files else Path("/var/tmp")
+            needed = sum(image.needed for image in files)
+            backup = stack.enter_context(fetched({**params, "backup_id": stamp["backup_id"]}, images_into=place, beside=needed))["path"]
         journal = {
             "name": name,
             "stamp": stamp,
@@ -124,8 +126,10 @@ def _require_unchanged(uri: str, plan: Plan) -> None:
     """Much may have happened while the disks were written."""
     with connect(uri) as connection:
         existing = lookup_name(connection, plan.name)
-        if plan.replaces != (existing is not None) or (existing is not None and existing.isActive()):
-            raise LiveBackupError(f"Domain {plan.name!r} was started, defined or undefined meanwhile. Nothing of it was touched.")
+        if plan.replaces != (existing is not None):
+            raise LiveBackupError(f"Domain {plan.name!r} was defined or undefined meanwhile. Nothing of it was touched.")
+        if existing is not None:
+            require_replaceable(existing, overwrite=True)
 
 
 def _told(plan: Plan) -> dict[str, Any]:
@@ -170,13 +174,13 @@ def _write(backup: Path, image: Image, backup_id: str, clock: Clock) -> None:
     """Write a file of the set beside its place, and prove meanwhile that it is what the manifest says. A device is only proved."""
     source = backup / image.file
     temporary = Path(_move(image, backup_id)["temporary"])
+    if image.target and not is_self_contained(source, image.source_format):
+        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.")
     if image.is_block:
         digest = image_digest(source)
     elif not image.target:
         digest = file_digest(source)
         write_durably(temporary, source.read_bytes())
-    elif not is_self_contained(source, image.source_format):
-        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.")
     elif image.format == image.source_format:
         copied = copy_image(Copying(source, image.source_format, image.format), temporary, Pace(clock), clock, lambda: None)
         digest = copied["digest"]
@@ -220,35 +224,30 @@ def _read_journal(name: str) -> dict[str, Any] | None:
 
 def _complete_or_undo(uri: str, journal: dict[str, Any], stamp: dict[str, str]) -> bool:
     """Bring an interrupted restore to an end; whether it is completed."""
-    _require_off(uri, journal)
-    if journal["phase"] in ("write", "undo") or (journal["phase"] == "swap" and not _may_complete(uri, journal, stamp)):
-        _undo(journal)
-        return False
-    if journal["phase"] == "swap":
-        _swap(journal)
+    with connect(uri) as connection:
+        if journal["phase"] == "swap" and _is_restored(connection, journal["name"], journal["stamp"]):
+            # Only the journal does not know yet that it was defined.
+            _set_phase(journal, "defined")
+        if journal["phase"] in ("swap", "undo"):
+            # Some disks may be new and some old: nobody may have used them, nor begin to.
+            existing = lookup_name(connection, journal["name"])
+            if existing is not None:
+                require_replaceable(existing, overwrite=True)
+    places = [Path(move["path"]) for move in journal["moves"] if os.path.exists(move["path"])]
+    with images_locked(places if journal["phase"] in ("swap", "undo") else []):
+        if journal["phase"] in ("write", "undo") or (journal["phase"] == "swap" and not _may_complete(journal, stamp)):
+            _undo(journal)
+            return False
+        if journal["phase"] == "swap":
+            _swap(journal)
     # Another set is wanted instead, whose disks this one's domain would have in use.
     journal["start"] = journal["start"] and journal["stamp"] == stamp
     _complete(uri, journal)
     return True
 
 
-def _require_off(uri: str, journal: dict[str, Any]) -> None:
-    """While files change places, nobody may use them."""
-    with connect(uri) as connection:
-        domain = lookup_name(connection, journal["name"])
-        if journal["phase"] in ("swap", "undo") and domain is not None and domain.isActive():
-            raise LiveBackupError(
-                f"Domain {journal['name']!r} was started while its restore was interrupted, and some of its disks may be new and some old. "
-                "Shut it off and run the restore again. Nothing was touched."
-            )
-
-
-def _may_complete(uri: str, journal: dict[str, Any], stamp: dict[str, str]) -> bool:
+def _may_complete(journal: dict[str, Any], stamp: dict[str, str]) -> bool:
     """Not where another set is wanted by now, or a device is still to be written and its set is gone."""
-    with connect(uri) as connection:
-        if _is_restored(connection, journal["name"], journal["stamp"]):
-            # Only the journal does not know yet that it was defined.
-            return True
     return journal["stamp"] == stamp and all(Path(journal["backup"], device["file"]).exists() for device in journal["devices"])
 
 
@@ -302,6 +301,7 @@ def _complete(uri: str, journal: dict[str, Any]) -> None:
                 with connect(uri) as again:
                     if not _is_restored(again, journal["name"], journal["stamp"]):
                         _undo(journal)
+                        _say_what_is_lost(journal)
                 raise
             _set_phase(journal, "defined")
         for move in journal["moves"]:
@@ -312,6 +312,15 @@ def _complete(uri: str, journal: dict[str, Any]) -> None:
         if journal["start"] and domain is not None and not domain.isActive():
             with explained(f"start domain {journal['name']!r}, which was restored"):
                 domain.create()
+
+
+def _say_what_is_lost(journal: dict[str, Any]) -> None:
+    devices = ", ".join(device["path"] for device in journal["devices"])
+    if devices:
+        raise LiveBackupError(
+            f"Domain {journal['name']!r} could not be defined. Its old files are back in place, but {devices} cannot be put aside and "
+            "holds the backup now. Mend what libvirt says, and restore again."
+        )
 
 
 def _end(journal: dict[str, Any]) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -84,7 +85,7 @@ def plan_restore(
         raise LiveBackupError(f"The old places of the disks are those of {found['domain']!r}: name a directory for those of {name!r}.")
     existing = lookup_name(connection, name)
     if existing is not None:
-        _require_replaceable(connection, existing, params["overwrite"])
+        require_replaceable(existing, overwrite=params["overwrite"])
     uuid = existing.UUIDString() if existing is not None else new_uuid if is_copy else found["uuid"]
     images = [*_disk_images(backup, found["manifest"], name, params), *_nvram_image(backup, found["manifest"], text, name, is_copy)]
     others = sources_of_others(text, [image.target for image in images])
@@ -103,7 +104,8 @@ def plan_restore(
     return Plan(name, uuid, str(backup), stamp, images, made.xml, made.removed, existing is not None)
 
 
-def _require_replaceable(connection: libvirt.virConnect, domain: libvirt.virDomain, overwrite: bool) -> None:
+def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
+    """Fail where a domain's disks are in use, or something of it belongs to them as they are now."""
     name = domain.name()
     if not overwrite:
         raise LiveBackupError(
@@ -197,6 +199,8 @@ def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid:
             yield f"{path} is no regular file"
         elif path.exists() and not overwrite:
             yield f"{path} exists (overwrite replaces it)"
+        if image.is_block and _used_by_host(path):
+            yield f"{path} is in use by this host (mounted, or part of a volume group or RAID)"
         if path.exists():
             users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {name!r}")]
             yield from (f"{who} names {path}" for who in users)
@@ -204,6 +208,17 @@ def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid:
     for domain in connection.listAllDomains():
         if domain.UUIDString() == uuid and domain.name() != name:
             yield f"domain {domain.name()!r} has its UUID (restore under another name to have both)"
+
+
+def _used_by_host(device: Path) -> bool:
+    """Linux gives a device exclusively to nobody who comes after the host itself has it in use."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False
 
 
 def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterator[str]:

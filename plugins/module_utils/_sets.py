@@ -67,7 +67,7 @@ def list_sets(target: str, domains: list[str] | None = None) -> dict[str, Any]:
             names = (str(owner["name"]), str(owner["uuid"])) if owner else (directory.name, "")
             if domains and not any(_matches(name, pattern) for pattern in domains for name in names):
                 continue
-            found = sorted(_sets_in(directory, owner, findings), key=lambda one: (one["instant"] or "", one["backup_id"]))
+            found = sets_in(directory, findings)
             # A directory of somebody else's holds no set and is no concern of ours.
             if problem and (found or owner is not None or os.path.lexists(directory / OWNER)):
                 findings.append(problem)
@@ -75,10 +75,17 @@ def list_sets(target: str, domains: list[str] | None = None) -> dict[str, Any]:
     return {"sets": sets, "findings": findings}
 
 
+def sets_in(directory: Path, findings: list[str]) -> list[dict[str, Any]]:
+    """The sets in one domain's directory, by instant."""
+    owner = _owner_of(directory)[0]
+    return sorted(_sets_in(directory, owner, findings), key=lambda one: (one["instant"] or "", one["backup_id"]))
+
+
 def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> dict[str, Any]:
     """One set of the domain of that name or UUID: that of `backup_id`, or the newest, good or whatever it is."""
-    found = list_sets(target, [_literal(domain)])["sets"]
-    if len({one["directory"] for one in found}) > 1:
+    # One that was renamed has two directories; and what cannot be dated may be the newest.
+    found = sorted(list_sets(target, [_literal(domain)])["sets"], key=lambda one: (one["instant"] or "later", one["backup_id"]))
+    if len({one["uuid"] or one["directory"] for one in found}) > 1:
         uuids = ", ".join(sorted({one["uuid"] or one["directory"] for one in found}))
         raise LiveBackupError(f"There are sets of several domains {domain!r} below {target}: name one by its UUID ({uuids}).")
     wanted = [one for one in found if one["backup_id"] == backup_id and one["status"] in ("good", "damaged")]

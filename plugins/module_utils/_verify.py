@@ -17,6 +17,7 @@ from ._check import check_files, note_proof
 from ._clock import Clock
 from ._errors import LiveBackupError
 from ._qemu_img import check_image, image_info, is_self_contained
+from ._sets import reading
 
 
 def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -25,7 +26,8 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
         check_backup_id(params["backup_id"])
     pattern = params["console_pattern"]
     try:
-        re.compile(pattern or "")
+        if pattern is not None and re.search(pattern, ""):
+            raise LiveBackupError(f"console_pattern {pattern!r} matches a console that shows nothing, so it would prove nothing.")
     except re.error as error:
         raise LiveBackupError(f"console_pattern {pattern!r} is no regular expression: {error}.") from error
     if is_remote(params) and params["level"] == "boot":
@@ -36,14 +38,15 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
     rto_ms, console = None, ""
     if not is_remote(params) and manifest is not None:
-        broken = {finding.partition(":")[0] for finding in findings}
-        for disk in manifest["disks"]:
-            if disk["file"] not in broken:
-                findings += _image_findings(path, disk)
-        if params["level"] == "boot" and not findings:
-            boot = boot_set(params["uri"], path, manifest, pattern, params["timeout"], clock)
-            rto_ms, console = boot.rto_ms, boot.console
-            findings += [f"boot: {boot.problem}"] if boot.problem else []
+        with reading(path.parent):
+            broken = {finding.partition(":")[0] for finding in findings}
+            for disk in manifest["disks"]:
+                if disk["file"] not in broken:
+                    findings += _image_findings(path, disk)
+            if params["level"] == "boot" and not findings:
+                boot = boot_set(params["uri"], path, manifest, pattern, params["timeout"], clock)
+                rto_ms, console = boot.rto_ms, boot.console
+                findings += [f"boot: {boot.problem}"] if boot.problem else []
     if manifest is not None and not check_mode:
         at_target(params, note_proof, path=str(path), level=params["level"], findings=findings, rto_ms=rto_ms)
     result = {

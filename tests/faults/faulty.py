@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
 """faulty.py FAULT MODULE: run a module that dies, or stops, at one call. Only the tests load this.
 
-FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain, or a
-function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`.
+FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain or virConnect,
+or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`.
 Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed.
 """
 
@@ -19,7 +19,10 @@ UTILS = "ansible_collections.virtops.live_backup.plugins.module_utils."
 
 def arm(number: str, when: str, call: str) -> None:
     """Let the process get the signal at its first such call."""
-    owner, _dot, name = (call if "." in call else f"libvirt.virDomain.{call}").rpartition(".")
+    if "." not in call:
+        kind = "virDomain" if hasattr(importlib.import_module("libvirt").virDomain, call) else "virConnect"
+        call = f"libvirt.{kind}.{call}"
+    owner, _dot, name = call.rpartition(".")
     first, *rest = owner.split(".")
     place = importlib.import_module(UTILS + first if first.startswith("_") else first)
     for part in rest:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import shlex
@@ -135,6 +136,8 @@ def test_a_uefi_set_boots_until_its_console_says_so(make_guest: Callable[..., Gu
 def test_a_set_that_does_not_come_up_says_why(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
     backup.run()
+    refused = verify(backup, level="boot", console_pattern="x*")
+    assert refused["failed"] and "would prove nothing" in refused["msg"], refused
     failed = verify(backup, level="boot", console_pattern="login: $", timeout=15)
     assert failed["failed"] and "did not show 'login: $' in time" in failed["msg"] and "durable" in failed["console"], failed
     assert "live-backup-proof" not in backup.hypervisor.virsh("list", "--all", "--name")
@@ -226,6 +229,91 @@ def test_a_killed_restore_is_completed_or_undone(kill: str, make_guest: Callable
     assert left_of_a_restore(backup) == []
     assert restore(backup, overwrite=True)["changed"] is False
     guest.start()
+
+
+def off(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> tuple[Guest, Backup]:
+    """A guest that was backed up twice and wrote on before it was shut off."""
+    guest = make_guest("two-disks", rate=200)
+    backup = backup_of(guest)
+    for backup.backup_id in ("night-1", "night-2"):
+        backup.run()
+        guest.wait_durable(guest.durable() + 100)
+    guest.destroy()
+    return guest, backup
+
+
+def killed_restore(backup: Backup, fault: str, **options: Any) -> None:
+    given = {"domain": backup.guest.name, "target": str(backup.target), "overwrite": True, **options}
+    process = backup.start_module("libvirt_domain_restore", fault=fault, **given)
+    process.communicate(timeout=120)
+
+
+def digests(guest: Guest) -> list[str]:
+    return [hashlib.sha256(image.read_bytes()).hexdigest() for image, _format in guest.images]
+
+
+def test_an_undo_that_is_killed_goes_on(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """What is back in its place is neither taken for what is new nor removed."""
+    guest, backup = off(make_guest, backup_of)
+    newest = digests(guest)
+    killed_restore(backup, "KILL before _restore._complete", backup_id="night-1")
+    # Now another set is wanted, so the first is undone; the first file is back when that is killed.
+    killed_restore(backup, "KILL after pathlib.Path.rename", backup_id="night-2")
+    killed_restore(backup, "KILL before _restore.plan_restore", backup_id="night-2")
+    assert digests(guest) == newest
+    assert left_of_a_restore(backup) == [] or [Path(path).suffix for path in left_of_a_restore(backup)] == [".lock"]
+    restored = restore(backup, backup_id="night-2", overwrite=True)
+    assert restored["changed"] and judge(guest.images, 0).ok, restored
+    assert left_of_a_restore(backup) == []
+
+
+@pytest.mark.parametrize("fault", ["TERM before defineXML", "TERM after defineXML"])
+def test_a_signal_when_it_is_defined(fault: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """The domain and its disks are of one set, whatever libvirt had done when the signal came."""
+    guest, backup = off(make_guest, backup_of)
+    newest = digests(guest)
+    killed_restore(backup, fault, backup_id="night-1")
+    defined = "night-1" in guest.xml("--inactive")
+    assert defined == ("after" in fault) == (digests(guest) != newest)
+    restored = restore(backup, backup_id="night-1", overwrite=True)
+    assert restored["changed"] and judge(guest.images, 0).ok, restored
+    assert left_of_a_restore(backup) == []
+    assert restore(backup, backup_id="night-1", overwrite=True)["changed"] is False
+
+
+def test_a_domain_that_was_used_between_an_interruption_and_the_next_run(
+    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
+) -> None:
+    guest, backup = off(make_guest, backup_of)
+    killed_restore(backup, "KILL before _restore._complete", backup_id="night-1")
+    guest.start()
+    for backup_id in ("night-1", "night-2"):
+        refused = restore(backup, backup_id=backup_id, overwrite=True)
+        assert refused["failed"] and "is running" in refused["msg"], refused
+    backup.hypervisor.virsh("managedsave", guest.uuid)
+    refused = restore(backup, backup_id="night-1", overwrite=True)
+    assert refused["failed"] and "has saved memory" in refused["msg"], refused
+    backup.hypervisor.virsh("managedsave-remove", guest.uuid)
+    assert restore(backup, backup_id="night-1", overwrite=True)["changed"]
+    assert left_of_a_restore(backup) == [] and judge(guest.images, 0).ok
+
+
+def test_a_device_that_the_host_uses(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("block-device", rate=100)
+    backup = backup_of(guest)
+    backup.run()
+    guest.destroy()
+    [(device, _format)] = guest.images
+    backup.hypervisor.run(["mkfs.ext4", "-q", "-F", device])
+    point = backup.hypervisor.directory / "mounted"
+    point.mkdir()
+    backup.hypervisor.run(["mount", device, point])
+    try:
+        refused = restore(backup, overwrite=True)
+        assert refused["failed"] and f"{device} is in use by this host" in refused["msg"], refused
+    finally:
+        backup.hypervisor.run(["umount", point])
+    assert restore(backup, overwrite=True)["changed"] and judge(guest.images, 0).ok
 
 
 def test_what_is_in_the_way(everyday: Guest, backup_of: Callable[..., Backup], tmp_path: Path) -> None:

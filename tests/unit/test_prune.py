@@ -214,3 +214,18 @@ def test_damaged_and_partial_sets_stay(target: Path) -> None:
     result = prune(target, domains=("db1",))
     assert not result["changed"] and names(result, "kept") == ["db1/n1", "db1/n3"]
     assert there(target) == ["app/n1", "app/n2", "db1/.n2.partial", "db1/n1", "db1/n3"]
+
+
+def test_what_is_found_out_before_the_removal_counts(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between the listing and the lock somebody proves that the newest set, the only one to stay, is bad."""
+
+    def removing(directory: Path) -> Any:
+        if directory.name == "db1":
+            note_proof(str(target), str(directory / "n3"), "boot", ["it does not boot"], None)
+        return _prune_removing(directory)
+
+    _prune_removing = _prune.removing
+    monkeypatch.setattr(_prune, "removing", removing)
+    result = prune(target)
+    assert names(result, "removed") == ["app/n1"] and "the last proof of n3 failed" in result["problems"][0]
+    assert [name for name in there(target) if name.startswith("db1/n")] == ["db1/n1", "db1/n2", "db1/n3"]

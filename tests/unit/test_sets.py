@@ -389,6 +389,19 @@ def test_names_that_are_no_text(target: Path, one: Path) -> None:
 # One set
 
 
+def test_what_cannot_be_dated_may_be_the_newest(target: Path) -> None:
+    make_set(target, "a", instant=LATER)
+    (make_set(target, "b") / "manifest.json").write_bytes(b"{")
+    assert find_set(str(target), "db1", None)["backup_id"] == "a"
+    assert find_set(str(target), "db1", None, good=False)["backup_id"] == "b"
+
+
+def test_a_domain_that_was_renamed(target: Path) -> None:
+    make_set(target, "a", name="old", instant=LATER)
+    make_set(target, "b", name="new")
+    assert find_set(str(target), UUID, None)["backup_id"] == "a" and find_set(str(target), UUID, "b")["domain"] == "new"
+
+
 def test_the_newest_good_set(target: Path) -> None:
     make_set(target, "a", instant=LATER)
     make_set(target, "b")
