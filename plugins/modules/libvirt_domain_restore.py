@@ -61,7 +61,9 @@ options:
     choices: [original, qcow2, raw]
     default: original
   start:
-    description: Whether to start the domain when it is restored.
+    description:
+      - Whether to start the domain when it is restored.
+      - A start that fails is an error, and is not tried again by the next run, since the domain is restored by then.
     type: bool
     default: false
 seealso:

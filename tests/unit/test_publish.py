@@ -145,7 +145,9 @@ def test_an_interrupted_publishing_can_be_done_again(backup: Backup, monkeypatch
     assert not backup.final.exists()
     # What a signal leaves of a file that was being written.
     (backup.partial / ".manifest.json.tmp").write_bytes(b"{")
-    assert backup.publish()["changed"] and backup.tree() == WHOLE
+    published = backup.publish()
+    assert published["changed"] and backup.tree() == WHOLE
+    assert [file["name"] for file in published["manifest"]["files"]] == ["domain.xml"]
 
 
 def test_a_run_that_died_after_the_rename_leaves_a_set_that_recovery_keeps(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
