@@ -308,6 +308,8 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     again = player.run(restore_start=True, **book)
     assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
 
+    refused = player.run(book="virtops.live_backup.prune", backup_keep={"last": 1, "montly": 12})
+    assert refused.status != 0 and "backup_keep must map last" in refused.output, refused.output
     pruned = player.run("--check", book="virtops.live_backup.prune", backup_keep={"last": 1})
     assert pruned.status == 0 and pruned.recap["hv"]["changed"] == 1 and "night-3: last" in pruned.output, pruned.output
     pruned = player.run(book="virtops.live_backup.prune", backup_keep='{"last": 1}')
