@@ -18,7 +18,6 @@ import secrets
 import shutil
 import socket
 import subprocess
-import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
@@ -100,7 +99,7 @@ def _served(image: Path, image_format: str, path: Path, user: tuple[int, int] | 
     """Serve an image, read-only, with what is written kept aside, to QEMU's user alone."""
     if shutil.which("qemu-nbd") is None:
         raise LiveBackupError("qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).")
-    with socket.socket(socket.AF_UNIX) as listening, tempfile.TemporaryFile() as said:
+    with socket.socket(socket.AF_UNIX) as listening:
         # It listens before the server runs, so there is nothing to wait for. systemd's protocol wants it as descriptor 3.
         listening.bind(str(path))
         path.chmod(0o600)
@@ -113,8 +112,8 @@ def _served(image: Path, image_format: str, path: Path, user: tuple[int, int] | 
             ["sh", "-c", script, "sh", *server],
             pass_fds=[listening.fileno()],
             stdin=subprocess.DEVNULL,
-            stdout=said,
-            stderr=said,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
     try:
         yield

@@ -46,7 +46,7 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: 
             for name in (*names, *images):
                 far_end.fetch(f"{found['path']}/{name}", path / name)
         if images_into:
-            problems = read_manifest(path)[1]
+            problems = read_manifest(path, found["backup_id"])[1]
             if problems:
                 raise LiveBackupError(f"Backup set {found['path']} did not arrive whole from {address.host}: {'; '.join(problems)}.")
             sync_path(path)

@@ -48,10 +48,9 @@ def begin_set(target: str, name: str, uuid: str, backup_id: str, needed: int) ->
 def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, Any]:
     """Give the set its name when all of it is there."""
     paths = SetPaths(domain_directory(Path(target), name, uuid), backup_id)
-    _manifest, problems = read_manifest(paths.partial)
-    wrong = [problem for problem in problems if not problem.endswith(f"it is of backup {backup_id}")]
-    if wrong:
-        raise LiveBackupError(f"The set in {paths.partial} is not whole: {'; '.join(wrong)}.")
+    problems = read_manifest(paths.partial, backup_id)[1]
+    if problems:
+        raise LiveBackupError(f"The set in {paths.partial} is not whole: {'; '.join(problems)}.")
     (paths.partial / SENDER).unlink()
     sync_path(paths.partial)
     paths.partial.rename(paths.final)

@@ -203,7 +203,7 @@ def _sets_in(directory: Path, owner: dict[str, Any] | None, findings: list[str])
                 yield _facts(path, hidden["id"] if hidden else path.name, owner, None, [], status)
         # A domain's directory may be a mount point.
         elif not path.name.startswith(".") and path.name != "lost+found":
-            manifest, problems = read_manifest(path)
+            manifest, problems = read_manifest(path, path.name)
             if owner or manifest or os.path.lexists(path / MANIFEST):
                 if manifest and owner and manifest["domain"]["uuid"] != owner["uuid"]:
                     problems.append(f"{MANIFEST}: it is of domain {manifest['domain']['uuid']}, and the directory of {owner['uuid']}")
@@ -238,7 +238,7 @@ def _facts(
     }
 
 
-def read_manifest(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
+def read_manifest(path: Path, backup_id: str) -> tuple[dict[str, Any] | None, list[str]]:
     """The manifest of a set, if it is one, and what is wrong with the set as far as a look at its files tells."""
     try:
         manifest = _read_json(path / MANIFEST)
@@ -250,7 +250,7 @@ def read_manifest(path: Path) -> tuple[dict[str, Any] | None, list[str]]:
     problems = [f"{MANIFEST}: {problem}" for problem in violations(manifest, SCHEMA, "manifest")]
     if problems:
         return None, problems
-    if manifest["backup_id"] != path.name:
+    if manifest["backup_id"] != backup_id:
         problems.append(f"{MANIFEST}: it is of backup {manifest['backup_id']}")
     for name, text in [("instant", manifest["consistency"]["instant"]), *((name, manifest[name]) for name in ("started", "finished"))]:
         try:

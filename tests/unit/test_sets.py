@@ -240,7 +240,7 @@ def test_many_files_are_no_hang(one: Path) -> None:
     manifest = json.loads((one / "manifest.json").read_bytes())
     manifest["files"] = [{"name": "domain.xml", "size": 9, "digest": f"sha256:{0:064}"}] * 100_000
     (one / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert read_manifest(one)[1] == ["manifest.json: domain.xml stands in it twice"]
+    assert read_manifest(one, one.name)[1] == ["manifest.json: domain.xml stands in it twice"]
 
 
 def test_a_manifest_of_20_mib(one: Path) -> None:
@@ -285,7 +285,7 @@ def test_a_disk_error_in_one_manifest_is_a_finding(one: Path, target: Path, monk
         raise OSError(5, "Input/output error")
 
     monkeypatch.setattr(_sets.os, "fdopen", broken)
-    manifest, findings = read_manifest(one)
+    manifest, findings = read_manifest(one, one.name)
     assert manifest is None and findings == ["manifest.json: it cannot be read: Input/output error"]
 
 
