@@ -51,3 +51,46 @@ options:
     type: str
     required: true
 """
+
+    CAPTURE = r"""
+options:
+  exclude_disks:
+    description: Target devs of disks to leave out, for example V(vdb). Each must exist.
+    type: list
+    elements: str
+    default: []
+  quiesce:
+    description:
+      - V(auto) freezes the guest's file systems where its agent can, and otherwise takes a crash-consistent backup.
+      - V(require) fails where they cannot be frozen.
+      - V(never) does not try.
+    type: str
+    choices: [auto, require, never]
+    default: auto
+  freeze_timeout:
+    description: The longest time in seconds for which the guest's file systems may be frozen, and how long its agent may take to answer.
+    type: int
+    default: 30
+  parallel:
+    description:
+      - Wait, before anything is done, until fewer than this many backups of other domains are under way on the hypervisor.
+      - Those count that have begun and are neither finished nor abandoned, whoever runs them. V(0) does not wait.
+    type: int
+    default: 0
+  at:
+    description:
+      - The moment of the capture, in seconds since the epoch by the controller's clock, for domains that are captured together.
+      - All is prepared before, file systems are frozen half a second before. It fails where that is not ready at that moment.
+      - How far the hypervisor's clock is from the controller's is measured first, and told in RV(ignore:clock).
+    type: float
+"""
+
+    PROGRESS = r"""
+options:
+  progress_interval:
+    description:
+      - Show every so many seconds how far the work is; more rarely when it lasts for long. V(0) shows nothing.
+      - Each line tells the domain and, by disk, its share, bytes, rate and time left.
+    type: int
+    default: 0
+"""

@@ -11,35 +11,29 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ._backup_set import SetPaths, check_backup_id, check_target, claim_domain_directory, domain_directory, make_partial, published_manifest
+from ._backup_set import SetPaths, check_backup_id, check_target, domain_directory, published_manifest
 from ._backup_xml import push_backup_xml
-from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_alive, keep_room, save_claim, step
-from ._clock import Clock, rfc3339
+from ._capture import Capture, capture_claimed
+from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_alive, keep_room, step
+from ._clock import Clock
 from ._commit import chain_of
 from ._connection import FAILURES, connect, explain, explained, find_domain
-from ._domain_xml import parse_domain, sources, with_disk_source, without_backing_stores
+from ._domain_xml import parse_domain, sources
 from ._errors import LiveBackupError
 from ._facts import DomainFacts, chain_allocation, domain_facts, host_versions
-from ._files import write_durably
 from ._fingerprint import fingerprint
-from ._freeze import Consistency, capture_quiesced
 from ._image_lock import images_locked
-from ._job import drop_completed_job, running_job
 from ._libraries import libvirt
 from ._plan import HostVersions, bytes_needed, check_room, choose_disks, choose_method, occupied_by, version_text, why_not
 from ._space import allocated
 from ._target import probe_target
+from ._turn import turn
 from ._undo import paths_of, undo
 
-DOMAIN_XML = "domain.xml"
-NVRAM = "nvram"
 _MIGRATED = 4  # VIR_DOMAIN_SHUTOFF_MIGRATED
 
-
-# What a method adds to the plan, and how it captures: called with the claim while the guest's file systems are frozen.
-# A domain is Any here: this is evaluated where libvirt is missing too.
+# What a method adds to the plan. A domain is Any here: this is evaluated where libvirt is missing too.
 Planner = Callable[[Any, DomainFacts, dict[str, Any]], dict[str, Any]]
-Capture = Callable[[Any, Claim], None]
 
 
 def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -55,13 +49,17 @@ def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, p
     target = check_target(params["target"])
     if params["freeze_timeout"] < 1:
         raise LiveBackupError(f"freeze_timeout must be at least 1 second, not {params['freeze_timeout']}.")
-    with connect(params["uri"], readonly=check_mode) as connection:
+    with connect(params["uri"], readonly=True) as connection:
         domain = find_domain(connection, params["domain"])
         name, uuid = domain.name(), domain.UUIDString()
         probe_target(target, name, None, write=False)
         begun = _begun_before(target, domain, params["backup_id"], clock)
         if begun is not None:
             return begun
+    # Anything may have changed when it is this domain's turn, so that all is looked at after that.
+    parallel = 0 if check_mode else params["parallel"]
+    with turn(uuid, name, parallel, clock) as end_turn, connect(params["uri"], readonly=check_mode) as connection:
+        domain = find_domain(connection, uuid)
         plan = _plan(connection, domain, target, params, method)
         plan.update(planner(domain, plan.pop("facts"), params))
         facts = probe_target(target, name, plan["qemu_user"], write=not check_mode)
@@ -72,7 +70,7 @@ def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, p
         with hold(uuid, clock):
             # Another run may have come between the first look and the lock.
             begun = _begun_before(target, domain, params["backup_id"], clock)
-            return begun or _begin(domain, plan, target, params, clock, method, capture)
+            return begun or _begin(domain, plan, target, params, clock, method, capture, end_turn)
 
 
 def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock: Clock) -> dict[str, Any] | None:
@@ -142,6 +140,7 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
             "format": params["format"] if method == "push" else "",
             "capacity": facts.capacity_of(disk),
             "bytes_needed": bytes_needed(facts.capacity_of(disk), facts.allocation[disk.target]),
+            "allocation": facts.allocation[disk.target],
             "source": {"path": disk.chain[0].path, "format": disk.chain[0].format},
         }
         for disk in chosen
@@ -233,7 +232,14 @@ def _reserved(device: int, uuid: str) -> int:
 
 
 def _begin(
-    domain: libvirt.virDomain, plan: dict[str, Any], target: Path, params: dict[str, Any], clock: Clock, method: str, capture: Capture
+    domain: libvirt.virDomain,
+    plan: dict[str, Any],
+    target: Path,
+    params: dict[str, Any],
+    clock: Clock,
+    method: str,
+    capture: Capture,
+    end_turn: Callable[[], None],
 ) -> dict[str, Any]:
     name, uuid = domain.name(), domain.UUIDString()
     claim = Claim(
@@ -248,9 +254,10 @@ def _begin(
     )
     try:
         with step(claim, "begin", clock):
+            end_turn()
             if plan.get("overlays"):
                 keep_room(claim)
-            claim.results["begin"] = _capture(domain, claim, target, params, clock, capture)
+            claim.results["begin"] = {**_planned(plan), **capture_claimed(domain, claim, target, params, clock, capture)}
     except FAILURES as error:
         reason = explain(error, f"begin the backup of domain {name!r}")
         undo(params["uri"], claim, clock, reason)
@@ -258,78 +265,8 @@ def _begin(
     return {**claim.results["begin"], "changed": True}
 
 
-def _capture(
-    domain: libvirt.virDomain, claim: Claim, target: Path, params: dict[str, Any], clock: Clock, capture: Capture
-) -> dict[str, Any]:
-    """Make the partial set, capture, save the domain's XML and NVRAM of that instant."""
-    plan = claim.plan
-    directory = claim_domain_directory(target, claim.domain, claim.uuid)
-    if str(directory) != claim.directory:
-        raise LiveBackupError(f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.")
-    paths = SetPaths(directory, claim.backup_id)
-    make_partial(paths, claim.token)
-    if plan.get("overlays"):
-        plan["live_xml"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
-        plan["inactive_xml"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
-    claim.results["partial"] = True
-    save_claim(claim)
-    if claim.method == "push":
-        with explained(f"forget the last job of domain {claim.domain!r}"):
-            drop_completed_job(domain)
-    moments: dict[str, Any] = {}
-
-    def capture_now() -> None:
-        moments["began"] = clock.wall()
-        capture(domain, claim)
-        moments["instant"] = clock.wall()
-        if plan["nvram"]:
-            moments["nvram"] = Path(plan["nvram"]).read_bytes()
-
-    if claim.method == "offline":
-        capture_now()
-        consistency = _at_rest(domain, plan)
-    else:
-        consistency = capture_quiesced(
-            params["uri"], domain, plan["agent"], params["quiesce"], params["freeze_timeout"], capture_now, clock
-        )
-    claim.results["bases"] = {overlay["target"]: fingerprint(overlay["base"]) for overlay in plan.get("overlays", [])}
-    _save_definition(domain, claim, paths, moments)
-    return {
-        "planned": False,
-        "published": False,
-        **_planned(plan),
-        "consistency": consistency.level,
-        "why": consistency.why,
-        "frozen_ms": consistency.frozen_ms,
-        "instant": rfc3339(moments["instant"]),
-        "began": moments["began"],
-        "job": running_job(domain),
-    }
-
-
-def _save_definition(domain: libvirt.virDomain, claim: Claim, paths: SetPaths, moments: dict[str, Any]) -> None:
-    """Save the domain's XML, with its disks on what they were on before, and its NVRAM."""
-    with explained(f"read the definition of domain {claim.domain!r}"):
-        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
-    for overlay in claim.plan.get("overlays", []):
-        xml = with_disk_source(xml, overlay["target"], claim.plan["live_xml"])
-    if sources(parse_domain(xml)) != claim.plan["sources"]:
-        raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
-    write_durably(paths.partial / DOMAIN_XML, without_backing_stores(xml).encode())
-    if claim.plan["nvram"]:
-        write_durably(paths.partial / NVRAM, moments["nvram"])
-
-
 def _start_job(domain: libvirt.virDomain, claim: Claim) -> None:
     disks = claim.plan["disks"]
     backup_xml = push_backup_xml({disk["target"]: disk["path"] for disk in disks}, disks[0]["format"])
     with explained(f"begin the backup of domain {claim.domain!r}"):
         domain.backupBegin(backup_xml, None, 0)
-
-
-def _at_rest(domain: libvirt.virDomain, plan: dict[str, Any]) -> Consistency:
-    if plan["saved"]:
-        return Consistency("crash", "the domain is shut off with its memory saved, which a backup does not hold")
-    if domain.isActive():
-        raise LiveBackupError(f"Domain {domain.name()!r} was started just now. Run again.")
-    return Consistency("offline", "the domain was shut off")

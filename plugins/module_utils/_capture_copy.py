@@ -22,11 +22,13 @@ from ._copy import Pace
 from ._copy_image import Copying, copy_image
 from ._errors import LiveBackupError
 from ._events import across_restarts
+from ._files import temporary_of
 from ._fingerprint import fingerprint
 from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._overlay import Do
-from ._space import RoomWatch
+from ._progress import Amounts, tell
+from ._space import RoomWatch, allocated
 from ._undo import paths_of, undo
 
 # How often the room of the overlays is looked at.
@@ -156,10 +158,17 @@ class _Copies:
                 return
             if self._claim.method == "offline" and active(lookup(connection, self._claim.uuid)) is not None:
                 raise LiveBackupError("The domain was started while its disks were copied.")
+            tell(self._claim.domain, self._amounts)
             problem = self._room.problem()
             if problem is not None:
                 self._pace.give_up(problem)
             answered()
+
+    def _amounts(self) -> Amounts:
+        """What is written of each disk; what will be is a guess where images are converted or compressed."""
+        copies = {disk["target"]: Path(disk["path"]) for disk in self._todo if disk["target"] in self._pending.values()}
+        whole = {disk["target"]: disk["allocation"] for disk in self._todo}
+        return {target: (allocated(str(temporary_of(path))), whole[target]) for target, path in copies.items()}
 
     def _require_still(self, connection: libvirt.virConnect, target: str) -> None:
         """Fail unless live XML, block jobs and the base itself show that nobody wrote to it since the capture."""

@@ -210,9 +210,16 @@ def describe(claim: Claim, clock: Clock) -> str:
 @contextmanager
 def hold(uuid: str, clock: Clock) -> Iterator[None]:
     """Hold the lock of a domain for one step; fail at once if another step holds it."""
+    with locked(uuid, _GLANCE_SECONDS, clock):
+        yield
+
+
+@contextmanager
+def locked(name: str, patience: float, clock: Clock) -> Iterator[None]:
+    """Hold the lock of this name; an error if somebody else holds it for longer than `patience`."""
     CLAIMS.mkdir(mode=0o700, parents=True, exist_ok=True)
-    path = CLAIMS / f"{uuid}.lock"
-    descriptor = _locked(path, clock.boottime() + _GLANCE_SECONDS, clock)
+    path = CLAIMS / f"{name}.lock"
+    descriptor = _locked(path, patience, clock)
     try:
         yield
     finally:
@@ -228,7 +235,8 @@ def remove_stale_lock(uuid: str, clock: Clock) -> None:
             pass
 
 
-def _locked(path: Path, deadline: float, clock: Clock) -> int:
+def _locked(path: Path, patience: float, clock: Clock) -> int:
+    deadline = clock.boottime() + patience
     while True:
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
@@ -239,7 +247,7 @@ def _locked(path: Path, deadline: float, clock: Clock) -> int:
                 raise LiveBackupError(
                     "Another task is working on this domain right now; wait until it is done, or end it, and run again."
                 ) from None
-            clock.sleep(0.02)
+            clock.sleep(min(patience / 50, 0.5))
             continue
         # The file may have been removed between open and lock: then the lock is on nothing.
         with suppress(FileNotFoundError):

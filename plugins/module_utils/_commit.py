@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,11 @@ from ._errors import LiveBackupError
 from ._events import across_restarts, turns
 from ._files import sync_path
 from ._fingerprint import fingerprint
+from ._job import amounts
 from ._libraries import libvirt, libvirt_qemu
 from ._overlay import PIVOT_SECONDS, Do, Memory, Overlay, Refusal, Seen, judge
 from ._process import daemon_instance, qemu_instance
+from ._progress import tell
 from ._qemu_img import are_identical, backing_chain, commit, holds_data, image_info
 from ._space import allocated
 
@@ -177,6 +180,8 @@ def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float
             with nullcontext() if domain is None else turns(connection, domain, events) as turn:
                 while left := [overlay.target for overlay in overlays if not way.advance(connection, overlay)]:
                     answered()
+                    if domain is not None:
+                        tell(claim.domain, partial(amounts, domain, left))
                     if clock.boottime() >= deadline:
                         return left
                     if turn is None or active(domain) is None:

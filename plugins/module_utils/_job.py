@@ -16,6 +16,7 @@ from ._connection import NO_DOMAIN, NO_DOMAIN_BACKUP, OPERATION_INVALID, libvirt
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
 from ._libraries import libvirt
+from ._progress import Amounts
 
 # virDomainJobType and virDomainJobOperation, in the words of `virsh domjobinfo`. Numbers, since old bindings lack names.
 JOB_TYPES = ("none", "bounded", "unbounded", "completed", "failed", "cancelled")
@@ -104,6 +105,11 @@ def block_jobs(domain: libvirt.virDomain, disks: list[str]) -> list[dict[str, An
     return found
 
 
+def amounts(domain: libvirt.virDomain, disks: list[str]) -> Amounts:
+    """How far the block jobs on these disks are."""
+    return {job["disk"]: (job["cur"], job["end"]) for job in block_jobs(domain, disks)}
+
+
 def judge_job(job: dict[str, Any] | None, began: float, watched: float, now: float) -> str:
     """Why completed statistics are not those of our backup; empty when they are.
 
@@ -126,10 +132,14 @@ class JobWatch:
     """Waits for the end of a domain's backup job, over restarts of libvirtd.
 
     An event tells the end at once; without one, as when it came while libvirtd was away, the job is looked at every
-    second. `targets` are the files that the awaited job writes, by disk; None stands for any backup job.
+    second. `targets` are the files that the awaited job writes, by disk; None stands for any backup job. `look` is called
+    while it runs.
     """
 
-    def __init__(self, uri: str, uuid: str, targets: dict[str, str] | None, clock: Clock) -> None:
+    def __init__(
+        self, uri: str, uuid: str, targets: dict[str, str] | None, clock: Clock, look: Callable[[libvirt.virDomain], None] | None = None
+    ) -> None:
+        self._look = look
         self._uri = uri
         self._uuid = uuid
         self._targets = targets
@@ -154,6 +164,8 @@ class JobWatch:
         with turns(connection, domain, (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)) as turn:
             while self._is_active(domain):
                 answered()
+                if self._look is not None:
+                    self._look(domain)
                 if self._clock.boottime() >= deadline:
                     return False
                 turn()

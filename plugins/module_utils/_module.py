@@ -16,11 +16,20 @@ from ansible.module_utils.basic import AnsibleModule
 from ._clock import Clock
 from ._connection import FAILURES, explain
 from ._errors import LiveBackupError
+from ._progress import end as end_progress
 
 CONNECTION: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
 DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
 BACKUP_ID: dict[str, Any] = {"backup_id": {"type": "str", "required": True}}
 TARGET: dict[str, Any] = {"target": {"type": "str", "required": True}}
+CAPTURE: dict[str, Any] = {
+    "exclude_disks": {"type": "list", "elements": "str", "default": []},
+    "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
+    "freeze_timeout": {"type": "int", "default": 30},
+    "parallel": {"type": "int", "default": 0},
+    "at": {"type": "float"},
+}
+PROGRESS: dict[str, Any] = {"progress_interval": {"type": "int", "default": 0}}
 SSH: dict[str, Any] = {"ssh_key": {"type": "path"}, "ssh_options": {"type": "list", "elements": "str", "default": []}}
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
@@ -47,3 +56,5 @@ def run(operation: Operation, *options: dict[str, Any], **rules: Any) -> None:
         module.fail_json(**explain(error, "finish the task").as_result())
     else:
         module.exit_json(**result)
+    finally:
+        end_progress()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -17,8 +18,9 @@ from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
 from ._connection import NO_DOMAIN, connect, find_domain
 from ._errors import LiveBackupError
-from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_job
+from ._job import JobWatch, abort_and_wait, amounts, completed_job, judge_job, running_job
 from ._libraries import libvirt
+from ._progress import tell
 from ._undo import ABORT_SECONDS, planned_files, undo
 
 
@@ -71,7 +73,8 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
     When it failed, all that it left is removed before the error is raised.
     """
     uri = params["uri"]
-    watch = JobWatch(uri, claim.uuid, planned_files(claim), clock)
+    targets = list(planned_files(claim))
+    watch = JobWatch(uri, claim.uuid, planned_files(claim), clock, lambda domain: tell(claim.domain, partial(amounts, domain, targets)))
     with ExitStack() as images:
         # Opened while QEMU writes: a write that fails late is told to every descriptor, and to no later one, but once.
         opened = [images.enter_context(path.open("rb")) for path in map(Path, planned_files(claim).values()) if path.is_file()]

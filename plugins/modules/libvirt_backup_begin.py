@@ -26,6 +26,8 @@ extends_documentation_fragment:
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
   - virtops.live_backup.libvirt.target
+  - virtops.live_backup.libvirt.capture
+  - virtops.live_backup.libvirt.progress
   - virtops.live_backup.attributes
   - virtops.live_backup.attributes.actiongroup
 attributes:
@@ -54,28 +56,11 @@ options:
         QEMU's image lock does not show there whether it is in use elsewhere.
     type: bool
     default: false
-  exclude_disks:
-    description: Target devs of disks to leave out, for example V(vdb). Each must exist.
-    type: list
-    elements: str
-    default: []
   format:
     description: The format of the images that a push writes. Offline it is an option of M(virtops.live_backup.sparse_copy).
     type: str
     choices: [qcow2, raw]
     default: qcow2
-  quiesce:
-    description:
-      - V(auto) freezes the guest's file systems where its agent can, and otherwise takes a crash-consistent backup.
-      - V(require) fails where they cannot be frozen.
-      - V(never) does not try.
-    type: str
-    choices: [auto, require, never]
-    default: auto
-  freeze_timeout:
-    description: The longest time in seconds for which the guest's file systems may be frozen, and how long its agent may take to answer.
-    type: int
-    default: 30
 notes:
   - O(method=push) needs libvirt 7.2 and QEMU 4.2 or newer on the hypervisor.
 seealso:
@@ -206,7 +191,15 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._begin import begin_backup
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import (
+    BACKUP_ID,
+    CAPTURE,
+    CONNECTION,
+    DOMAIN,
+    PROGRESS,
+    TARGET,
+    run,
+)
 
 
 def main() -> None:
@@ -216,13 +209,12 @@ def main() -> None:
         DOMAIN,
         BACKUP_ID,
         TARGET,
+        CAPTURE,
+        PROGRESS,
         {
             "method": {"type": "str", "choices": ["push", "offline"], "default": "push"},
             "exclusive": {"type": "bool", "default": False},
-            "exclude_disks": {"type": "list", "elements": "str", "default": []},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
-            "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
-            "freeze_timeout": {"type": "int", "default": 30},
         },
     )
 

@@ -22,6 +22,7 @@ extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
+  - virtops.live_backup.libvirt.progress
   - virtops.live_backup.attributes
   - virtops.live_backup.attributes.actiongroup
 attributes:
@@ -92,7 +93,7 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._blockcommit import commit_overlays
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, PROGRESS, run
 
 
 def main() -> None:
@@ -101,6 +102,7 @@ def main() -> None:
         CONNECTION,
         DOMAIN,
         BACKUP_ID,
+        PROGRESS,
         {"disks": {"type": "list", "elements": "str"}, "timeout": {"type": "int", "default": 3600}},
     )
 

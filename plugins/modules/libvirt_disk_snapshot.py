@@ -26,6 +26,8 @@ extends_documentation_fragment:
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
   - virtops.live_backup.libvirt.target
+  - virtops.live_backup.libvirt.capture
+  - virtops.live_backup.libvirt.progress
   - virtops.live_backup.attributes
   - virtops.live_backup.attributes.actiongroup
 attributes:
@@ -38,29 +40,12 @@ attributes:
     support: full
     details: No change when the overlays of this O(backup_id) were put on, or its set is published.
 options:
-  exclude_disks:
-    description: Target devs of disks to leave out, for example V(vdb). Each must exist.
-    type: list
-    elements: str
-    default: []
   overlay_dir:
     description:
       - An existing directory on the hypervisor for the overlays, as an absolute path. QEMU must be able to write there.
       - The default is the directory of each base. Needed where a disk is a block device.
       - An overlay grows by what the guest writes, and frees, during the copy. The copy is given up before they fill the file system.
     type: path
-  quiesce:
-    description:
-      - V(auto) freezes the guest's file systems where its agent can, and otherwise takes a crash-consistent backup.
-      - V(require) fails where they cannot be frozen.
-      - V(never) does not try.
-    type: str
-    choices: [auto, require, never]
-    default: auto
-  freeze_timeout:
-    description: The longest time in seconds for which the guest's file systems may be frozen, and how long its agent may take to answer.
-    type: int
-    default: 30
 notes:
   - Works with any libvirt and QEMU that a hypervisor with Python 3.9 has.
 seealso:
@@ -204,7 +189,15 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import (
+    BACKUP_ID,
+    CAPTURE,
+    CONNECTION,
+    DOMAIN,
+    PROGRESS,
+    TARGET,
+    run,
+)
 from ansible_collections.virtops.live_backup.plugins.module_utils._snapshot import snapshot_disks
 
 
@@ -215,12 +208,9 @@ def main() -> None:
         DOMAIN,
         BACKUP_ID,
         TARGET,
-        {
-            "exclude_disks": {"type": "list", "elements": "str", "default": []},
-            "overlay_dir": {"type": "path"},
-            "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
-            "freeze_timeout": {"type": "int", "default": 30},
-        },
+        CAPTURE,
+        PROGRESS,
+        {"overlay_dir": {"type": "path"}},
     )
 
 

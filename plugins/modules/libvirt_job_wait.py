@@ -21,6 +21,7 @@ extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
+  - virtops.live_backup.libvirt.progress
   - virtops.live_backup.attributes
   - virtops.live_backup.attributes.actiongroup
 attributes:
@@ -105,7 +106,7 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, PROGRESS, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._wait import wait_for_job
 
 
@@ -115,6 +116,7 @@ def main() -> None:
         CONNECTION,
         DOMAIN,
         BACKUP_ID,
+        PROGRESS,
         {
             "timeout": {"type": "int", "default": 86400},
             "on_timeout": {"type": "str", "choices": ["fail", "abort"], "default": "fail"},

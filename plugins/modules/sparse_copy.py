@@ -25,6 +25,7 @@ description:
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.target.ssh
+  - virtops.live_backup.libvirt.progress
   - virtops.live_backup.attributes
   - virtops.live_backup.attributes.actiongroup
 attributes:
@@ -159,7 +160,7 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, SSH, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, PROGRESS, SSH, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._sparse_copy import sparse_copy
 
 
@@ -168,6 +169,7 @@ def main() -> None:
         sparse_copy,
         CONNECTION,
         SSH,
+        PROGRESS,
         {
             "src": {"type": "path"},
             "dest": {"type": "path"},

@@ -16,7 +16,7 @@ CALLS = {
     "the freeze": (("libvirt_disk_snapshot",), "fsFreeze"),
     "the snapshot": (("libvirt_disk_snapshot",), "snapshotCreateXML"),
     "the thaw": (("libvirt_disk_snapshot",), "fsThaw"),
-    "noting the bases": (("libvirt_disk_snapshot",), "_begin.fingerprint"),
+    "noting the bases": (("libvirt_disk_snapshot",), "_capture.fingerprint"),
     "the copy": (("sparse_copy",), "_capture_copy.copy_image"),
     "naming the copy": (("sparse_copy",), "pathlib.Path.rename"),
     "the start of the commit": (_COMMITTING, "blockCommit"),

@@ -40,12 +40,22 @@ class Backup:
             "format": "qcow2",
             "quiesce": "auto",
             "freeze_timeout": 5,
+            "parallel": 0,
+            "at": None,
             "target": str(self.target),
         }
         return begin_backup(self._params(defaults, options), check, self.clock)
 
     def snapshot(self, check: bool = False, **options: Any) -> dict[str, Any]:
-        defaults = {"exclude_disks": [], "quiesce": "auto", "freeze_timeout": 5, "target": str(self.target), "overlay_dir": None}
+        defaults = {
+            "exclude_disks": [],
+            "quiesce": "auto",
+            "freeze_timeout": 5,
+            "parallel": 0,
+            "at": None,
+            "target": str(self.target),
+            "overlay_dir": None,
+        }
         return snapshot_disks(self._params(defaults, options), check, self.clock)
 
     def copy(self, check: bool = False, **options: Any) -> dict[str, Any]:

@@ -1,0 +1,111 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Capture a claimed domain: make the unfinished set, freeze, capture, thaw, and save what the domain was at that instant."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from ._backup_set import SetPaths, claim_domain_directory, make_partial
+from ._claim import Claim, save_claim
+from ._clock import Clock, rfc3339
+from ._connection import explained
+from ._domain_xml import parse_domain, sources, with_disk_source, without_backing_stores
+from ._errors import LiveBackupError
+from ._files import write_durably
+from ._fingerprint import fingerprint
+from ._freeze import Consistency, capture_quiesced
+from ._job import drop_completed_job, running_job
+from ._libraries import libvirt
+
+DOMAIN_XML = "domain.xml"
+NVRAM = "nvram"
+# How long before an agreed moment the file systems are frozen.
+_FREEZE_LEAD_SECONDS = 0.5
+
+# How a method captures: called with the claim while the guest's file systems are frozen.
+# A domain is Any here: this is evaluated where libvirt is missing too.
+Capture = Callable[[Any, Claim], None]
+
+
+def capture_claimed(
+    domain: libvirt.virDomain, claim: Claim, target: Path, params: dict[str, Any], clock: Clock, capture: Capture
+) -> dict[str, Any]:
+    """Make the partial set, capture, save the domain's XML and NVRAM of that instant."""
+    plan = claim.plan
+    directory = claim_domain_directory(target, claim.domain, claim.uuid)
+    if str(directory) != claim.directory:
+        raise LiveBackupError(f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.")
+    paths = SetPaths(directory, claim.backup_id)
+    make_partial(paths, claim.token)
+    if plan.get("overlays"):
+        plan["live_xml"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+        plan["inactive_xml"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
+    claim.results["partial"] = True
+    save_claim(claim)
+    if claim.method == "push":
+        with explained(f"forget the last job of domain {claim.domain!r}"):
+            drop_completed_job(domain)
+    moments: dict[str, Any] = {}
+    if params["at"] is not None and clock.wall() > params["at"]:
+        raise LiveBackupError(f"Domain {claim.domain!r} was not ready at the agreed moment. Agree on a later one.")
+    _wait_for(params["at"], _FREEZE_LEAD_SECONDS if plan["freezes"] else 0, clock)
+
+    def capture_now() -> None:
+        _wait_for(params["at"], 0, clock)
+        moments["began"] = clock.wall()
+        capture(domain, claim)
+        moments["instant"] = clock.wall()
+        if plan["nvram"]:
+            moments["nvram"] = Path(plan["nvram"]).read_bytes()
+
+    if claim.method == "offline":
+        capture_now()
+        consistency = _at_rest(domain, plan)
+    else:
+        consistency = capture_quiesced(
+            params["uri"], domain, plan["agent"], params["quiesce"], params["freeze_timeout"], capture_now, clock
+        )
+    claim.results["bases"] = {overlay["target"]: fingerprint(overlay["base"]) for overlay in plan.get("overlays", [])}
+    _save_definition(domain, claim, paths, moments)
+    return {
+        "planned": False,
+        "published": False,
+        "consistency": consistency.level,
+        "why": consistency.why,
+        "frozen_ms": consistency.frozen_ms,
+        "instant": rfc3339(moments["instant"]),
+        "began": moments["began"],
+        "job": running_job(domain),
+    }
+
+
+def _wait_for(moment: float | None, lead: float, clock: Clock) -> None:
+    """Wait until it is so many seconds before the agreed moment."""
+    if moment is not None:
+        clock.sleep(max(0.0, moment - lead - clock.wall()))
+
+
+def _save_definition(domain: libvirt.virDomain, claim: Claim, paths: SetPaths, moments: dict[str, Any]) -> None:
+    """Save the domain's XML, with its disks on what they were on before, and its NVRAM."""
+    with explained(f"read the definition of domain {claim.domain!r}"):
+        xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
+    for overlay in claim.plan.get("overlays", []):
+        xml = with_disk_source(xml, overlay["target"], claim.plan["live_xml"])
+    if sources(parse_domain(xml)) != claim.plan["sources"]:
+        raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
+    write_durably(paths.partial / DOMAIN_XML, without_backing_stores(xml).encode())
+    if claim.plan["nvram"]:
+        write_durably(paths.partial / NVRAM, moments["nvram"])
+
+
+def _at_rest(domain: libvirt.virDomain, plan: dict[str, Any]) -> Consistency:
+    if plan["saved"]:
+        return Consistency("crash", "the domain is shut off with its memory saved, which a backup does not hold")
+    if domain.isActive():
+        raise LiveBackupError(f"Domain {domain.name()!r} was started just now. Run again.")
+    return Consistency("offline", "the domain was shut off")
