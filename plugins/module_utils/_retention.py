@@ -15,10 +15,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ._clock import wall_time
+from ._clock import is_ahead
 
-# A set may be this much newer than the clock: hypervisor and target have two of them.
-AHEAD_SECONDS = 300
 PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
     "hourly": lambda at: (at.year, at.month, at.day, at.hour),
     "daily": lambda at: (at.year, at.month, at.day),
@@ -47,7 +45,7 @@ def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float,
     for one in published:
         if one["status"] == "damaged":
             reasons[one["backup_id"]].append("it is damaged, which is for you to judge")
-        elif wall_time(one["instant"]) > now + AHEAD_SECONDS:
+        elif is_ahead(one["instant"], now):
             reasons[one["backup_id"]].append("it is from the future")
         elif not one["good"]:
             reasons[one["backup_id"]].append("its last proof failed")
