@@ -49,9 +49,7 @@ def prune_sets(target: str, domains: list[str], keep: dict[str, int], keep_ids: 
     return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
 
 
-def _plan(
-    sets: list[dict[str, Any]], keep: dict[str, int], keep_ids: list[str]
-) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
+def _plan(sets: list[dict[str, Any]], keep: dict[str, int], keep_ids: list[str]) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
     """The plan, the sets that go by it, and those whose removal was interrupted; nothing goes where there is a problem."""
     plan = plan_retention(sets, keep, time.time(), keep_ids)
     gone = [one for one in sets if _is_set(one) and one["backup_id"] in plan.removed]

@@ -126,6 +126,19 @@ def reading(directory: Path) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def reading_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> Iterator[dict[str, Any]]:
+    """What `find_set` finds, and keep it from being removed meanwhile."""
+    while True:
+        found = find_set(target, domain, backup_id, good=good)
+        with reading(Path(found["directory"])):
+            # Who was removing sets when it was found may have removed this one.
+            again = find_set(target, domain, backup_id, good=good)
+            if again["path"] == found["path"]:
+                yield again
+                return
+
+
 def require_owner(directory: Path) -> None:
     """Refuse to remove where it is not said whose sets there are: those of several domains may be in one directory."""
     owner, problem = _owner_of(directory)

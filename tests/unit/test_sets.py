@@ -21,7 +21,14 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set im
 from ansible_collections.virtops.live_backup.plugins.module_utils._check import note_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import wall_time
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets import find_set, list_sets, read_manifest, reading, removing
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets import (
+    find_set,
+    list_sets,
+    read_manifest,
+    reading,
+    reading_set,
+    removing,
+)
 
 from .backup import UUID
 from .sets import INSTANT, KEYS, OTHER, domain_directory, make_set, manifest_of, write_manifest
@@ -466,6 +473,25 @@ def test_many_may_read_and_nobody_removes_meanwhile(one: Path) -> None:
     with removing(one.parent), pytest.raises(LiveBackupError, match="or removed, so nothing is removed now"), removing(one.parent):
         pass
     with removing(one.parent):
+        pass
+
+
+def test_what_was_removed_before_it_could_be_locked_is_not_read(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads waits for who removes."""
+    make_set(target, "old")
+    gone = [make_set(target, "new", instant=LATER)]
+
+    def late(directory: Path) -> Any:
+        while gone:
+            shutil.rmtree(gone.pop())
+        return reading(directory)
+
+    monkeypatch.setattr(_sets, "reading", late)
+    with reading_set(str(target), "db1", None) as found:
+        assert found["backup_id"] == "old"
+        with pytest.raises(LiveBackupError, match="is being read"), removing(target / "db1"):
+            pass
+    with pytest.raises(LiveBackupError, match="There is no set new"), reading_set(str(target), "db1", "new"):
         pass
 
 
