@@ -297,12 +297,12 @@ def _complete(uri: str, journal: dict[str, Any]) -> None:
             try:
                 with explained(f"define domain {journal['name']!r}"):
                     connection.defineXML(journal["xml"])
-            except LiveBackupError:
+            except LiveBackupError as error:
                 # It may have been defined all the same: then, and where libvirt cannot tell, the next run completes it.
                 with connect(uri) as again:
                     if not _is_restored(again, journal["name"], journal["stamp"]):
                         _undo(journal)
-                        _say_what_is_lost(journal)
+                        raise _undone(journal, error) from error
                 raise
             _set_phase(journal, "defined")
         for move in journal["moves"]:
@@ -315,13 +315,11 @@ def _complete(uri: str, journal: dict[str, Any]) -> None:
                 domain.create()
 
 
-def _say_what_is_lost(journal: dict[str, Any]) -> None:
+def _undone(journal: dict[str, Any], error: LiveBackupError) -> LiveBackupError:
+    """What libvirt said, and what is lost all the same."""
     devices = ", ".join(device["path"] for device in journal["devices"])
-    if devices:
-        raise LiveBackupError(
-            f"Domain {journal['name']!r} could not be defined. Its old files are back in place, but {devices} cannot be put aside and "
-            "holds the backup now. Mend what libvirt says, and restore again."
-        )
+    lost = f", but {devices}, which cannot be put aside, holds the backup now" if devices else ""
+    return LiveBackupError(f"{error.msg} The files are as they were{lost}. Mend this, and restore again.", error.libvirt_error)
 
 
 def _end(journal: dict[str, Any]) -> None:
