@@ -51,7 +51,7 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     negative = [rule for rule, count in keep.items() if count < 0]
     if negative:
         raise LiveBackupError(f"keep_{negative[0]} must not be negative.")
-    result = at_target(params, prune_sets, domains=params["domains"], keep=keep, check_mode=check_mode)
+    result = at_target(params, prune_sets, domains=params["domains"], keep=keep, keep_ids=params["keep_ids"], check_mode=check_mode)
     problems = result.pop("problems")
     paths = ["".join(f"{one['path']}\n" for one in result[which]) for which in ("removed", "kept")]
     result["diff"] = {"before": paths[0] + paths[1], "after": paths[1]}

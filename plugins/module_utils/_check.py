@@ -17,15 +17,14 @@ from ._clock import rfc3339
 from ._digest import file_digest, image_digest
 from ._errors import LiveBackupError
 from ._files import write_durably
-from ._sets import GUIDE, PROOFS, SUMS, find_set, manifest_digest, proof_file, read_small, reading, strangers
+from ._sets import GUIDE, PROOFS, SUMS, manifest_digest, proof_file, read_small, reading_set, strangers
 
 
 def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
     """The set's facts, with `findings[]` about every file, by name, whose size or digest is not the manifest's."""
     # Not the newest good one: one whose proof failed would be passed over the next time.
-    found = find_set(target, domain, backup_id, good=False)
-    path = Path(found["path"])
-    with reading(path.parent):
+    with reading_set(target, domain, backup_id, good=False) as found:
+        path = Path(found["path"])
         findings = [*found["findings"], *_sums(path)]
         manifest = found["manifest"]
         if manifest is not None:

@@ -9,6 +9,9 @@ from __future__ import annotations
 import time
 from datetime import datetime, timezone
 
+# The clocks of hypervisor and target may differ by so much.
+AHEAD_SECONDS = 300
+
 
 class Clock:
     """The host's clocks. `boottime` never jumps and counts suspended time too."""
@@ -26,6 +29,11 @@ class Clock:
 def rfc3339(wall: float) -> str:
     """Seconds since the epoch as UTC text with milliseconds: `2026-11-22T18:45:12.345Z`."""
     return datetime.fromtimestamp(wall, timezone.utc).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def is_ahead(text: str, now: float) -> bool:
+    """Whether a time lies so far in the future that some clock was wrong."""
+    return wall_time(text) > now + AHEAD_SECONDS
 
 
 def wall_time(text: str) -> float:

@@ -25,7 +25,6 @@ import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 from ._check import check_files, note_proof
@@ -33,7 +32,7 @@ from ._digest import BATCH, data_extents, open_digest
 from ._errors import LiveBackupError, from_os_error
 from ._prune import prune_sets
 from ._receive_set import begin_set, finish_set
-from ._sets import find_set, list_sets, reading
+from ._sets import find_set, list_sets, reading_set
 
 # What a login shell may print comes before this.
 MARK = "live_backup far end"
@@ -47,9 +46,7 @@ _open = ExitStack()
 
 def open_set(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
     """A set that is not removed as long as this program runs."""
-    found = find_set(target, domain, backup_id)
-    _open.enter_context(reading(Path(found["directory"])))
-    return found
+    return _open.enter_context(reading_set(target, domain, backup_id))
 
 
 _FUNCTIONS = (list_sets, find_set, check_files, note_proof, prune_sets, open_set, begin_set, finish_set)
@@ -133,6 +130,13 @@ def receive(path: str, size: int, mode: int) -> Any:
 
 def send(path: str) -> Any:
     """Send a file's data as frames, an empty one at the end."""
+    try:
+        return _send(path)
+    except OSError as error:
+        raise from_os_error(error) from error
+
+
+def _send(path: str) -> Any:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)

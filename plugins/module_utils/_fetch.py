@@ -20,6 +20,9 @@ from ._manifest_schema import SCHEMA, violations
 from ._sets import GUIDE, SUMS, read_manifest
 from ._ssh_copy import FarEnd
 
+# How the names of the directories begin in which a set arrives.
+FETCHED = ".live_backup-fetched-"
+
 
 @contextmanager
 def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: int = 0) -> Iterator[dict[str, Any]]:
@@ -28,7 +31,7 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: 
     There must be room for `beside` bytes more. What the other host says is checked as what is found on a disk is.
     """
     address = address_of(params)
-    with scratch_directory(images_into or SCRATCH, ".live_backup-fetched-") as staging:
+    with scratch_directory(images_into or SCRATCH, FETCHED) as staging:
         with FarEnd(address) as far_end:
             arguments = {"target": address.path, "domain": params["domain"], "backup_id": params["backup_id"]}
             found = far_end.call("open_set", arguments)

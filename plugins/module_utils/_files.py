@@ -76,15 +76,20 @@ def scratch_directory(parent: Path = SCRATCH, prefix: str = "") -> Iterator[Path
     if parent == SCRATCH:
         # QEMU's user passes through.
         parent.mkdir(mode=0o711, exist_ok=True)
-    for left in parent.glob(f"{prefix}*"):
-        with suppress(BlockingIOError, FileNotFoundError), _owned(left):
-            shutil.rmtree(left)
+    remove_scratch(parent, prefix)
     directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
     with _owned(directory):
         try:
             yield directory
         finally:
             shutil.rmtree(directory)
+
+
+def remove_scratch(parent: Path, prefix: str = "") -> None:
+    """Remove the scratch directories of processes that were killed."""
+    for left in parent.glob(f"{prefix}*"):
+        with suppress(BlockingIOError, FileNotFoundError, NotADirectoryError), _owned(left):
+            shutil.rmtree(left)
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from ._retention import Plan, plan_retention
 from ._sets import REMOVING, list_sets, proof_file, removing, require_owner, sets_in
 
 
-def prune_sets(target: str, domains: list[str], keep: dict[str, int], check_mode: bool) -> dict[str, Any]:
+def prune_sets(target: str, domains: list[str], keep: dict[str, int], keep_ids: list[str], check_mode: bool) -> dict[str, Any]:
     """Keep and remove, domain by domain: `kept[]` with reasons, `removed[]`, `problems[]` for domains of which nothing was removed."""
     found = list_sets(target, domains)
     kept: list[dict[str, Any]] = []
@@ -27,13 +27,13 @@ def prune_sets(target: str, domains: list[str], keep: dict[str, int], check_mode
     problems: list[str] = []
     for directory, group in groupby(found["sets"], key=lambda one: one["directory"]):
         sets = list(group)
-        plan, gone, left = _plan(sets, keep)
+        plan, gone, left = _plan(sets, keep, keep_ids)
         try:
             if (gone or left) and not check_mode:
                 with removing(Path(directory)):
                     # Since the listing one may have been proven, found bad or removed.
                     sets = sets_in(Path(directory), [])
-                    plan, gone, left = _plan(sets, keep)
+                    plan, gone, left = _plan(sets, keep, keep_ids)
                     _remove(gone, left)
             elif gone or left:
                 require_owner(Path(directory))
@@ -49,9 +49,9 @@ def prune_sets(target: str, domains: list[str], keep: dict[str, int], check_mode
     return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
 
 
-def _plan(sets: list[dict[str, Any]], keep: dict[str, int]) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
+def _plan(sets: list[dict[str, Any]], keep: dict[str, int], keep_ids: list[str]) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
     """The plan, the sets that go by it, and those whose removal was interrupted; nothing goes where there is a problem."""
-    plan = plan_retention(sets, keep, time.time())
+    plan = plan_retention(sets, keep, time.time(), keep_ids)
     gone = [one for one in sets if _is_set(one) and one["backup_id"] in plan.removed]
     return plan, gone, [] if plan.problem else [one for one in sets if one["status"] == "removing"]
 

@@ -30,14 +30,14 @@ from ._copy_image import Copying, copy_image
 from ._digest import file_digest, image_digest
 from ._domain_xml import parse_domain
 from ._errors import LiveBackupError
-from ._fetch import fetched
-from ._files import sync_path, temporary_of, write_durably
+from ._fetch import FETCHED, fetched
+from ._files import remove_scratch, sync_path, temporary_of, write_durably
 from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._qemu_img import convert, is_self_contained
 from ._restore_plan import Image, Plan, lookup_name, plan_restore, require_replaceable
 from ._restore_xml import set_of
-from ._sets import find_set, reading
+from ._sets import reading_set
 
 
 def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -50,8 +50,7 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
         if is_remote(params):
             found = stack.enter_context(fetched(params))
         else:
-            found = find_set(str(check_target(params["target"])), params["domain"], params["backup_id"])
-            stack.enter_context(reading(Path(found["directory"])))
+            found = stack.enter_context(reading_set(str(check_target(params["target"])), params["domain"], params["backup_id"]))
         if found["status"] != "good":
             raise LiveBackupError(f"Backup set {found['path']} is damaged and was not restored: {'; '.join(found['findings'])}.")
         name = params["name"] or found["domain"]
@@ -87,19 +86,16 @@ def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
         claim = read_claim(plan.uuid)
         if claim is not None:
             raise LiveBackupError(f"An unfinished backup, {claim.backup_id}, holds domain {name!r}: run libvirt_backup_recover first.")
-        backup = plan.backup
-        if is_remote(params):
-            files = [image for image in plan.images if image.target and not image.is_block]
-            place = Path(files[0].path).parent if files else Path("/var/tmp")
-            needed = sum(image.needed for image in files)
-            backup = stack.enter_context(fetched({**params, "backup_id": stamp["backup_id"]}, images_into=place, beside=needed))["path"]
+        files = [image for image in plan.images if image.target and not image.is_block]
+        place = Path(files[0].path).parent if files else Path("/var/tmp")
         journal = {
             "name": name,
             "stamp": stamp,
             "phase": "write",
             "xml": plan.xml,
             "start": params["start"],
-            "backup": backup,
+            "backup": plan.backup,
+            "fetched_into": str(place) if is_remote(params) else "",
             "moves": [_move(image, stamp["backup_id"]) for image in plan.images if not image.is_block],
             "devices": [asdict(image) for image in plan.images if image.is_block],
             "told": _told(plan),
@@ -107,8 +103,13 @@ def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
         _save(journal)
         with ExitStack() as undo:
             undo.callback(_undo, journal)
+            if is_remote(params):
+                needed = sum(image.needed for image in files)
+                found = stack.enter_context(fetched({**params, "backup_id": stamp["backup_id"]}, images_into=place, beside=needed))
+                journal["backup"] = found["path"]
+                _save(journal)
             for image in plan.images:
-                _write(Path(backup), image, stamp["backup_id"], clock)
+                _write(Path(journal["backup"]), image, stamp["backup_id"], clock)
             undo.pop_all()
         old = [Path(image.path) for image in plan.images if image.target and not image.is_block and os.path.exists(image.path)]
         with ExitStack() as undo:
@@ -296,12 +297,12 @@ def _complete(uri: str, journal: dict[str, Any]) -> None:
             try:
                 with explained(f"define domain {journal['name']!r}"):
                     connection.defineXML(journal["xml"])
-            except LiveBackupError:
+            except LiveBackupError as error:
                 # It may have been defined all the same: then, and where libvirt cannot tell, the next run completes it.
                 with connect(uri) as again:
                     if not _is_restored(again, journal["name"], journal["stamp"]):
                         _undo(journal)
-                        _say_what_is_lost(journal)
+                        raise _undone(journal, error) from error
                 raise
             _set_phase(journal, "defined")
         for move in journal["moves"]:
@@ -314,15 +315,16 @@ def _complete(uri: str, journal: dict[str, Any]) -> None:
                 domain.create()
 
 
-def _say_what_is_lost(journal: dict[str, Any]) -> None:
+def _undone(journal: dict[str, Any], error: LiveBackupError) -> LiveBackupError:
+    """What libvirt said, and what is lost all the same."""
     devices = ", ".join(device["path"] for device in journal["devices"])
-    if devices:
-        raise LiveBackupError(
-            f"Domain {journal['name']!r} could not be defined. Its old files are back in place, but {devices} cannot be put aside and "
-            "holds the backup now. Mend what libvirt says, and restore again."
-        )
+    lost = f", but {devices}, which cannot be put aside, holds the backup now" if devices else ""
+    return LiveBackupError(f"{error.msg} The files are as they were{lost}. Mend this, and restore again.", error.libvirt_error)
 
 
 def _end(journal: dict[str, Any]) -> None:
+    if journal["fetched_into"]:
+        # Of a run that was killed; our own is in use and goes last.
+        remove_scratch(Path(journal["fetched_into"]), FETCHED)
     journal_of(journal["name"]).unlink(missing_ok=True)
     sync_path(CLAIMS)

@@ -10,15 +10,13 @@ Periods are those of UTC, weeks those of ISO 8601.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ._clock import wall_time
+from ._clock import is_ahead
 
-# A set may be this much newer than the clock: hypervisor and target have two of them.
-AHEAD_SECONDS = 300
 PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
     "hourly": lambda at: (at.year, at.month, at.day, at.hour),
     "daily": lambda at: (at.year, at.month, at.day),
@@ -38,8 +36,8 @@ class Plan:
     problem: str = ""
 
 
-def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float) -> Plan:
-    """The plan for the sets of one domain, as `_sets.list_sets` gives them."""
+def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float, keep_ids: Collection[str] = ()) -> Plan:
+    """The plan for the sets of one domain, as `_sets.list_sets` gives them; those of `keep_ids` stay whatever the rules say."""
     # By their status and not by their names: what is left of an interrupted removal may bear the name of a set.
     published = [one for one in sets if one["status"] in ("good", "damaged")]
     reasons: dict[str, list[str]] = {one["backup_id"]: [] for one in published}
@@ -47,7 +45,7 @@ def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float)
     for one in published:
         if one["status"] == "damaged":
             reasons[one["backup_id"]].append("it is damaged, which is for you to judge")
-        elif wall_time(one["instant"]) > now + AHEAD_SECONDS:
+        elif is_ahead(one["instant"], now):
             reasons[one["backup_id"]].append("it is from the future")
         elif not one["good"]:
             reasons[one["backup_id"]].append("its last proof failed")
@@ -60,6 +58,9 @@ def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float)
         return Plan(everything, [], f"the last proof of {', '.join(failed)} failed")
     if not any(keep.values()):
         return Plan({name: why or ["no rule says what to keep"] for name, why in reasons.items()}, [])
+    for one in ranked:
+        if one["backup_id"] in keep_ids:
+            reasons[one["backup_id"]].append("it was asked for by name")
     for one in ranked[: keep.get("last", 0)]:
         reasons[one["backup_id"]].append("last")
     for rule, period_of in PERIODS.items():

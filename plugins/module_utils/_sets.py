@@ -16,6 +16,7 @@ import json
 import os
 import re
 import stat
+import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -24,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from ._backup_set import BACKUP_ID, MANIFEST, OWNER, TOKEN
-from ._clock import wall_time
+from ._clock import is_ahead, wall_time
 from ._errors import LiveBackupError
 from ._manifest_schema import SCHEMA, VERSION, violations
 
@@ -82,7 +83,10 @@ def sets_in(directory: Path, findings: list[str]) -> list[dict[str, Any]]:
 
 
 def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> dict[str, Any]:
-    """One set of the domain of that name or UUID: that of `backup_id`, or the newest, good or whatever it is."""
+    """One set of the domain of that name or UUID: that of `backup_id`, or the newest, good or whatever it is.
+
+    One that seems to come from the future is found by its `backup_id` only: it may be the oldest.
+    """
     # One that was renamed has two directories; and what cannot be dated may be the newest.
     found = sorted(list_sets(target, [_literal(domain)])["sets"], key=lambda one: (one["instant"] or "later", one["backup_id"]))
     if len({one["uuid"] or one["directory"] for one in found}) > 1:
@@ -90,10 +94,11 @@ def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = Tr
         raise LiveBackupError(f"There are sets of several domains {domain!r} below {target}: name one by its UUID ({uuids}).")
     wanted = [one for one in found if one["backup_id"] == backup_id and one["status"] in ("good", "damaged")]
     if backup_id is None:
-        wanted = [one for one in found if one["good"] or (not good and one["status"] in ("good", "damaged"))][-1:]
+        wanted = [one for one in found if one["good"] or (not good and one["status"] in ("good", "damaged"))]
+        wanted = [one for one in wanted if not one["ahead"]][-1:]
     if not wanted:
         what = f"no set {backup_id}" if backup_id else "no good set"
-        there = ", ".join(f"{one['backup_id']} ({one['status']})" for one in found) or "none"
+        there = ", ".join(f"{one['backup_id']} ({one['status']}{', from the future' * one['ahead']})" for one in found) or "none"
         raise LiveBackupError(f"There is {what} of domain {domain!r} below {target}. There are: {there}.")
     return wanted[0]
 
@@ -119,6 +124,19 @@ def reading(directory: Path) -> Iterator[None]:
         return
     with _locked(directory, fcntl.LOCK_SH):
         yield
+
+
+@contextmanager
+def reading_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> Iterator[dict[str, Any]]:
+    """What `find_set` finds, and keep it from being removed meanwhile."""
+    while True:
+        found = find_set(target, domain, backup_id, good=good)
+        with reading(Path(found["directory"])):
+            # Who was removing sets when it was found may have removed this one.
+            again = find_set(target, domain, backup_id, good=good)
+            if again["path"] == found["path"]:
+                yield again
+                return
 
 
 def require_owner(directory: Path) -> None:
@@ -231,6 +249,7 @@ def _facts(
         "parent": about.get("parent"),
         "consistency": consistency.get("level"),
         "instant": consistency.get("instant"),
+        "ahead": status == "good" and is_ahead(consistency["instant"], time.time()),
         "finished": about.get("finished"),
         "bytes": sum(disk["allocated"] for disk in about.get("disks", [])),
         "proof": proof,

@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -154,9 +155,10 @@ class FarEnd:
     def __enter__(self) -> FarEnd:
         if shutil.which("ssh") is None:
             raise LiveBackupError("ssh is not installed on this host: install openssh-client (Debian, Ubuntu) or openssh-clients (EL).")
-        program = _program()
+        # So it fits into a pipe: a login shell that prints and does not read would hang us before we read what it prints.
+        program = zlib.compress(_program())
         # Any login shell reads this alike; -I keeps the user's own Python files out.
-        begin = f"""exec python3 -I -c 'import sys; exec(compile(sys.stdin.buffer.read({len(program)}), "far_end", "exec"))'"""
+        begin = f"""exec python3 -I -c 'import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read({len(program)})))'"""
         self._said = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             ["ssh", *self._address.arguments, begin], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said

@@ -81,6 +81,12 @@ sets:
     parent: {description: The set that it builds on., type: str, sample: null}
     consistency: {description: 'V(filesystem), V(crash) or V(offline).', type: str, sample: filesystem}
     instant: {description: The images show the disks as they were then., type: str, sample: '2026-11-22T18:45:12.345Z'}
+    ahead:
+      description: >-
+        Whether a good set seems to come from the future: by the clock of the target, more than five minutes. Such a set is restored
+        and proven only where it is named, and retention leaves it alone.
+      type: bool
+      sample: false
     finished: {description: When it was published., type: str, sample: '2026-11-22T18:46:45.559Z'}
     bytes: {description: What its images occupied when it was published., type: int, sample: 3221225472}
     proof:

@@ -56,6 +56,13 @@ options:
   keep_yearly:
     description: For how many of the newest years that have a set to keep the newest one.
     type: int
+  keep_ids:
+    description:
+      - The names of backups that stay, whatever the rules say.
+      - The role names the one that it has just published, which a hypervisor whose clock is years behind makes look like the oldest.
+    type: list
+    elements: str
+    default: []
 seealso:
   - module: virtops.live_backup.backup_set_info
   - module: virtops.live_backup.backup_set_verify
@@ -114,6 +121,7 @@ def main() -> None:
         SSH,
         {"domains": {"type": "list", "elements": "str", "default": []}},
         {f"keep_{rule}": {"type": "int"} for rule in RULES},
+        {"keep_ids": {"type": "list", "elements": "str", "default": []}},
     )
 
 

@@ -38,7 +38,7 @@ options:
   domain:
     description: The name or UUID of the domain whose set it is. The domain itself need not exist any more.
   backup_id:
-    description: The name of the backup. The default is the newest one.
+    description: The name of the backup. The default is the newest one that does not seem to come from the future.
     type: str
   level:
     description:

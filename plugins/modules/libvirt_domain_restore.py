@@ -41,7 +41,9 @@ options:
   domain:
     description: The name or UUID of the domain whose set it is.
   backup_id:
-    description: The name of the backup. The default is the newest good one.
+    description:
+      - The name of the backup. The default is the newest good one.
+      - One that seems to come from the future, after a clock was set back, is restored only if it is named.
     type: str
   name:
     description: The name of the restored domain. The default is its old one.

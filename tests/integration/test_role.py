@@ -6,8 +6,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import judge
@@ -316,8 +319,19 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     assert [path.name for path in (backup.target / guest.name).glob("night-*")] == ["night-3"], pruned.output
 
 
+def forge(one: Path, backup_id: str, seconds: int) -> Path:
+    """A set like another, which seems to be so much newer than now."""
+    forged = one.with_name(backup_id)
+    shutil.copytree(one, forged)
+    manifest = json.loads((one / "manifest.json").read_text(encoding="utf-8"))
+    manifest["backup_id"] = backup_id
+    manifest["consistency"]["instant"] = rfc3339(time.time() + seconds)
+    (forged / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
+    return forged
+
+
 def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
-    """Nothing stays on the hypervisor, and the domain comes back from the server alone."""
+    """Nothing stays on the hypervisor, whoever dies, and the domain comes back from the server alone."""
     guest = make_guest("two-disks", rate=200)
     backup = backup_of(guest)
     staging = backup.target
@@ -330,14 +344,30 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
         options = {**server, "backup_domains": [guest.name], "backup_id": "night-1", "backup_staging_dir": str(staging)}
         planned = player.run("--check", **options)
         assert planned.status == 0 and planned.rows[guest.name]["status"] == "planned", planned.output
+        to_server = {"domain": guest.name, "target": server["backup_target"], **ssh}
+
+        def die_sending(backup_id: str) -> None:
+            sent = {**to_server, "backup_id": backup_id, "staging_dir": str(staging)}
+            for step in (backup.begin(backup_id=backup_id), backup.wait(backup_id=backup_id)):
+                assert "failed" not in step, step
+            backup.start_module("backup_set_publish", fault="KILL after _ssh_copy.FarEnd.write", **sent).wait(timeout=60)
+            assert list(staging.iterdir()) and (vault / guest.name / f".{backup_id}.partial").exists()
+
         durable = guest.durable()
+        die_sending("night-1")
         played = player.run(backup_verify="check", **options)
         row = played.rows[guest.name]
         assert (row["status"], row["changed"], row["path"]) == ("published", True, str(vault / guest.name / "night-1")), played.output
         assert list(staging.iterdir()) == [] and backup.claims() == []
-        again = player.run(**options)
+        assert sorted(path.name for path in (vault / guest.name).iterdir()) == [".domain.json", ".proofs", "night-1"]
+        # Two sets that make it look older than it is: by a clock that was a little ahead, and by one that was far ahead.
+        newer = forge(vault / guest.name / "night-1", "night-0", 200)
+        forge(vault / guest.name / "night-1", "future", 7200)
+        again = player.run(**options, backup_keep={"last": 1})
         assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
+        shutil.rmtree(newer)
 
+        die_sending("night-1-again")
         refused = player.run(**{**options, "backup_id": "night-2", "backup_target": f"{sshd.url}/no/where"})
         assert refused.status != 0 and "does not exist" in refused.output, refused.output
         assert list(staging.iterdir()) == [] and backup.claims() == []
@@ -346,14 +376,20 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
         guest.undefine()
         for image, _format in guest.images:
             image.unlink()
+        elsewhere = tmp_path / "elsewhere"
+        elsewhere.mkdir()
+        fault = "KILL before _fetch.sync_path"
+        lost = {**to_server, "backup_id": "night-1", "directory": str(elsewhere)}
+        backup.start_module("libvirt_domain_restore", fault=fault, **lost).wait(timeout=60)
+        assert [path.name for path in elsewhere.rglob("*.qcow2")], "what it has fetched"
         book = {"book": "virtops.live_backup.restore", "restore_domain": guest.name, "restore_target": server["backup_target"]}
         book |= {f"restore_{name}": value for name, value in ssh.items()}
         restored = player.run(**book)
         assert restored.status == 0 and restored.recap["hv"]["changed"] == 1, restored.output
         verdict = judge(guest.images, durable)
         assert verdict.ok, str(verdict)
-        assert list(guest.directory.rglob(".live_backup*")) == []
+        assert list(guest.directory.rglob(".live_backup*")) == list(elsewhere.iterdir()) == backup.claims() == []
         pruned = player.run("--check", book="virtops.live_backup.prune", backup_keep={"last": 1}, **server)
         assert pruned.status == 0 and "night-1: last" in pruned.output, pruned.output
         told = player.run(book="virtops.live_backup.status", backup_domains=[guest.name], **server)
-        assert told.status == 0 and "proven by check" in told.output, told.output
+        assert told.status == 0 and "proven by check" in told.output and "since from the future: future" in told.output, told.output

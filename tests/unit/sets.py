@@ -14,10 +14,11 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._manifest impo
 from .backup import UUID
 
 OTHER = "11111111-6c44-4c8d-9d3c-0e1f8a6f7b11"
-INSTANT = "2026-09-01T01:02:03.004Z"
+# Long ago by any clock that the tests may meet.
+INSTANT = "2021-09-01T01:02:03.004Z"
 KEYS = {
     *("domain", "uuid", "backup_id", "directory", "path", "status", "good", "findings", "method", "level", "parent"),
-    *("consistency", "instant", "finished", "bytes", "proof", "manifest"),
+    *("consistency", "instant", "ahead", "finished", "bytes", "proof", "manifest"),
 }
 
 

@@ -39,7 +39,15 @@ def target(tmp_path: Path) -> Path:
 
 
 def params(target: str, **changes: Any) -> Result:
-    return {"target": target, "ssh_key": None, "ssh_options": [], "domains": [], **{f"keep_{rule}": None for rule in RULES}, **changes}
+    return {
+        "target": target,
+        "ssh_key": None,
+        "ssh_options": [],
+        "domains": [],
+        "keep_ids": [],
+        **{f"keep_{rule}": None for rule in RULES},
+        **changes,
+    }
 
 
 def here_and_there(target: Path, function: Callable[..., Result], check_mode: bool, **changes: Any) -> Result:

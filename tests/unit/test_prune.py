@@ -37,8 +37,8 @@ def today(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_prune.time, "time", lambda: 1_788_480_000.0)
 
 
-def prune(target: Path, keep: int = 1, check_mode: bool = False, domains: tuple[str, ...] = ()) -> Result:
-    result = prune_sets(str(target), list(domains), {"last": keep}, check_mode)
+def prune(target: Path, keep: int = 1, check_mode: bool = False, domains: tuple[str, ...] = (), keep_ids: tuple[str, ...] = ()) -> Result:
+    result = prune_sets(str(target), list(domains), {"last": keep}, list(keep_ids), check_mode)
     assert result["changed"] == bool(result["removed"])
     return result
 
@@ -79,6 +79,14 @@ def test_only_the_domains_that_were_named(target: Path) -> None:
     assert there(target) == ["app/n2", "db1/n1", "db1/n2", "db1/n3"]
 
 
+@pytest.mark.parametrize("check_mode", [True, False])
+def test_what_was_just_published_stays_even_if_its_clock_makes_it_the_oldest(target: Path, check_mode: bool) -> None:
+    make_set(target, "new", instant="2020-01-01T00:00:00.000Z")
+    result = prune(target, check_mode=check_mode, keep_ids=("new",), domains=("db1",))
+    assert names(result, "kept") == ["db1/new", "db1/n3"] and names(result, "removed") == ["db1/n1", "db1/n2"]
+    assert names(prune(target, check_mode=check_mode, domains=("db1",)), "removed")[0] == "db1/new"
+
+
 def test_without_a_rule_nothing_goes(target: Path) -> None:
     before = content(target)
     assert not prune(target, keep=0)["changed"] and content(target) == before
@@ -109,7 +117,7 @@ def test_a_set_loses_its_name_before_its_files(target: Path, monkeypatch: pytest
         prune(target, domains=("db1",))
     monkeypatch.undo()
     assert {one["status"] for one in list_sets(str(target), ["db1"])["sets"]} == {"removing", "good"}
-    assert prune_sets(str(target), ["db1"], {}, False)["problems"] == [] and there(target) == ["app/n1", "app/n2", "db1/n3"]
+    assert prune_sets(str(target), ["db1"], {}, [], False)["problems"] == [] and there(target) == ["app/n1", "app/n2", "db1/n3"]
 
 
 def test_the_proofs_of_removed_sets_go_and_others_stay(target: Path) -> None:

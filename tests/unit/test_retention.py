@@ -68,7 +68,11 @@ KEEPS = st.integers(0, 6 ** len(RULES) - 1).map(rules)
 FORMATS = {"hourly": "%Y-%m-%d %H", "daily": "%Y-%m-%d", "weekly": "%G-%V", "monthly": "%Y-%m", "yearly": "%Y"}
 
 
-def model(sets: list[dict[str, Any]], keep: dict[str, int]) -> tuple[set[str], set[str]]:
+# Names of sets that there are, and of some that there are not.
+NAMED = st.sets(st.integers(0, 9).map(lambda number: f"s{number}"), max_size=2)
+
+
+def model(sets: list[dict[str, Any]], keep: dict[str, int], keep_ids: set[str]) -> tuple[set[str], set[str]]:
     """What is kept and what goes, said as the documentation says it and not as the code does."""
     published = [one for one in sets if one["status"] in ("good", "damaged")]
     everything = {one["backup_id"] for one in published}
@@ -79,7 +83,7 @@ def model(sets: list[dict[str, Any]], keep: dict[str, int]) -> tuple[set[str], s
         return datetime.datetime.fromisoformat(one["instant"].replace("Z", "+00:00"))
 
     counted = [one for one in published if one["status"] == "good" and when(one).timestamp() <= NOW + 300]
-    kept = everything - {one["backup_id"] for one in counted}
+    kept = everything - {one["backup_id"] for one in counted} | everything & keep_ids
 
     def newest(some: list[dict[str, Any]]) -> str:
         return max((when(one), one["backup_id"]) for one in some)[1]
@@ -100,10 +104,10 @@ def model(sets: list[dict[str, Any]], keep: dict[str, int]) -> tuple[set[str], s
 
 
 @settings(max_examples=2000)
-@given(HISTORIES, KEEPS)
-def test_it_keeps_what_the_documentation_says(sets: list[dict[str, Any]], keep: dict[str, int]) -> None:
-    plan = plan_retention(sets, keep, NOW)
-    assert (set(plan.kept), set(plan.removed)) == model(sets, keep)
+@given(HISTORIES, KEEPS, NAMED)
+def test_it_keeps_what_the_documentation_says(sets: list[dict[str, Any]], keep: dict[str, int], keep_ids: set[str]) -> None:
+    plan = plan_retention(sets, keep, NOW, keep_ids)
+    assert (set(plan.kept), set(plan.removed)) == model(sets, keep, keep_ids)
     assert len(plan.removed) == len(set(plan.removed)) and all(plan.kept.values())
     # Whatever the rules and the model say, nothing that is needed goes.
     by_id = {one["backup_id"]: one for one in sets}
@@ -114,7 +118,7 @@ def test_it_keeps_what_the_documentation_says(sets: list[dict[str, Any]], keep: 
     assert not (plan.problem and plan.removed)
     # What the first run left, the second one leaves.
     left = [one for one in sets if one["backup_id"] not in plan.removed]
-    assert plan_retention(left, keep, NOW).removed == []
+    assert plan_retention(left, keep, NOW, keep_ids).removed == []
 
 
 @given(HISTORIES)
@@ -150,6 +154,13 @@ def test_a_set_from_the_future_neither_counts_nor_goes() -> None:
     sets = [a_set("old", DAY), a_set("new", 0), a_set("ahead", -300), a_set("future", -301)]
     plan = plan_retention(sets, {"last": 1}, NOW)
     assert removed(plan) == ["old", "new"] and plan.kept == {"ahead": ["last"], "future": ["it is from the future"]}
+
+
+def test_a_set_that_was_asked_for_stays_and_counts() -> None:
+    sets = [a_set("old", 9 * DAY), a_set("new", DAY), a_set("newest", 0)]
+    plan = plan_retention(sets, {"last": 1}, NOW, ["old", "unknown"])
+    assert removed(plan) == ["new"] and plan.kept == {"old": ["it was asked for by name"], "newest": ["last"]}
+    assert plan_retention(sets, {"last": 2}, NOW, ["newest"]).kept["newest"] == ["it was asked for by name", "last"]
 
 
 def test_damaged_sets_neither_count_nor_go() -> None:

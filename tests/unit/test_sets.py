@@ -19,13 +19,21 @@ from hypothesis import given, strategies as st
 from ansible_collections.virtops.live_backup.plugins.module_utils import _sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set import OWNER
 from ansible_collections.virtops.live_backup.plugins.module_utils._check import note_proof
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import wall_time
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets import find_set, list_sets, read_manifest, reading, removing
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets import (
+    find_set,
+    list_sets,
+    read_manifest,
+    reading,
+    reading_set,
+    removing,
+)
 
 from .backup import UUID
 from .sets import INSTANT, KEYS, OTHER, domain_directory, make_set, manifest_of, write_manifest
 
-LATER = "2026-09-02T01:02:03.004Z"
+LATER = "2021-09-02T01:02:03.004Z"
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +116,7 @@ def test_a_good_set(target: Path, one: Path) -> None:
         "parent": None,
         "consistency": "filesystem",
         "instant": INSTANT,
+        "ahead": False,
         "finished": INSTANT,
         "bytes": sum(disk["allocated"] for disk in manifest["disks"]),
         "proof": None,
@@ -405,13 +414,26 @@ def test_a_domain_that_was_renamed(target: Path) -> None:
 def test_the_newest_good_set(target: Path) -> None:
     make_set(target, "a", instant=LATER)
     make_set(target, "b")
-    os.truncate(make_set(target, "c", instant="2026-09-03T00:00:00.000Z") / "vda.qcow2", 0)
+    os.truncate(make_set(target, "c", instant="2021-09-03T00:00:00.000Z") / "vda.qcow2", 0)
     assert find_set(str(target), "db1", None)["backup_id"] == find_set(str(target), UUID, None)["backup_id"] == "a"
     assert find_set(str(target), "db1", "b")["backup_id"] == "b"
     note_proof(str(target), str(target / "db1/a"), "boot", ["it does not boot"], None)
     assert find_set(str(target), "db1", None)["backup_id"] == "b"
     # What is to be proven is the newest, whatever it is.
     assert find_set(str(target), "db1", None, good=False)["backup_id"] == "c"
+
+
+def test_a_set_from_the_future_is_found_by_its_name_only(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_sets.time, "time", lambda: wall_time(INSTANT))
+    make_set(target, "future", instant="2021-09-01T01:07:03.005Z")
+    for good in (True, False):
+        with pytest.raises(LiveBackupError, match=r"There are: future \(good, from the future\)"):
+            find_set(str(target), "db1", None, good=good)
+    assert find_set(str(target), "db1", "future")["ahead"]
+    # Two hosts' clocks are never the same.
+    for backup_id, instant in (("now", INSTANT), ("soon", "2021-09-01T01:07:03.004Z")):
+        make_set(target, backup_id, instant=instant)
+        assert find_set(str(target), "db1", None)["backup_id"] == find_set(str(target), "db1", None, good=False)["backup_id"] == backup_id
 
 
 def test_two_domains_of_one_name(target: Path) -> None:
@@ -451,6 +473,25 @@ def test_many_may_read_and_nobody_removes_meanwhile(one: Path) -> None:
     with removing(one.parent), pytest.raises(LiveBackupError, match="or removed, so nothing is removed now"), removing(one.parent):
         pass
     with removing(one.parent):
+        pass
+
+
+def test_what_was_removed_before_it_could_be_locked_is_not_read(target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who reads waits for who removes."""
+    make_set(target, "old")
+    gone = [make_set(target, "new", instant=LATER)]
+
+    def late(directory: Path) -> Any:
+        while gone:
+            shutil.rmtree(gone.pop())
+        return reading(directory)
+
+    monkeypatch.setattr(_sets, "reading", late)
+    with reading_set(str(target), "db1", None) as found:
+        assert found["backup_id"] == "old"
+        with pytest.raises(LiveBackupError, match="is being read"), removing(target / "db1"):
+            pass
+    with pytest.raises(LiveBackupError, match="There is no set new"), reading_set(str(target), "db1", "new"):
         pass
 
 

@@ -1,0 +1,74 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Sets on a backup server, over a real sshd: who reads, who removes and who sends do not hinder or harm one another."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Event
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import prune
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import Clock
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._fetch import fetched
+from ansible_collections.virtops.live_backup.plugins.module_utils._retention import RULES
+from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd
+from tests.rig.sshd import Sshd
+from tests.unit.sets import INSTANT, make_set
+
+
+@pytest.fixture(scope="module")
+def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
+    with Sshd(tmp_path_factory.mktemp("sshd")) as server:
+        yield server
+
+
+def params(sshd: Sshd, target: Path, **more: Any) -> dict[str, Any]:
+    return {"target": f"{sshd.url}{target}", **sshd.options, **more}
+
+
+def test_what_is_being_fetched_is_not_removed(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    vault, here = tmp_path / "vault", tmp_path / "here"
+    here.mkdir()
+    old = make_set(vault, "old")
+    make_set(vault, "new", instant=INSTANT.replace("2021", "2022"))
+    keep = params(sshd, vault, domains=[], keep_ids=[], **{f"keep_{rule}": 1 if rule == "last" else None for rule in RULES})
+    begun, go_on = Event(), Event()
+    fetch = FarEnd.fetch
+
+    def wait_and_fetch(far_end: FarEnd, path: str, destination: Path) -> None:
+        begun.set()
+        assert go_on.wait(60)
+        fetch(far_end, path, destination)
+
+    def restore() -> dict[str, bytes]:
+        with fetched(params(sshd, vault, domain="db1", backup_id="old"), images_into=here) as found:
+            return {path.name: path.read_bytes() for path in Path(found["path"]).iterdir()}
+
+    monkeypatch.setattr(FarEnd, "fetch", wait_and_fetch)
+    with ThreadPoolExecutor(1) as pool:
+        restoring = pool.submit(restore)
+        try:
+            assert begun.wait(60)
+            with pytest.raises(LiveBackupError, match=f"On 127.0.0.1: A set in {vault / 'db1'} is being read") as refused:
+                prune(keep, False, Clock())
+            assert refused.value.facts["removed"] == [] and not refused.value.facts["changed"]
+        finally:
+            go_on.set()
+        assert restoring.result() == {path.name: path.read_bytes() for path in old.iterdir()}
+    assert list(here.iterdir()) == []
+    assert [one["backup_id"] for one in prune(keep, False, Clock())["removed"]] == ["old"]
+    assert not old.exists()
+
+
+def test_what_the_server_cannot_read_is_told_as_it_is(sshd: Sshd, tmp_path: Path) -> None:
+    one = make_set(tmp_path / "vault")
+    (one / "RESTORE.md").unlink()
+    fetching = fetched(params(sshd, tmp_path / "vault", domain="db1", backup_id="night-1"), images_into=tmp_path)
+    with pytest.raises(LiveBackupError, match=f"^On 127.0.0.1: .* refused on '{one}/RESTORE.md': No such file"), fetching:
+        pass
+    assert [path.name for path in tmp_path.iterdir()] == ["vault"]
