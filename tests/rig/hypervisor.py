@@ -80,15 +80,19 @@ class Hypervisor:
         self.directory = self.root / name
 
     @classmethod
-    def up(cls, name: str, root: Path | None = None) -> Hypervisor:
-        """Bring a hypervisor up. What is up stays as it is; after a power_off or a crash its domains are still defined."""
+    def up(cls, name: str, root: Path | None = None, *, libvirtd: bool = True) -> Hypervisor:
+        """Bring a hypervisor up. What is up stays as it is; after a power_off or a crash its domains are still defined.
+
+        Without `libvirtd` it is just a host of its own.
+        """
         if os.geteuid() != 0:
             raise RigError("the rig needs root: it makes namespaces, mounts and loop devices")
         hypervisor = cls(name, root)
         if not hypervisor.is_up():
             hypervisor.power_off()
             hypervisor._boot()
-        hypervisor.start_libvirtd()
+        if libvirtd:
+            hypervisor.start_libvirtd()
         return hypervisor
 
     @classmethod

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""An sshd of one's own on the loopback interface, which lets one key in and touches nothing of the machine's."""
+"""An sshd of one's own, on the loopback interface or a fleet's network, which lets one key in and touches nothing of the machine's."""
 
 from __future__ import annotations
 
@@ -21,8 +21,9 @@ if TYPE_CHECKING:
 class Sshd:
     """While it is entered it answers, inside a hypervisor if one is given; `key`, `known_hosts` and `port` are what a client needs."""
 
-    def __init__(self, directory: Path, hypervisor: Hypervisor | None = None) -> None:
+    def __init__(self, directory: Path, hypervisor: Hypervisor | None = None, address: str = "127.0.0.1") -> None:
         self._hypervisor = hypervisor
+        self.address = address
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
         self.key = directory / "key"
@@ -35,11 +36,11 @@ class Sshd:
         for path in (self.key, host_key):
             path.unlink(missing_ok=True)
             run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", path])
-        self.known_hosts.write_text(f"[127.0.0.1]:{self.port} {host_key.with_suffix('.pub').read_text()}", encoding="utf-8")
+        self.known_hosts.write_text(f"[{self.address}]:{self.port} {host_key.with_suffix('.pub').read_text()}", encoding="utf-8")
         configuration = self.directory / "sshd_config"
         lines = [
             f"Port {self.port}",
-            "ListenAddress 127.0.0.1",
+            f"ListenAddress {self.address}",
             f"HostKey {host_key}",
             f"AuthorizedKeysFile {self.key}.pub",
             "PidFile none",
@@ -65,7 +66,7 @@ class Sshd:
     @property
     def url(self) -> str:
         """What comes before a path."""
-        return f"ssh://127.0.0.1:{self.port}"
+        return f"ssh://{self.address}:{self.port}"
 
     @property
     def options(self) -> dict[str, object]:
@@ -90,7 +91,7 @@ class Sshd:
     def _answers(self) -> bool:
         assert self._process.poll() is None, (self.directory / "log").read_text()
         if self._hypervisor is not None:
-            return self._hypervisor.run(["bash", "-c", f": </dev/tcp/127.0.0.1/{self.port}"], check=False).returncode == 0
+            return self._hypervisor.run(["bash", "-c", f": </dev/tcp/{self.address}/{self.port}"], check=False).returncode == 0
         try:
             socket.create_connection(("127.0.0.1", self.port), 1).close()
         except OSError:

@@ -1,0 +1,170 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fleet: a controller, hypervisors and a backup server with SSH between them; each domain is a row of its own."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.rig.fleet import Fleet
+from tests.rig.guest import MIB, Guest
+from tests.rig.hypervisor import Hypervisor
+from tests.rig.oracle import judge
+from tests.rig.shell import wait_until
+
+from .conftest import ALL
+from .test_role import Play, ended
+
+HYPERVISORS, DOMAINS = (4, 4) if ALL else (2, 2)
+BACKUP = "virtops.live_backup.backup"
+
+
+@pytest.fixture(scope="module")
+def fleet() -> Iterator[Fleet]:
+    with Fleet("fleet", HYPERVISORS) as made:
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(lambda number: start_guests(made.hypervisors[number], number + 1), range(HYPERVISORS)))
+        yield made
+
+
+def start_guests(hypervisor: Hypervisor, number: int) -> None:
+    for one in range(1, DOMAINS + 1):
+        # The second can freeze file systems.
+        hypervisor.guest(f"g{number}{one}", "several" if one == 2 else "two-disks", rate=20, size=16 * MIB)
+
+
+def guests(fleet: Fleet) -> dict[str, Guest]:
+    """By the names of their rows."""
+    return {f"{guest.name}@{fleet.short_name(hypervisor)}": guest for hypervisor in fleet.hypervisors for guest in hypervisor.guests()}
+
+
+@pytest.fixture
+def target(fleet: Fleet, request: pytest.FixtureRequest) -> Path:
+    """An export target that all hypervisors share, as a mounted one."""
+    path = fleet.directory / re.sub(r"[^a-z0-9]+", "-", request.node.name)
+    path.mkdir()
+    return path
+
+
+def play(fleet: Fleet, *options: str, book: str = BACKUP, **more: Any) -> Play:
+    return ended(fleet.start(book, *options, **more))
+
+
+def assert_right(target: Path, guest: Guest, backup_id: str, at_least: int) -> None:
+    """The published set is one instant, and not older than the number."""
+    path = target / guest.name / backup_id
+    manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+    verdict = judge([(path / disk["file"], disk["format"]) for disk in manifest["disks"]], at_least)
+    assert verdict.ok, str(verdict)
+
+
+def test_all_domains_of_all_hypervisors(fleet: Fleet, target: Path) -> None:
+    everyone = guests(fleet)
+    durable = {row: guest.durable() for row, guest in everyone.items()}
+    played = play(fleet, backup_target=str(target), backup_id="night-1", backup_progress_interval=1)
+    assert played.status == 0, played.output
+    assert {row: counts["failed"] + counts["unreachable"] for row, counts in played.recap.items() if "@" in row} == dict.fromkeys(
+        everyone, 0
+    )
+    assert {(row["domain"], row["hypervisor"]) for row in played.rows.values()} == {tuple(row.split("@")) for row in everyone}
+    for row, guest in everyone.items():
+        assert_right(target, guest, "night-1", durable[row])
+    again = play(fleet, backup_target=str(target), backup_id="night-1")
+    assert again.status == 0 and all(counts["changed"] == 0 for counts in again.recap.values()), again.output
+    assert "[WARNING]" not in played.output + again.output
+
+
+def test_a_hypervisor_is_cut_off_in_the_middle(fleet: Fleet, target: Path) -> None:
+    """The others succeed; the rerun, of just what failed, brings the rest."""
+    lost = fleet.hypervisors[-1]
+    name = fleet.short_name(lost)
+    everyone = guests(fleet)
+    running = fleet.start(BACKUP, backup_target=str(target), backup_id="night-1", backup_parallel=1)
+    try:
+        wait_until(
+            lambda: any("begin" in path.read_text() for path in lost.outside("/var/lib/live_backup").glob("*.json")), 120, "a backup"
+        )
+        fleet.cut_off(lost)
+        played = ended(running)
+    finally:
+        fleet.join(lost)
+    assert played.status != 0
+    failed = {row for row, counts in played.recap.items() if "@" in row and counts["failed"] + counts["unreachable"]}
+    assert failed and {row.split("@")[1] for row in failed} == {name}, played.output
+    for row, guest in everyone.items():
+        assert (target / guest.name / "night-1").exists() == (row not in failed)
+    assert {played.rows[row.split("@")[0]]["status"] for row in failed} == {"failed"}
+    [limit] = set(re.findall(r"--limit '([^']*)'", played.output))
+    assert set(limit.split(",")) == {name, *failed}
+
+    again = play(fleet, "--limit", limit, backup_target=str(target), backup_id="night-1")
+    assert again.status == 0, again.output
+    assert {row for row in again.recap if "@" in row} == failed
+    for guest in everyone.values():
+        assert_right(target, guest, "night-1", 1)
+    assert list(lost.outside("/var/lib/live_backup").glob("*")) == []
+
+
+def test_a_limit_that_names_no_row(fleet: Fleet, target: Path) -> None:
+    """Its hypervisor's domains are backed up all the same, by the role itself."""
+    played = play(fleet, "--limit", "hv1", backup_target=str(target), backup_id="night-1")
+    assert played.status == 0, played.output
+    assert {row["hypervisor"] for row in played.rows.values()} == {"hv1"} and len(played.rows) == DOMAINS
+    assert set(played.recap) == {"hv1"}
+
+
+def test_no_more_than_so_many_at_a_time(fleet: Fleet, target: Path) -> None:
+    """By the manifests: the windows of one hypervisor do not meet, those of two do."""
+    played = play(fleet, backup_target=str(target), backup_id="night-1", backup_parallel=1)
+    assert played.status == 0, played.output
+    windows: dict[str, list[tuple[str, str]]] = {}
+    for row in played.rows.values():
+        windows.setdefault(row["hypervisor"], []).append((row["started"], row["finished"]))
+    for ordered in map(sorted, windows.values()):
+        assert all(one[1] <= two[0] for one, two in zip(ordered, ordered[1:])), ordered
+    assert max(start for [(start, _end), *_more] in map(sorted, windows.values())) < min(
+        end for [(_start, end), *_more] in map(sorted, windows.values())
+    ), windows
+
+
+def test_the_controller_is_killed_and_the_play_run_again(fleet: Fleet, target: Path) -> None:
+    running = fleet.start(BACKUP, backup_target=str(target), backup_id="night-1")
+    claims = [hypervisor.outside("/var/lib/live_backup") for hypervisor in fleet.hypervisors]
+    wait_until(lambda: any(list(path.glob("*.json")) for path in claims), 120, "a backup")
+    running.send_signal(signal.SIGKILL)
+    running.communicate(timeout=60)
+    again = play(fleet, backup_target=str(target), backup_id="night-1")
+    assert again.status == 0, again.output
+    for guest in guests(fleet).values():
+        assert_right(target, guest, "night-1", 1)
+    assert [list(path.glob("*")) for path in claims] == [[]] * HYPERVISORS
+
+
+def test_domains_of_one_name_and_one_target(fleet: Fleet, target: Path) -> None:
+    """Two hypervisors have a domain of the same name: each has its own directory, and its own row."""
+    twins = [hypervisor.guest("twin", "one-raw", rate=20, size=16 * MIB) for hypervisor in fleet.hypervisors[:2]]
+    try:
+        played = play(
+            fleet, "--limit", "hv1,hv2,live_backup_domains", backup_domains=["twin"], backup_target=str(target), backup_id="night-1"
+        )
+        assert played.status == 0, played.output
+        assert {"twin@hv1", "twin@hv2"} <= set(played.recap)
+        published = {
+            json.loads(path.read_text(encoding="utf-8"))["domain"]["uuid"]: path for path in target.glob("*/night-1/manifest.json")
+        }
+        assert set(published) == {twin.uuid for twin in twins}
+    finally:
+        for twin in twins:
+            twin.remove()
+
+
+def test_few_forks_are_told_of(fleet: Fleet, target: Path) -> None:
+    played = play(fleet, "--check", forks=1, backup_target=str(target))
+    assert played.status == 0 and f"With --forks {len(guests(fleet))} none does" in played.output, played.output

@@ -1,0 +1,127 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""A fleet: a controller, hypervisors and a backup server, each in namespaces of its own, with a network and SSH between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import ExitStack
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from .hypervisor import Hypervisor, Inside
+from .shell import run
+from .sshd import Sshd
+
+_REPOSITORY = Path(__file__).parents[2]
+# Of no use outside the namespaces; the controller is .1, the server .2, the hypervisors follow.
+_ADDRESS = "10.99.0.{}"
+
+
+class Fleet:
+    """While it is entered, `controller` reaches every host by SSH, and every hypervisor reaches the server."""
+
+    def __init__(self, name: str, hypervisors: int, root: Path | None = None) -> None:
+        self._name = name
+        self._root = root
+        self._names = [f"{name}-hv{number}" for number in range(1, hypervisors + 1)]
+        self._stack = ExitStack()
+        self.hypervisors: list[Hypervisor] = []
+        self.sshds: dict[str, Sshd] = {}
+
+    def __enter__(self) -> Fleet:
+        with ExitStack() as stack:
+            self.controller = self._host(stack, f"{self._name}-controller")
+            self.directory = self.controller.directory / "fleet"
+            self.directory.mkdir()
+            self._inside(self.controller, "link", "add", "fleet", "type", "bridge")
+            self._inside(self.controller, "address", "add", f"{_ADDRESS.format(1)}/24", "dev", "fleet")
+            self._inside(self.controller, "link", "set", "fleet", "up")
+            self.server = self._host(stack, f"{self._name}-server")
+            self._connect(stack, self.server, 2)
+            for number, name in enumerate(self._names):
+                hypervisor = self._host(stack, name, libvirtd=True)
+                self.hypervisors.append(hypervisor)
+                self._connect(stack, hypervisor, number + 3)
+            self._stack = stack.pop_all()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self._stack.close()
+
+    def short_name(self, hypervisor: Hypervisor) -> str:
+        """Its name in the inventory: hv1, hv2 and so on."""
+        return hypervisor.name.removeprefix(f"{self._name}-")
+
+    def cut_off(self, hypervisor: Hypervisor) -> None:
+        """Take a hypervisor off the network: whoever speaks with it hears nothing more."""
+        self._inside(self.controller, "link", "set", self._link(hypervisor), "down")
+
+    def join(self, hypervisor: Hypervisor) -> None:
+        """Put it on the network again."""
+        self._inside(self.controller, "link", "set", self._link(hypervisor), "up")
+
+    def inventory(self, **variables: Any) -> Path:
+        """The inventory of the hypervisors, in the group `hypervisors`, reached by SSH."""
+        hosts = {}
+        for hypervisor in self.hypervisors:
+            sshd = self.sshds[hypervisor.name]
+            # No time is lost on a host that is cut off: it is told after three questions without answer.
+            options = ["BatchMode=yes", "StrictHostKeyChecking=yes", f"UserKnownHostsFile={sshd.known_hosts}"]
+            options += ["ServerAliveInterval=2", "ServerAliveCountMax=3", "ConnectTimeout=10"]
+            hosts[self.short_name(hypervisor)] = {
+                "ansible_host": sshd.address,
+                "ansible_port": sshd.port,
+                "ansible_user": "root",
+                "ansible_ssh_private_key_file": str(sshd.key),
+                "ansible_ssh_common_args": " ".join(f"-o {option}" for option in options),
+                "ansible_ssh_pipelining": True,
+                "ansible_python_interpreter": "/usr/bin/python3",
+                **variables,
+            }
+        path = self.directory / "inventory.json"
+        path.write_text(json.dumps({"hypervisors": {"hosts": hosts}}), encoding="utf-8")
+        return path
+
+    def start(self, book: str, *options: str, inventory: Path | None = None, forks: int = 20, **variables: Any) -> Inside:
+        """A playbook under way on the controller."""
+        given = json.dumps({name: value for name, value in variables.items() if value is not None})
+        program = Path(sys.executable).with_name("ansible-playbook")
+        return self.controller.popen(
+            [program, "--inventory", inventory or self.inventory(), "--forks", str(forks), book, "--extra-vars", given, *options],
+            env={
+                **os.environ,
+                "ANSIBLE_COLLECTIONS_PATH": str(_REPOSITORY / ".build/tree"),
+                "ANSIBLE_SHOW_CUSTOM_STATS": "1",
+                "ANSIBLE_HOME": str(self.directory / "ansible"),
+                "LC_ALL": "C.UTF-8",
+            },
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+        )
+
+    def _host(self, stack: ExitStack, name: str, *, libvirtd: bool = False) -> Hypervisor:
+        host = Hypervisor(name, self._root)
+        stack.callback(host.down)
+        return Hypervisor.up(name, self._root, libvirtd=libvirtd)
+
+    def _connect(self, stack: ExitStack, host: Hypervisor, number: int) -> None:
+        """Join the network, and answer SSH there."""
+        address = _ADDRESS.format(number)
+        link = self._link(host)
+        self._inside(self.controller, "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
+        self._inside(self.controller, "link", "set", link, "master", "fleet", "up")
+        self._inside(host, "address", "add", f"{address}/24", "dev", "eth0")
+        self._inside(host, "link", "set", "eth0", "up")
+        self.sshds[host.name] = stack.enter_context(Sshd(host.directory / "sshd", host, address))
+
+    def _link(self, host: Hypervisor) -> str:
+        return host.name.removeprefix(f"{self._name}-")
+
+    @staticmethod
+    def _inside(host: Hypervisor, *arguments: str) -> None:
+        run(["nsenter", "--target", str(host.pid), "--net", "ip", *arguments])
