@@ -25,7 +25,7 @@ from ._libraries import libvirt
 DOMAIN_XML = "domain.xml"
 NVRAM = "nvram"
 # How long before an agreed moment the file systems are frozen.
-_FREEZE_LEAD_SECONDS = 0.5
+_FREEZE_LEAD_SECONDS = 1.0
 
 # How a method captures: called with the claim while the guest's file systems are frozen.
 # A domain is Any here: this is evaluated where libvirt is missing too.

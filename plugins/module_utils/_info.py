@@ -38,11 +38,17 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
     with connect(params["uri"], readonly=True) as connection:
         with explained("list the domains"):
             domains = {domain.name(): domain for domain in connection.listAllDomains()}
-        names = choose_names(sorted(domains), params["domains"], params["exclude_domains"])
+        names, unmatched = choose_names(sorted(domains), params["domains"], params["exclude_domains"])
+        if unmatched and params["unmatched"] == "fail":
+            kind = "domain" if not set("*?[") & set(unmatched[0]) else "domain that matches"
+            raise LiveBackupError(
+                f"There is no {kind} {unmatched[0]!r} on this hypervisor; it has: {', '.join(sorted(domains)) or 'none'}."
+            )
         versions = host_versions(connection)
         return {
             "changed": False,
             "domains": [row for name in names if (row := _row(connection, domains[name], versions, params["method"], clock)) is not None],
+            "unmatched": unmatched,
             "claims": [_claim(claim, clock) for claim in all_claims()],
             "host": {
                 "libvirt": version_text(versions.libvirt),
@@ -52,17 +58,12 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
         }
 
 
-def choose_names(names: list[str], wanted: list[str], excluded: list[str]) -> list[str]:
-    """The names that a name or glob of `wanted` matches and none of `excluded`; each wanted one must match."""
-    chosen = set()
-    for pattern in wanted:
-        found = [name for name in names if _matches(name, pattern)]
-        # All are all, even where there is none.
-        if not found and pattern != "*":
-            kind = "domain" if not set("*?[") & set(pattern) else "domain that matches"
-            raise LiveBackupError(f"There is no {kind} {pattern!r} on this hypervisor; it has: {', '.join(names) or 'none'}.")
-        chosen.update(found)
-    return [name for name in names if name in chosen and not any(_matches(name, pattern) for pattern in excluded)]
+def choose_names(names: list[str], wanted: list[str], excluded: list[str]) -> tuple[list[str], list[str]]:
+    """The names that a name or glob of `wanted` matches and none of `excluded`; and the wanted that match none."""
+    # All are all, even where there is none.
+    unmatched = [pattern for pattern in wanted if pattern != "*" and not any(_matches(name, pattern) for name in names)]
+    chosen = [name for name in names if any(_matches(name, pattern) for pattern in wanted)]
+    return [name for name in chosen if not any(_matches(name, pattern) for pattern in excluded)], unmatched
 
 
 def _matches(name: str, pattern: str) -> bool:

@@ -35,8 +35,10 @@ def image_entry(disk: dict[str, Any], path: Path, digest: str | None = None) -> 
     }
 
 
-def build_manifest(claim: Claim, disks: list[dict[str, Any]], files: list[dict[str, Any]], finished: float) -> dict[str, Any]:
-    """The manifest of a full backup."""
+def build_manifest(
+    claim: Claim, disks: list[dict[str, Any]], files: list[dict[str, Any]], finished: float, group: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The manifest of a full backup, which may have been captured together with others, the `group`."""
     begun = claim.results["begin"]
     return {
         "schema": VERSION_OF_SCHEMA,
@@ -52,6 +54,7 @@ def build_manifest(claim: Claim, disks: list[dict[str, Any]], files: list[dict[s
             "frozen_ms": begun["frozen_ms"],
             "why": begun["why"],
         },
+        **({"group": group} if group else {}),
         "started": rfc3339(claim.started),
         "finished": rfc3339(finished),
         "job": claim.results.get("job"),

@@ -39,12 +39,13 @@ _FILE = {**_text("[A-Za-z0-9_%-][A-Za-z0-9._%-]*"), "maxLength": 255}
 _TIME = _text(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
 _RELEASE = _text(r"[0-9]+\.[0-9]+\.[0-9]+")
 _BACKUP_ID = _text("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+_UUID = _text("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HEX = "[0-9a-f]{64}"
 
 SCHEMA = _object(
     schema={"const": VERSION},
     backup_id=_BACKUP_ID,
-    domain=_object(name=_SOME, uuid=_text("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"), hypervisor=_STRING),
+    domain=_object(name=_SOME, uuid=_UUID, hypervisor=_STRING),
     method={"enum": ["push", "legacy", "offline", "pull"]},
     method_reason=_SOME,
     level={"enum": ["full", "incremental", "differential"]},
@@ -83,6 +84,13 @@ SCHEMA = _object(
     skipped=_array(_object(target=_SOME, reason=_SOME)),
     not_captured=_array(_SOME),
     files=_array(_object(name=_FILE, size=_AMOUNT, digest=_text("sha256:" + _HEX))),
+)
+# Only there where the domain was captured together with others.
+SCHEMA["properties"]["group"] = _object(
+    name=_SOME,
+    spread_ms=_AMOUNT,
+    clock_error_ms=_AMOUNT,
+    members=_array(_object(domain=_SOME, uuid=_UUID, hypervisor=_SOME), minItems=1),
 )
 _TYPES: dict[str, type | tuple[type, ...]] = {"object": dict, "array": list, "string": str, "integer": int, "null": type(None)}
 

@@ -61,7 +61,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     with hold(uuid, clock):
         claim = _ready(uuid, name, paths)
         with step(claim, "publish", clock):
-            manifest = _describe(params["uri"], claim, paths, clock)
+            manifest = _describe(params, claim, paths, clock)
             path = _send(params, claim, paths, manifest, clock) if remote else _show(paths)
             end_claim(claim)
     return {"changed": True, **_published(path, manifest), **_diff(paths)}
@@ -126,7 +126,7 @@ def _show(paths: SetPaths) -> str:
     return str(paths.final)
 
 
-def _describe(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
+def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
     """Sync the images and write what tells about them."""
     for disk in claim.plan["disks"]:
         try:
@@ -134,7 +134,7 @@ def _describe(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str
         except OSError as error:
             # The kernel tells a failed write once: the next sync would succeed, and the image be broken all the same.
             failure = LiveBackupError(f"{disk['path']} did not reach the target's disk: {error.strerror}. Back the domain up again.")
-            undo(uri, claim, clock, failure)
+            undo(params["uri"], claim, clock, failure)
             raise failure from error
     copies = claim.results.get("copies", {})
     disks = [image_entry(disk, Path(disk["path"]), copies.get(disk["target"], {}).get("digest")) for disk in claim.plan["disks"]]
@@ -144,7 +144,7 @@ def _describe(uri: str, claim: Claim, paths: SetPaths, clock: Clock) -> dict[str
         left.unlink()
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
-    manifest = build_manifest(claim, disks, files, clock.wall())
+    manifest = build_manifest(claim, disks, files, clock.wall(), params["group"])
     write_durably(paths.partial / GUIDE, restore_guide(manifest).encode())
     write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
     sums = [f"{file_digest(paths.partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]

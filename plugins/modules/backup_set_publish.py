@@ -40,6 +40,44 @@ options:
       - The set is sent from there. Each of its files is written under another name, read again and compared at the other host, before
         the set has its name there. What was made here is removed, also when that fails.
     type: path
+  group:
+    description:
+      - >-
+        The domains that this one was captured together with, itself among them, at one moment
+        (O(virtops.live_backup.libvirt_backup_begin#module:at)).
+      - The manifest says so. The group is whole where the set of this O(backup_id) of each member is published.
+    type: dict
+    suboptions:
+      name:
+        description: The name of the group.
+        type: str
+        required: true
+      spread_ms:
+        description: The time from the first member's instant to the last one's, in milliseconds.
+        type: int
+        required: true
+      clock_error_ms:
+        description: By how much that may be wrong, in milliseconds, since the hypervisors' clocks were compared over the network.
+        type: int
+        required: true
+      members:
+        description: All members.
+        type: list
+        elements: dict
+        required: true
+        suboptions:
+          domain:
+            description: The domain's name.
+            type: str
+            required: true
+          uuid:
+            description: Its UUID.
+            type: str
+            required: true
+          hypervisor:
+            description: The name of its hypervisor in the inventory.
+            type: str
+            required: true
 seealso:
   - module: virtops.live_backup.libvirt_job_wait
 """
@@ -92,7 +130,22 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._publish impor
 
 
 def main() -> None:
-    run(publish_set, CONNECTION, DOMAIN, BACKUP_ID, TARGET, SSH, {"staging_dir": {"type": "path"}})
+    members = {name: {"type": "str", "required": True} for name in ("domain", "uuid", "hypervisor")}
+    group = {
+        "name": {"type": "str", "required": True},
+        "spread_ms": {"type": "int", "required": True},
+        "clock_error_ms": {"type": "int", "required": True},
+        "members": {"type": "list", "elements": "dict", "required": True, "options": members},
+    }
+    run(
+        publish_set,
+        CONNECTION,
+        DOMAIN,
+        BACKUP_ID,
+        TARGET,
+        SSH,
+        {"staging_dir": {"type": "path"}, "group": {"type": "dict", "options": group}},
+    )
 
 
 if __name__ == "__main__":

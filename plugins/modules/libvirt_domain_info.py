@@ -37,7 +37,7 @@ options:
     default: auto
   domains:
     description:
-      - Names or globs of domains. Each must match at least one domain, except for V(*), which stands for all there are.
+      - Names or globs of domains. V(*) stands for all there are, even if there is none. For others see O(unmatched).
       - The default is all domains.
     type: list
     elements: str
@@ -47,6 +47,11 @@ options:
     type: list
     elements: str
     default: []
+  unmatched:
+    description: Whether it fails where one of O(domains) matches no domain, or tells that in RV(unmatched): another hypervisor may have it.
+    type: str
+    choices: [fail, tell]
+    default: fail
 seealso:
   - module: virtops.live_backup.libvirt_backup_begin
 """
@@ -201,6 +206,12 @@ claims:
   type: list
   elements: dict
   contains: *claim
+unmatched:
+  description: Those of O(domains) that match no domain here.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 host:
   description: The hypervisor's software.
   returned: success
@@ -236,6 +247,7 @@ def main() -> None:
             "method": {"type": "str", "choices": ["auto", "push", "legacy"], "default": "auto"},
             "domains": {"type": "list", "elements": "str", "default": ["*"]},
             "exclude_domains": {"type": "list", "elements": "str", "default": []},
+            "unmatched": {"type": "str", "choices": ["fail", "tell"], "default": "fail"},
         },
     )
 

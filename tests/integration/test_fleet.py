@@ -6,6 +6,8 @@ from __future__ import annotations
 import json
 import re
 import signal
+import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import wall_time
 from tests.rig.fleet import Fleet
 from tests.rig.guest import MIB, Guest
 from tests.rig.hypervisor import Hypervisor
@@ -163,6 +166,96 @@ def test_domains_of_one_name_and_one_target(fleet: Fleet, target: Path) -> None:
     finally:
         for twin in twins:
             twin.remove()
+
+
+class Consoles:
+    """What each guest had told to be durable, and when, by the host's clock."""
+
+    def __init__(self, watched: list[Guest]) -> None:
+        self._told: dict[str, list[tuple[float, int]]] = {guest.name: [] for guest in watched}
+        self._guests = watched
+        self._end = threading.Event()
+        self._thread = threading.Thread(target=self._watch)
+
+    def __enter__(self) -> Consoles:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._end.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        while not self._end.wait(0.02):
+            for guest in self._guests:
+                self._told[guest.name].append((time.time(), guest.durable()))
+
+    def between(self, guest: Guest, start: float, end: float) -> tuple[int, int]:
+        """What was durable at the start, and what was told by the end."""
+        told = self._told[guest.name]
+        return max(number for at, number in told if at <= start), min(number for at, number in told if at >= end)
+
+
+def test_a_group_is_captured_at_one_instant_and_restored(fleet: Fleet, target: Path) -> None:
+    """By the hypervisors' clocks, and by what the guests had told on their consoles when."""
+    everyone = guests(fleet)
+    names = ["g11", "g12", "g21"]
+    members = [guest for guest in everyone.values() if guest.name in names]
+    options = {"backup_target": str(target), "backup_domains": [*names, "g22"], "backup_groups": {"shop": names}}
+    with Consoles(members) as consoles:
+        played = play(fleet, backup_id="night-1", **options)
+    assert played.status == 0, played.output
+    assert {name: row["group"] for name, row in played.rows.items()} == {"g11": "shop", "g12": "shop", "g21": "shop", "g22": ""}
+    [spread] = {played.rows[name]["group_spread_ms"] for name in names}
+    instants = [wall_time(played.rows[name]["instant"]) for name in names]
+    print(f"spread {spread} ms, by the manifests {(max(instants) - min(instants)) * 1000:.0f} ms")
+    assert 0 < spread < 250
+    for guest in members:
+        manifest = json.loads((target / guest.name / "night-1/manifest.json").read_text(encoding="utf-8"))
+        assert [member["domain"] for member in manifest["group"]["members"]] and manifest["group"]["spread_ms"] == spread
+        verdict = judge([(target / guest.name / "night-1" / disk["file"], disk["format"]) for disk in manifest["disks"]])
+        # It may have been captured from half a second before libvirt said so, and a console is read a moment later.
+        least, most = consoles.between(guest, min(instants) - 0.5, max(instants) + 0.5)
+        assert verdict.ok and least <= verdict.number <= most, (str(verdict), least, most)
+    again = play(fleet, backup_id="night-1", **options)
+    assert again.status == 0 and all(counts["changed"] == 0 for counts in again.recap.values()), again.output
+
+    numbers = {guest.name: guest.durable() for guest in members}
+    for guest in members:
+        guest.destroy()
+    restore = {"restore_group": "shop", "restore_target": str(target), "restore_overwrite": True, "restore_start": True}
+    missing = play(fleet, "--limit", "hv1", book="virtops.live_backup.restore", **restore)
+    assert missing.status != 0 and "has domains on hv2" in missing.output, missing.output
+    restored = play(fleet, book="virtops.live_backup.restore", **restore)
+    assert restored.status == 0, restored.output
+    for guest in members:
+        guest.wait_durable(numbers[guest.name] - 1)
+    settled = play(fleet, book="virtops.live_backup.restore", **restore)
+    assert settled.status == 0 and all(counts["changed"] == 0 for counts in settled.recap.values()), settled.output
+
+
+def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: Path) -> None:
+    """What is shut off is captured with the others; what fails is no group, and each domain is backed up all the same."""
+    first = guests(fleet)["g11@hv1"]
+    options = {"backup_target": str(target), "backup_domains": ["g11", "g21"]}
+    first.destroy()
+    try:
+        played = play(fleet, backup_id="night-1", backup_groups={"shop": ["g11", "g21"]}, **options)
+    finally:
+        first.start()
+    assert played.status == 0, played.output
+    assert {(row["group"], row["method"]) for row in played.rows.values()} == {("shop", "offline"), ("shop", "push")}
+
+    failed = play(fleet, backup_id="night-2", backup_groups={"shop": ["g11", "g21", "g99"]}, **options)
+    assert failed.status != 0 and "g99 is not in this run" in failed.output, failed.output
+    assert {(row["group"], row["status"]) for row in failed.rows.values()} == {("", "published")}
+    tight = play(fleet, backup_id="night-3", backup_groups={"shop": ["g11", "g21"]}, backup_group_max_spread=-1, **options)
+    assert tight.status != 0 and "backup_group_max_spread is -1" in tight.output, tight.output
+    assert {(row["group"], row["status"]) for row in tight.rows.values()} == {("", "published")}
+    whole = play(
+        fleet, "--check", book="virtops.live_backup.restore", restore_group="shop", restore_target=str(target), restore_overwrite=True
+    )
+    assert "night-1" in whole.output and "night-3" not in whole.output, whole.output
 
 
 def test_few_forks_are_told_of(fleet: Fleet, target: Path) -> None:

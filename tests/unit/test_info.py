@@ -35,20 +35,20 @@ NAMES = ["db1", "db2", "odd[1]", "web*", "web-1"]
     ],
 )
 def test_choose_names(wanted: list[str], excluded: list[str], chosen: list[str]) -> None:
-    assert choose_names(NAMES, wanted, excluded) == chosen
+    assert choose_names(NAMES, wanted, excluded) == (chosen, [])
 
 
 @pytest.mark.parametrize(("pattern", "kind"), [("db3", "no domain 'db3'"), ("DB1", "no domain 'DB1'"), ("x*", "no domain that matches 'x")])
-def test_a_wanted_name_that_matches_none(pattern: str, kind: str) -> None:
+def test_a_wanted_name_that_matches_none(pattern: str, kind: str, backup: Backup) -> None:
     with pytest.raises(LiveBackupError) as caught:
-        choose_names(NAMES, ["*", pattern], [])
-    assert kind in caught.value.msg and "it has: db1, db2" in caught.value.msg
+        info(backup, domains=["*", pattern])
+    assert kind in caught.value.msg and "it has: db1" in caught.value.msg
+    told = info(backup, domains=["*", pattern], unmatched="tell")
+    assert told["unmatched"] == [pattern] and [row["name"] for row in told["domains"]] == ["db1"]
 
 
 def test_all_domains_of_a_host_that_has_none() -> None:
-    assert choose_names([], ["*"], []) == []
-    with pytest.raises(LiveBackupError, match="it has: none"):
-        choose_names([], ["db*"], [])
+    assert choose_names([], ["*"], []) == ([], [])
 
 
 WORDS = st.lists(st.text("ab[]*?!", max_size=4), max_size=5)
@@ -57,17 +57,17 @@ WORDS = st.lists(st.text("ab[]*?!", max_size=4), max_size=5)
 @given(WORDS.map(lambda names: sorted(set(names))), WORDS, WORDS)
 def test_choose_names_equals_its_model(names: list[str], wanted: list[str], excluded: list[str]) -> None:
     pairs = [(name, pattern) for pattern in wanted for name in names if name == pattern or fnmatchcase(name, pattern)]
-    unmatched = set(wanted) - {pattern for _name, pattern in pairs} - {"*"}
+    unmatched = [pattern for pattern in wanted if pattern not in {pattern for _name, pattern in pairs} | {"*"}]
     out = {name for name in names for pattern in excluded if name == pattern or fnmatchcase(name, pattern)}
-    if unmatched:
-        with pytest.raises(LiveBackupError):
-            choose_names(names, wanted, excluded)
-    else:
-        assert choose_names(names, wanted, excluded) == sorted({name for name, _pattern in pairs} - out)
+    assert choose_names(names, wanted, excluded) == (sorted({name for name, _pattern in pairs} - out), unmatched)
 
 
 def info(backup: Backup, **options: Any) -> dict[str, Any]:
-    return domain_info({"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], "method": "auto", **options}, False, backup.clock)
+    return domain_info(
+        {"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], "unmatched": "fail", "method": "auto", **options},
+        False,
+        backup.clock,
+    )
 
 
 def test_a_domain_at_rest(backup: Backup) -> None:

@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils import _publish
 from ansible_collections.virtops.live_backup.plugins.module_utils._digest import file_digest, image_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets import read_manifest
 
 from .backup import Backup
 from .fake import libvirt
@@ -179,3 +180,12 @@ def test_two_domains_of_one_name_have_each_their_own_sets(backup: Backup) -> Non
     assert Path(published["path"]).parent.name == "db1.11111111"
     first = json.loads((backup.final / "manifest.json").read_text(encoding="utf-8"))
     assert (first["domain"]["uuid"], published["manifest"]["domain"]["uuid"]) == (old, backup.domain.uuid)
+
+
+def test_a_group_stands_in_the_manifest(backup: Backup) -> None:
+    backup.finished()
+    members = [{"domain": "db1", "uuid": backup.domain.uuid, "hypervisor": "hv1"}]
+    group = {"name": "shop", "spread_ms": 12, "clock_error_ms": 3, "members": members}
+    published = backup.publish(group=group)
+    assert published["manifest"]["group"] == group
+    assert read_manifest(backup.final, "night-1")[1] == []

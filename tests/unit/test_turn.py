@@ -73,7 +73,7 @@ def test_who_waits_says_for_whom(backup: Backup, monkeypatch: pytest.MonkeyPatch
     assert told[0] == ("db1", ["domain-u-1"])
 
 
-@pytest.mark.parametrize(("agent", "frozen_ms"), [("absent", 0), ("answers", 500)])
+@pytest.mark.parametrize(("agent", "frozen_ms"), [("absent", 0), ("answers", 1000)])
 def test_the_agreed_moment(agent: str, frozen_ms: int, backup: Backup) -> None:
     backup.domain.agent = agent
     moment = backup.clock.wall() + 30
