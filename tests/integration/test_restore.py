@@ -96,10 +96,10 @@ def test_round_trip(shape: str, method: str, make_guest: Callable[..., Guest], b
 
     overwrite = shape == "block-device"
     planned = restore(backup, check=True, overwrite=overwrite)
-    assert planned["changed"] and planned["planned"], planned
+    assert planned["changed"] and planned["planned"] and not planned["verified"], planned
     assert guest.state() == "undefined"
     restored = restore(backup, overwrite=overwrite)
-    assert restored.get("changed"), restored
+    assert restored.get("changed") and restored["verified"], restored
     assert guest.state() == "shut off"
     verdict = judge(guest.images, durable)
     assert verdict.ok and verdict.number == instant.number, f"{verdict}, not {instant}"
@@ -384,6 +384,34 @@ def test_what_is_in_the_way(everyday: Guest, backup_of: Callable[..., Backup], t
     checked = verify(backup)
     assert checked["failed"] and image.name in checked["msg"] and not checked["verified"], checked
     assert everyday.xml("--inactive") == before
+
+
+@pytest.mark.parametrize("pool", ["active", "inactive"])
+def test_the_place_is_a_volume_of_another_domain(pool: str, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    """Its XML names no path."""
+    backup = backup_of(everyday)
+    backup.run()
+    virsh = backup.hypervisor.virsh
+    directory = backup.hypervisor.directory / f"pool-{pool}"
+    directory.mkdir()
+    (directory / "copy.vda.raw").write_bytes(bytes(1 << 20))
+    virsh("pool-define-as", pool, "dir", "--target", directory)
+    disk = f"<disk type='volume'><source pool='{pool}' volume='copy.vda.raw'/><target dev='vda'/></disk>"
+    definition_file = directory / "other.xml"
+    definition_file.write_text(
+        f"<domain type='qemu'><name>other</name><memory>9999</memory><os><type>hvm</type></os><devices>{disk}</devices></domain>",
+        encoding="utf-8",
+    )
+    virsh("define", definition_file)
+    if pool == "active":
+        virsh("pool-start", pool)
+    try:
+        refused = restore(backup, name="copy", directory=str(directory), format="raw", overwrite=True, check=True)
+        assert any(f"{directory}/copy.vda.raw is a disk of domain 'other'" in what for what in refused["missing"]), refused
+    finally:
+        virsh("undefine", "other")
+        virsh("pool-destroy", pool, check=False)
+        virsh("pool-undefine", pool)
 
 
 def test_the_hypervisor_lacks_something(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
