@@ -14,12 +14,11 @@ from __future__ import annotations
 import json
 import os
 import re
-import secrets
 import shutil
 import socket
 import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -29,13 +28,17 @@ from ._clock import Clock
 from ._connection import NO_DOMAIN, connect, libvirt_failure
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
-from ._events import turns
-from ._files import scratch_directory
+from ._events import across_restarts, turns
+from ._files import SCRATCH, scratch_directory
 from ._libraries import libvirt, libvirt_qemu
 from ._sets import read_small
 
 _TAIL_BYTES = 2000
 _PING_SECONDS = 5
+# For how long libvirtd may be away when the domain is to be ended.
+_END_SECONDS = 60
+# How the names of these domains begin; the name of the directory of their servers follows.
+_NAME = "live-backup-proof-"
 
 
 @dataclass(frozen=True)
@@ -62,6 +65,7 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None
         scratch = stack.enter_context(scratch_directory())
         # Others pass through and cannot list it.
         scratch.chmod(0o711)
+        _end_left(connection)
         sockets = {disk["target"]: scratch / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
         for disk in manifest["disks"]:
             stack.enter_context(_served(path / disk["file"], disk["format"], sockets[disk["target"]], user))
@@ -70,10 +74,10 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None
             nvram.write_bytes(read_small(path / "nvram"))
         console = scratch / "console"
         served = {target: str(one) for target, one in sockets.items()}
-        name = f"live-backup-proof-{secrets.token_hex(4)}"
+        name = f"{_NAME}{scratch.name}"
         kvm = Path("/dev/kvm").exists()
         xml = boot_xml(text, name, served, str(console), str(nvram), kvm=kvm)
-        domain = stack.enter_context(_started(connection, xml))
+        domain = stack.enter_context(_started(uri, connection, name, xml, clock))
         problem = _wait(connection, domain, console, pattern, began + timeout, clock)
         return Boot(None if problem else round((clock.boottime() - began) * 1000), problem, _tail(console))
 
@@ -123,7 +127,7 @@ def _served(image: Path, image_format: str, path: Path, user: tuple[int, int] | 
 
 
 @contextmanager
-def _started(connection: libvirt.virConnect, xml: str) -> Iterator[libvirt.virDomain]:
+def _started(uri: str, connection: libvirt.virConnect, name: str, xml: str, clock: Clock) -> Iterator[libvirt.virDomain]:
     try:
         # It ends with our connection.
         domain = connection.createXML(xml, libvirt.VIR_DOMAIN_START_AUTODESTROY)
@@ -132,9 +136,24 @@ def _started(connection: libvirt.virConnect, xml: str) -> Iterator[libvirt.virDo
     try:
         yield domain
     finally:
-        # It may have ended by itself.
-        with suppress(libvirt.libvirtError):
-            domain.destroy()
+        # libvirtd may have been restarted: then our connection is dead, and what was to end with it goes on.
+        across_restarts(uri, clock.boottime() + _END_SECONDS, clock, lambda again, _answered: _end(again, name), events=False)
+
+
+def _end(connection: libvirt.virConnect, name: str) -> None:
+    try:
+        connection.lookupByName(name).destroy()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != NO_DOMAIN:  # it has ended by itself
+            raise
+
+
+def _end_left(connection: libvirt.virConnect) -> None:
+    """End the domains of proofs that were killed while libvirtd was away. Those that live have their directory still."""
+    for domain in connection.listAllDomains():
+        scratch = SCRATCH / domain.name().removeprefix(_NAME)
+        if domain.name().startswith(_NAME) and not scratch.exists() and f"{scratch}/" in domain.XMLDesc(0):
+            _end(connection, domain.name())
 
 
 def _wait(

@@ -68,7 +68,7 @@ def _planned(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
         if _is_restored(connection, name, stamp) and not journal_of(name).exists():
             return _unchanged(connection, name)
         plan = plan_restore(connection, found, params, stamp, str(uuid_module.uuid4()))
-    return {"changed": True, "planned": True, **_told(plan)}
+    return {"changed": True, "planned": True, "verified": False, **_told(plan)}
 
 
 def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: dict[str, str], clock: Clock) -> dict[str, Any]:
@@ -77,7 +77,7 @@ def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
         with hold(left["told"]["domain"]["uuid"], clock):
             completed = _complete_or_undo(params["uri"], left, stamp)
         if completed and left["stamp"] == stamp:
-            return {"changed": True, "planned": False, **left["told"]}
+            return {"changed": True, "planned": False, "verified": True, **left["told"]}
     with connect(params["uri"]) as connection:
         if _is_restored(connection, name, stamp):
             return _unchanged(connection, name)
@@ -120,7 +120,7 @@ def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
         _set_phase(journal, "swap")
         _swap(journal)
         _complete(params["uri"], journal)
-    return {"changed": True, "planned": False, **_told(plan)}
+    return {"changed": True, "planned": False, "verified": True, **_told(plan)}
 
 
 def _require_unchanged(uri: str, plan: Plan) -> None:
@@ -153,7 +153,15 @@ def _unchanged(connection: libvirt.virConnect, name: str) -> dict[str, Any]:
         if not disk.skip_reason
     ]
     known = {"name": name, "uuid": domain.UUIDString()}
-    return {"changed": False, "planned": False, "domain": known, "backup_id": set_of(text)["backup_id"], "disks": disks, "removed": []}
+    return {
+        "changed": False,
+        "planned": False,
+        "verified": False,
+        "domain": known,
+        "backup_id": set_of(text)["backup_id"],
+        "disks": disks,
+        "removed": [],
+    }
 
 
 def _is_restored(connection: libvirt.virConnect, name: str, stamp: dict[str, str]) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -204,7 +205,9 @@ def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid:
         if path.exists():
             users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {name!r}")]
             yield from (f"{who} names {path}" for who in users)
-            yield from (f"{path} is in the backing chain of domain {other!r}" for other in _builds_on(connection, path, name))
+            yield from (
+                f"{path} is a disk of domain {other!r}, or in the backing chain of one" for other in _builds_on(connection, path, name)
+            )
     for domain in connection.listAllDomains():
         if domain.UUIDString() == uuid and domain.name() != name:
             yield f"domain {domain.name()!r} has its UUID (restore under another name to have both)"
@@ -222,14 +225,39 @@ def _used_by_host(device: Path) -> bool:
 
 
 def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterator[str]:
-    """Other domains that have a file below one of their disks: no XML of theirs need name it."""
+    """Other domains that have a file as a disk or below one: no XML of theirs need name it."""
     for domain in connection.listAllDomains():
         if domain.name() != name:
-            for disk in parse_domain(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).disks:
-                if disk.chain and Path(disk.chain[0].path).is_file():
-                    below = backing_chain(disk.chain[0].path, disk.chain[0].format)
+            text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
+            images = [(disk.chain[0].path, disk.chain[0].format) for disk in parse_domain(text).disks if disk.chain]
+            for image, image_format in [*images, *_volumes(connection, text)]:
+                if Path(image).is_file():
+                    below = backing_chain(image, image_format)
                     if any(os.path.exists(one["filename"]) and path.samefile(one["filename"]) for one in below):
                         yield domain.name()
+                elif image and os.path.exists(image) and path.samefile(image):
+                    yield domain.name()
+
+
+def _volumes(connection: libvirt.virConnect, text: str) -> Iterator[tuple[str, str]]:
+    """Path and format of each disk that is a volume of a pool."""
+    for disk in parse_xml(text).findall("devices/disk[@type='volume']"):
+        source, driver = disk.find("source"), disk.find("driver")
+        if source is not None:
+            path = _volume_path(connection, source.get("pool"), source.get("volume"))
+            yield path, "raw" if driver is None else driver.get("type", "raw")
+
+
+def _volume_path(connection: libvirt.virConnect, pool_name: str, volume: str) -> str:
+    """Where a volume is; empty where there is no such pool, so that nobody can use it either."""
+    try:
+        pool = connection.storagePoolLookupByName(pool_name)
+        with suppress(libvirt.libvirtError):
+            return pool.storageVolLookupByName(volume).path()
+        # libvirt knows the volumes of an active pool only, and there only those that it has seen.
+        return os.path.join(parse_xml(pool.XMLDesc()).findtext("target/path") or "", volume)
+    except libvirt.libvirtError:
+        return ""
 
 
 def _room(images: list[Image]) -> Iterator[str]:

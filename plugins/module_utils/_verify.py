@@ -52,6 +52,8 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     result = {
         "verified": not findings,
         "findings": findings,
+        # It is not asked for at the far end.
+        "notes": ["qemu-img check was not run, since the set is on another host."] if is_remote(params) else [],
         "path": str(path),
         "backup_id": found["backup_id"],
         "rto_seconds": None if rto_ms is None else rto_ms / 1000,

@@ -94,6 +94,12 @@ findings:
   type: list
   elements: str
   sample: []
+notes:
+  description: What was not looked at, and why.
+  returned: always, once the set was found
+  type: list
+  elements: str
+  sample: [qemu-img check was not run, since the set is on another host.]
 path:
   description: The directory of the set.
   returned: always, once the set was found

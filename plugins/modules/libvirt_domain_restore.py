@@ -31,7 +31,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Fails as the real run would where the host lacks something. The digests of the images are not compared.
+    details: Fails as the real run would where the host lacks something. The digests of the images are not compared, as RV(verified) tells.
   diff_mode:
     support: full
   idempotent:
@@ -124,6 +124,11 @@ missing:
   type: list
   elements: str
   sample: [there is no network lan]
+verified:
+  description: Whether what was written was compared with the set's digests; neither in check mode nor where there was nothing to do.
+  returned: success
+  type: bool
+  sample: true
 libvirt_error:
   description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
   returned: failure, where libvirt said something

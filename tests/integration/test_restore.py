@@ -16,10 +16,11 @@ from xml.etree import ElementTree
 import pytest
 
 from tests.rig.guest import Guest
+from tests.rig.hypervisor import Inside
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 
-from .conftest import ALL, Backup
+from .conftest import ALL, Backup, result_of
 
 
 def verify(backup: Backup, **options: Any) -> dict[str, Any]:
@@ -95,10 +96,10 @@ def test_round_trip(shape: str, method: str, make_guest: Callable[..., Guest], b
 
     overwrite = shape == "block-device"
     planned = restore(backup, check=True, overwrite=overwrite)
-    assert planned["changed"] and planned["planned"], planned
+    assert planned["changed"] and planned["planned"] and not planned["verified"], planned
     assert guest.state() == "undefined"
     restored = restore(backup, overwrite=overwrite)
-    assert restored.get("changed"), restored
+    assert restored.get("changed") and restored["verified"], restored
     assert guest.state() == "shut off"
     verdict = judge(guest.images, durable)
     assert verdict.ok and verdict.number == instant.number, f"{verdict}, not {instant}"
@@ -147,19 +148,53 @@ def test_a_set_that_does_not_come_up_says_why(everyday: Guest, backup_of: Callab
     assert pruned["failed"] and "the last proof of night-1 failed" in pruned["msg"], pruned
 
 
+def booting(backup: Backup) -> Inside:
+    """A proof that has begun to boot the set and will not find it good."""
+    options = {"domain": backup.guest.name, "backup_id": backup.backup_id, "target": str(backup.target)}
+    proving = backup.start_module("backup_set_verify", **options, level="boot", console_pattern="never")
+    # Before it runs, a libvirtd that is started again ends it by itself.
+    wait_until(lambda: re.search("live-backup-proof.* running", backup.hypervisor.virsh("list")) is not None, 60, "the proof to boot")
+    return proving
+
+
+def assert_no_proof_left(backup: Backup) -> None:
+    assert "live-backup-proof" not in backup.hypervisor.virsh("list", "--all", "--name")
+    assert backup.hypervisor.run(["pgrep", "qemu-nbd"], check=False).stdout == ""
+    assert list(backup.hypervisor.outside("/run/live_backup").iterdir()) == []
+
+
 def test_a_proof_that_is_killed_leaves_nothing(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
     backup.run()
-    options = {"domain": everyday.name, "backup_id": backup.backup_id, "target": str(backup.target)}
-    proving = backup.start_module("backup_set_verify", **options, level="boot", console_pattern="never")
+    proving = booting(backup)
     virsh = backup.hypervisor.virsh
-    wait_until(lambda: "live-backup-proof" in virsh("list", "--name"), 60, "the proof to boot")
     proving.send_signal(signal.SIGKILL)
     proving.wait(timeout=30)
     wait_until(lambda: "live-backup-proof" not in virsh("list", "--all", "--name"), 30, "libvirt to end it")
     assert backup.hypervisor.run(["pgrep", "qemu-nbd"], check=False).stdout == ""
+    # If libvirtd dies as well, it does not know later that the domain was to end.
+    proving = booting(backup)
+    backup.hypervisor.stop_libvirtd(signal.SIGKILL)
+    proving.send_signal(signal.SIGKILL)
+    proving.wait(timeout=30)
+    backup.hypervisor.start_libvirtd()
+    assert "live-backup-proof" in virsh("list", "--all", "--name")
     assert verify(backup, level="boot")["verified"]
-    assert list(backup.hypervisor.outside("/run/live_backup").iterdir()) == []
+    assert_no_proof_left(backup)
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_libvirtd_restarts_during_a_proof(how: int, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    """That says nothing about the set."""
+    backup = backup_of(everyday)
+    backup.run()
+    proving = booting(backup)
+    backup.hypervisor.restart_libvirtd(how)
+    failed = result_of(proving)
+    assert failed["failed"] and failed["libvirt_error"] and "verified" not in failed, failed
+    assert_no_proof_left(backup)
+    info = backup.module("backup_set_info", target=str(backup.target))
+    assert [(one["good"], one["proof"]) for one in info["sets"]] == [(True, None)]
 
 
 def tree(path: Path) -> list[tuple[Any, ...]]:
@@ -349,6 +384,34 @@ def test_what_is_in_the_way(everyday: Guest, backup_of: Callable[..., Backup], t
     checked = verify(backup)
     assert checked["failed"] and image.name in checked["msg"] and not checked["verified"], checked
     assert everyday.xml("--inactive") == before
+
+
+@pytest.mark.parametrize("pool", ["active", "inactive"])
+def test_the_place_is_a_volume_of_another_domain(pool: str, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    """Its XML names no path."""
+    backup = backup_of(everyday)
+    backup.run()
+    virsh = backup.hypervisor.virsh
+    directory = backup.hypervisor.directory / f"pool-{pool}"
+    directory.mkdir()
+    (directory / "copy.vda.raw").write_bytes(bytes(1 << 20))
+    virsh("pool-define-as", pool, "dir", "--target", directory)
+    disk = f"<disk type='volume'><source pool='{pool}' volume='copy.vda.raw'/><target dev='vda'/></disk>"
+    definition_file = directory / "other.xml"
+    definition_file.write_text(
+        f"<domain type='qemu'><name>other</name><memory>9999</memory><os><type>hvm</type></os><devices>{disk}</devices></domain>",
+        encoding="utf-8",
+    )
+    virsh("define", definition_file)
+    if pool == "active":
+        virsh("pool-start", pool)
+    try:
+        refused = restore(backup, name="copy", directory=str(directory), format="raw", overwrite=True, check=True)
+        assert any(f"{directory}/copy.vda.raw is a disk of domain 'other'" in what for what in refused["missing"]), refused
+    finally:
+        virsh("undefine", "other")
+        virsh("pool-destroy", pool, check=False)
+        virsh("pool-undefine", pool)
 
 
 def test_the_hypervisor_lacks_something(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
