@@ -252,10 +252,13 @@ def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: 
     tight = play(fleet, backup_id="night-3", backup_groups={"shop": ["g11", "g21"]}, backup_group_max_spread=-1, **options)
     assert tight.status != 0 and "backup_group_max_spread is -1" in tight.output, tight.output
     assert {(row["group"], row["status"]) for row in tight.rows.values()} == {("", "published")}
-    whole = play(
-        fleet, "--check", book="virtops.live_backup.restore", restore_group="shop", restore_target=str(target), restore_overwrite=True
-    )
-    assert "night-1" in whole.output and "night-3" not in whole.output, whole.output
+    restore = {"restore_group": "shop", "restore_target": str(target), "restore_overwrite": True}
+    parts = play(fleet, book="virtops.live_backup.restore", restore_backup_id="night-3", **restore)
+    assert parts.status != 0 and "no backup night-3 that has a good set of every domain" in parts.output, parts.output
+    # Both run: where one cannot be restored, none is.
+    busy = play(fleet, book="virtops.live_backup.restore", **restore)
+    assert busy.status != 0 and "is running. Shut it off" in busy.output, busy.output
+    assert all(counts["changed"] == 0 for counts in busy.recap.values()), busy.output
 
 
 def test_few_forks_are_told_of(fleet: Fleet, target: Path) -> None:
