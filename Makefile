@@ -127,6 +127,14 @@ demo: venv install-rig ## Show a live backup of a guest that writes, and its pro
 demo-stop: ## End what the demo has left running
 	$(AS_ROOT) python -m tests.demo.run stop
 
+.PHONY: demo-fleet
+demo-fleet: venv install-rig ## Show a fleet of two hypervisors, and a group captured at one instant
+	$(AS_ROOT) python -m tests.demo.fleet
+
+.PHONY: bench-fleet
+bench-fleet: venv install-rig ## Measure what a domain costs, against the number of domains and hypervisors
+	$(AS_ROOT) python -m tests.bench.fleet
+
 .PHONY: bench
 bench: venv install-rig ## Measure speed and pauses
 	tests/tools/apt.sh $$(sed 's/#.*//' tests/bench/packages.txt)

@@ -127,14 +127,11 @@ def test_no_more_than_so_many_at_a_time(fleet: Fleet, target: Path) -> None:
     """By the manifests: the windows of one hypervisor do not meet, those of two do."""
     played = play(fleet, backup_target=str(target), backup_id="night-1", backup_parallel=1)
     assert played.status == 0, played.output
-    windows: dict[str, list[tuple[str, str]]] = {}
-    for row in played.rows.values():
-        windows.setdefault(row["hypervisor"], []).append((row["started"], row["finished"]))
-    for ordered in map(sorted, windows.values()):
-        assert all(one[1] <= two[0] for one, two in zip(ordered, ordered[1:])), ordered
-    assert max(start for [(start, _end), *_more] in map(sorted, windows.values())) < min(
-        end for [(_start, end), *_more] in map(sorted, windows.values())
-    ), windows
+    one_at_a_time(played)
+    rows = played.rows.values()
+    begun = {name: min(str(row["started"]) for row in rows if row["hypervisor"] == name) for name in ("hv1", "hv2")}
+    ended_at = {name: max(str(row["finished"]) for row in rows if row["hypervisor"] == name) for name in ("hv1", "hv2")}
+    assert begun["hv1"] < ended_at["hv2"] and begun["hv2"] < ended_at["hv1"], (begun, ended_at)
 
 
 def test_the_controller_is_killed_and_the_play_run_again(fleet: Fleet, target: Path) -> None:
@@ -261,6 +258,19 @@ def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: 
     assert all(counts["changed"] == 0 for counts in busy.recap.values()), busy.output
 
 
-def test_few_forks_are_told_of(fleet: Fleet, target: Path) -> None:
-    played = play(fleet, "--check", forks=1, backup_target=str(target))
-    assert played.status == 0 and f"With --forks {len(guests(fleet))} none does" in played.output, played.output
+def test_how_many_write_to_one_target(fleet: Fleet, target: Path) -> None:
+    """Each hypervisor has its share; a target with fewer places than hypervisors is refused before anything is done."""
+    few = play(fleet, backup_target=str(target), backup_target_parallel=HYPERVISORS - 1)
+    assert few.status != 0 and "backup_target_parallel is" in few.output and list(target.iterdir()) == [], few.output
+    played = play(fleet, backup_target=str(target), backup_id="night-1", backup_target_parallel=str(HYPERVISORS + 1), backup_parallel=0)
+    assert played.status == 0, played.output
+    one_at_a_time(played)
+
+
+def one_at_a_time(played: Play) -> None:
+    """By the manifests, the windows of one hypervisor do not meet."""
+    windows: dict[str, list[tuple[str, str]]] = {}
+    for row in played.rows.values():
+        windows.setdefault(row["hypervisor"], []).append((row["started"], row["finished"]))
+    for ordered in map(sorted, windows.values()):
+        assert len(ordered) == DOMAINS and all(one[1] <= two[0] for one, two in zip(ordered, ordered[1:])), ordered
