@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""What a domain costs in a fleet, however many there are: small domains that are shut off, so that nothing but the fixed cost is measured."""
+"""What a domain costs in a fleet, however many there are: they are small and shut off, so that little but the fixed cost is measured."""
 
 from __future__ import annotations
 

@@ -98,6 +98,8 @@ class Fleet:
                 "ANSIBLE_SHOW_CUSTOM_STATS": "1",
                 "ANSIBLE_HOME": str(self.directory / "ansible"),
                 "LC_ALL": "C.UTF-8",
+                # No moment may depend on the controller's time zone.
+                "TZ": "America/New_York",
             },
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
