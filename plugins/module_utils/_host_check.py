@@ -21,7 +21,7 @@ from ._clock import Clock
 from ._connection import FAILURES, connect, explain, find_domain
 from ._domain_xml import parse_domain
 from ._errors import LiveBackupError
-from ._host_signs import clock_ahead, denials, mounted_apart
+from ._host_signs import denials, mounted_apart
 from ._info import domain_info
 from ._process import daemon_pid
 from ._sets import list_sets
@@ -53,20 +53,18 @@ def _finding(check: str, severity: str, subject: str, msg: str) -> Finding:
 
 
 def _clock(params: dict[str, Any]) -> Iterator[Finding]:
-    most_apart = params["max_skew"]
-    ahead = clock_ahead(params["clock_readings"])
-    if ahead is not None and (ahead[0] > most_apart or ahead[1] < -most_apart):
-        seconds = (ahead[0] + ahead[1]) / 2
+    clock, most_apart = params["clock"], params["max_skew"]
+    ahead, exact = (clock["offset_ms"] / 1000, clock["error_ms"] / 1000) if clock else (0.0, 0.0)
+    if abs(ahead) - exact > most_apart:
         yield _finding(
             "clock",
             "error",
             "",
-            f"The clock is {abs(seconds):.3f} s {'ahead of' if seconds > 0 else 'behind'} the controller's "
-            f"(to {(ahead[1] - ahead[0]) / 2:.3f} s); {most_apart:g} s are allowed. Instants of different hypervisors cannot be compared. "
-            "Set up chrony or another NTP client.",
+            f"The clock is {abs(ahead):.3f} s {'ahead of' if ahead > 0 else 'behind'} the controller's, give or take {exact:.3f} s; "
+            f"{most_apart:g} s are allowed. Instants of different hypervisors cannot be compared. Set up chrony or another NTP client.",
         )
-    elif params["clock_readings"] and (ahead is None or ahead[1] - ahead[0] > 2 * most_apart):
-        words = f"The clock cannot be compared with the controller's to {most_apart:g} s: its answers come too late, or are none."
+    elif exact > most_apart:
+        words = f"The clock cannot be compared with the controller's to {most_apart:g} s, only to {exact:.3f} s: its answers take too long."
         yield _finding("clock", "warning", "", words)
     if _command_output("timedatectl", "show", "--property=NTPSynchronized", "--value").strip() == "no":
         yield _finding(
@@ -203,6 +201,7 @@ def _plan(directory: Path, domain: dict[str, Any], params: dict[str, Any], clock
         "exclude_disks": params["exclude_disks"].get(domain["name"], []),
         "quiesce": params["quiesce"],
         "freeze_timeout": 30,
+        "at": None,
     }
     if domain["method"] == "legacy":
         return snapshot_disks({**options, "overlay_dir": params["overlay_dir"]}, True, clock)

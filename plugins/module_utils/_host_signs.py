@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a hypervisor's log, its mounts and its clock say. Nothing here looks at the host."""
+"""What a hypervisor's log and its mounts say. Nothing here looks at the host."""
 
 from __future__ import annotations
 
@@ -61,18 +61,3 @@ def mounted_apart(mountinfo: str, path: str) -> str:
     # Of several on one mount point the last one is seen.
     parent, point, _shared = max(reversed(above), key=lambda one: len(one[1]))
     return point if point != "/" and parent in mounts and not mounts[parent][2] else ""
-
-
-def clock_ahead(readings: list[str]) -> tuple[float, float] | None:
-    """The least and the most seconds by which the host's clock is ahead of the controller's; None if that cannot be told.
-
-    Each reading is the controller's time when it asked, and the host's answer. The answer came before the controller asked again.
-    """
-    pairs = [match.groups() for reading in readings if (match := re.fullmatch(r"([0-9]+\.[0-9]+) ([0-9]+\.[0-9]+)", reading.strip()))]
-    asked = [float(controller) for controller, _host in pairs]
-    answered = [float(host) for _controller, host in pairs]
-    if len(pairs) < 2 or len(pairs) < len(readings):
-        return None
-    least = max(answer - later for answer, later in zip(answered, asked[1:]))
-    most = min(answer - earlier for answer, earlier in zip(answered, asked))
-    return least, most

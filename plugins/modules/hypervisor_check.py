@@ -79,15 +79,20 @@ options:
     description: How many hours back denials are looked for.
     type: int
     default: 24
-  clock_readings:
+  clock:
     description:
-      - What tells this host's clock from the controller's. Each element has two times in seconds, with decimals, and a blank between
-        them, that of the controller when it asked, and that of this host when it answered.
-      - At least two, in order, each asked when the one before was answered. Without any the clocks are not compared.
-      - The role C(virtops.live_backup.hypervisor) makes them.
-    type: list
-    elements: str
-    default: []
+      - How far this host's clock is from the controller's.
+      - It is measured anew unless it is given.
+    type: dict
+    suboptions:
+      offset_ms:
+        description: The milliseconds by which this host's clock is ahead.
+        type: float
+        required: true
+      error_ms:
+        description: How many milliseconds that may be off, which is half the time of the way there and back.
+        type: float
+        required: true
   max_skew:
     description: The most seconds by which the two clocks may differ.
     type: float
@@ -166,7 +171,7 @@ def main() -> None:
             "exclusive": {"type": "bool", "default": False},
             "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
             "denial_hours": {"type": "int", "default": 24},
-            "clock_readings": {"type": "list", "elements": "str", "default": []},
+            "clock": {"type": "dict", "options": {name: {"type": "float", "required": True} for name in ("offset_ms", "error_ms")}},
             "max_skew": {"type": "float", "default": 1.0},
         },
     )
