@@ -88,6 +88,16 @@ def test_a_target_out_of_reach_for_qemu(backup: Backup) -> None:
     only(findings(backup), "backup", "error", "is not writable for QEMU's user")
 
 
+def test_a_target_that_shows_its_fault_when_it_is_written(backup: Backup) -> None:
+    """It has room, and no file can be made there."""
+    backup.hypervisor.run(["mount", "-t", "tmpfs", "-o", "mode=755,nr_inodes=1", "none", backup.target])
+    try:
+        assert findings(backup, check=True) == []
+        only(findings(backup), "backup", "error", "is not writable for root: No space left")
+    finally:
+        backup.hypervisor.run(["umount", backup.target])
+
+
 @pytest.fixture
 def small(hypervisor: Hypervisor) -> Iterator[Path]:
     place = hypervisor.small_filesystem("check", 128 << 20)
