@@ -60,4 +60,4 @@ def mounted_apart(mountinfo: str, path: str) -> str:
     above = [one for one in mounts.values() if PurePosixPath(path).is_relative_to(one[1])]
     # Of several on one mount point the last one is seen.
     parent, point, _shared = max(reversed(above), key=lambda one: len(one[1]))
-    return point if point != "/" and parent in mounts and not mounts[parent][2] else ""
+    return point if parent in mounts and not mounts[parent][2] else ""
