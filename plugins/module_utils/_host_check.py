@@ -37,8 +37,8 @@ _NO_DOMAIN = "00000000-0000-0000-0000-000000000000"
 
 def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """The findings, those that would fail a backup first. In check mode no probe file is written at the target."""
-    info = domain_info(params, check_mode, clock)
-    found = [*_clock(params), *_claims(info), *_agents(info, params)]
+    info = domain_info({**params, "unmatched": "tell"}, check_mode, clock)
+    found = [*_clock(params), *_unmatched(info), *_claims(info), *_agents(info, params)]
     if params["target"]:
         directory, problems = _target(params)
         found += problems
@@ -73,6 +73,11 @@ def _clock(params: dict[str, Any]) -> Iterator[Finding]:
             "",
             "The clock is not synchronized, as timedatectl says. Set up chrony (with rtcsync) or another NTP client.",
         )
+
+
+def _unmatched(info: dict[str, Any]) -> Iterator[Finding]:
+    for pattern in info["unmatched"]:
+        yield _finding("domains", "warning", pattern, f"No domain is {pattern!r} on this hypervisor, which is well if another one has it.")
 
 
 def _claims(info: dict[str, Any]) -> Iterator[Finding]:

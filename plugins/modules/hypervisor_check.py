@@ -46,7 +46,7 @@ options:
     description: As of M(virtops.live_backup.libvirt_disk_snapshot).
     type: path
   domains:
-    description: Names or globs of domains, as of M(virtops.live_backup.libvirt_domain_info).
+    description: Names or globs of domains. One that matches none here is a warning; another hypervisor may have it.
     type: list
     elements: str
     default: ["*"]
@@ -126,7 +126,8 @@ findings:
     check:
       description: >-
         V(target) and V(mounts) are about the target, V(backup) about a domain that a backup would fail for, V(space) about all of them
-        together, V(denials) about AppArmor and SELinux, V(agent), V(claim) and V(clock) about these.
+        together, V(domains) about names that match none, V(denials) about AppArmor and SELinux, V(agent), V(claim) and V(clock) about
+        these.
       type: str
       sample: agent
     severity:

@@ -70,6 +70,10 @@ def test_a_guest_without_an_agent(backup: Backup) -> None:
     only(findings(backup, quiesce="require"), "backup", "error", "quiesce is 'require'")
 
 
+def test_a_name_that_nobody_has(backup: Backup) -> None:
+    only(findings(backup, domains=[backup.guest.name, "db[1-9]"]), "domains", "warning", "which is well if another one has it")
+
+
 def test_a_target_that_is_not_there_is_told_once(backup: Backup, make_guest: Callable[..., Guest]) -> None:
     domains = [backup.guest.name, make_guest("shut-off").name]
     only(findings(backup, target="/nowhere/at/all", domains=domains), "target", "error", "does not exist")
@@ -202,8 +206,8 @@ def test_the_playbook(backup: Backup, commands: Callable[[str, str], None]) -> N
     late = player.run(**book)
     seconds, exact = map(float, re.findall(r"The clock is ([0-9.]+) s ahead of the controller's, give or take ([0-9.]+) s", late.output)[0])
     assert late.status == 2 and abs(seconds - 60) <= exact + 0.05 < 1, late.output
-    told = player.run("--check", hypervisor_fail_on="none", **{**book, "backup_domains": ["nobody"]})
-    assert told.status == 0 and "no domain 'nobody'" in told.output, told.output
+    told = player.run("--check", hypervisor_fail_on="none", backup_libvirt_uri="qemu+ssh://elsewhere/system", **book)
+    assert told.status == 0 and "is a remote libvirt URI" in told.output, told.output
 
 
 def test_the_role_installs_and_makes_what_is_missing(backup: Backup) -> None:
