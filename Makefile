@@ -10,7 +10,7 @@ MAKEFLAGS += --keep-going
 
 CORES := 2.16.19 2.19.14
 TREE := .build/tree/ansible_collections/virtops/live_backup
-CHECKS := lint sanity importer unit integration molecule
+CHECKS := lint sanity importer docs unit integration molecule
 SCRIPTS := .ci/run $(shell git ls-files --cached --others --exclude-standard '*.sh')
 
 # A fixed PATH, since version managers' stand-ins for python3 hide the system's, which alone sees python3-libvirt.
@@ -90,6 +90,14 @@ $(CORES:%=sanity-%): sanity-%: .build/venv-core-%/made
 .PHONY: importer
 importer: venv ## Build the collection and check it as Galaxy does
 	tests/tools/importer.sh
+
+.PHONY: docs
+docs: venv ## Build the guides and the reference as a site in .build/docs/html
+	rm -rf .build/docs
+	install --directory --mode=755 .build/docs/source/collection
+	cp docs/*.md docs/*.json docs/docsite/*.rst .build/docs/source
+	antsibull-docs collection --use-current --squash-hierarchy --dest-dir .build/docs/source/collection virtops.live_backup
+	sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs/docsite .build/docs/source .build/docs/html
 
 .PHONY: unit
 unit: venv install-rig ## Run the unit tests, with coverage of the plugins

@@ -27,9 +27,18 @@ def qemu_instance(domain: str) -> str:
 
 def daemon_instance() -> str:
     """What tells one run of libvirt's daemon from the next."""
-    found = [_instance(_recorded(Path(f"/run/{daemon}.pid"))) for daemon in ("libvirtd", "virtqemud")]
+    found = [_instance(pid) for pid in _daemon_pids()]
     # What is not known is never the same as before.
     return " ".join(filter(None, found)) or secrets.token_hex(8)
+
+
+def daemon_pid() -> int | None:
+    """libvirt's daemon; None where there is none to be found."""
+    return next((pid for pid in _daemon_pids() if _instance(pid)), None)
+
+
+def _daemon_pids() -> list[int | None]:
+    return [_recorded(Path(f"/run/{daemon}.pid")) for daemon in ("libvirtd", "virtqemud")]
 
 
 def _recorded(path: Path) -> int | None:

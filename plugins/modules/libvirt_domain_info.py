@@ -48,7 +48,7 @@ options:
     elements: str
     default: []
   unmatched:
-    description: Whether it fails where one of O(domains) matches no domain, or tells that in RV(unmatched): another hypervisor may have it.
+    description: Whether it fails where one of O(domains) matches no domain, or tells that in RV(unmatched), since another host may have it.
     type: str
     choices: [fail, tell]
     default: fail
