@@ -10,7 +10,9 @@ MAKEFLAGS += --keep-going
 
 CORES := 2.16.19 2.19.14
 TREE := .build/tree/ansible_collections/virtops/live_backup
-CHECKS := lint sanity importer docs unit integration molecule
+# The package that awx.awx is taken from.
+ANSIBLE := 12.3.0
+CHECKS := lint sanity importer docs unit awx integration molecule
 SCRIPTS := .ci/run $(shell git ls-files --cached --others --exclude-standard '*.sh')
 
 # A fixed PATH, since version managers' stand-ins for python3 hide the system's, which alone sees python3-libvirt.
@@ -54,6 +56,10 @@ $(TREE):
 	$(@D)/bin/pip install --quiet --disable-pip-version-check ansible-core==$*
 	touch $@
 
+.build/awx-$(ANSIBLE): | .venv/made
+	python tests/tools/awx_collection.py $(ANSIBLE) .build/tree
+	touch $@
+
 LINTS := python shell texts ansible
 .PHONY: lint $(LINTS:%=lint-%)
 lint: $(LINTS:%=lint-%) ## Check style, types, documentation and changelog
@@ -73,7 +79,7 @@ lint-texts: venv
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=self .
 
-lint-ansible: venv
+lint-ansible: venv .build/awx-$(ANSIBLE)
 	ansible-lint --offline --strict
 
 .PHONY: format
@@ -102,6 +108,10 @@ docs: venv ## Build the guides and the reference as a site in .build/docs/html
 .PHONY: unit
 unit: venv install-rig ## Run the unit tests, with coverage of the plugins
 	$(PYTEST) --cov=ansible_collections.virtops.live_backup.plugins tests/unit
+
+.PHONY: awx
+awx: venv .build/awx-$(ANSIBLE) ## Check the configuration of AWX, its surveys and the execution environment
+	$(PYTEST) tests/awx
 
 # Another place can be named from outside.
 integration faults molecule: export LIVE_BACKUP_RIG ?= $(shell tests/tools/rig_place.sh)
