@@ -31,7 +31,7 @@ PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 
 @dataclass
 class Play:
-    """How a run of ansible-playbook ended: `rows` is backup_result of all hosts, `recap` the counts by host."""
+    """How a run of ansible-playbook ended: `rows` is what it has told a workflow, `recap` the counts by host."""
 
     status: int
     output: str
@@ -78,7 +78,7 @@ class Player:
 
 def ended(process: Inside) -> Play:
     output, _none = process.communicate(timeout=600)
-    rows = [row for stats in re.findall(r"RUN: (\{.*\})", output) for row in json.loads(stats).get("backup_result", [])]
+    rows = [row for stats in re.findall(r"RUN: (\{.*\})", output) for row in json.loads(stats).get("live_backup_results", [])]
     recap = {
         host: {key: int(number) for key, number in re.findall(r"(\w+)=(\d+)", counts)}
         for host, counts in re.findall(r"^(\S+) +: (ok=.*)$", output, re.MULTILINE)
