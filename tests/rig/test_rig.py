@@ -22,9 +22,12 @@ from .shapes import SHAPES
 from .shell import RigError, run, wait_until
 
 Make = Callable[..., Guest]
+# The backups of the other shapes show as much of them.
+SAMPLE = ("several", "transient", "uefi")
+ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 
 
-@pytest.mark.parametrize("shape", [name for name, shape in SHAPES.items() if shape.running])
+@pytest.mark.parametrize("shape", [name for name, shape in SHAPES.items() if shape.running and (ALL or name in SAMPLE)])
 def test_a_guest_of_each_shape_writes_and_goes_on_after_a_crash(guest: Make, shape: str) -> None:
     made = guest("g", shape)
     made.wait_durable(made.durable() + 300)
