@@ -199,8 +199,15 @@ def test_a_group_is_captured_at_one_instant_and_restored(fleet: Fleet, target: P
     names = ["g11", "g12", "g21"]
     members = [guest for guest in everyone.values() if guest.name in names]
     options = {"backup_target": str(target), "backup_domains": [*names, "g22"], "backup_groups": {"shop": names}}
-    with Consoles(members) as consoles:
-        played = play(fleet, backup_id="night-1", **options)
+    for number in range(1, 4):
+        with Consoles(members) as consoles:
+            played = play(fleet, backup_id=f"night-{number}", **options)
+        # A busy machine may be too slow for the bound: then that is what it says, and nothing is a group.
+        if played.status == 0:
+            break
+        assert "and backup_group_max_spread is 250" in played.output, played.output
+        assert {row["group"] for row in played.rows.values()} == {""}
+    night = f"night-{number}"
     assert played.status == 0, played.output
     assert {name: row["group"] for name, row in played.rows.items()} == {"g11": "shop", "g12": "shop", "g21": "shop", "g22": ""}
     [spread] = {played.rows[name]["group_spread_ms"] for name in names}
@@ -208,25 +215,25 @@ def test_a_group_is_captured_at_one_instant_and_restored(fleet: Fleet, target: P
     print(f"spread {spread} ms, by the manifests {(max(instants) - min(instants)) * 1000:.0f} ms")
     assert 0 < spread < 250
     for guest in members:
-        manifest = json.loads((target / guest.name / "night-1/manifest.json").read_text(encoding="utf-8"))
+        manifest = json.loads((target / guest.name / night / "manifest.json").read_text(encoding="utf-8"))
         assert [member["domain"] for member in manifest["group"]["members"]] and manifest["group"]["spread_ms"] == spread
-        verdict = judge([(target / guest.name / "night-1" / disk["file"], disk["format"]) for disk in manifest["disks"]])
+        verdict = judge([(target / guest.name / night / disk["file"], disk["format"]) for disk in manifest["disks"]])
         # It may have been captured from half a second before libvirt said so, and a console is read a moment later.
         least, most = consoles.between(guest, min(instants) - 0.5, max(instants) + 0.5)
         assert verdict.ok and least <= verdict.number <= most, (str(verdict), least, most)
-    again = play(fleet, backup_id="night-1", **options)
+    again = play(fleet, backup_id=night, **options)
     assert again.status == 0 and all(counts["changed"] == 0 for counts in again.recap.values()), again.output
 
-    numbers = {guest.name: guest.durable() for guest in members}
     for guest in members:
         guest.destroy()
+    told = {guest.name: len(guest.console()) for guest in members}
     restore = {"restore_group": "shop", "restore_target": str(target), "restore_overwrite": True, "restore_start": True}
     missing = play(fleet, "--limit", "hv1", book="virtops.live_backup.restore", **restore)
     assert missing.status != 0 and "has domains on hv2" in missing.output, missing.output
     restored = play(fleet, book="virtops.live_backup.restore", **restore)
     assert restored.status == 0, restored.output
     for guest in members:
-        guest.wait_durable(numbers[guest.name] - 1)
+        wait_until(lambda one=guest: "\ndurable " in one.console()[told[one.name] :], 120, f"the writer of {guest.name}")
     settled = play(fleet, book="virtops.live_backup.restore", **restore)
     assert settled.status == 0 and all(counts["changed"] == 0 for counts in settled.recap.values()), settled.output
 
@@ -237,7 +244,7 @@ def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: 
     options = {"backup_target": str(target), "backup_domains": ["g11", "g21"]}
     first.destroy()
     try:
-        played = play(fleet, backup_id="night-1", backup_groups={"shop": ["g11", "g21"]}, **options)
+        played = play(fleet, backup_id="night-1", backup_groups={"shop": ["g11", "g21"]}, backup_group_max_spread=5000, **options)
     finally:
         first.start()
     assert played.status == 0, played.output
