@@ -264,6 +264,22 @@ def test_interrupted_and_run_again(make_guest: Callable[..., Guest], player: Pla
     backup.assert_at_rest()
 
 
+def test_progress_is_told_while_the_job_lasts(large: Guest, player: Player, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(large, player.target)
+    slow = backup.slowly()
+    running = player.start(backup_domains=[large.name], backup_progress_interval=1, backup_timeout=90)
+    assert running.stdout is not None
+    lines = []
+    for line in running.stdout:
+        lines.append(line)
+        if re.search(r"\] \S+: vda \d+ %, \S+ \S+ of ", line):
+            backup.quickly()
+            break
+    played = ended(running)
+    slow.wait(timeout=60)
+    assert lines[-1].startswith("[hv] ") and played.status == 0, "".join(lines) + played.output
+
+
 def test_recover_alone(large: Guest, player: Player, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(large, player.target)
     process = backup.start_module(
