@@ -79,7 +79,7 @@ lint-texts: venv
 	antsibull-changelog lint
 	antsibull-docs lint-collection-docs --plugin-docs --validate-collection-refs=self .
 
-lint-ansible: venv .build/awx-$(ANSIBLE)
+lint-ansible: venv
 	ansible-lint --offline --strict
 
 .PHONY: format
