@@ -41,7 +41,7 @@ def _question_problems(question: Question) -> Iterator[str]:
     if not question["variable"].isidentifier():
         yield "its variable is none"
     for bound in ("min", "max"):
-        if type(question.get(bound, 0)) is not int:
+        if not isinstance(question.get(bound, 0), int):
             yield f"{bound} is to be an integer"
     if kind in _CHOICES:
         choices = _lines(question.get("choices", []))
