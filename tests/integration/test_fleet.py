@@ -22,7 +22,7 @@ from tests.rig.hypervisor import Hypervisor
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 
-from .conftest import ALL
+from .conftest import ALL, at_length
 from .test_role import Play, ended
 
 HYPERVISORS, DOMAINS = (4, 4) if ALL else (2, 2)
@@ -147,6 +147,7 @@ def test_the_controller_is_killed_and_the_play_run_again(fleet: Fleet, target: P
     assert [list(path.glob("*")) for path in claims] == [[]] * HYPERVISORS
 
 
+@at_length
 def test_domains_of_one_name_and_one_target(fleet: Fleet, target: Path) -> None:
     """Two hypervisors have a domain of the same name: each has its own directory, and its own row."""
     twins = [hypervisor.guest("twin", "one-raw", rate=20, size=16 * MIB) for hypervisor in fleet.hypervisors[:2]]
@@ -238,6 +239,7 @@ def test_a_group_is_captured_at_one_instant_and_restored(fleet: Fleet, target: P
     assert settled.status == 0 and all(counts["changed"] == 0 for counts in settled.recap.values()), settled.output
 
 
+@at_length
 def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: Path) -> None:
     """What is shut off is captured with the others; what fails is no group, and each domain is backed up all the same."""
     first = guests(fleet)["g11@hv1"]

@@ -65,7 +65,7 @@ SHAPES = [
     *("odd-drives", "block-device", "template", "transient", "uefi"),
 ]
 METHODS = {
-    "push": [shape for shape in SHAPES if ALL or shape in ("odd-names", "odd-drives", "block-device", "uefi")],
+    "push": [shape for shape in SHAPES if ALL or shape in ("odd-names", "odd-drives", "block-device")],
     "legacy": [shape for shape in SHAPES if ALL or shape in ("template",)],
     "offline": [shape for shape in SHAPES if shape != "transient" and (ALL or shape in ("two-disks",))],
 }

@@ -71,6 +71,7 @@ def test_freezing_stands_still_and_needs_no_recovery(guest: Make) -> None:
     assert list(judge(made.images, still).needs_recovery.values()) == [True]
 
 
+@pytest.mark.skipif(not ALL, reason="only by make test-all: it takes long")
 def test_agents_that_do_not_answer(guest: Make) -> None:
     with pytest.raises(RigError, match="QEMU guest agent is not configured"):
         guest("none", "no-agent").frozen()
