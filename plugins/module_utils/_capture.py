@@ -24,7 +24,7 @@ from ._libraries import libvirt
 
 DOMAIN_XML = "domain.xml"
 NVRAM = "nvram"
-# How long before an agreed moment the file systems are frozen.
+# How long before an agreed moment the file systems are frozen, at most.
 _FREEZE_LEAD_SECONDS = 1.0
 
 # How a method captures: called with the claim while the guest's file systems are frozen.
@@ -53,7 +53,8 @@ def capture_claimed(
     moments: dict[str, Any] = {}
     if params["at"] is not None and clock.wall() > params["at"]:
         raise LiveBackupError(f"Domain {claim.domain!r} was not ready at the agreed moment. Agree on a later one.")
-    _wait_for(params["at"], _FREEZE_LEAD_SECONDS if plan["freezes"] else 0, clock)
+    # A lead as long as the permitted freeze would have the watchdog thaw before the capture.
+    _wait_for(params["at"], min(_FREEZE_LEAD_SECONDS, params["freeze_timeout"] / 2) if plan["freezes"] else 0, clock)
 
     def capture_now() -> None:
         _wait_for(params["at"], 0, clock)

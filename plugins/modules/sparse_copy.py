@@ -22,6 +22,7 @@ description:
     Of a capture by M(virtops.live_backup.libvirt_disk_snapshot), the commit of each overlay begins as soon as its base is copied and
     is proved to have stood still. If the overlays threaten to fill their file system, the copy is given up and they are committed.
   - The disks of a domain that is shut off are copied under QEMU's image lock, and nothing is kept if it is started meanwhile.
+  - Only of a capture it is shown how far it is (O(progress_interval)).
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.target.ssh

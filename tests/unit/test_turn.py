@@ -73,11 +73,11 @@ def test_who_waits_says_for_whom(backup: Backup, monkeypatch: pytest.MonkeyPatch
     assert told[0] == ("db1", ["domain-u-1"])
 
 
-@pytest.mark.parametrize(("agent", "frozen_ms"), [("absent", 0), ("answers", 1000)])
-def test_the_agreed_moment(agent: str, frozen_ms: int, backup: Backup) -> None:
+@pytest.mark.parametrize(("agent", "timeout", "frozen_ms"), [("absent", 5, 0), ("answers", 5, 1000), ("answers", 1, 500)])
+def test_the_agreed_moment(agent: str, timeout: int, frozen_ms: int, backup: Backup) -> None:
     backup.domain.agent = agent
     moment = backup.clock.wall() + 30
-    begun = backup.begin(at=moment)
+    begun = backup.begin(at=moment, freeze_timeout=timeout)
     assert 0 <= wall_time(begun["instant"]) - moment < 0.01
     assert begun["frozen_ms"] == frozen_ms
 
