@@ -80,7 +80,7 @@ options:
   at:
     description:
       - The moment of the capture, in seconds since the epoch by the controller's clock, for domains that are captured together.
-      - All is prepared before; file systems are frozen a second before, or half of O(freeze_timeout) if that is less. It fails where that is
+      - All is prepared before; file systems are frozen a second before, or half of O(freeze_timeout) if that is less. It fails if that is
         not ready at that moment.
       - How far the hypervisor's clock is from the controller's is measured first, and told in RV(ignore:clock).
     type: float
