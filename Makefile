@@ -88,7 +88,8 @@ format: venv ## Lay out the Python code
 	ruff format
 
 .PHONY: sanity $(CORES:%=sanity-%)
-sanity: $(CORES:%=sanity-%) ## Run ansible-test sanity on the oldest ansible-core and the newest for this Python
+sanity: ## Run ansible-test sanity on the oldest ansible-core and the newest for this Python
+	$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(CORES:%=sanity-%)
 
 $(CORES:%=sanity-%): sanity-%: .build/venv-core-%/made
 	tests/tools/sanity.sh $*
@@ -107,7 +108,7 @@ docs: venv ## Build the guides and the reference as a site in .build/docs/html
 
 .PHONY: unit
 unit: venv install-rig ## Run the unit tests, with coverage of the plugins
-	$(PYTEST) --cov=ansible_collections.virtops.live_backup.plugins tests/unit
+	$(PYTEST) --numprocesses=2 --cov=ansible_collections.virtops.live_backup.plugins tests/unit
 
 .PHONY: awx
 awx: venv .build/awx-$(ANSIBLE) ## Check the configuration of AWX, its surveys and the execution environment

@@ -152,7 +152,7 @@ def heal_and_check(backup: Backup, before: str, durable: int, scratch: Path, may
     assert verdict.ok, f"the guest's own disks: {verdict}"
 
 
-@pytest.mark.parametrize("point", TABLE if ALL else SAMPLE[::2], ids=str)
+@pytest.mark.parametrize("point", TABLE if ALL else SAMPLE[::3], ids=str)
 def test_killed(point: Point, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)
     backup = backup_of(guest, backup_id=f"killed-{next(_numbers)}")

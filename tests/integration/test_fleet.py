@@ -123,6 +123,7 @@ def test_a_limit_that_names_no_row(fleet: Fleet, target: Path) -> None:
     assert set(played.recap) == {"hv1"}
 
 
+@at_length
 def test_no_more_than_so_many_at_a_time(fleet: Fleet, target: Path) -> None:
     """By the manifests: the windows of one hypervisor do not meet, those of two do."""
     played = play(fleet, backup_target=str(target), backup_id="night-1", backup_parallel=1)

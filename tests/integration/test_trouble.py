@@ -13,7 +13,7 @@ from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.shell import wait_until
 
-from .conftest import FILL, Backup, result_of
+from .conftest import ALL, FILL, Backup, result_of
 
 
 def begin_slowly(backup: Backup) -> tuple[dict, Inside]:
@@ -86,7 +86,7 @@ def test_the_guest_shuts_down(make_guest: Callable[..., Guest], backup_of: Calla
     backup.assert_nothing_left()
 
 
-@pytest.mark.parametrize("shape", ["two-disks", "transient"])
+@pytest.mark.parametrize("shape", ["two-disks", "transient"] if ALL else ["transient"])
 def test_qemu_is_killed(shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     guest = make_guest(shape, size=512 << 20, fill=FILL, rate=100)
     backup = backup_of(guest)

@@ -25,6 +25,7 @@ Make = Callable[..., Guest]
 # The backups of the other shapes show as much of them.
 SAMPLE = ("several", "transient", "uefi")
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
+at_length = pytest.mark.skipif(not ALL, reason="only by make test-all: it takes long")
 
 
 @pytest.mark.parametrize("shape", [name for name, shape in SHAPES.items() if shape.running and (ALL or name in SAMPLE)])
@@ -71,7 +72,7 @@ def test_freezing_stands_still_and_needs_no_recovery(guest: Make) -> None:
     assert list(judge(made.images, still).needs_recovery.values()) == [True]
 
 
-@pytest.mark.skipif(not ALL, reason="only by make test-all: it takes long")
+@at_length
 def test_agents_that_do_not_answer(guest: Make) -> None:
     with pytest.raises(RigError, match="QEMU guest agent is not configured"):
         guest("none", "no-agent").frozen()
@@ -104,6 +105,7 @@ def test_odd_drives(guest: Make) -> None:
     assert [line.split()[1:3] for line in listed.splitlines()] == [["disk", "vda"], ["disk", "vdb"], ["cdrom", "sda"], ["cdrom", "sdb"]]
 
 
+@at_length
 def test_guests_share_a_template_and_leave_it_alone(guest: Make) -> None:
     one, two = guest("one", "template"), guest("two", "template")
     template = next((one.hypervisor.directory / "templates").glob("*.qcow2"))
@@ -200,6 +202,7 @@ def test_commands_inside(hypervisor: Hypervisor) -> None:
     assert process.returncode == -signal.SIGKILL
 
 
+@at_length
 def test_power_off_is_a_crash_and_up_a_boot(hypervisor: Hypervisor, guest: Make) -> None:
     boot_id = "/proc/sys/kernel/random/boot_id"
     made = guest("g", "several")
@@ -216,6 +219,7 @@ def test_power_off_is_a_crash_and_up_a_boot(hypervisor: Hypervisor, guest: Make)
     made.start()
 
 
+@at_length
 def test_two_hypervisors_do_not_see_each_other_and_down_leaves_nothing(hypervisor: Hypervisor) -> None:
     name = f"{hypervisor.name}-b"
     other = Hypervisor.up(name)
