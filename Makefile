@@ -12,7 +12,7 @@ CORES := 2.16.19 2.19.14
 TREE := .build/tree/ansible_collections/virtops/live_backup
 # The package that awx.awx is taken from.
 ANSIBLE := 12.3.0
-CHECKS := lint sanity importer docs unit awx integration molecule
+CHECKS := lint sanity importer docs unit awx report integration molecule
 SCRIPTS := .ci/run $(shell git ls-files --cached --others --exclude-standard '*.sh')
 
 # A fixed PATH, since version managers' stand-ins for python3 hide the system's, which alone sees python3-libvirt.
@@ -102,7 +102,7 @@ importer: venv ## Build the collection and check it as Galaxy does
 docs: venv ## Build the guides and the reference as a site in .build/docs/html
 	rm -rf .build/docs
 	install --directory --mode=755 .build/docs/source/collection
-	cp docs/*.md docs/*.json docs/docsite/*.rst .build/docs/source
+	cp --recursive docs/*.md docs/*.json docs/monitoring docs/docsite/*.rst .build/docs/source
 	antsibull-docs collection --use-current --squash-hierarchy --dest-dir .build/docs/source/collection virtops.live_backup
 	sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs/docsite .build/docs/source .build/docs/html
 
@@ -113,6 +113,14 @@ unit: venv install-rig ## Run the unit tests, with coverage of the plugins
 .PHONY: awx
 awx: venv .build/awx-$(ANSIBLE) ## Check the configuration of AWX, its surveys and the execution environment
 	$(PYTEST) tests/awx
+
+.build/promtool:
+	tests/tools/promtool.sh $@
+
+.PHONY: report
+report: venv .build/promtool $(word 1,$(CORES:%=.build/venv-core-%/made)) ## Check the report in a browser, and the metrics with Prometheus' tool
+	tests/tools/apt.sh chromium
+	$(PYTEST) tests/report
 
 # Another place can be named from outside.
 integration faults molecule: export LIVE_BACKUP_RIG ?= $(shell tests/tools/rig_place.sh)

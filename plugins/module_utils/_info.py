@@ -48,6 +48,7 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
         return {
             "changed": False,
             "domains": [row for name in names if (row := _row(connection, domains[name], versions, params["method"], clock)) is not None],
+            "matched": [pattern for pattern in params["domains"] if pattern not in unmatched],
             "unmatched": unmatched,
             "claims": [_claim(claim, clock) for claim in all_claims()],
             "host": {

@@ -206,6 +206,12 @@ claims:
   type: list
   elements: dict
   contains: *claim
+matched:
+  description: Those of O(domains) that match a domain here, and V(*).
+  returned: success
+  type: list
+  elements: str
+  sample: ["*"]
 unmatched:
   description: Those of O(domains) that match no domain here.
   returned: success

@@ -138,10 +138,10 @@ def run_workflow(awx: Controller, outcomes: dict[str, bool]) -> tuple[list[str],
 @pytest.mark.parametrize(
     ("outcomes", "jobs", "succeeded"),
     [
-        ({}, "backup verify prune status", True),
-        ({"backup": False, "status": False}, "backup status", False),
-        ({"verify": False, "status": False}, "backup verify status", False),
-        ({"prune": False}, "backup verify prune status", True),
+        ({}, "backup verify prune report status", True),
+        ({"backup": False, "status": False}, "backup report status", False),
+        ({"verify": False, "status": False}, "backup verify report status", False),
+        ({"prune": False}, "backup verify prune report status", True),
     ],
     ids=str,
 )

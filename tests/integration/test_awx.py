@@ -124,6 +124,16 @@ def test_the_job_templates(everyday: Guest, awx: Awx) -> None:
     [said] = late.artifacts["live_backup_status"]
     assert not said["ok"]
 
+    # After the backup job, whose results the workflow passes.
+    nowhere = awx.follow("report", second.artifacts)
+    assert nowhere.status != 0 and "as status_report_directory" in nowhere.output, nowhere.output
+    awx.inventory["status_report_directory"] = str(awx.directory)
+    reported = awx.follow("report", {**second.artifacts, **late.artifacts})
+    report = json.loads((awx.directory / "live_backup.json").read_text(encoding="utf-8"))
+    assert reported.status == 0 and report["problems"] == [], reported.output
+    assert [(one["domain"], one["status"]) for one in report["run"]["results"]] == [(everyday.name, "published")]
+    assert [one["backup_id"] for one in report["hypervisors"][0]["domains"][0]["sets"]] == [newest]
+
     recovered = awx.launch("recover")
     assert recovered.status == 0 and recovered.hosts("changed") == set(), recovered.output
 

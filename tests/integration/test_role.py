@@ -286,7 +286,7 @@ def _family(pid: int) -> list[int]:
     return [pid, *(one for child in children for one in _family(int(child)))]
 
 
-def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     """The nightly playbook with everything, and then the bad day."""
     guest = make_guest("two-disks", rate=200)
     backup = backup_of(guest)
@@ -298,8 +298,14 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     assert sorted(path.name for path in (backup.target / guest.name).glob("night-*")) == ["night-2", "night-3"]
     assert sorted(path.name for path in (backup.target / guest.name / ".proofs").iterdir()) == ["night-2.json", "night-3.json"]
 
-    told = player.run(book="virtops.live_backup.status", backup_domains=[guest.name])
+    seen = {"status_report_directory": str(tmp_path), "status_metrics_directory": str(tmp_path)}
+    told = player.run(book="virtops.live_backup.status", backup_domains=[guest.name], **seen)
     assert told.status == 0 and "night-3" in told.output and "proven by boot" in told.output, told.output
+    [row] = json.loads((tmp_path / "live_backup.json").read_text(encoding="utf-8"))["hypervisors"][0]["domains"]
+    assert row["ok"] and row["proof"] == "boot" and [one["backup_id"] for one in row["sets"]] == ["night-2", "night-3"]
+    assert "All is well" in (tmp_path / "live_backup.html").read_text(encoding="utf-8")
+    exposed = (tmp_path / "live_backup.prom").read_text(encoding="utf-8")
+    assert f'live_backup_last_success_proof{{domain="{guest.name}",proof="boot"}} 1' in exposed, exposed
     late = player.run(book="virtops.live_backup.status", backup_domains=[guest.name], status_max_age="0s")
     assert late.status != 0 and f"No good backup within 0s has {guest.name}" in late.output, late.output
     proven = player.run(book="virtops.live_backup.verify", backup_domains=[guest.name])

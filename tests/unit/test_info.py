@@ -44,7 +44,7 @@ def test_a_wanted_name_that_matches_none(pattern: str, kind: str, backup: Backup
         info(backup, domains=["*", pattern])
     assert kind in caught.value.msg and "it has: db1" in caught.value.msg
     told = info(backup, domains=["*", pattern], unmatched="tell")
-    assert told["unmatched"] == [pattern] and [row["name"] for row in told["domains"]] == ["db1"]
+    assert (told["matched"], told["unmatched"]) == (["*"], [pattern]) and [row["name"] for row in told["domains"]] == ["db1"]
 
 
 def test_all_domains_of_a_host_that_has_none() -> None:

@@ -1,0 +1,26 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The filters of the role status. Each is documented in the file of its name."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import page, report
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import metrics, status
+
+
+class FilterModule:
+    """What Ansible asks for the filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "domain_status": lambda domains, sets, hypervisor, max_age: status(domains, sets, hypervisor, max_age, time.time()),
+            "status_metrics": lambda rows: metrics(rows, time.time()),
+            "status_report": lambda looks, results, hosts: report(looks, results, hosts, time.time()),
+            "report_page": page,
+        }

@@ -1,0 +1,240 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The report of a run and of a fleet's state, as data and as a page."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta, timezone
+from typing import Any
+
+import jinja2
+from ansible.module_utils.common.text.formatters import bytes_to_human
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339, wall_time
+
+from ._status import is_time, length
+
+# Five weeks of columns fit on a desktop's screen, and daily sets are rarely kept for longer.
+DAYS = 35
+_DAY = 86400
+_STEPS = (10, 30, 60, 300, 600, 1800, 3600, 10800, 21600, _DAY)
+# The worst of a day is what its column shows.
+_MARKS = ("damaged", "disproved", "partial", "good", "proven")
+
+_TEXTS = (
+    "domain", "uuid", "hypervisor", "status", "backup_id", "method", "consistency", "instant", "started", "finished", "proof", "group",
+    "group_problem", "msg",
+)  # fmt: skip
+_NOTHING: dict[str, Any] = {"status": [], "sets": [], "matched": [], "unmatched": []}
+
+
+def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: list[str], now: float) -> dict[str, Any]:
+    """What is known, worst first: problems, the run, the hypervisors and their domains.
+
+    Each look is what libvirt_domain_info and backup_set_info told of a hypervisor, or in `msg` why they could not.
+    """
+    results = [{**one, **{key: _as_told(one.get(key)) for key in _TEXTS}} for one in results]
+    known = {one["hypervisor"] for one in looks + results}
+    looks = looks + [{**_NOTHING, "hypervisor": host, "msg": "It was not reached."} for host in hosts if host not in known]
+    return {
+        "made": rfc3339(now),
+        "problems": _by_subject(_problems(looks, results)),
+        "run": _run(results) if results else None,
+        "hypervisors": [
+            {
+                "hypervisor": look["hypervisor"],
+                "msg": look["msg"],
+                "domains": [
+                    {
+                        **row,
+                        "age": length(row["age_seconds"]) if row["instant"] else "",
+                        "bytes_per_second": _rate(row),
+                        "sets": [_brief(one) for one in look["sets"] if one["uuid"] == row["uuid"]],
+                    }
+                    for row in look["status"]
+                ],
+            }
+            for look in looks
+        ],
+    }
+
+
+def _as_told(value: Any) -> str:
+    """A text that a role has told. From a job of AWX it comes as C(!unsafe), which ansible-core 2.19 reads as YAML does a plain scalar."""
+    if isinstance(value, datetime):
+        return rfc3339(value.replace(tzinfo=value.tzinfo or timezone.utc).timestamp())
+    return "" if value is None else str(value)
+
+
+def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, str]]:
+    found = []
+
+    def add(severity: str, row: dict[str, Any], what: str) -> None:
+        found.append({"severity": severity, "hypervisor": row["hypervisor"], "domain": row.get("domain", ""), "what": what})
+
+    for result in results:
+        if result["status"] == "failed":
+            add("error", result, f"The backup failed. {result['msg'].removeprefix((result['domain'] or result['hypervisor']) + ': ')}")
+        elif result.get("group_problem"):
+            add("error", result, f"It is backed up, but not with its group: {result['group_problem']}")
+    for look in looks:
+        if look["msg"]:
+            add("error", look, f"It could not be looked at. {look['msg']}")
+        for row in look["status"]:
+            if not row["backup_id"]:
+                add("error", row, "There is no good backup.")
+            elif not row["ok"]:
+                age, allowed = length(row["age_seconds"]), length(row["max_age_seconds"])
+                add("error", row, f"The last good backup is {age} old; it may be {allowed} old.")
+            if row["claim"] and not row["claim"]["alive"]:
+                add(
+                    "error",
+                    row,
+                    f"An interrupted backup waits for the next run or the playbook recover to heal it. {row['claim']['msg']}",
+                )
+            for word, says in (("disproved", "failed its last proof"), ("damaged", "is damaged")):
+                for one in look["sets"]:
+                    if one["uuid"] == row["uuid"] and one["backup_id"] in row[word]:
+                        add("warning", row, f"Set {one['backup_id']} {says}: {' '.join(_findings(one)) or 'no reason is told.'}")
+            if row["ahead"]:
+                add("warning", row, f"Not counted, since they seem to be from the future: {', '.join(row['ahead'])}.")
+    matched = {name for look in looks for name in look["matched"]}
+    for name in sorted({name for look in looks for name in look["unmatched"]} - matched):
+        add("error", {"hypervisor": "", "domain": name}, f"No hypervisor that was reached has a domain {name}.")
+    return found
+
+
+def _by_subject(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
+    """One of each domain or hypervisor, with all that is wrong with it; errors first."""
+    subjects: dict[tuple[str, str], dict[str, Any]] = {}
+    for one in sorted(problems, key=lambda one: one["severity"]):
+        subjects.setdefault((one["hypervisor"], one["domain"]), {**one, "what": []})["what"].append(one["what"])
+    return list(subjects.values())
+
+
+def _findings(one: dict[str, Any]) -> list[str]:
+    return one["findings"] or (one["proof"] or {}).get("findings", [])
+
+
+def _brief(one: dict[str, Any]) -> dict[str, Any]:
+    told = {key: one[key] for key in ("backup_id", "status", "good", "instant", "finished", "bytes", "method", "consistency")}
+    manifest = one["manifest"] or {}
+    return {**told, "started": manifest.get("started"), "proof": one["proof"], "findings": one["findings"]}
+
+
+def _rate(row: dict[str, Any]) -> int | None:
+    return round(row["bytes"] / row["seconds"]) if row["seconds"] else None
+
+
+def _run(results: list[dict[str, Any]]) -> dict[str, Any]:
+    order = ("failed", "planned", "published")
+    return {
+        "backup_id": ", ".join(sorted({one["backup_id"] for one in results})),
+        **{status: len([one for one in results if one["status"] == status]) for status in order},
+        "bytes": sum(one["bytes"] for one in results if one["status"] == "published"),
+        "results": [
+            {**one, "bytes_per_second": _rate(one)}
+            for one in sorted(results, key=lambda one: (order.index(one["status"]), one["hypervisor"], one["domain"]))
+        ],
+    }
+
+
+def page(told: dict[str, Any], template: str, name: str) -> str:
+    """A report as HTML. Names and messages are a guest's or a stranger's, and each is escaped, as Ansible's own templates would not."""
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
+    environment.filters["size"] = bytes_to_human
+    return environment.from_string(template).render(report=told, name=name, timeline=timeline(told), calendar=calendar(told))
+
+
+def _windows(told: dict[str, Any]) -> list[dict[str, Any]]:
+    """The backups of the run, or without any the newest one of each domain in the day before."""
+    if told["run"]:
+        return [one for one in told["run"]["results"] if one["started"] and one["finished"]]
+    newest = [
+        {**one, "domain": row["domain"], "hypervisor": look["hypervisor"], "frozen_ms": row["frozen_ms"]}
+        for look in told["hypervisors"]
+        for row in look["domains"]
+        for one in row["sets"]
+        if one["good"] and one["instant"] == row["instant"]
+    ]
+    return [one for one in newest if wall_time(one["started"]) > wall_time(told["made"]) - _DAY]
+
+
+def timeline(told: dict[str, Any]) -> dict[str, Any] | None:
+    """Where the windows of a report's backups stand, in hundredths of the time from the first to the last. None without any."""
+    windows = _windows(told)
+    if not windows:
+        return None
+    begin = min(wall_time(one["started"]) for one in windows)
+    end = max(begin + 1, *(wall_time(one["finished"]) for one in windows))
+
+    def place(moment: float) -> float:
+        return round(100 * (moment - begin) / (end - begin), 3)
+
+    step = next((step for step in _STEPS if (end - begin) / step <= 6), _DAY)
+    first = int(-(-begin // step) * step)
+    lanes: dict[str, list[dict[str, Any]]] = {}
+    for one in sorted(windows, key=lambda one: (one["hypervisor"], one["started"], one["domain"])):
+        started, finished = wall_time(one["started"]), wall_time(one["finished"])
+        lanes.setdefault(one["hypervisor"], []).append(
+            {
+                **one,
+                "left": place(started),
+                "width": round(place(finished) - place(started), 3),
+                "instant_at": min(100.0, max(0.0, place(wall_time(one["instant"])))),
+                "lasted": length(finished - started),
+            }
+        )
+    return {
+        "begin": rfc3339(begin),
+        "end": rfc3339(end),
+        "ticks": [
+            {"left": place(at), "label": _utc(at).strftime("%H:%M:%S" if step < 60 else "%H:%M")} for at in range(first, int(end) + 1, step)
+        ],
+        "lanes": [{"hypervisor": name, "windows": rows} for name, rows in sorted(lanes.items())],
+    }
+
+
+def calendar(told: dict[str, Any]) -> dict[str, Any]:
+    """What is kept of each domain, by days, today first."""
+    today = _utc(wall_time(told["made"])).date()
+    days = [today - timedelta(days=number) for number in range(DAYS)]
+    rows = []
+    for look in told["hypervisors"]:
+        for row in look["domains"]:
+            dated = [(_utc(wall_time(one["instant"])).date(), one) for one in row["sets"] if is_time(one["instant"])]
+            older = sorted(day for day, _one in dated if day < days[-1])
+            rows.append(
+                {
+                    "domain": row["domain"],
+                    "hypervisor": look["hypervisor"],
+                    "cells": [_cell([one for at, one in dated if at == day]) for day in days],
+                    "older": len(older),
+                    "oldest": older[0].isoformat() if older else "",
+                    "undated": len(row["sets"]) - len(dated),
+                }
+            )
+    return {"days": [{"date": day.isoformat(), "day": day.day, "monday": day.weekday() == 0} for day in days], "rows": rows}
+
+
+def _cell(sets: list[dict[str, Any]]) -> dict[str, Any]:
+    marks = [_mark(one) for one in sets]
+    return {
+        "mark": min(marks, key=_MARKS.index, default=""),
+        "count": len(sets),
+        "says": "; ".join(f"{one['backup_id']}: {mark}" for one, mark in zip(sets, marks)),
+    }
+
+
+def _mark(one: dict[str, Any]) -> str:
+    if one["status"] != "good":
+        return "damaged" if one["status"] == "damaged" else "partial"
+    if not one["good"]:
+        return "disproved"
+    return "proven" if one["proof"] else "good"
+
+
+def _utc(wall: float) -> datetime:
+    return datetime.fromtimestamp(wall, timezone.utc)

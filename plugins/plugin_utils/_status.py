@@ -1,0 +1,159 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How the domains of a hypervisor fare, from what is at the target; the same as metrics for Prometheus."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ansible.module_utils.common.text.formatters import bytes_to_human
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import AHEAD_SECONDS, wall_time
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+
+
+def seconds_of(text: str) -> float:
+    """`26h` as seconds."""
+    return float(text[:-1]) * _UNITS[text[-1]]
+
+
+def is_time(text: str | None) -> bool:
+    """Whether a time that stands in a file at the target is one."""
+    try:
+        return bool(text) and wall_time(str(text)) > 0
+    except ValueError:
+        return False
+
+
+def length(seconds: float) -> str:
+    """Seconds in the unit that suits: `45 s`, `12 min`, `26 h`, `3 days`."""
+    for size, unit, until in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172800)):
+        if seconds < until:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def status(domains: list[dict[str, Any]], sets: list[dict[str, Any]], hypervisor: str, max_age: str, now: float) -> list[dict[str, Any]]:
+    """A row for each domain that libvirt_domain_info tells of, from the sets that backup_set_info tells of."""
+    # A domain that was renamed has sets in two directories.
+    return [
+        _of_domain(domain, [one for one in sets if one["uuid"] == domain["uuid"]], hypervisor, seconds_of(max_age), now)
+        for domain in domains
+    ]
+
+
+def _of_domain(domain: dict[str, Any], sets: list[dict[str, Any]], hypervisor: str, max_age: float, now: float) -> dict[str, Any]:
+    row = {
+        "domain": domain["name"],
+        "uuid": domain["uuid"],
+        "hypervisor": hypervisor,
+        **_last(sets, max_age, now),
+        "last_proof": _last_proof(sets),
+        "max_age_seconds": int(max_age),
+        "ahead": [one["backup_id"] for one in sets if one["good"] and one["ahead"]],
+        "damaged": [one["backup_id"] for one in sets if one["status"] == "damaged"],
+        "disproved": [one["backup_id"] for one in sets if one["status"] == "good" and not one["good"]],
+        "claim": domain["claim"],
+    }
+    return {**row, "msg": _words(row)}
+
+
+def _last(sets: list[dict[str, Any]], max_age: float, now: float) -> dict[str, Any]:
+    # What seems to come from the future may be the oldest.
+    good = sorted((one for one in sets if one["good"] and not one["ahead"]), key=lambda one: str(one["instant"]))
+    if not good:
+        return {
+            "ok": False, "backup_id": "", "instant": "", "age_seconds": -1, "method": "", "bytes": 0, "seconds": 0, "frozen_ms": None,
+            "consistency": "", "proof": "", "proved": "", "rto_seconds": None,
+        }  # fmt: skip
+    last, proof = good[-1], good[-1]["proof"] or {}
+    age = int(now - wall_time(last["instant"]))
+    return {
+        # By this clock or by the target's it may be one from the future too.
+        "ok": -AHEAD_SECONDS <= age <= max_age,
+        "backup_id": last["backup_id"],
+        "instant": last["instant"],
+        "age_seconds": age,
+        "method": last["method"],
+        "bytes": last["bytes"],
+        "seconds": round(wall_time(last["finished"]) - wall_time(last["manifest"]["started"]), 3),
+        "frozen_ms": last["manifest"]["consistency"]["frozen_ms"],
+        "consistency": last["consistency"],
+        "proof": proof.get("level", ""),
+        "proved": proof["at"] if is_time(proof.get("at")) else "",
+        "rto_seconds": proof["rto_ms"] / 1000 if proof.get("rto_ms") else None,
+    }
+
+
+def _last_proof(sets: list[dict[str, Any]]) -> dict[str, Any] | None:
+    proofs = [
+        {"backup_id": one["backup_id"], **one["proof"]} for one in sets if one["good"] and one["proof"] and is_time(one["proof"]["at"])
+    ]
+    return max(proofs, key=lambda proof: wall_time(proof["at"]), default=None)
+
+
+def _words(row: dict[str, Any]) -> str:
+    if not row["backup_id"]:
+        words = "no good backup"
+    else:
+        proven = f"proven by {row['proof']} at {row['proved']}" if row["proof"] else "never proven"
+        up = f", up in {row['rto_seconds']} s" if row["rto_seconds"] else ""
+        what = f"{bytes_to_human(row['bytes'])}, {row['consistency']}-consistent"
+        words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
+    ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
+    return f"{row['domain']}: {words}{ahead}"
+
+
+_Number = Callable[[dict[str, Any]], Any]
+# None where there is nothing to tell. Names and units follow Prometheus' own rules.
+_METRICS: list[tuple[str, str, _Number]] = [
+    ("last_success_timestamp_seconds", "The instant of the last good backup; 0 if there is none.",
+     lambda row: wall_time(row["instant"]) if row["instant"] else 0),
+    ("last_success_age_seconds", "Its age when this was written.", lambda row: row["age_seconds"] if row["instant"] else None),
+    ("max_age_seconds", "The age that it may have, status_max_age.", lambda row: row["max_age_seconds"]),
+    ("last_success_bytes", "What its images occupy.", lambda row: row["bytes"] if row["instant"] else None),
+    ("last_success_duration_seconds", "How long it took to make.", lambda row: row["seconds"] if row["instant"] else None),
+    ("last_success_frozen_seconds", "How long the guest's file systems stood still for it.",
+     lambda row: row["frozen_ms"] / 1000 if row["frozen_ms"] is not None else None),
+    ("last_proof_timestamp_seconds", "When a backup was last proven, the last or one before; 0 if none ever was.",
+     lambda row: wall_time(row["last_proof"]["at"]) if row["last_proof"] else 0),
+    ("last_success_recovery_seconds", "How long the guest took to come up when the last good backup was proven by a boot.",
+     lambda row: row["rto_seconds"]),
+    ("disproved_sets", "Sets whose last proof failed.", lambda row: len(row["disproved"])),
+    ("damaged_sets", "Sets that are damaged.", lambda row: len(row["damaged"])),
+    ("interrupted", "Whether an interrupted backup waits to be healed; its guest may run on an overlay.",
+     lambda row: int(bool(row["claim"]) and not row["claim"]["alive"])),
+]  # fmt: skip
+# Prometheus' way to tell a word: one series for each, and 1 for the one that holds.
+_WORDS = [
+    ("last_success_consistency", "What the last good backup is consistent for.", "consistency", ("filesystem", "crash", "offline")),
+    ("last_success_proof", "How it was proven.", "proof", ("none", "check", "boot")),
+]
+
+
+def metrics(rows: list[dict[str, Any]], now: float) -> str:
+    """The rows of `status` as a file for node_exporter's textfile collector."""
+    lines = []
+    for name, meaning, number in _METRICS:
+        values = [(_label("domain", row["domain"]), number(row)) for row in rows]
+        lines += _family(name, meaning, [(labels, value) for labels, value in values if value is not None])
+    for name, meaning, key, words in _WORDS:
+        pairs = [(row, word) for row in rows if row["instant"] for word in words]
+        samples = [(f"{_label('domain', row['domain'])},{_label(key, word)}", int((row[key] or "none") == word)) for row, word in pairs]
+        lines += _family(name, meaning, samples)
+    lines += _family("status_timestamp_seconds", "When this was written.", [("", now)])
+    return "\n".join(lines) + "\n"
+
+
+def _family(name: str, meaning: str, samples: Iterable[tuple[str, float]]) -> list[str]:
+    head = [f"# HELP live_backup_{name} {meaning}", f"# TYPE live_backup_{name} gauge"]
+    return [*head, *(f"live_backup_{name}{{{labels}}} {value}" if labels else f"live_backup_{name} {value}" for labels, value in samples)]
+
+
+def _label(name: str, value: str) -> str:
+    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
+    return f'{name}="{escaped}"'

@@ -1,0 +1,136 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The report as somebody on call sees it, on a desktop and on a phone, by day and by night."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright.sync_api import Browser, Page, expect
+
+from .sample import HOSTILE, NIGHT, backup_id
+
+DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
+SCREENS = [pytest.param(screen, scheme, id=f"{screen['width']}-{scheme}") for screen in (DESKTOP, PHONE) for scheme in ("light", "dark")]
+
+
+@pytest.fixture(params=["bad", "good"])
+def night(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture
+def desktop(browser: Browser, reports: Path) -> Iterator[Page]:
+    """The bad night's report, with nothing to read it but the file."""
+    page = browser.new_page(viewport=DESKTOP, java_script_enabled=False)
+    page.goto((reports / "bad.html").as_uri())
+    yield page
+    page.close()
+
+
+@pytest.mark.parametrize(("screen", "scheme"), SCREENS)
+def test_it_can_be_read(screen: dict[str, int], scheme: str, night: str, browser: Browser, reports: Path) -> None:
+    """Contrast, landmarks, names of what scrolls and more, by axe; and nothing but what scrolls is wider than the screen."""
+    page = browser.new_page(viewport=screen, color_scheme=scheme)
+    asked: list[str] = []
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto((reports / f"{night}.html").as_uri())
+    assert asked == [page.url], "it asks for nothing else"
+    assert page.locator("script").count() == 0
+    # What axe adds to the page comes after that.
+    found = Axe().run(page)
+    assert found.violations_count == 0, found.generate_report()
+    assert page.evaluate("document.documentElement.scrollWidth <= document.documentElement.clientWidth")
+    dark = page.evaluate("getComputedStyle(document.body).backgroundColor.match(/[0-9]+/g).every(part => part < 64)")
+    assert dark == (scheme == "dark")
+    for section in page.locator("section").all():
+        box = section.bounding_box()
+        assert box is not None and box["x"] >= 0 and box["x"] + box["width"] <= screen["width"]
+    page.close()
+
+
+@pytest.mark.parametrize("screen", [DESKTOP, PHONE], ids=["desktop", "phone"])
+def test_what_is_wrong_is_seen_first(screen: dict[str, int], browser: Browser, reports: Path) -> None:
+    page = browser.new_page(viewport=screen)
+    page.goto((reports / "bad.html").as_uri())
+    expect(page).to_have_title("Backups: 6 to look at")
+    expect(page.locator("h1")).to_have_text("6 things to look at")
+    problems = page.locator("#problems li")
+    expect(problems).to_have_text(
+        [
+            re.compile(r"app1 on kvm2.*not with its group.*1674 ms.*failed its last proof: The guest was not up"),
+            re.compile(r"mail on kvm2.*No space left on device.*and run again.*3 days old; it may be 26 h.*recover to heal it"),
+            re.compile(r"kvm3\.example\.org: The backup failed\. There is no domain that matches"),
+            re.compile(r"new1 on kvm3.*There is no good backup"),
+            re.compile(r"kvm4.*was not reached"),
+            re.compile(r"web1 on kvm1.*\d{8}T\d{6}Z is damaged: vda\.qcow2: it has 512 bytes"),
+        ]
+    )
+    last = problems.last.bounding_box()
+    assert last is not None and last["y"] + last["height"] <= screen["height"] * (1 if screen == DESKTOP else 1.5)
+    page.close()
+
+
+def test_all_is_well(browser: Browser, reports: Path) -> None:
+    page = browser.new_page(viewport=PHONE)
+    page.goto((reports / "good.html").as_uri())
+    expect(page.locator("h1")).to_have_text("All is well")
+    expect(page.locator("#verdict")).to_contain_text("2 of 2 domains on 1 hypervisor have a good backup that is recent")
+    assert page.locator("#problems, #run").count() == 0
+    expect(page.locator("#timeline .bar")).to_have_count(2)
+    page.close()
+
+
+def test_the_windows_stand_where_their_times_are(desktop: Page) -> None:
+    timeline = desktop.locator("#timeline")
+    expect(timeline.locator("h3")).to_have_text(["kvm1.example.org", "kvm2.example.org"])
+    expect(timeline.locator(".track > span[title]")).to_have_text(["db1", "web1", HOSTILE, "app1"])
+    tracks, bars, instants = ([one.bounding_box() for one in timeline.locator(what).all()] for what in (".bar", ".bar i", ".bar u"))
+    spans = [(0, 95.5), (120, 360), (0, 95.5), (60, 155.5)]
+    for track, bar, instant, (begin, end) in zip(tracks, bars, instants, spans):
+        assert track and bar and instant
+        second = track["width"] / 360
+        assert bar["x"] - track["x"] == pytest.approx(begin * second, abs=1)
+        assert bar["width"] == pytest.approx((end - begin) * second, abs=1)
+        assert instant["x"] - track["x"] == pytest.approx((begin + 0.8) * second, abs=1)
+    ticks = timeline.locator(".ticks span")
+    expect(ticks).to_have_text([f"{NIGHT + timedelta(minutes=minute):%H:%M}" for minute in range(7)])
+    third, track = ticks.nth(3).bounding_box(), tracks[0]
+    assert third and track and third["x"] + third["width"] / 2 == pytest.approx(track["x"] + track["width"] / 2, abs=1)
+
+
+def test_the_run_is_told_failures_first(desktop: Page) -> None:
+    rows = desktop.locator("#run tbody tr")
+    expect(rows).to_have_count(6)
+    expect(rows.first).to_contain_text("failed")
+    cells = rows.filter(has_text="web1").locator("th, td").all_inner_texts()
+    expected = ["web1", "kvm1.example.org", "published", "push", "11.50 GB", "240", "49.07 MB/s", "163 ms", "filesystem", "check", "–"]
+    assert cells == expected
+    assert "shop, within 78 ms" in rows.filter(has_text="db1").inner_text()
+
+
+def test_the_domains_and_what_is_kept_of_them(desktop: Page) -> None:
+    row = desktop.locator("#domains tbody tr").filter(has_text="db1").locator("th, td").all_inner_texts()
+    assert [row[0], row[1], *row[3:]] == [
+        "db1", f"{NIGHT:%Y-%m-%d %H:%M}", "3.00 GB", "32.17 MB/s", "163 ms", "filesystem",
+        f"boot, {NIGHT + timedelta(hours=1):%Y-%m-%d %H:%M}", "8.123 s", "17"
+    ]  # fmt: skip
+    expect(desktop.locator("#domains")).to_contain_text("kvm4.example.org: It was not reached.")
+    kept = desktop.locator("#calendar tbody tr").filter(has_text="db1")
+    expect(kept.locator(".day.proven")).to_have_count(14)
+    expect(kept).to_contain_text(f"3, since {NIGHT - timedelta(days=42):%Y-%m-%d}")
+    damaged = desktop.locator("#calendar tbody tr").filter(has_text="web1").locator(".day.damaged")
+    expect(damaged).to_have_attribute("title", f"{backup_id(NIGHT + timedelta(days=-5, minutes=2))}: damaged")
+    expect(desktop.locator("#calendar tbody tr").filter(has_text="mail")).to_contain_text("1 unfinished")
+
+
+def test_a_name_is_text_whatever_is_in_it(desktop: Page, reports: Path) -> None:
+    expect(desktop.locator("#domains").get_by_text(HOSTILE, exact=True)).to_be_visible()
+    told = json.loads((reports / "bad.json").read_text(encoding="utf-8"))
+    assert HOSTILE in [row["domain"] for look in told["hypervisors"] for row in look["domains"]]
+    assert told["run"]["failed"] == 2 and len(told["problems"]) == 6

@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What is told of a domain, from its sets and the time."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import length, metrics, seconds_of, status
+from tests.report.sample import NIGHT, NOW, backup_id, backup_set, domain, nights, partial, proof
+
+
+def row_of(sets: list[dict[str, Any]], *, max_age: str = "26h", **about: Any) -> dict[str, Any]:
+    [row] = status([domain("db1", **about)], sets, "kvm1", max_age, NOW)
+    return row
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90s", 90), ("5m", 300), ("26h", 93600), ("1.5d", 129600), ("2w", 1209600)])
+def test_an_age(text: str, seconds: float) -> None:
+    assert seconds_of(text) == seconds
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0, "0 s"), (119, "119 s"), (120, "2 min"), (7200, "2 h"), (93600, "26 h"), (172800, "2 days"), (-9, "-9 s")]
+)
+def test_a_length(seconds: float, words: str) -> None:
+    assert length(seconds) == words
+
+
+def test_the_newest_good_set_counts_whatever_their_order() -> None:
+    row = row_of(list(reversed(nights("db1", 3))))
+    assert (row["ok"], row["backup_id"], row["age_seconds"]) == (True, backup_id(NIGHT), 19799)
+    assert (row["bytes"], row["seconds"], row["frozen_ms"], row["method"]) == (3 * 2**30, 95.5, 163, "push")
+    assert row["msg"] == f"db1: {backup_id(NIGHT)}, 5 h old, 3.00 GB, filesystem-consistent, never proven"
+
+
+def test_another_domains_sets_do_not_count() -> None:
+    assert row_of(nights("web1", 1))["msg"] == "db1: no good backup"
+
+
+def test_what_is_no_good_set_is_named() -> None:
+    old, disproved, damaged, ahead = nights("db1", 4)
+    disproved |= {"good": False, "proof": proof("boot", NIGHT, verified=False)}
+    damaged |= {"status": "damaged", "good": False, "manifest": None, "instant": None}
+    ahead |= {"ahead": True}
+    row = row_of([old, disproved, damaged, ahead, partial("db1")], max_age="9d")
+    assert row["backup_id"] == old["backup_id"] and row["ok"]
+    assert row["disproved"] == [disproved["backup_id"]] and row["damaged"] == [damaged["backup_id"]]
+    assert row["ahead"] == [ahead["backup_id"]] and f"since from the future: {ahead['backup_id']}" in row["msg"]
+
+
+@pytest.mark.parametrize(("hours", "ok"), [(-1, False), (-0.05, True), (1, True), (25.9, True), (26.1, False)])
+def test_it_is_recent_between_its_age_and_what_clocks_may_differ(hours: float, ok: bool) -> None:
+    assert row_of([backup_set("db1", NIGHT + timedelta(hours=5.5 - hours))])["ok"] is ok
+
+
+def test_the_last_proof_may_be_of_an_older_set() -> None:
+    first, second, third = nights("db1", 3)
+    first["proof"] = proof("boot", NIGHT - timedelta(days=1), rto_ms=8123)
+    second["proof"] = proof("check", NIGHT - timedelta(days=2))
+    row = row_of([first, second, third])
+    assert (row["proof"], row["proved"], row["rto_seconds"]) == ("", "", None)
+    assert row["last_proof"]["backup_id"] == first["backup_id"] and row["last_proof"]["rto_ms"] == 8123
+
+
+def test_a_proof_of_no_time() -> None:
+    """It is a file at the target, which anybody may have written."""
+    [one] = nights("db1", 1)
+    one["proof"] = {**proof("check", NIGHT), "at": "soon"}
+    row = row_of([one])
+    assert (row["proof"], row["proved"], row["last_proof"]) == ("check", "", None)
+    assert 'last_proof_timestamp_seconds{domain="db1"} 0\n' in metrics([row], NOW)
+
+
+def test_metrics_of_a_domain_without_a_backup() -> None:
+    lines = [line for line in metrics([row_of([])], 1000.5).splitlines() if not line.startswith("#")]
+    assert lines == [
+        'live_backup_last_success_timestamp_seconds{domain="db1"} 0',
+        'live_backup_max_age_seconds{domain="db1"} 93600',
+        'live_backup_last_proof_timestamp_seconds{domain="db1"} 0',
+        'live_backup_disproved_sets{domain="db1"} 0',
+        'live_backup_damaged_sets{domain="db1"} 0',
+        'live_backup_interrupted{domain="db1"} 0',
+        "live_backup_status_timestamp_seconds 1000.5",
+    ]
+
+
+@pytest.mark.parametrize(("claim", "value"), [(None, 0), ({"alive": True}, 0), ({"alive": False}, 1)])
+def test_the_metric_of_an_interrupted_backup(claim: dict[str, Any] | None, value: int) -> None:
+    assert f'live_backup_interrupted{{domain="db1"}} {value}\n' in metrics([row_of([], claim=claim)], NOW)
+
+
+def test_the_metrics_of_words() -> None:
+    [one] = nights("db1", 1, consistency="crash", proof=proof("boot", NIGHT, rto_ms=8123))
+    told = metrics([row_of([one])], NOW)
+    assert 'consistency{domain="db1",consistency="crash"} 1' in told and 'consistency{domain="db1",consistency="filesystem"} 0' in told
+    assert 'proof{domain="db1",proof="boot"} 1' in told and 'recovery_seconds{domain="db1"} 8.123' in told
+
+
+def test_a_metrics_label_holds_any_name() -> None:
+    row = {**row_of([]), "domain": 'a"b\\c\nd'}
+    assert 'live_backup_interrupted{domain="a\\"b\\\\c\\nd"} 0' in metrics([row], NOW)
