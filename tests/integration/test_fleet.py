@@ -89,7 +89,10 @@ def test_a_hypervisor_is_cut_off_in_the_middle(fleet: Fleet, target: Path) -> No
     lost = fleet.hypervisors[-1]
     name = fleet.short_name(lost)
     everyone = guests(fleet)
-    running = fleet.start(BACKUP, backup_target=str(target), backup_id="night-1", backup_parallel=1)
+    reports = fleet.directory / "reports"
+    reports.mkdir()
+    written = {"status_report_directory": str(reports)}
+    running = fleet.start(BACKUP, backup_target=str(target), backup_id="night-1", backup_parallel=1, **written)
     try:
         wait_until(
             lambda: any("begin" in path.read_text() for path in lost.outside("/var/lib/live_backup").glob("*.json")), 120, "a backup"
@@ -106,10 +109,16 @@ def test_a_hypervisor_is_cut_off_in_the_middle(fleet: Fleet, target: Path) -> No
     assert {played.rows[row.split("@")[0]]["status"] for row in failed} == {"failed"}
     [limit] = set(re.findall(r"--limit '([^']*)'", played.output))
     assert set(limit.split(",")) == {name, *failed}
+    told = json.loads((reports / "live_backup.json").read_text(encoding="utf-8"))
+    assert {(one["hypervisor"], one["domain"]) for one in told["problems"]} == {(name, ""), *((name, row.split("@")[0]) for row in failed)}
+    assert {one["hypervisor"]: bool(one["msg"]) for one in told["hypervisors"]} == {
+        fleet.short_name(one): one is lost for one in fleet.hypervisors
+    }
 
-    again = play(fleet, "--limit", limit, backup_target=str(target), backup_id="night-1")
+    again = play(fleet, "--limit", limit, backup_target=str(target), backup_id="night-1", **written)
     assert again.status == 0, again.output
     assert {row for row in again.recap if "@" in row} == failed
+    assert json.loads((reports / "live_backup.json").read_text(encoding="utf-8"))["problems"] == []
     for guest in everyone.values():
         assert_right(target, guest, "night-1", 1)
     assert list(lost.outside("/var/lib/live_backup").glob("*")) == []

@@ -92,11 +92,11 @@ def test_the_windows_stand_where_their_times_are(desktop: Page) -> None:
     expect(timeline.locator(".track > span[title]")).to_have_text(["db1", "web1", HOSTILE, "app1"])
     tracks, bars, instants = ([one.bounding_box() for one in timeline.locator(what).all()] for what in (".bar", ".bar i", ".bar u"))
     spans = [(0, 95.5), (120, 360), (0, 95.5), (60, 155.5)]
-    for track, bar, instant, (begin, end) in zip(tracks, bars, instants, spans):
-        assert track and bar and instant
+    for track, window, instant, (begin, end) in zip(tracks, bars, instants, spans):
+        assert track and window and instant
         second = track["width"] / 360
-        assert bar["x"] - track["x"] == pytest.approx(begin * second, abs=1)
-        assert bar["width"] == pytest.approx((end - begin) * second, abs=1)
+        assert window["x"] - track["x"] == pytest.approx(begin * second, abs=1)
+        assert window["width"] == pytest.approx((end - begin) * second, abs=1)
         assert instant["x"] - track["x"] == pytest.approx((begin + 0.8) * second, abs=1)
     ticks = timeline.locator(".ticks span")
     expect(ticks).to_have_text([f"{NIGHT + timedelta(minutes=minute):%H:%M}" for minute in range(7)])
