@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+from pathlib import Path
 
 from tests.rig.fleet import Fleet
 from tests.rig.guest import MIB
@@ -25,10 +26,15 @@ def show() -> int:
                 print(f"  {name} runs on hv{number + 1}, and writes", flush=True)
         target = fleet.directory / "backup"
         target.mkdir()
+        Path(".build/demo").mkdir(parents=True, exist_ok=True)
         say(f"virtops.live_backup.backup: every domain is a row; {', '.join(GROUP)} are captured at one instant")
         os.environ["ANSIBLE_FORCE_COLOR"] = str(int(sys.stdout.isatty()))
         running = fleet.start(
-            "virtops.live_backup.backup", backup_target=str(target), backup_groups={"shop": GROUP}, backup_progress_interval=2
+            "virtops.live_backup.backup",
+            backup_target=str(target),
+            backup_groups={"shop": GROUP},
+            backup_progress_interval=2,
+            status_report_directory=str(Path(".build/demo").resolve()),
         )
         assert running.stdout is not None
         for line in running.stdout:

@@ -28,7 +28,7 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def write(night: dict[str, Any], directory: Path, name: str, playbook: str = "ansible-playbook") -> None:
+def write(night: dict[str, Any], directory: Path, name: str, playbook: str = "ansible-playbook", **options: str) -> str:
     """Write a report by the role, of what the night's looks and results are."""
     seen = directory / f"{name}-seen"
     seen.mkdir()
@@ -40,9 +40,10 @@ def write(night: dict[str, Any], directory: Path, name: str, playbook: str = "an
         hosts[host] = {"seen": str(seen / f"{number}.json"), "ansible_connection": "local"}
         Path(hosts[host]["seen"]).write_text(json.dumps(facts), encoding="utf-8")
     inventory = seen / "inventory.json"
-    common = {"status_report_directory": str(directory), "status_report_name": name}
+    common = {"status_report_directory": str(directory), "status_report_name": name, **options}
     inventory.write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}), encoding="utf-8")
-    subprocess.run([playbook, "-i", inventory, "tests/report/report.yml"], cwd=REPOSITORY, check=True, stdout=subprocess.PIPE)
+    command = [playbook, "-i", str(inventory), "tests/report/report.yml"]
+    return subprocess.run(command, cwd=REPOSITORY, check=False, text=True, stdout=subprocess.PIPE).stdout
 
 
 @pytest.fixture(scope="session")
