@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ._at_target import address_of, is_remote
+from ._errors import LiveBackupError
 from ._nbd import served
 from ._qcow2 import HEADER_BYTES, read_header
 from ._qemu_img import check_image
@@ -50,10 +51,26 @@ def image_problems(image: Image, disk: dict[str, Any]) -> list[str]:
         if not header.self_contained:
             return ["it needs another file, which no full backup does"]
         size = header.size
+        _require_memory(header.memory_of_counts(image.size), disk["file"])
     if size != disk["capacity"]:
         return [f"the disk in it has {size} bytes, not {disk['capacity']}"]
     # Only qcow2 has a structure of its own.
     return check_image(image.node, image.descriptors) if disk["format"] == "qcow2" else []
+
+
+def _require_memory(needed: int, name: str) -> None:
+    """The host's guests need the rest; a sparse file of some terabytes costs whoever sends it nothing."""
+    available = _memory_available()
+    if needed > available // 2:
+        raise LiveBackupError(
+            f"qemu-img check of {name} would take {needed >> 20} MiB of memory, and this host has {available >> 20} MiB to spare. "
+            "Free some, or prove the set on another host."
+        )
+
+
+def _memory_available() -> int:
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
+    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 @contextmanager

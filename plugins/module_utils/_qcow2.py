@@ -15,8 +15,10 @@ from ._errors import LiveBackupError
 # As many bytes as this tell it all.
 HEADER_BYTES = 512
 _MAGIC = b"QFI\xfb"
-# Version, offset of the backing file's name, size of the disk, and the features without which it cannot be understood.
-_FIELDS = struct.Struct(">4xIQ8xQ40xQ")
+# Version, offset of the backing file's name, logarithm of the cluster's size, size of the disk, the features without which it cannot
+# be understood, and the logarithm of a reference count's bits. A header of version 2 has not the last two.
+_FIELDS = struct.Struct(">4xIQ4xIQ40xQ16xI")
+_LEAST_CLUSTER, _OLD_COUNT, _MOST_COUNT = 9, 4, 6
 _DATA_FILE = 1 << 2
 
 
@@ -26,14 +28,23 @@ class Header:
 
     size: int
     self_contained: bool
+    cluster_bits: int
+    count_order: int
+
+    def memory_of_counts(self, file_size: int) -> int:
+        """The bytes in which a check counts how often each cluster of the file is used."""
+        return (file_size >> self.cluster_bits) << self.count_order >> 3
 
 
 def read_header(data: bytes) -> Header | None:
     """What the first bytes of an image say; None where they are not those of qcow2."""
     if not data.startswith(_MAGIC) or len(data) < _FIELDS.size:
         return None
-    version, backing, size, features = _FIELDS.unpack_from(data)
-    return Header(size, not backing and not (version > 2 and features & _DATA_FILE))
+    version, backing, cluster_bits, size, features, order = _FIELDS.unpack_from(data)
+    if version < 3:
+        features, order = 0, _OLD_COUNT
+    # What is out of these bounds no QEMU opens.
+    return Header(size, not backing and not features & _DATA_FILE, max(cluster_bits, _LEAST_CLUSTER), min(order, _MOST_COUNT))
 
 
 def is_self_contained(path: str | Path, image_format: str) -> bool:
