@@ -16,7 +16,8 @@ from ._clock import Clock
 from ._copy import LocalFile, Pace, clone, copy_data
 from ._digest import data_extents, image_digest, image_size
 from ._files import sync_path, temporary_of
-from ._qemu_img import convert, is_self_contained
+from ._qcow2 import is_self_contained
+from ._qemu_img import convert
 
 
 @dataclass(frozen=True)

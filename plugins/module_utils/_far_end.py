@@ -128,22 +128,23 @@ def receive(path: str, size: int, mode: int) -> Any:
         os.close(descriptor)
 
 
-def send(path: str) -> Any:
-    """Send a file's data as frames, an empty one at the end."""
+def send(path: str, offset: int = 0, length: int | None = None) -> Any:
+    """Send the data of a file, or of a part of it, as frames, an empty one at the end."""
     try:
-        return _send(path)
+        return _send(path, offset, length)
     except OSError as error:
         raise from_os_error(error) from error
 
 
-def _send(path: str) -> Any:
+def _send(path: str, offset: int, length: int | None) -> Any:
     descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise LiveBackupError(f"{path} is no regular file.")
         say(json.dumps({"size": status.st_size}))
-        for first, end in data_extents(descriptor, 0, status.st_size):
+        last = status.st_size if length is None else min(offset + length, status.st_size)
+        for first, end in data_extents(descriptor, offset, last):
             for start in range(first, end, BATCH):
                 data = os.pread(descriptor, min(BATCH, end - start), start)
                 if len(data) < min(BATCH, end - start):

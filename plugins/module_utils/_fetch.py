@@ -12,11 +12,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._at_target import address_of
-from ._backup_set import MANIFEST, check_backup_id
+from ._at_target import address_of, require_set
+from ._backup_set import MANIFEST
 from ._errors import LiveBackupError
 from ._files import SCRATCH, scratch_directory, sync_path
-from ._manifest_schema import SCHEMA, violations
 from ._sets import GUIDE, SUMS, read_manifest
 from ._ssh_copy import FarEnd
 
@@ -35,11 +34,10 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: 
         with FarEnd(address) as far_end:
             arguments = {"target": address.path, "domain": params["domain"], "backup_id": params["backup_id"]}
             found = far_end.call("open_set", arguments)
+            require_set(found, address.host)
             manifest = found["manifest"]
-            problems = list(violations(manifest, SCHEMA, "manifest")) if manifest is not None else found["findings"]
-            if problems:
-                raise LiveBackupError(f"Backup set {found['path']} at {address.host} is damaged: {'; '.join(problems)}.")
-            check_backup_id(found["backup_id"])
+            if manifest is None:
+                raise LiveBackupError(f"Backup set {found['path']} at {address.host} is damaged: {'; '.join(found['findings'])}.")
             path = staging / found["backup_id"]
             path.mkdir(mode=0o700)
             names = [MANIFEST, GUIDE, SUMS, *(file["name"] for file in manifest["files"])]

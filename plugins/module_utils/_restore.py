@@ -34,7 +34,8 @@ from ._fetch import FETCHED, fetched
 from ._files import remove_scratch, sync_path, temporary_of, write_durably
 from ._image_lock import images_locked
 from ._libraries import libvirt
-from ._qemu_img import convert, is_self_contained
+from ._qcow2 import is_self_contained
+from ._qemu_img import convert
 from ._restore_plan import Image, Plan, lookup_name, plan_restore, require_replaceable
 from ._restore_xml import set_of
 from ._sets import reading_set

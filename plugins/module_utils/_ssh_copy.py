@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import errno
-import inspect
 import json
 import os
 import re
@@ -16,33 +15,20 @@ import subprocess
 import tempfile
 import threading
 import zlib
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
-from . import (
-    _backup_set,
-    _check,
-    _clock,
-    _digest,
-    _errors,
-    _far_end,
-    _files,
-    _manifest_schema,
-    _prune,
-    _receive_set,
-    _retention,
-    _sets,
-)
 from ._clock import Clock
 from ._copy import LocalFile, Pace, copy_data
 from ._digest import image_size
 from ._errors import LiveBackupError
 from ._far_end import FRAME, MARK
+from ._far_program import program
 
 SCHEME = "ssh://"
 # The path is taken as it stands: what would be escaped in a URL is part of a file's name.
@@ -124,25 +110,6 @@ def _options(values: dict[str, str]) -> list[str]:
     return [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
 
 
-# The far end and the modules that it imports, which come first.
-_FAR_MODULES = (_errors, _clock, _files, _digest, _backup_set, _manifest_schema, _sets, _check, _retention, _prune, _receive_set, _far_end)
-_BEGIN = """
-import sys, types
-sys.modules["far"] = types.ModuleType("far")
-sys.modules["far"].__path__ = []
-for name, text in {texts!r}:
-    module = sys.modules["far." + name] = types.ModuleType("far." + name)
-    module.__package__ = "far"
-    exec(compile(text, name + ".py", "exec"), module.__dict__)
-sys.exit(module.main())
-"""
-
-
-def _program() -> bytes:
-    """What the far end's Python runs: the modules as a package of their own."""
-    return _BEGIN.format(texts=[(one.__name__.rpartition(".")[2], inspect.getsource(one)) for one in _FAR_MODULES]).encode()
-
-
 class FarEnd:
     """The program at the far end. It is a copy's destination, too."""
 
@@ -151,14 +118,15 @@ class FarEnd:
         self._lock = threading.Lock()
         self._answers = False
         self._ended: LiveBackupError | None = None
+        self._given_up = ""
 
     def __enter__(self) -> FarEnd:
         if shutil.which("ssh") is None:
             raise LiveBackupError("ssh is not installed on this host: install openssh-client (Debian, Ubuntu) or openssh-clients (EL).")
         # So it fits into a pipe: a login shell that prints and does not read would hang us before we read what it prints.
-        program = zlib.compress(_program())
+        text = zlib.compress(program())
         # Any login shell reads this alike; -I keeps the user's own Python files out.
-        begin = f"""exec python3 -I -c 'import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read({len(program)})))'"""
+        begin = f"""exec python3 -I -c 'import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read({len(text)})))'"""
         self._said = tempfile.TemporaryFile()
         self._process = subprocess.Popen(
             ["ssh", *self._address.arguments, begin], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
@@ -166,7 +134,7 @@ class FarEnd:
         self._in, self._out = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
         with ExitStack() as undo:
             undo.push(self)
-            self._send(program)
+            self._send(text)
             for _line in range(_NOISE_LINES):
                 if self._answer_line().strip() == MARK.encode():
                     self._answers = True
@@ -191,7 +159,7 @@ class FarEnd:
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         """What one of the functions that _far_end.CALLS names returns there."""
-        return self._ask("call", function=function, arguments=arguments)["returned"]
+        return self._ask("call", function=function, arguments=arguments).get("returned")
 
     def note(self, record: dict[str, Any]) -> None:
         """Write the record of a copy beside it."""
@@ -220,16 +188,58 @@ class FarEnd:
 
     def fetch(self, path: str, destination: Path) -> None:
         """Copy a file from there, its holes kept, to a new one here."""
-        size = self._ask("send", path=path)["size"]
+        size = self._begin_send(path)
         with open(os.open(destination, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600), "wb") as file:
             os.ftruncate(file.fileno(), size)
             local = LocalFile(file.fileno())
-            while True:
-                offset, length = FRAME.unpack(self._read(FRAME.size))
-                if not length:
-                    break
-                local.write(offset, self._read(length))
+            for offset, data in self._pieces(0, size):
+                local.write(offset, data)
             os.fsync(file.fileno())
+
+    def size(self, path: str) -> int:
+        """The bytes of a file there."""
+        size = self._begin_send(path, offset=0, length=0)
+        list(self._pieces(0, 0))
+        return size
+
+    def read(self, path: str, offset: int, length: int) -> bytearray:
+        """A piece of a file there; zeroes beyond its end."""
+        data = bytearray(length)
+        self._begin_send(path, offset=offset, length=length)
+        for start, piece in self._pieces(offset, offset + length):
+            data[start - offset : start - offset + len(piece)] = piece
+        return data
+
+    @contextmanager
+    def within(self, seconds: float) -> Iterator[None]:
+        """Give the other host up when it takes longer than this."""
+        timer = threading.Timer(seconds, self._give_up, [seconds])
+        timer.start()
+        try:
+            yield
+        finally:
+            timer.cancel()
+
+    def _give_up(self, seconds: float) -> None:
+        self._given_up = f"{self._address.host} was given up after {seconds:g} s"
+        self._process.kill()
+
+    def _begin_send(self, path: str, **part: int) -> int:
+        """Have a file or a part of it sent; the bytes of the file."""
+        size = self._ask("send", path=path, **part).get("size")
+        if not isinstance(size, int) or not 0 <= size < 2**63:
+            raise self._not_understood()
+        return size
+
+    def _pieces(self, first: int, last: int) -> Iterator[tuple[int, memoryview]]:
+        """The data that is sent, which lies between two offsets."""
+        while True:
+            offset, length = FRAME.unpack(self._read(FRAME.size))
+            if not length:
+                break
+            if not first <= offset <= offset + length <= last:
+                raise self._not_understood()
+            yield offset, self._read(length)
         self._answer()
 
     def _read(self, length: int) -> memoryview:
@@ -270,12 +280,18 @@ class FarEnd:
             raise self._failure() from None
 
     def _answer(self) -> dict[str, Any]:
-        answer = json.loads(self._answer_line())
+        line = self._answer_line()
+        answer: Any = None
+        with suppress(ValueError, RecursionError):
+            answer = json.loads(line)
+        if not isinstance(answer, dict):
+            raise self._not_understood()
         if answer.get("refused"):
             self._ended = LiveBackupError(f"On {self._address.host}: {answer['error']}")
             raise self._ended
         if "error" in answer:
-            why = _FAR_FAILURES.get(answer.get("errno"), answer["error"])
+            number = answer.get("errno")
+            why = _FAR_FAILURES.get(number, answer["error"]) if isinstance(number, int) else answer["error"]
             self._ended = LiveBackupError(f"{self._address.url} was not written: {why}{_on(answer.get('file'))}.")
             raise self._ended
         return answer
@@ -287,13 +303,19 @@ class FarEnd:
             raise self._ended
         return line
 
+    def _not_understood(self) -> LiveBackupError:
+        self._ended = LiveBackupError(f"{self._address.host} does not answer as the program does that was sent to it.")
+        return self._ended
+
     def _failure(self) -> LiveBackupError:
         """Why ssh ended."""
         status = self._process.wait()
         self._said.seek(0)
         said = self._said.read().decode(errors="replace")
         host = self._address.host
-        if self._answers and status == 255:
+        if self._given_up:
+            what = self._given_up
+        elif self._answers and status == 255:
             what = f"The connection to {host} was lost. What is unfinished is removed there; copy again"
         elif status == 255:
             what = next((meaning.format(host=host) for sign, meaning in _SSH_FAILURES if sign in said), f"ssh to {host} failed")

@@ -10,14 +10,13 @@ import re
 from pathlib import Path
 from typing import Any
 
-from ._at_target import at_target, is_remote
+from ._at_target import address_of, at_target, is_remote, require_set
 from ._backup_set import check_backup_id
 from ._boot import boot_set
 from ._check import check_files, note_proof
 from ._clock import Clock
 from ._errors import LiveBackupError
-from ._qemu_img import check_image, image_info, is_self_contained
-from ._sets import reading
+from ._image_check import image_problems, images_of
 
 
 def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -35,14 +34,17 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
             "A set on another host cannot be booted where it is. Mount its target here, or restore the set under a new name."
         )
     found = at_target(params, check_files, domain=params["domain"], backup_id=params["backup_id"])
+    if is_remote(params):
+        require_set(found, address_of(params).host)
     path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
     rto_ms, console = None, ""
-    if not is_remote(params) and manifest is not None:
-        with reading(path.parent):
+    if manifest is not None:
+        with images_of(params, path, found["backup_id"]) as image_of:
             broken = {finding.partition(":")[0] for finding in findings}
             for disk in manifest["disks"]:
                 if disk["file"] not in broken:
-                    findings += _image_findings(path, disk)
+                    with image_of(disk["file"]) as image:
+                        findings += [f"{disk['file']}: {problem}" for problem in image_problems(image, disk)]
             if params["level"] == "boot" and not findings:
                 boot = boot_set(params["uri"], path, manifest, pattern, params["timeout"], clock)
                 rto_ms, console = boot.rto_ms, boot.console
@@ -52,8 +54,6 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     result = {
         "verified": not findings,
         "findings": findings,
-        # It is not asked for at the far end.
-        "notes": ["qemu-img check was not run, since the set is on another host."] if is_remote(params) else [],
         "path": str(path),
         "backup_id": found["backup_id"],
         "rto_seconds": None if rto_ms is None else rto_ms / 1000,
@@ -65,14 +65,3 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
             f"Backup set {found['backup_id']} of domain {found['domain']!r} is not good: {'; '.join(findings)}.{shown}", None, **result
         )
     return {"changed": False, **result}
-
-
-def _image_findings(path: Path, disk: dict[str, Any]) -> list[str]:
-    """What QEMU finds in an image. One that is backed by some other file is not opened any further."""
-    image, name = path / disk["file"], disk["file"]
-    if not is_self_contained(image, disk["format"]):
-        return [f"{name}: it needs another file, which no full backup does"]
-    size = image.stat().st_size if disk["format"] == "raw" else image_info(image, disk["format"])["virtual-size"]
-    if size != disk["capacity"]:
-        return [f"{name}: the disk in it has {size} bytes, not {disk['capacity']}"]
-    return [f"{name}: {problem}" for problem in check_image(image, disk["format"])]

@@ -42,7 +42,8 @@ options:
     type: str
   level:
     description:
-      - V(check) reads the files. For a O(target) over ssh this is done there, without C(qemu-img).
+      - V(check) reads the files. For a O(target) over ssh this is done there, and C(qemu-img) on the module's host reads the images' tables
+        over the same way.
       - V(boot) also starts the set. Not possible for a O(target) over ssh.
     type: str
     choices: [check, boot]
@@ -94,12 +95,6 @@ findings:
   type: list
   elements: str
   sample: []
-notes:
-  description: What was not looked at, and why.
-  returned: always, once the set was found
-  type: list
-  elements: str
-  sample: [qemu-img check was not run, since the set is on another host.]
 path:
   description: The directory of the set.
   returned: always, once the set was found

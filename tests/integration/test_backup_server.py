@@ -16,9 +16,12 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._clock import 
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._fetch import fetched
 from ansible_collections.virtops.live_backup.plugins.module_utils._retention import RULES
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets import list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd
+from ansible_collections.virtops.live_backup.plugins.module_utils._verify import verify_set
+from tests.rig.shell import run
 from tests.rig.sshd import Sshd
-from tests.unit.sets import INSTANT, make_set
+from tests.unit.sets import INSTANT, make_set, replace_images
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +75,48 @@ def test_what_the_server_cannot_read_is_told_as_it_is(sshd: Sshd, tmp_path: Path
     with pytest.raises(LiveBackupError, match=f"^On 127.0.0.1: .* refused on '{one}/RESTORE.md': No such file"), fetching:
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["vault"]
+
+
+def image(path: Path) -> None:
+    """What fills all of its tables."""
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-o", "preallocation=metadata", path, "1G"])
+
+
+def check(sshd: Sshd, target: Path) -> dict[str, Any]:
+    asked = {"domain": "db1", "backup_id": "night-1", "level": "check", "console_pattern": None, "timeout": 1}
+    return verify_set(params(sshd, target, **asked), False, Clock())
+
+
+def test_what_only_qemu_sees_is_found_on_the_server(sshd: Sshd, tmp_path: Path) -> None:
+    """Every digest is right: the image was bad when it was backed up."""
+    one = make_set(tmp_path / "vault")
+    replace_images(one, image)
+    assert check(sshd, tmp_path / "vault")["verified"]
+
+    def damaged(path: Path) -> None:
+        image(path)
+        if path.name == "vdb.qcow2":
+            with path.open("r+b") as file:
+                file.seek(2 * 65536)
+                file.write(bytes(16))
+
+    replace_images(one, damaged)
+    with pytest.raises(LiveBackupError, match="is not good: vdb.qcow2: qemu-img check finds it damaged: ERROR cluster 0 refcount=0"):
+        check(sshd, tmp_path / "vault")
+    [found] = list_sets(str(tmp_path / "vault"))["sets"]
+    assert found["status"] == "good" and not found["good"] and found["proof"]["findings"][0].startswith("vdb.qcow2: qemu-img")
+
+
+def test_a_server_that_goes_while_qemu_reads_is_told_as_it_is(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    replace_images(make_set(tmp_path / "vault"), image)
+    read = FarEnd.read
+
+    def cut_and_read(far_end: FarEnd, path: str, offset: int, length: int) -> bytearray:
+        if offset:
+            sshd.cut()
+        return read(far_end, path, offset, length)
+
+    monkeypatch.setattr(FarEnd, "read", cut_and_read)
+    with pytest.raises(LiveBackupError, match="^The connection to 127.0.0.1 was lost"):
+        check(sshd, tmp_path / "vault")
+    assert list_sets(str(tmp_path / "vault"))["sets"][0]["proof"] is None

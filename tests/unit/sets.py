@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -89,6 +90,16 @@ def make_set(
     (path / "RESTORE.md").write_text(restore_guide(manifest), encoding="utf-8")
     write_manifest(path, manifest)
     return path
+
+
+def replace_images(path: Path, make: Callable[[Path], object], **changes: Any) -> None:
+    """Put other images into a set, and say in its manifest what they are."""
+    manifest = json.loads((path / "manifest.json").read_bytes())
+    for disk in manifest["disks"]:
+        (path / disk["file"]).unlink()
+        make(path / disk["file"])
+        disk.update(image_entry(disk, path / disk["file"], image_digest(path / disk["file"])), **changes)
+    write_manifest(path, manifest)
 
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:

@@ -15,7 +15,6 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._at_target imp
 from ansible_collections.virtops.live_backup.plugins.module_utils._check import note_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._retention import RULES
-from ansible_collections.virtops.live_backup.plugins.module_utils._verify import verify_set
 
 from .clock import FakeClock
 from .sets import OTHER, content, make_set
@@ -98,12 +97,6 @@ def test_problems_come_with_what_was_done_and_say_where(ssh: object, target: Pat
     assert failure.value.msg.startswith("On far: ") == bool(where)
     facts = failure.value.facts
     assert facts["changed"] and len(facts["removed"]) == 2 and facts["diff"] and "problems" not in facts
-
-
-def test_a_proof_there_says_what_it_did_not_look_at(ssh: object, target: Path) -> None:
-    options = {"domain": "app", "backup_id": "y2022", "level": "check", "console_pattern": None, "timeout": 1}
-    proof = verify_set(params(f"ssh://far{target}", **options), False, FakeClock())
-    assert proof["verified"] and proof["notes"] == ["qemu-img check was not run, since the set is on another host."]
 
 
 @pytest.mark.parametrize("function", [set_info, prune])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _ssh_copy
+from ansible_collections.virtops.live_backup.plugins.module_utils import _far_program, _ssh_copy
 from ansible_collections.virtops.live_backup.plugins.module_utils._copy import Pace
 from ansible_collections.virtops.live_backup.plugins.module_utils._digest import CHUNK, image_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
@@ -144,7 +144,7 @@ class Receiver:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        program = [sys.executable, "-I", "-c", _ssh_copy._program().decode()]
+        program = [sys.executable, "-I", "-c", _far_program.program().decode()]
         self.process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
 
     def talk(self, *said: bytes) -> list[Any]:
@@ -222,10 +222,10 @@ def test_a_directory_that_is_gone(receiver: Receiver) -> None:
 
 def test_it_needs_nothing_but_the_standard_library_of_python_3_9() -> None:
     """The oldest Python that managed hosts may have."""
-    for module in _ssh_copy._FAR_MODULES:
+    for module in _far_program.FAR_MODULES:
         tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"), feature_version=(3, 9))
         imported = {name.name for node in ast.walk(tree) if isinstance(node, ast.Import) for name in node.names}
         imported |= {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.module and not node.level}
         assert {name.partition(".")[0] for name in imported} <= sys.stdlib_module_names
         ours = {node.module for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) and node.level}
-        assert ours <= {one.__name__.rpartition(".")[2] for one in _ssh_copy._FAR_MODULES}
+        assert ours <= {one.__name__.rpartition(".")[2] for one in _far_program.FAR_MODULES}
