@@ -116,4 +116,5 @@ def find_domain(connection: libvirt.virConnect, domain: str) -> libvirt.virDomai
     if _UUID.fullmatch(domain):
         with suppress(libvirt.libvirtError):
             return connection.lookupByUUIDString(domain)
+        raise LiveBackupError(f"There is no domain {domain} on this hypervisor. If it was migrated, run again where it is now.")
     raise LiveBackupError(f"There is no domain {domain!r} on this hypervisor; `virsh list --all` shows those there are.")
