@@ -27,7 +27,8 @@ ARGUMENT_UNSUPPORTED = 74
 NO_DOMAIN_BACKUP = 104
 
 _ADVICE = {
-    OPERATION_TIMEOUT: "Another job (backup, snapshot, migration, save) holds the domain; wait for it or end it, then run again.",
+    OPERATION_TIMEOUT: "Another job (backup, snapshot, migration, save) holds the domain, or its QEMU waits for storage that hangs, as a "
+    "backup's target may. Wait for it, end it or mend it, then run again.",
     SYSTEM_ERROR: "Look at the permissions of the path and of its parents, and at AppArmor or SELinux denials in the host's log.",
 }
 
