@@ -60,6 +60,9 @@ def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, p
     parallel = 0 if check_mode else params["parallel"]
     with turn(uuid, name, parallel, clock) as end_turn, connect(params["uri"], readonly=check_mode) as connection:
         domain = find_domain(connection, uuid)
+        begun = _begun_before(target, domain, params["backup_id"], clock)
+        if begun is not None:
+            return begun
         plan = _plan(connection, domain, target, params, method)
         plan.update(planner(domain, plan.pop("facts"), params))
         facts = probe_target(target, name, plan["qemu_user"], write=not check_mode)

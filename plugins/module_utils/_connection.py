@@ -27,7 +27,8 @@ ARGUMENT_UNSUPPORTED = 74
 NO_DOMAIN_BACKUP = 104
 
 _ADVICE = {
-    OPERATION_TIMEOUT: "Another job (backup, snapshot, migration, save) holds the domain; wait for it or end it, then run again.",
+    OPERATION_TIMEOUT: "Another job (backup, snapshot, migration, save) holds the domain, or its QEMU waits for storage that hangs, as a "
+    "backup's target may. Wait for it, end it or mend it, then run again.",
     SYSTEM_ERROR: "Look at the permissions of the path and of its parents, and at AppArmor or SELinux denials in the host's log.",
 }
 
@@ -116,4 +117,5 @@ def find_domain(connection: libvirt.virConnect, domain: str) -> libvirt.virDomai
     if _UUID.fullmatch(domain):
         with suppress(libvirt.libvirtError):
             return connection.lookupByUUIDString(domain)
+        raise LiveBackupError(f"There is no domain {domain} on this hypervisor. If it was migrated, run again where it is now.")
     raise LiveBackupError(f"There is no domain {domain!r} on this hypervisor; `virsh list --all` shows those there are.")

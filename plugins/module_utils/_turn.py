@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 
-from ._claim import all_claims, is_alive, locked
+from ._claim import all_claims, is_alive, locked, read_claim
 from ._clock import Clock
 from ._progress import tell
 
@@ -19,16 +19,20 @@ _LOOK_SECONDS = 1.0
 
 @contextmanager
 def turn(uuid: str, name: str, parallel: int, clock: Clock) -> Iterator[Callable[[], None]]:
-    """Wait until fewer than `parallel` backups of other domains are under way here; 0 waits for nothing.
+    """Wait until fewer than `parallel` backups of other domains are under way here, or this domain's own is; 0 waits for nothing.
 
     Until the block ends, or what it is given is called, nobody else gets a turn: by then the claim must be written.
     """
     with ExitStack() as held:
-        if parallel:
+        while parallel:
             held.enter_context(locked("turn", float("inf"), clock))
-            while len(others := _under_way(uuid, clock)) >= parallel:
-                tell(name, dict, waits_for=others)
-                clock.sleep(_LOOK_SECONDS)
+            others = _under_way(uuid, clock)
+            # The own one was begun by another run, such as one whose controller is gone: only that it is adopted lets it end.
+            if len(others) < parallel or read_claim(uuid) is not None:
+                break
+            held.close()
+            tell(name, dict, waits_for=others)
+            clock.sleep(_LOOK_SECONDS)
         yield held.close
 
 

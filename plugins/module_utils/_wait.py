@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
-from ._connection import NO_DOMAIN, connect, find_domain
+from ._connection import NO_DOMAIN, connect, explained, find_domain
 from ._errors import LiveBackupError
 from ._job import JobWatch, abort_and_wait, amounts, completed_job, judge_job, running_job
 from ._libraries import libvirt
@@ -38,7 +38,7 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         recorded = _recorded(claim)
         if recorded:
             return recorded
-        with step(claim, "wait", clock):
+        with step(claim, "wait", clock), explained(f"wait for the backup of domain {claim.domain!r}"):
             job = _await(claim, params, clock)
             if job is not None:
                 claim.results["job"] = job

@@ -32,6 +32,8 @@ FILL = 384 << 20
 # A sample of the sweeps and repetitions, or all of them.
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 REPETITIONS = 20 if ALL else 2
+# What "make sanity" has made of other versions of ansible-core.
+CORES = [path.parent for path in (REPOSITORY / ".build").glob("venv-core-*/made")]
 at_length = pytest.mark.skipif(not ALL, reason="only by make test-all: it takes long")
 
 # One process, ready before the job begins: on a busy machine a job can be over before a virsh has started.

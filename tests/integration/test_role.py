@@ -8,7 +8,6 @@ import os
 import re
 import shutil
 import signal
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,15 +17,14 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339
+from tests.rig.fleet import PLAYBOOK
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 from tests.rig.sshd import Sshd
 
-from .conftest import FILL, REPOSITORY, Backup
-
-PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
+from .conftest import CORES, FILL, REPOSITORY, Backup
 
 
 @dataclass
@@ -214,7 +212,7 @@ def test_each_use_of_the_role_takes_a_backup_of_its_own(everyday: Guest, player:
     assert len(published) == 3 and published[-1] == "after", published
 
 
-@pytest.mark.parametrize("core", [path.parent for path in (REPOSITORY / ".build").glob("venv-core-*/made")], ids=lambda path: path.name)
+@pytest.mark.parametrize("core", CORES, ids=lambda path: path.name)
 def test_numbers_are_numbers_on_every_core(core: Path, everyday: Guest, player: Player) -> None:
     played = player.run(program=core / "bin/ansible-playbook", backup_domains=[everyday.name])
     assert played.status == 0, played.output

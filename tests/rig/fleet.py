@@ -7,26 +7,34 @@ import json
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from .guest import Guest
 from .hypervisor import Hypervisor, Inside
 from .shell import run
 from .sshd import Sshd
 
+PLAYBOOK = Path(sys.executable).with_name("ansible-playbook")
 _REPOSITORY = Path(__file__).parents[2]
 # Of no use outside the namespaces; the controller is .1, the server .2, the hypervisors follow.
 _ADDRESS = "10.99.0.{}"
 
 
 class Fleet:
-    """While it is entered, `controller` reaches every host by SSH, and every hypervisor reaches the server."""
+    """While it is entered, `controller` reaches every host by SSH, and every hypervisor reaches the server.
 
-    def __init__(self, name: str, hypervisors: int, root: Path | None = None) -> None:
+    `ahead` tells of hypervisors, by their short names, for how many seconds their clocks are ahead: namespaces have none of their
+    own, and so it is whatever SSH starts there that sees another time.
+    """
+
+    def __init__(self, name: str, hypervisors: int, root: Path | None = None, ahead: Mapping[str, int] | None = None) -> None:
         self._name = name
         self._root = root
+        self.ahead = ahead or {}
         self._names = [f"{name}-hv{number}" for number in range(1, hypervisors + 1)]
         self._stack = ExitStack()
         self.hypervisors: list[Hypervisor] = []
@@ -37,15 +45,17 @@ class Fleet:
             self.controller = self._host(stack, f"{self._name}-controller")
             self.directory = self.controller.directory / "fleet"
             self.directory.mkdir()
+            self._clock = self.directory / "clock.so"
+            run(["gcc", "-shared", "-fPIC", "-O2", "-Wall", "-Wextra", "-o", self._clock, Path(__file__).with_name("clock.c")])
             self._inside(self.controller, "link", "add", "fleet", "type", "bridge")
             self._inside(self.controller, "address", "add", f"{_ADDRESS.format(1)}/24", "dev", "fleet")
             self._inside(self.controller, "link", "set", "fleet", "up")
             self.server = self._host(stack, f"{self._name}-server")
             self._connect(stack, self.server, 2)
-            for number, name in enumerate(self._names):
+            for name in self._names:
                 hypervisor = self._host(stack, name, libvirtd=True)
                 self.hypervisors.append(hypervisor)
-                self._connect(stack, hypervisor, number + 3)
+                self._connect(stack, hypervisor, self._number(hypervisor))
             self._stack = stack.pop_all()
         return self
 
@@ -63,6 +73,18 @@ class Fleet:
     def join(self, hypervisor: Hypervisor) -> None:
         """Put it on the network again."""
         self._inside(self.controller, "link", "set", self._link(hypervisor), "up")
+
+    def migrate(self, guest: Guest, there: Hypervisor) -> None:
+        """Migrate a running guest to another hypervisor, where it is defined from then on."""
+        address = f"tcp://{self.sshds[there.name].address}"
+        # To libvirt the disks are local files: it does not know that both have the same ones.
+        flags = ["--live", "--unsafe", "--persistent", "--undefinesource"]
+        run(["virsh", "--connect", guest.hypervisor.libvirt_uri_outside, "migrate", *flags, guest.uuid, there.libvirt_uri_outside, address])
+
+    def boot(self, hypervisor: Hypervisor) -> None:
+        """Bring a hypervisor up again that lost its power; its guests are off."""
+        Hypervisor.up(hypervisor.name, self._root)
+        self._connect(self._stack, hypervisor, self._number(hypervisor))
 
     def inventory(self, **variables: Any) -> Path:
         """The inventory of the hypervisors, in the group `hypervisors`, reached by SSH."""
@@ -86,10 +108,11 @@ class Fleet:
         path.write_text(json.dumps({"hypervisors": {"hosts": hosts}}), encoding="utf-8")
         return path
 
-    def start(self, book: str, *options: str, inventory: Path | None = None, forks: int = 20, **variables: Any) -> Inside:
+    def start(
+        self, book: str, *options: str, inventory: Path | None = None, forks: int = 20, program: Path = PLAYBOOK, **variables: Any
+    ) -> Inside:
         """A playbook under way on the controller."""
         given = json.dumps({name: value for name, value in variables.items() if value is not None})
-        program = Path(sys.executable).with_name("ansible-playbook")
         return self.controller.popen(
             [program, "--inventory", inventory or self.inventory(), "--forks", str(forks), book, "--extra-vars", given, *options],
             env={
@@ -106,6 +129,9 @@ class Fleet:
             stderr=subprocess.STDOUT,
         )
 
+    def _number(self, hypervisor: Hypervisor) -> int:
+        return self._names.index(hypervisor.name) + 3
+
     def _host(self, stack: ExitStack, name: str, *, libvirtd: bool = False) -> Hypervisor:
         host = Hypervisor(name, self._root)
         stack.callback(host.down)
@@ -119,7 +145,8 @@ class Fleet:
         self._inside(self.controller, "link", "set", link, "master", "fleet", "up")
         self._inside(host, "address", "add", f"{address}/24", "dev", "eth0")
         self._inside(host, "link", "set", "eth0", "up")
-        self.sshds[host.name] = stack.enter_context(Sshd(host.directory / "sshd", host, address))
+        environment = {"LD_PRELOAD": str(self._clock), "CLOCK_AHEAD": str(self.ahead[link])} if link in self.ahead else None
+        self.sshds[host.name] = stack.enter_context(Sshd(host.directory / "sshd", host, address, environment))
 
     def _link(self, host: Hypervisor) -> str:
         return host.name.removeprefix(f"{self._name}-")

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -19,10 +20,20 @@ if TYPE_CHECKING:
 
 
 class Sshd:
-    """While it is entered it answers, inside a hypervisor if one is given; `key`, `known_hosts` and `port` are what a client needs."""
+    """While it is entered it answers, inside a hypervisor if one is given; `key`, `known_hosts` and `port` are what a client needs.
 
-    def __init__(self, directory: Path, hypervisor: Hypervisor | None = None, address: str = "127.0.0.1") -> None:
+    Whatever it starts has the `environment`.
+    """
+
+    def __init__(
+        self,
+        directory: Path,
+        hypervisor: Hypervisor | None = None,
+        address: str = "127.0.0.1",
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
         self._hypervisor = hypervisor
+        self._environment = environment or {}
         self.address = address
         directory.mkdir(parents=True, exist_ok=True)
         self.directory = directory
@@ -48,6 +59,7 @@ class Sshd:
             "StrictModes no",
             "PermitRootLogin yes",
             "MaxStartups 100",
+            *([" ".join(["SetEnv", *(f"{name}={value}" for name, value in self._environment.items())])] if self._environment else []),
         ]
         configuration.write_text("\n".join(lines) + "\n", encoding="utf-8")
         # It wants this to be there, and keeps nothing in it.

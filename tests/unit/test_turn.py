@@ -35,6 +35,23 @@ def test_it_waits_until_one_has_ended(backup: Backup) -> None:
     assert (backup.claims / "u-2.json").exists() and not (backup.claims / "turn.lock").exists()
 
 
+def test_what_another_run_begins_meanwhile_is_adopted(backup: Backup) -> None:
+    """Only a run that goes on with it lets it end: nobody may wait for that."""
+    under_way(backup, "u-1", 100)
+    sleep = backup.clock.sleep
+
+    def begin_elsewhere(seconds: float) -> None:
+        backup.clock.sleep = sleep  # type: ignore[method-assign]
+        assert backup.begin()["changed"]
+        under_way(backup, "u-2", 10_000)
+        sleep(seconds)
+
+    backup.clock.sleep = begin_elsewhere  # type: ignore[method-assign]
+    began = backup.clock.boottime()
+    assert not backup.begin(parallel=1)["changed"]
+    assert backup.clock.boottime() - began < 10
+
+
 @pytest.mark.parametrize("parallel", [0, 3])
 def test_there_is_room_for_one_more(parallel: int, backup: Backup) -> None:
     under_way(backup, "u-1", 1000)
