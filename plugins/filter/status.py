@@ -21,6 +21,6 @@ class FilterModule:
         return {
             "domain_status": lambda domains, sets, hypervisor, max_age: status(domains, sets, hypervisor, max_age, time.time()),
             "status_metrics": lambda rows: metrics(rows, time.time()),
-            "status_report": lambda looks, results, hosts: report(looks, results, hosts, time.time()),
+            "status_report": lambda looks, results, hosts, limit="": report(looks, results, hosts, time.time(), limit),
             "report_page": page,
         }

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from typing import Any
 
 VERSION = 1
-_MOST = 2**63 - 1
+MOST = 2**63 - 1
 
 Schema = dict[str, Any]
 
@@ -33,7 +33,7 @@ def _text(pattern: str) -> Schema:
 
 _STRING: Schema = {"type": "string"}
 _SOME: Schema = {"type": "string", "minLength": 1}
-_AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": _MOST}
+_AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": MOST}
 # As file_name in _backup_set makes them; no separator, no dot in front.
 _FILE = {**_text("[A-Za-z0-9_%-][A-Za-z0-9._%-]*"), "maxLength": 255}
 _TIME = _text(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")

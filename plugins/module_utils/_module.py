@@ -53,8 +53,17 @@ def run(operation: Operation, *options: dict[str, Any], **rules: Any) -> None:
     try:
         result = operation(module.params, module.check_mode, Clock())
     except FAILURES as error:
-        module.fail_json(**explain(error, "finish the task").as_result())
+        module.fail_json(**_as_text(explain(error, "finish the task").as_result()))
     else:
-        module.exit_json(**result)
+        module.exit_json(**_as_text(result))
     finally:
         end_progress()
+
+
+def _as_text(value: Any) -> Any:
+    """The same as UTF-8 can tell it: a name or a file at a target may hold what it cannot, and Ansible would refuse the whole result."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode("utf-8")
+    if isinstance(value, dict):
+        return {_as_text(key): _as_text(one) for key, one in value.items()}
+    return [_as_text(one) for one in value] if isinstance(value, (list, tuple)) else value

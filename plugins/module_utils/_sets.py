@@ -27,7 +27,7 @@ from typing import Any
 from ._backup_set import BACKUP_ID, MANIFEST, OWNER, TOKEN
 from ._clock import is_ahead, wall_time
 from ._errors import LiveBackupError
-from ._manifest_schema import SCHEMA, VERSION, violations
+from ._manifest_schema import MOST, SCHEMA, VERSION, violations
 
 PROOFS = ".proofs"
 REMOVING = ".removing"
@@ -46,7 +46,7 @@ _PROOF = {
         "level": {"enum": ["check", "boot"]},
         "verified": {"enum": [True, False]},
         "at": {"type": "string"},
-        "rto_ms": {"type": ["integer", "null"]},
+        "rto_ms": {"type": ["integer", "null"], "minimum": 0, "maximum": MOST},
         "findings": {"type": "array", "items": {"type": "string"}},
     },
 }

@@ -14,7 +14,7 @@ from ansible.module_utils.common.text.formatters import bytes_to_human
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339, wall_time
 
-from ._status import is_time, length
+from ._status import is_past, is_time, length
 
 # Five weeks of columns fit on a desktop's screen, and daily sets are rarely kept for longer.
 DAYS = 35
@@ -30,16 +30,20 @@ _TEXTS = (
 _NOTHING: dict[str, Any] = {"status": [], "sets": [], "matched": [], "unmatched": []}
 
 
-def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: list[str], now: float) -> dict[str, Any]:
+def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: list[str], now: float, limit: str = "") -> dict[str, Any]:
     """What is known, worst first: problems, the run, the hypervisors and their domains.
 
     Each look is what libvirt_domain_info and backup_set_info told of a hypervisor, or in `msg` why they could not.
     """
     results = [{**one, **{key: _as_told(one.get(key)) for key in _TEXTS}} for one in results]
-    known = {one["hypervisor"] for one in looks + results}
-    looks = looks + [{**_NOTHING, "hypervisor": host, "msg": "It was not reached."} for host in hosts if host not in known]
+    # A result of a domain says nothing of the others.
+    known = {one["hypervisor"] for one in [*looks, *(one for one in results if not one["domain"])]}
+    looks = looks + [
+        {**_NOTHING, "hypervisor": host, "msg": "It could not be looked at. It was not reached."} for host in hosts if host not in known
+    ]
     return {
         "made": rfc3339(now),
+        "limit": limit,
         "problems": _by_subject(_problems(looks, results)),
         "run": _run(results) if results else None,
         "hypervisors": [
@@ -81,8 +85,10 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
             add("error", result, f"It is backed up, but not with its group: {result['group_problem']}")
     for look in looks:
         if look["msg"]:
-            add("error", look, f"It could not be looked at. {look['msg']}")
+            add("error", look, look["msg"])
         for row in look["status"]:
+            if row["error"]:
+                add("error", row, row["error"])
             if not row["backup_id"]:
                 add("error", row, "There is no good backup.")
             elif not row["ok"]:
@@ -151,7 +157,7 @@ def page(told: dict[str, Any], template: str, name: str) -> str:
 def _windows(told: dict[str, Any]) -> list[dict[str, Any]]:
     """The backups of the run, or without any the newest one of each domain in the day before."""
     if told["run"]:
-        return [one for one in told["run"]["results"] if one["started"] and one["finished"]]
+        return [one for one in told["run"]["results"] if _is_window(one, wall_time(told["made"]))]
     newest = [
         {**one, "domain": row["domain"], "hypervisor": look["hypervisor"], "frozen_ms": row["frozen_ms"]}
         for look in told["hypervisors"]
@@ -159,7 +165,14 @@ def _windows(told: dict[str, Any]) -> list[dict[str, Any]]:
         for one in row["sets"]
         if one["good"] and one["instant"] == row["instant"]
     ]
-    return [one for one in newest if wall_time(one["started"]) > wall_time(told["made"]) - _DAY]
+    now = wall_time(told["made"])
+    return [one for one in newest if _is_window(one, now) and wall_time(one["started"]) > now - _DAY]
+
+
+def _is_window(one: dict[str, Any], now: float) -> bool:
+    """Whether its times are some: a manifest's and a stranger's need not be, and one of the year 9999 would leave no room for others."""
+    times = [one["started"], one["instant"], one["finished"]]
+    return all(is_past(text, now) for text in times) and wall_time(one["started"]) <= wall_time(one["finished"])
 
 
 def timeline(told: dict[str, Any]) -> dict[str, Any] | None:
@@ -173,7 +186,8 @@ def timeline(told: dict[str, Any]) -> dict[str, Any] | None:
     def place(moment: float) -> float:
         return round(100 * (moment - begin) / (end - begin), 3)
 
-    step = next((step for step in _STEPS if (end - begin) / step <= 6), _DAY)
+    days = int((end - begin) / _DAY / 6) + 1
+    step = next((step for step in _STEPS if (end - begin) / step <= 6), days * _DAY)
     first = int(-(-begin // step) * step)
     lanes: dict[str, list[dict[str, Any]]] = {}
     for one in sorted(windows, key=lambda one: (one["hypervisor"], one["started"], one["domain"])):
@@ -191,7 +205,8 @@ def timeline(told: dict[str, Any]) -> dict[str, Any] | None:
         "begin": rfc3339(begin),
         "end": rfc3339(end),
         "ticks": [
-            {"left": place(at), "label": _utc(at).strftime("%H:%M:%S" if step < 60 else "%H:%M")} for at in range(first, int(end) + 1, step)
+            {"left": place(at), "label": _utc(at).strftime("%H:%M:%S" if step < 60 else "%H:%M" if step < _DAY else "%m-%d")}
+            for at in range(first, int(end) + 1, step)
         ],
         "lanes": [{"hypervisor": name, "windows": rows} for name, rows in sorted(lanes.items())],
     }

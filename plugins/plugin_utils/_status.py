@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible.module_utils.common.text.formatters import bytes_to_human
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._clock import AHEAD_SECONDS, wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import is_ahead, wall_time
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 
@@ -27,6 +27,11 @@ def is_time(text: str | None) -> bool:
         return bool(text) and wall_time(str(text)) > 0
     except ValueError:
         return False
+
+
+def is_past(text: str | None, now: float) -> bool:
+    """Whether it is one that has been. Until one from the future comes, nothing newer would be missed."""
+    return is_time(text) and not is_ahead(str(text), now)
 
 
 def length(seconds: float) -> str:
@@ -47,34 +52,35 @@ def status(domains: list[dict[str, Any]], sets: list[dict[str, Any]], hypervisor
 
 
 def _of_domain(domain: dict[str, Any], sets: list[dict[str, Any]], hypervisor: str, max_age: float, now: float) -> dict[str, Any]:
+    # By this clock or by the target's. What seems to come from the future may be the oldest, and so may what has no time.
+    ahead = [one for one in sets if one["good"] and (one["ahead"] or not is_past(one["instant"], now))]
     row = {
         "domain": domain["name"],
         "uuid": domain["uuid"],
         "hypervisor": hypervisor,
-        **_last(sets, max_age, now),
-        "last_proof": _last_proof(sets),
+        **_last([one for one in sets if one["good"] and one not in ahead], max_age, now),
+        "last_proof": _last_proof(sets, now),
         "max_age_seconds": int(max_age),
-        "ahead": [one["backup_id"] for one in sets if one["good"] and one["ahead"]],
+        "ahead": [one["backup_id"] for one in ahead],
         "damaged": [one["backup_id"] for one in sets if one["status"] == "damaged"],
         "disproved": [one["backup_id"] for one in sets if one["status"] == "good" and not one["good"]],
         "claim": domain["claim"],
+        "error": domain["error"],
     }
     return {**row, "msg": _words(row)}
 
 
-def _last(sets: list[dict[str, Any]], max_age: float, now: float) -> dict[str, Any]:
-    # What seems to come from the future may be the oldest.
-    good = sorted((one for one in sets if one["good"] and not one["ahead"]), key=lambda one: str(one["instant"]))
+def _last(good: list[dict[str, Any]], max_age: float, now: float) -> dict[str, Any]:
     if not good:
         return {
             "ok": False, "backup_id": "", "instant": "", "age_seconds": -1, "method": "", "bytes": 0, "seconds": 0, "frozen_ms": None,
             "consistency": "", "proof": "", "proved": "", "rto_seconds": None,
         }  # fmt: skip
-    last, proof = good[-1], good[-1]["proof"] or {}
+    last = max(good, key=lambda one: str(one["instant"]))
+    proof = last["proof"] or {}
     age = int(now - wall_time(last["instant"]))
     return {
-        # By this clock or by the target's it may be one from the future too.
-        "ok": -AHEAD_SECONDS <= age <= max_age,
+        "ok": age <= max_age,
         "backup_id": last["backup_id"],
         "instant": last["instant"],
         "age_seconds": age,
@@ -84,14 +90,14 @@ def _last(sets: list[dict[str, Any]], max_age: float, now: float) -> dict[str, A
         "frozen_ms": last["manifest"]["consistency"]["frozen_ms"],
         "consistency": last["consistency"],
         "proof": proof.get("level", ""),
-        "proved": proof["at"] if is_time(proof.get("at")) else "",
+        "proved": proof["at"] if is_past(proof.get("at"), now) else "",
         "rto_seconds": proof["rto_ms"] / 1000 if proof.get("rto_ms") else None,
     }
 
 
-def _last_proof(sets: list[dict[str, Any]]) -> dict[str, Any] | None:
+def _last_proof(sets: list[dict[str, Any]], now: float) -> dict[str, Any] | None:
     proofs = [
-        {"backup_id": one["backup_id"], **one["proof"]} for one in sets if one["good"] and one["proof"] and is_time(one["proof"]["at"])
+        {"backup_id": one["backup_id"], **one["proof"]} for one in sets if one["good"] and one["proof"] and is_past(one["proof"]["at"], now)
     ]
     return max(proofs, key=lambda proof: wall_time(proof["at"]), default=None)
 
@@ -100,12 +106,12 @@ def _words(row: dict[str, Any]) -> str:
     if not row["backup_id"]:
         words = "no good backup"
     else:
-        proven = f"proven by {row['proof']} at {row['proved']}" if row["proof"] else "never proven"
+        proven = f"proven by {row['proof']} at {row['proved'] or 'no known time'}" if row["proof"] else "never proven"
         up = f", up in {row['rto_seconds']} s" if row["rto_seconds"] else ""
         what = f"{bytes_to_human(row['bytes'])}, {row['consistency']}-consistent"
         words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
     ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
-    return f"{row['domain']}: {words}{ahead}"
+    return f"{row['domain']}: {words}{ahead}{'. ' * bool(row['error'])}{row['error']}"
 
 
 _Number = Callable[[dict[str, Any]], Any]
@@ -126,7 +132,7 @@ _METRICS: list[tuple[str, str, _Number]] = [
     ("disproved_sets", "Sets whose last proof failed.", lambda row: len(row["disproved"])),
     ("damaged_sets", "Sets that are damaged.", lambda row: len(row["damaged"])),
     ("interrupted", "Whether an interrupted backup waits to be healed; its guest may run on an overlay.",
-     lambda row: int(bool(row["claim"]) and not row["claim"]["alive"])),
+     lambda row: None if row["error"] else int(bool(row["claim"]) and not row["claim"]["alive"])),
 ]  # fmt: skip
 # Prometheus' way to tell a word: one series for each, and 1 for the one that holds.
 _WORDS = [

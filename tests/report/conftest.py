@@ -28,7 +28,14 @@ def reports(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return directory
 
 
-def write(night: dict[str, Any], directory: Path, name: str, playbook: str = "ansible-playbook", **options: str) -> str:
+def write(
+    night: dict[str, Any],
+    directory: Path,
+    name: str,
+    playbook: str = "ansible-playbook",
+    others: dict[str, Any] | None = None,
+    **options: str,
+) -> str:
     """Write a report by the role, of what the night's looks and results are."""
     seen = directory / f"{name}-seen"
     seen.mkdir()
@@ -41,7 +48,7 @@ def write(night: dict[str, Any], directory: Path, name: str, playbook: str = "an
         Path(hosts[host]["seen"]).write_text(json.dumps(facts), encoding="utf-8")
     inventory = seen / "inventory.json"
     common = {"status_report_directory": str(directory), "status_report_name": name, **options}
-    inventory.write_text(json.dumps({"all": {"hosts": hosts, "vars": common}}), encoding="utf-8")
+    inventory.write_text(json.dumps({"seen": {"hosts": hosts, "vars": common}, "others": {"hosts": others or {}}}), encoding="utf-8")
     command = [playbook, "-i", str(inventory), "tests/report/report.yml"]
     return subprocess.run(command, cwd=REPOSITORY, check=False, text=True, stdout=subprocess.PIPE).stdout
 

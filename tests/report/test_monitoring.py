@@ -86,6 +86,14 @@ def test_the_dashboard_is_laid_out_without_overlap() -> None:
         assert beside or one["y"] + one["h"] <= other["y"] or other["y"] + other["h"] <= one["y"], (one, other)
 
 
+def test_the_dashboards_table_has_one_row_of_each_domain() -> None:
+    """Grafana makes one of two rows only where all that both have is the same, and a name of a metric is not."""
+    [table] = [panel for panel in DASHBOARD["panels"] if panel["type"] == "table"]
+    expressions = [target["expr"] for target in table["targets"]]
+    assert all(expression.startswith("max by (domain, instance) (") for expression in expressions)
+    assert any("max_age_seconds" in expression for expression in expressions), "of which each domain has one, without a backup too"
+
+
 def test_the_dashboard_takes_whatever_prometheus_the_user_has() -> None:
     variables = {one["name"] for one in DASHBOARD["templating"]["list"]}
     assert variables == {"datasource", "instance", "domain"}

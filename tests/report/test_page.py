@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
 from collections.abc import Iterator
 from datetime import timedelta
 from pathlib import Path
@@ -13,7 +14,7 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from .conftest import PLAYBOOKS, write
+from .conftest import PLAYBOOKS, REPOSITORY, write
 from .sample import HOSTILE, NIGHT, backup_id, domain, look, nights
 
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
@@ -121,7 +122,7 @@ def test_the_domains_and_what_is_kept_of_them(desktop: Page) -> None:
         "db1", f"{NIGHT:%Y-%m-%d %H:%M}", "3.00 GB", "32.17 MB/s", "163 ms", "filesystem",
         f"boot, {NIGHT + timedelta(hours=1):%Y-%m-%d %H:%M}", "8.123 s", "17"
     ]  # fmt: skip
-    expect(desktop.locator("#domains")).to_contain_text("kvm4.example.org: It was not reached.")
+    expect(desktop.locator("#domains")).to_contain_text("kvm4.example.org: It could not be looked at. It was not reached.")
     kept = desktop.locator("#calendar tbody tr").filter(has_text="db1")
     expect(kept.locator(".day.proven")).to_have_count(14)
     expect(kept).to_contain_text(f"3, since {NIGHT - timedelta(days=42):%Y-%m-%d}")
@@ -143,5 +144,51 @@ def test_a_report_that_cannot_be_written(playbook: str, tmp_path: Path) -> None:
     night = {"looks": [look(host, [domain("db1")], nights("db1", 1)) for host in hosts], "results": [], "hosts": hosts}
     output = write(night, tmp_path, "x", playbook, status_report_directory="/nonexistent")
     assert "The report could not be written. Destination directory /nonexistent does not exist" in output
-    # ansible-core 2.16 fails every host for what was to be done once.
-    assert re.search(r"^kvm1 .*failed=1 .*rescued=1 ", output, re.MULTILINE), output
+    assert_told_to_each(output, hosts)
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS.values(), ids=["2.19", "2.16"])
+def test_a_report_on_a_host_that_cannot_be_reached(playbook: str, tmp_path: Path) -> None:
+    hosts = ["kvm1", "kvm2"]
+    night = {"looks": [look(host, [domain("db1")], nights("db1", 1)) for host in hosts], "results": [], "hosts": hosts}
+    away = {"away": {"ansible_host": "127.0.0.1", "ansible_port": 1, "ansible_connection": "ssh"}}
+    output = write(night, tmp_path, "x", playbook, others=away, status_report_host="away")
+    assert "The report could not be written. " in output and "Connection refused" in output
+    assert_told_to_each(output, hosts)
+
+
+def assert_told_to_each(output: str, hosts: list[str]) -> None:
+    """Each goes on to the end, where what else is wrong with it would be told."""
+    for host in hosts:
+        assert re.search(rf"^{host} .*unreachable=0 .*failed=1 .*rescued=0 ", output, re.MULTILINE), output
+
+
+def test_no_domain_is_no_good_news(browser: Browser, tmp_path: Path) -> None:
+    write({"looks": [look("kvm1", [], [])], "results": [], "hosts": ["kvm1"]}, tmp_path, "x")
+    page = browser.new_page(viewport=PHONE)
+    page.goto((tmp_path / "x.html").as_uri())
+    expect(page).to_have_title("Backups: no domain")
+    expect(page.locator("h1")).to_have_text("There is no domain")
+    page.close()
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS.values(), ids=["2.19", "2.16"])
+def test_what_a_look_fails_for_is_in_the_report(playbook: str, tmp_path: Path) -> None:
+    """An age that is none, and metrics that cannot be written, which hides nothing of the domains."""
+    hosts: dict[str, dict[str, str]] = {"kvm1": {"status_max_age": "1"}, "kvm2": {"status_metrics_directory": "/nonexistent"}}
+    common = {
+        "ansible_connection": "local", "ansible_python_interpreter": "/usr/bin/python3", "backup_target": str(tmp_path),
+        "backup_libvirt_uri": "test:///default", "status_report_directory": str(tmp_path), "status_fail": "false",
+    }  # fmt: skip
+    inventory = tmp_path / "inventory.json"
+    inventory.write_text(json.dumps({"hypervisors": {"hosts": hosts, "vars": common}}), encoding="utf-8")
+    command = [playbook, "-i", str(inventory), "virtops.live_backup.status"]
+    done = subprocess.run(command, cwd=REPOSITORY, check=False, text=True, stdout=subprocess.PIPE)
+    assert done.returncode == 0, done.stdout
+    told = json.loads((tmp_path / "live_backup.json").read_text(encoding="utf-8"))
+    assert [(one["hypervisor"], one["domain"], one["what"][-1]) for one in told["problems"]] == [
+        ("kvm1", "", "It could not be looked at. status_max_age is 1; it must be a number and s, m, h, d or w, as in 26h."),
+        ("kvm2", "", "Its metrics could not be written. Destination directory /nonexistent does not exist"),
+        ("kvm2", "test", "There is no good backup."),
+    ]
+    assert "Could not examine domain 'test'" in told["problems"][2]["what"][0], "since this driver of libvirt knows no jobs"

@@ -48,6 +48,12 @@ def test_the_result_of_the_operation_is_the_modules(results: list[tuple[str, Res
     assert results == [("exit", {"changed": False, "options": ["domain", "target", "uri"]})]
 
 
+def test_what_is_no_utf_8_is_told_all_the_same(results: list[tuple[str, Result]]) -> None:
+    """Of a name or a proof at a target; ansible-core 2.19 would refuse all that a module has found."""
+    _module.run(lambda *_arguments: {"findings": ["/srv/\udcff is a link."], "proof": {"\ud800": 1, "verified": True}})
+    assert results == [("exit", {"findings": ["/srv/\\udcff is a link."], "proof": {"\\ud800": 1, "verified": True}})]
+
+
 @pytest.mark.parametrize(
     ("error", "result"),
     [

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -55,6 +56,41 @@ def test_a_hypervisor_of_which_nothing_is_known_was_not_reached() -> None:
     assert [one["hypervisor"] for one in found["hypervisors"]] == ["kvm1", "kvm3"]
 
 
+def test_a_result_does_not_stand_for_a_look() -> None:
+    found = told([], [result("kvm1", "db1")], ["kvm1"])
+    assert [(one["hypervisor"], one["what"]) for one in found["problems"]] == [("kvm1", ["It could not be looked at. It was not reached."])]
+
+
+def test_a_domain_that_could_not_be_examined() -> None:
+    """Whether its backup was interrupted is not known."""
+    found = problems(look("kvm1", [domain("db1", error="Could not examine domain 'db1': no monitor.")], nights("db1", 1)))
+    assert found == [("error", "kvm1", "db1", "Could not examine domain 'db1': no monitor.")]
+
+
+@pytest.mark.parametrize("time", ["0001-01-01T00:00:00.000Z", "9999-12-31T23:59:59.999Z"])
+@pytest.mark.parametrize("name", ["started", "finished"])
+def test_a_window_of_no_time(name: str, time: str) -> None:
+    """Manifests at the target are anybody's. One day for each line of ticks would make a page of 140 MB."""
+    [one], others = nights("db1", 1), nights("web1", 1)
+    one |= {"finished": time} if name == "finished" else {"manifest": {**one["manifest"], "started": time}}
+    placed = timeline(told([look("kvm1", [domain("db1"), domain("web1")], [one, *others])]))
+    assert placed is not None and [one["domain"] for lane in placed["lanes"] for one in lane["windows"]] == ["web1"]
+    placed = timeline(told([], [result("kvm1", "db1", **{name: time}), result("kvm1", "web1", started="soon")], ["kvm1"]))
+    assert placed is None
+
+
+def test_the_windows_of_a_run_that_was_completed_months_later() -> None:
+    placed = timeline(told([], [result("kvm1", "db1"), result("kvm1", "web1", minute=-100 * 24 * 60)], ["kvm1"]))
+    assert placed is not None and 5 <= len(placed["ticks"]) <= 7
+    assert {tick["label"] for tick in placed["ticks"]} != {"00:00"}
+
+
+def test_some_hypervisors_are_not_taken_for_all() -> None:
+    template = (Path(__file__).parents[2] / "roles/status/templates/report.html.j2").read_text(encoding="utf-8")
+    known = report([look("kvm1", [domain("db1")], nights("db1", 1))], [], ["kvm1"], NOW, "kvm1,<b>")
+    assert "<h1>All is well with kvm1,&lt;b&gt;</h1>" in page(known, template, "x")
+
+
 def test_a_domain_that_was_asked_for_must_be_somewhere() -> None:
     first = look("kvm1", [domain("db1")], nights("db1", 1), matched=["db1"], unmatched=["web1", "mail"])
     second = look("kvm2", [domain("web1")], nights("web1", 1), matched=["web1"], unmatched=["db1", "mail"])
@@ -81,7 +117,7 @@ def test_results_that_awx_has_passed_on() -> None:
     passed = result("kvm1", "17", backup_id="20261123")
     passed |= {key: datetime.fromisoformat(passed[key].replace("Z", "+00:00")) for key in ("started", "instant", "finished")}
     passed |= {"domain": 17, "backup_id": 20261123, "group": None, "group_problem": None, "status": "failed", "msg": "17: No."}
-    found = told([], [passed], ["kvm1"])
+    found = told([look("kvm1", [], [])], [passed])
     [one] = found["run"]["results"]
     assert one == {**result("kvm1", "17", backup_id="20261123"), "status": "failed", "msg": "17: No.", "bytes_per_second": 33730110}
     assert [(problem["domain"], problem["what"]) for problem in found["problems"]] == [("17", ["The backup failed. No."])]
@@ -95,7 +131,7 @@ SPANS = st.lists(st.tuples(SECONDS, SECONDS), min_size=1, max_size=9)
 @given(SPANS)
 def test_windows_are_within_the_timeline_in_their_proportions(spans: list[tuple[float, float]]) -> None:
     results = [result("kvm1", f"d{number}", minute=begin / 60, seconds=took) for number, (begin, took) in enumerate(spans)]
-    placed = timeline(told([], results, ["kvm1"]))
+    placed = timeline(report([], results, ["kvm1"], NOW + 3 * 86400))
     assert placed is not None
     begin, end = min(begin for begin, _took in spans), max(begin + took for begin, took in spans)
     whole = max(end - begin, 1)

@@ -24,6 +24,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._errors import
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets import (
     find_set,
     list_sets,
+    manifest_digest,
     read_manifest,
     reading,
     reading_set,
@@ -517,6 +518,14 @@ def test_a_proof_that_is_none(target: Path, one: Path, text: bytes) -> None:
     (one.parent / ".proofs").mkdir()
     (one.parent / ".proofs/night-1.json").write_bytes(text)
     assert [(found["proof"], found["good"]) for found in listed(target)] == [(None, True)]
+
+
+@pytest.mark.parametrize(("rto_ms", "proven"), [(-1, False), (0, True), (8123, True), (10**400, False)])
+def test_a_proof_of_a_time_that_can_be(target: Path, one: Path, rto_ms: int, proven: bool) -> None:
+    told = {"backup_id": "night-1", "level": "boot", "verified": True, "at": "", "rto_ms": rto_ms, "findings": []}
+    (one.parent / ".proofs").mkdir()
+    (one.parent / ".proofs/night-1.json").write_text(json.dumps({**told, "manifest": manifest_digest(one)}))
+    assert [found["proof"] is not None for found in listed(target)] == [proven]
 
 
 # Anything at all

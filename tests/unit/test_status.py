@@ -74,6 +74,29 @@ def test_a_proof_of_no_time() -> None:
     assert 'last_proof_timestamp_seconds{domain="db1"} 0\n' in metrics([row], NOW)
 
 
+def test_a_proof_from_the_future() -> None:
+    """By its time nobody would have to prove a backup before it comes."""
+    first, second = nights("db1", 2)
+    first["proof"] = proof("check", NIGHT)
+    second["proof"] = {**proof("boot", NIGHT), "at": "9999-12-31T00:00:00.000Z"}
+    row = row_of([first, second])
+    assert (row["proof"], row["proved"], row["last_proof"]["backup_id"]) == ("boot", "", first["backup_id"])
+
+
+@pytest.mark.parametrize("instant", ["0001-01-01T00:00:00.000Z", "9999-12-31T00:00:00.000Z"])
+def test_a_set_of_no_time_by_this_clock(instant: str) -> None:
+    """By no time of it would an alert come."""
+    row = row_of([backup_set("db1", NIGHT, instant=instant)])
+    assert (row["ok"], row["backup_id"], row["ahead"]) == (False, "", [backup_id(NIGHT)])
+    assert 'last_success_timestamp_seconds{domain="db1"} 0\n' in metrics([row], NOW)
+
+
+def test_a_domain_that_could_not_be_examined() -> None:
+    row = row_of(nights("db1", 1), error="Could not examine domain 'db1': no monitor.")
+    assert row["msg"].endswith("never proven. Could not examine domain 'db1': no monitor.")
+    assert "interrupted{" not in metrics([row], NOW)
+
+
 def test_metrics_of_a_domain_without_a_backup() -> None:
     lines = [line for line in metrics([row_of([])], 1000.5).splitlines() if not line.startswith("#")]
     assert lines == [
