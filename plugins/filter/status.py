@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import page, report
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import metrics, status
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import brief, metrics, status
 
 
 class FilterModule:
@@ -20,6 +20,7 @@ class FilterModule:
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
             "domain_status": lambda domains, sets, hypervisor, max_age: status(domains, sets, hypervisor, max_age, time.time()),
+            "brief_sets": brief,
             "status_metrics": lambda rows: metrics(rows, time.time()),
             "status_report": lambda looks, results, hosts, limit="": report(looks, results, hosts, time.time(), limit),
             "report_page": page,

@@ -27,7 +27,7 @@ _TEXTS = (
     "domain", "uuid", "hypervisor", "status", "backup_id", "method", "consistency", "instant", "started", "finished", "proof", "group",
     "group_problem", "msg",
 )  # fmt: skip
-_NOTHING: dict[str, Any] = {"status": [], "sets": [], "matched": [], "unmatched": []}
+_NOTHING: dict[str, Any] = {"status": [], "sets": [], "claims": [], "matched": [], "unmatched": []}
 
 
 def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: list[str], now: float, limit: str = "") -> dict[str, Any]:
@@ -55,7 +55,7 @@ def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: li
                         **row,
                         "age": length(row["age_seconds"]) if row["instant"] else "",
                         "bytes_per_second": _rate(row),
-                        "sets": [_brief(one) for one in look["sets"] if one["uuid"] == row["uuid"]],
+                        "sets": [one for one in look["sets"] if one["uuid"] == row["uuid"]],
                     }
                     for row in look["status"]
                 ],
@@ -106,6 +106,13 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
                         add("warning", row, f"Set {one['backup_id']} {says}: {' '.join(_findings(one)) or 'no reason is told.'}")
             if row["ahead"]:
                 add("warning", row, f"Not counted, since they seem to be from the future: {', '.join(row['ahead'])}.")
+        for claim in look["claims"]:
+            if not claim["alive"] and claim["uuid"] not in {row["uuid"] for row in look["status"]}:
+                add(
+                    "error",
+                    {**look, "domain": claim["domain"]},
+                    f"An interrupted backup waits to be healed, of a domain that is gone or left out. {claim['msg']}",
+                )
     matched = {name for look in looks for name in look["matched"]}
     for name in sorted({name for look in looks for name in look["unmatched"]} - matched):
         add("error", {"hypervisor": "", "domain": name}, f"No hypervisor that was reached has a domain {name}.")
@@ -122,12 +129,6 @@ def _by_subject(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
 
 def _findings(one: dict[str, Any]) -> list[str]:
     return one["findings"] or (one["proof"] or {}).get("findings", [])
-
-
-def _brief(one: dict[str, Any]) -> dict[str, Any]:
-    told = {key: one[key] for key in ("backup_id", "status", "good", "instant", "finished", "bytes", "method", "consistency")}
-    manifest = one["manifest"] or {}
-    return {**told, "started": manifest.get("started"), "proof": one["proof"], "findings": one["findings"]}
 
 
 def _rate(row: dict[str, Any]) -> int | None:

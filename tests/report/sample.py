@@ -8,7 +8,7 @@ from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import status
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import brief, status
 
 # The role tells the time itself.
 MORNING = datetime.now(timezone.utc).replace(second=0, microsecond=0)
@@ -70,7 +70,16 @@ def nights(name: str, count: int, *, until: int = 0, minute: int = 0, **more: An
 
 def look(hypervisor: str, domains: list[dict[str, Any]], sets: list[dict[str, Any]], max_age: str = "26h", **more: Any) -> dict[str, Any]:
     rows = status(domains, sets, hypervisor, max_age, NOW)
-    return {"hypervisor": hypervisor, "status": rows, "sets": sets, "matched": ["*"], "unmatched": [], "msg": "", **more}
+    return {
+        "hypervisor": hypervisor,
+        "status": rows,
+        "sets": brief(sets),
+        "claims": [],
+        "matched": ["*"],
+        "unmatched": [],
+        "msg": "",
+        **more,
+    }
 
 
 def result(hypervisor: str, name: str, *, minute: float = 0, seconds: float = 95.5, gib: float = 3, **more: Any) -> dict[str, Any]:

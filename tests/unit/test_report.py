@@ -160,3 +160,10 @@ def test_a_page_escapes_all_it_is_told() -> None:
     night = bad_night()
     text = page(told(night["looks"], night["results"]), "{{ report.hypervisors[1].domains[2].domain }}", "x")
     assert text == HOSTILE.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;").replace('"', "&#34;").replace("'", "&#39;")
+
+
+def test_an_interrupted_backup_of_a_domain_that_is_gone() -> None:
+    claims = [{"uuid": "1", "domain": "old1", "alive": False, "msg": "At the copy."}, {"uuid": "2", "domain": "new1", "alive": True}]
+    assert problems(look("kvm1", [], [], claims=claims)) == [
+        ("error", "kvm1", "old1", "An interrupted backup waits to be healed, of a domain that is gone or left out. At the copy.")
+    ]
