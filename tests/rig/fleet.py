@@ -144,7 +144,8 @@ class Fleet:
         self._inside(self.controller, "link", "add", link, "type", "veth", "peer", "name", "eth0", "netns", str(host.pid))
         self._inside(self.controller, "link", "set", link, "master", "fleet", "up")
         self._inside(host, "address", "add", f"{address}/24", "dev", "eth0")
-        self._inside(host, "link", "set", "eth0", "up")
+        # The others remember it over a boot.
+        self._inside(host, "link", "set", "eth0", "address", f"02:00:00:00:00:{number:02x}", "up")
         environment = {"LD_PRELOAD": str(self._clock), "CLOCK_AHEAD": str(self.ahead[link])} if link in self.ahead else None
         self.sshds[host.name] = stack.enter_context(Sshd(host.directory / "sshd", host, address, environment))
 
