@@ -10,8 +10,6 @@ import socket
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -69,32 +67,25 @@ def talk(said: bytes) -> bytes:
     return bytes(answer)
 
 
-@contextmanager
-def qemu_source(path: Path, image_format: str) -> Iterator[tuple[str, int]]:
-    """A served file as qemu-img names it, and the descriptor that it must inherit."""
-    content = path.read_bytes()
-    with served(len(content), lambda offset, length: content[offset : offset + length]) as descriptor:
-        node = {"driver": "nbd", "server": {"type": "fd", "str": str(descriptor)}}
-        yield f"json:{json.dumps({'driver': image_format, 'file': node})}", descriptor
-
-
-def qemu_img(descriptor: int, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(["qemu-img", *map(str, arguments)], pass_fds=[descriptor], capture_output=True, text=True, check=False)
+def qemu_img(descriptor: int, command: str, *paths: str) -> subprocess.CompletedProcess[str]:
+    """Run qemu-img, with what is served in the place of a path that is empty."""
+    source = json.dumps({"driver": "raw", "file": {"driver": "nbd", "server": {"type": "fd", "str": str(descriptor)}}})
+    arguments = ["qemu-img", *command.split(), *(path or f"json:{source}" for path in paths)]
+    return subprocess.run(arguments, pass_fds=[descriptor], capture_output=True, text=True, check=False)
 
 
 @pytest.mark.parametrize("size", [0, 512, 3 * 65536])
 def test_qemu_reads_what_is_there(tmp_path: Path, size: int) -> None:
-    (tmp_path / "image").write_bytes(CONTENT[:size])
-    with qemu_source(tmp_path / "image", "raw") as (source, descriptor):
-        done = qemu_img(descriptor, "convert", "-O", "raw", source, tmp_path / "copy")
+    with served(size, read) as descriptor:
+        done = qemu_img(descriptor, "convert -O raw", "", str(tmp_path / "copy"))
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "copy").read_bytes() == CONTENT[:size]
 
 
 def test_qemu_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(CONTENT)
-    with qemu_source(tmp_path / "image", "raw") as (source, descriptor):
-        done = qemu_img(descriptor, "convert", "-n", "-f", "raw", "-O", "raw", tmp_path / "image", source)
+    with served(3 * 65536, read) as descriptor:
+        done = qemu_img(descriptor, "convert -n -f raw", str(tmp_path / "image"), "")
     assert done.returncode == 1 and "Could not open" in done.stderr
 
 
@@ -103,9 +94,8 @@ def test_what_reading_raises_is_raised_when_it_ends(tmp_path: Path) -> None:
         raise OSError(errno.EIO, "rotten")
 
     with pytest.raises(OSError, match="rotten"), served(1 << 20, fail) as descriptor:
-        node = {"driver": "raw", "file": {"driver": "nbd", "server": {"type": "fd", "str": str(descriptor)}}}
         # It is not kept waiting.
-        assert qemu_img(descriptor, "convert", "-O", "raw", f"json:{json.dumps(node)}", tmp_path / "copy").returncode == 1
+        assert qemu_img(descriptor, "convert -O raw", "", str(tmp_path / "copy")).returncode == 1
 
 
 def test_nobody_comes() -> None:
