@@ -222,9 +222,17 @@ def test_numbers_are_numbers_on_every_core(core: Path, everyday: Guest, player: 
     }, row  # fmt: skip
 
 
-def test_a_hypervisor_that_cannot_be_listed_has_a_row(player: Player) -> None:
+def test_a_hypervisor_that_cannot_be_listed_has_a_row(player: Player, tmp_path: Path) -> None:
+    """And the report is written, or yesterday's would go on to say that all is well."""
+    played = player.run(backup_libvirt_uri="qemu:///system?socket=/nonexistent", status_report_directory=str(tmp_path))
+    assert played.status == 2 and "/nonexistent" in played.rows[""]["msg"] and played.rows[""]["hypervisor"] == "hv", played.output
+    [problem] = json.loads((tmp_path / "live_backup.json").read_text(encoding="utf-8"))["problems"]
+    assert problem["hypervisor"] == "hv" and problem["what"][0].startswith("The backup failed."), problem
+
+
+def test_a_domain_that_is_nowhere(player: Player) -> None:
     played = player.run(backup_domains=["nobody"])
-    assert played.status == 2 and "no domain 'nobody'" in played.rows[""]["msg"] and played.rows[""]["hypervisor"] == "hv"
+    assert played.status == 2 and played.rows == {} and "No hypervisor that was reached has nobody" in played.output, played.output
 
 
 def test_hosts_share_the_name_of_the_backup(everyday: Guest, make_guest: Callable[..., Guest], player: Player) -> None:
