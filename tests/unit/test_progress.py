@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _progress
+from ansible_collections.virtops.live_backup.plugins.module_utils._copy import Pace
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._progress import words
 
 from .backup import Backup
@@ -59,10 +61,18 @@ def test_it_is_told_only_where_somebody_wants_to_know(tmp_path: Path, monkeypatc
 def test_a_copy_tells_of_each_disk(capture: Backup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("LIVE_BACKUP_PROGRESS", str(tmp_path / "progress"))
     seen: list[dict[str, Any]] = []
-    monkeypatch.setattr(_progress, "_write", lambda _path, progress: seen.append(progress))
+    heard = threading.Event()
+
+    def write(_path: Path, progress: dict[str, Any]) -> None:
+        seen.append(progress)
+        heard.set()
+
+    monkeypatch.setattr(_progress, "_write", write)
+    # A copy that ends at once tells nothing.
+    monkeypatch.setattr(Pace, "pass_through", lambda _self, _amount: heard.wait(10))
     capture.snapshot()
     capture.copy()
-    assert seen and {one["domain"] for one in seen} == {"db1"} and {disk for one in seen for disk in one["disks"]} <= {"vda", "vdb"}
+    assert {one["domain"] for one in seen} == {"db1"} and {disk for one in seen for disk in one["disks"]} <= {"vda", "vdb"}
 
 
 def test_a_row_of_the_playbook_has_every_option_of_the_role() -> None:
