@@ -182,6 +182,7 @@ def test_no_more_than_so_many_at_a_time(fleet: Fleet, target: Path) -> None:
     assert begun["hv1"] < ended_at["hv2"] and begun["hv2"] < ended_at["hv1"], (begun, ended_at)
 
 
+@at_length
 def test_the_controller_is_killed_and_the_play_run_again(fleet: Fleet, target: Path) -> None:
     running = fleet.start(BACKUP, backup_target=str(target), backup_id="night-1")
     claims = [hypervisor.outside("/var/lib/live_backup") for hypervisor in fleet.hypervisors]
@@ -324,6 +325,7 @@ def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: 
     assert all(counts["changed"] == 0 for counts in busy.recap.values()), busy.output
 
 
+@at_length
 def test_how_many_write_to_one_target(fleet: Fleet, target: Path) -> None:
     """Each hypervisor has its share; a target with fewer places than hypervisors is refused before anything is done."""
     few = play(fleet, backup_target=str(target), backup_target_parallel=HYPERVISORS - 1)

@@ -8,8 +8,10 @@ import os
 import re
 import shutil
 import signal
+import subprocess
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +26,7 @@ from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 from tests.rig.sshd import Sshd
 
-from .conftest import CORES, FILL, REPOSITORY, Backup
+from .conftest import CORES, FILL, REPOSITORY, Backup, at_length
 
 
 @dataclass
@@ -138,6 +140,7 @@ def test_one_failure_leaves_the_others_to_finish(
     assert "Traceback" not in played.output
 
 
+@at_length
 def test_legacy_where_it_is_asked_for(
     everyday: Guest, make_guest: Callable[..., Guest], player: Player, backup_of: Callable[..., Backup]
 ) -> None:
@@ -198,6 +201,7 @@ def test_empty_answers_of_a_survey_are_the_defaults(everyday: Guest, player: Pla
     assert played.rows[everyday.name]["status"] == "planned", played.output
 
 
+@at_length
 def test_each_use_of_the_role_takes_a_backup_of_its_own(everyday: Guest, player: Player) -> None:
     """As around an upgrade; and a play in check mode only plans."""
     book = player.target.with_suffix(".yml")
@@ -260,8 +264,7 @@ def test_interrupted_and_run_again(make_guest: Callable[..., Guest], player: Pla
     # What is told while the job lasts also shows that it is waited for.
     told = next((line for line in running.stdout if re.search(r": vda \d+ %, \S+ \S+ of ", line)), "")
     assert told.startswith(f"[hv] {guest.name}: "), told
-    for pid in _family(running.command_pid):
-        os.kill(pid, signal.SIGINT)
+    interrupt(running)
     assert ended(running).status != 0
     planned = player.run("--check", backup_domains=[guest.name], backup_id="night-2")
     assert planned.status == 0 and "backup job" in planned.rows[guest.name]["msg"], planned.output
@@ -284,6 +287,19 @@ def test_recover_alone(large: Guest, player: Player, backup_of: Callable[..., Ba
         assert played.status == 0 and played.recap["hv"]["changed"] == changed, played.output
     wait_until(lambda: not backup.watchdogs(), 30, "the watchdog to end")
     backup.assert_nothing_left()
+
+
+def interrupt(process: Inside) -> None:
+    """Press Ctrl-C; and once more where Ansible does not end, as it may not when the first comes while it prints."""
+    for _press in range(2):
+        for pid in _family(process.command_pid):
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGINT)
+        try:
+            process.wait(timeout=20)
+            return
+        except subprocess.TimeoutExpired:
+            pass
 
 
 def _family(pid: int) -> list[int]:

@@ -13,7 +13,7 @@ from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.shell import wait_until
 
-from .conftest import ALL, FILL, Backup, result_of
+from .conftest import ALL, FILL, Backup, at_length, result_of
 
 
 def begin_slowly(backup: Backup) -> tuple[dict, Inside]:
@@ -75,6 +75,7 @@ def test_somebody_aborts(large: Guest, backup_of: Callable[..., Backup]) -> None
     assert "no backup night-1 under way" in backup.publish()["msg"]
 
 
+@at_length
 def test_the_guest_shuts_down(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     guest = make_guest("several", size=512 << 20, fill=FILL, rate=100)
     backup = backup_of(guest)
