@@ -127,6 +127,7 @@ def test_a_hypervisor_is_cut_off_in_the_middle(fleet: Fleet, target: Path) -> No
     assert list(lost.outside("/var/lib/live_backup").glob("*")) == []
 
 
+@at_length
 def test_a_limit_that_names_no_row(fleet: Fleet, target: Path) -> None:
     """Its hypervisor's domains are backed up all the same, by the role itself."""
     played = play(fleet, "--limit", "hv1", backup_target=str(target), backup_id="night-1")
@@ -144,6 +145,7 @@ def test_tags_leave_nothing_out_silently(fleet: Fleet, target: Path) -> None:
     assert played.status == 0 and played.rows["g11"]["status"] == "published", played.output
 
 
+@at_length
 def test_a_domain_migrates_between_discovery_and_begin(fleet: Fleet, target: Path) -> None:
     """It fails, and alone; the limit that was told names it where it is no more; the same run again backs it up where it is."""
     here, there = fleet.hypervisors[:2]

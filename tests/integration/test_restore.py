@@ -20,7 +20,7 @@ from tests.rig.hypervisor import Inside
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 
-from .conftest import ALL, Backup, result_of
+from .conftest import ALL, Backup, at_length, result_of
 
 
 def verify(backup: Backup, **options: Any) -> dict[str, Any]:
@@ -316,6 +316,7 @@ def test_a_signal_when_it_is_defined(fault: str, make_guest: Callable[..., Guest
     assert restore(backup, backup_id="night-1", overwrite=True)["changed"] is False
 
 
+@at_length
 def test_a_domain_that_was_used_between_an_interruption_and_the_next_run(
     make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
 ) -> None:
