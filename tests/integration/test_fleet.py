@@ -311,10 +311,12 @@ def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: 
         first.start()
     assert played.status == 0, played.output
     assert {(row["group"], row["method"]) for row in played.rows.values()} == {("shop", "offline"), ("shop", "push")}
+    assert {row["group_problem"] for row in played.rows.values()} == {""}
 
     failed = play(fleet, backup_id="night-2", backup_groups={"shop": ["g11", "g21", "g99"]}, **options)
     assert failed.status != 0 and "g99 is not in this run" in failed.output, failed.output
     assert {(row["group"], row["status"]) for row in failed.rows.values()} == {("", "published")}
+    assert {row["group_problem"] for row in failed.rows.values()} == {"g99 is not in this run."}
     tight = play(fleet, backup_id="night-3", backup_groups={"shop": ["g11", "g21"]}, backup_group_max_spread=-1, **options)
     assert tight.status != 0 and "backup_group_max_spread is -1" in tight.output, tight.output
     assert {(row["group"], row["status"]) for row in tight.rows.values()} == {("", "published")}
