@@ -197,7 +197,7 @@ def _write(backup: Path, image: Image, backup_id: str, clock: Clock) -> None:
     else:
         with ThreadPoolExecutor(1) as pool:
             # What one of them has read, the other finds in the page cache.
-            read = pool.submit(image_digest, source, cached=True)
+            read = pool.submit(image_digest, source, beside=True)
             convert(source, image.source_format, temporary, image.format, "none", 0, Pace(clock))
             temporary.chmod(0o600)
             digest = read.result()
