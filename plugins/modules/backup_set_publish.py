@@ -15,7 +15,7 @@ description:
   - Makes the files of a finished backup a set, with C(manifest.json) and C(RESTORE.md), each file synced, readable for root alone.
   - Renames the set into place as the last step, so that a set that can be seen is whole.
   - Needs the result that M(virtops.live_backup.libvirt_job_wait) recorded, and every planned image.
-  - Reads each image once, for its digest, and does not leave it in the host's page cache.
+  - Reads each image once, for its digest.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
