@@ -47,6 +47,9 @@ options:
   target:
     description:
       - The export target, an existing directory on the hypervisor, as an absolute path.
+      - Or C(ssh://[user@]host[:port]/directory), a directory on another host, which the hypervisor reaches by SSH. That host needs sshd, a
+        POSIX shell and C(python3) 3.9 or newer. Its host key must be known. Whether the set is there already, and the room there, are
+        looked for first.
       - The set is published as C(<target>/<domain>/<backup_id>/).
     type: str
     required: true
@@ -84,6 +87,20 @@ options:
         not ready at that moment.
       - How far the hypervisor's clock is from the controller's is measured first, and told in RV(ignore:clock).
     type: float
+  staging_dir:
+    description:
+      - Needed where O(target) begins with C(ssh://), and only there. An existing directory on the hypervisor, as an absolute path, for
+        the unfinished set.
+      - What QEMU or C(qemu-img) writes is made there, and must have room there; M(virtops.live_backup.backup_set_publish) sends it. That is
+        every image of a push, and what is converted, compressed or flattened. Any other image is sent straight to the other host by
+        M(virtops.live_backup.sparse_copy), and what is here has some KiB.
+    type: path
+  convert:
+    description:
+      - Whether O(virtops.live_backup.sparse_copy#module:format) or O(virtops.live_backup.sparse_copy#module:compress) will ask for other
+        images than the disks are. They are made in O(staging_dir) then.
+    type: bool
+    default: false
 """
 
     PROGRESS = r"""

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from ._backup_set import check_target
@@ -63,6 +64,15 @@ def is_remote(params: dict[str, Any]) -> bool:
     if not remote and (params["ssh_key"] or params["ssh_options"]):
         raise LiveBackupError("ssh_key and ssh_options are for a target that begins with ssh://.")
     return remote
+
+
+def made_in(params: dict[str, Any]) -> Path:
+    """The directory of this host that sets are made in: the target, or where they are before they are sent."""
+    if is_remote(params) != bool(params["staging_dir"]):
+        raise LiveBackupError(
+            "staging_dir is needed where target begins with ssh://, and only there: name an existing directory on this host."
+        )
+    return check_target(params["staging_dir"] or params["target"])
 
 
 def set_info(params: dict[str, Any], _check_mode: bool, _clock: Clock) -> dict[str, Any]:

@@ -11,20 +11,24 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ._backup_set import SetPaths, check_backup_id, check_target, domain_directory, published_manifest
+from ._at_target import at_target, is_remote, made_in
+from ._backup_set import SetPaths, check_backup_id, domain_directory, published_manifest
 from ._backup_xml import push_backup_xml
 from ._capture import Capture, capture_claimed
 from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_alive, keep_room, step
 from ._clock import Clock
 from ._commit import chain_of
 from ._connection import FAILURES, connect, explain, explained, find_domain
-from ._domain_xml import parse_domain, sources
+from ._domain_xml import Disk, parse_domain, sources
 from ._errors import LiveBackupError
 from ._facts import DomainFacts, chain_allocation, domain_facts, host_versions
 from ._fingerprint import fingerprint
 from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._plan import HostVersions, bytes_needed, check_room, choose_disks, choose_method, occupied_by, version_text, why_not
+from ._qcow2 import is_self_contained
+from ._receive_set import room_for
+from ._send_set import sent_set
 from ._space import allocated
 from ._target import probe_target
 from ._turn import turn
@@ -46,14 +50,14 @@ def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, planner: Planner, capture: Capture) -> dict[str, Any]:
     """Plan, check and claim; then freeze, `capture` and thaw."""
     check_backup_id(params["backup_id"])
-    target = check_target(params["target"])
+    target = made_in(params)
     if params["freeze_timeout"] < 1:
         raise LiveBackupError(f"freeze_timeout must be at least 1 second, not {params['freeze_timeout']}.")
     with connect(params["uri"], readonly=True) as connection:
         domain = find_domain(connection, params["domain"])
         name, uuid = domain.name(), domain.UUIDString()
         probe_target(target, name, None, write=False)
-        begun = _begun_before(target, domain, params["backup_id"], clock)
+        begun = _begun_before(target, domain, params["backup_id"], clock) or _sent_before(params, uuid)
         if begun is not None:
             return begun
     # Anything may have changed when it is this domain's turn, so that all is looked at after that.
@@ -65,9 +69,7 @@ def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, p
             return begun
         plan = _plan(connection, domain, target, params, method)
         plan.update(planner(domain, plan.pop("facts"), params))
-        facts = probe_target(target, name, plan["qemu_user"], write=not check_mode)
-        plan.update(bytes_free=facts.free, device=facts.device)
-        check_room(plan["bytes_needed"], _reserved(facts.device, uuid), facts.free, str(target))
+        plan.update(_room(plan, target, uuid, name, params, check_mode))
         if check_mode:
             return {"changed": True, "planned": True, "published": False, **_planned(plan)}
         with hold(uuid, clock):
@@ -76,13 +78,36 @@ def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, p
             return begun or _begin(domain, plan, target, params, clock, method, capture, end_turn)
 
 
+def _sent_before(params: dict[str, Any], uuid: str) -> dict[str, Any] | None:
+    """The result of the same backup where it is published on another host."""
+    sent = sent_set(params, uuid) if is_remote(params) else None
+    return sent and _from_manifest(sent["manifest"], sent["path"])
+
+
+def _room(plan: dict[str, Any], target: Path, uuid: str, name: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
+    """What is needed and free, here and on another host that the set is sent to; fails where that is too little."""
+    for disk in plan["disks"]:
+        disk["allocation"] = plan.get("held", {}).get(disk["target"], disk["allocation"])
+    needed, needed_here = (
+        sum(bytes_needed(disk["capacity"], disk["allocation"]) for disk in disks)
+        for disks in (plan["disks"], [disk for disk in plan["disks"] if not disk["sent"]])
+    )
+    facts = probe_target(target, name, plan["qemu_user"], write=not check_mode)
+    check_room(needed_here, _reserved(facts.device, uuid), facts.free, str(target))
+    free = [facts.free] if needed_here else []
+    if is_remote(params):
+        free.append(at_target(params, room_for, name=name, uuid=uuid, check_mode=check_mode)["free"])
+        check_room(needed, 0, free[-1], params["target"])
+    return {"bytes_needed": needed, "bytes_needed_here": needed_here, "bytes_free": min(free), "device": facts.device}
+
+
 def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock: Clock) -> dict[str, Any] | None:
     """The result of the same backup where it is published or under way; an error where another one is."""
     name, uuid = domain.name(), domain.UUIDString()
     paths = SetPaths(domain_directory(target, name, uuid), backup_id)
     manifest = published_manifest(paths)
     if manifest is not None:
-        return _from_manifest(manifest, paths)
+        return _from_manifest(manifest, str(paths.final))
     with explained(f"read the definition of domain {name!r}"):
         claim = claim_of(parse_domain(domain.XMLDesc(0)))
     if claim is None:
@@ -98,15 +123,13 @@ def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock
     )
 
 
-def _from_manifest(manifest: dict[str, Any], paths: SetPaths) -> dict[str, Any]:
+def _from_manifest(manifest: dict[str, Any], path: str) -> dict[str, Any]:
     return {
         "changed": False,
         "planned": False,
         "published": True,
-        "path": str(paths.final),
-        "disks": [
-            {"target": disk["target"], "path": str(paths.final / disk["file"]), "format": disk["format"]} for disk in manifest["disks"]
-        ],
+        "path": path,
+        "disks": [{"target": disk["target"], "path": f"{path}/{disk['file']}", "format": disk["format"]} for disk in manifest["disks"]],
         "skipped_disks": manifest["skipped"],
         "consistency": manifest["consistency"]["level"],
         "why": manifest["consistency"]["why"],
@@ -142,9 +165,9 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
             "path": str(paths.image(disk.target, params["format"])) if method == "push" else "",
             "format": params["format"] if method == "push" else "",
             "capacity": facts.capacity_of(disk),
-            "bytes_needed": bytes_needed(facts.capacity_of(disk), facts.allocation[disk.target]),
             "allocation": facts.allocation[disk.target],
             "source": {"path": disk.chain[0].path, "format": disk.chain[0].format},
+            "sent": method != "push" and is_remote(params) and not params["convert"] and _has_bytes_of_copy(disk),
         }
         for disk in chosen
     ]
@@ -155,7 +178,7 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
         "path": str(paths.final),
         "disks": disks,
         "skipped": skipped,
-        "bytes_needed": sum(disk["bytes_needed"] for disk in disks),
+        "server": {key: params[key] for key in ("target", "ssh_key", "ssh_options")},
         "state": facts.state,
         "agent": facts.xml.agent,
         "freezes": False,
@@ -165,6 +188,12 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
         "qemu_user": facts.xml.qemu_user,
         "sources": sources(facts.xml),
     }
+
+
+def _has_bytes_of_copy(disk: Disk) -> bool:
+    """Whether a disk's image, as it is, can stand in a set."""
+    image = disk.chain[0]
+    return image.format in ("raw", "qcow2") and is_self_contained(Path(image.path), image.format)
 
 
 def _asked_for(method: str, versions: HostVersions) -> str:
@@ -189,11 +218,11 @@ def _plan_offline(domain: libvirt.virDomain, facts: DomainFacts, params: dict[st
             "another host uses them. If only this host does, say so with exclusive, or leave them out with exclude_disks."
         )
     whole = {disk.target: replace(disk, chain=chain_of(disk.chain[0])) for disk in disks}
-    needed = {disk.target: chain_allocation(whole[disk.target], facts.capacity_of(disk)) for disk in disks}
+    held = {disk.target: chain_allocation(whole[disk.target], facts.capacity_of(disk)) for disk in disks}
     with images_locked([Path(disk.chain[0].path) for disk in disks]):
         prints = {disk.target: fingerprint(disk.chain[0].path) for disk in disks}
     return {
-        "bytes_needed": sum(bytes_needed(facts.capacity_of(disk), needed[disk.target]) for disk in disks),
+        "held": held,
         "prints": prints,
         "saved": bool(domain.hasManagedSaveImage()),
     }
@@ -229,8 +258,8 @@ def _reserved(device: int, uuid: str) -> int:
     reserved = 0
     for claim in all_claims():
         if claim.uuid != uuid and claim.plan["device"] == device:
-            written = sum(allocated(disk["path"]) for disk in claim.plan["disks"])
-            reserved += max(0, claim.plan["bytes_needed"] - written)
+            written = sum(allocated(disk["path"]) for disk in claim.plan["disks"] if not disk["sent"])
+            reserved += max(0, claim.plan["bytes_needed_here"] - written)
     return reserved
 
 

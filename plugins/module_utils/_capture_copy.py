@@ -7,12 +7,13 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
+from ._at_target import address_of
 from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, save_claim, step
 from ._clock import Clock
@@ -28,7 +29,9 @@ from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._overlay import Do
 from ._progress import Amounts, tell
+from ._send_set import naming
 from ._space import RoomWatch, allocated
+from ._ssh_copy import FarEnd
 from ._undo import paths_of, undo
 
 # How often the room of the overlays is looked at.
@@ -99,6 +102,7 @@ class _Copies:
         # The copies' threads put a target here when its base is read; only this thread talks to libvirt.
         self._read: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._pending: dict[Future[dict[str, Any]], str] = {}
+        self._far_ends: dict[str, FarEnd] = {}
         self._unproved: list[str] = []
         self._committing: list[str] = []
 
@@ -107,7 +111,7 @@ class _Copies:
             disk["format"] = self._format_of(disk)
             disk["path"] = str(paths_of(self._claim).image(disk["target"], disk["format"]))
         save_claim(self._claim)
-        with self._undisturbed(), ThreadPoolExecutor(len(self._todo)) as pool:
+        with self._undisturbed(), self._receiving(), ThreadPoolExecutor(len(self._todo)) as pool:
             try:
                 for disk in self._todo:
                     self._pending[pool.submit(self._copy, disk)] = disk["target"]
@@ -130,13 +134,50 @@ class _Copies:
             return nullcontext()
         return images_locked([Path(disk["source"]["path"]) for disk in self._todo])
 
+    @contextmanager
+    def _receiving(self) -> Iterator[None]:
+        """Have the other host make the directory of the disks that are sent there, and keep it for who publishes the set."""
+        sent = [disk for disk in self._claim.plan["disks"] if disk["sent"]]
+        if not sent:
+            yield
+            return
+        if not all(disk in self._todo for disk in sent):
+            raise LiveBackupError("What was sent of it is gone, since the copy was interrupted.")
+        address = address_of(self._claim.plan["server"])
+        with FarEnd(address) as far_end:
+            # A server that hangs must not keep the overlays from being committed.
+            self._pace.on_give_up(far_end.give_up)
+            directory = far_end.call("begin_set", {**naming(address, self._claim), "token": self._claim.token, "needed": 0})["path"]
+            for disk in sent:
+                disk["path"] = f"{directory}/{Path(disk['path']).name}"
+            save_claim(self._claim)
+            yield
+            far_end.call("leave_set", {})
+
     def _copy(self, disk: dict[str, Any]) -> dict[str, Any]:
         rate = (self._params["bandwidth"] or 0) // len(self._todo)
         source = disk["source"]
         copying = Copying(
             Path(source["path"]), source["format"], disk["format"], self._params["compress"], rate, find_zeroes=self._params["find_zeroes"]
         )
-        return copy_image(copying, Path(disk["path"]), self._pace, self._clock, lambda: self._read.put(disk["target"]))
+
+        def source_free() -> None:
+            self._read.put(disk["target"])
+
+        if disk["sent"]:
+            return self._send(copying, disk, source_free)
+        return copy_image(copying, Path(disk["path"]), self._pace, self._clock, source_free)
+
+    def _send(self, copying: Copying, disk: dict[str, Any], source_free: Callable[[], None]) -> dict[str, Any]:
+        if not copying.by_bytes:
+            raise LiveBackupError(f"Disk {disk['target']} would have to be converted, and the backup was begun without convert.")
+        with FarEnd(address_of(self._claim.plan["server"])) as far_end, open(copying.source, "rb", buffering=0) as source:
+            self._far_ends[disk["target"]] = far_end
+            self._pace.on_give_up(far_end.give_up)
+            try:
+                return far_end.copy(source.fileno(), copying.mode, self._pace, self._clock, source_free, disk["path"])
+            except LiveBackupError as error:
+                raise self._pace.given_up or error from error
 
     def _watch(self, connection: libvirt.virConnect, answered: Callable[[], None]) -> None:
         """Until all is copied: begin commits, watch the overlays' room, note what is done."""
@@ -166,9 +207,13 @@ class _Copies:
 
     def _amounts(self) -> Amounts:
         """What is written of each disk; what will be is a guess where images are converted or compressed."""
-        copies = {disk["target"]: Path(disk["path"]) for disk in self._todo if disk["target"] in self._pending.values()}
-        whole = {disk["target"]: disk["allocation"] for disk in self._todo}
-        return {target: (allocated(str(temporary_of(path))), whole[target]) for target, path in copies.items()}
+        under_way = [disk for disk in self._todo if disk["target"] in self._pending.values()]
+        return {disk["target"]: (self._written(disk), disk["allocation"]) for disk in under_way}
+
+    def _written(self, disk: dict[str, Any]) -> int:
+        if disk["sent"]:
+            return self._far_ends[disk["target"]].sent if disk["target"] in self._far_ends else 0
+        return allocated(str(temporary_of(Path(disk["path"]))))
 
     def _require_still(self, connection: libvirt.virConnect, target: str) -> None:
         """Fail unless live XML, block jobs and the base itself show that nobody wrote to it since the capture."""

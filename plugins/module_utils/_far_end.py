@@ -31,13 +31,14 @@ from ._check import check_files, note_proof
 from ._digest import BATCH, data_extents, open_digest
 from ._errors import LiveBackupError, from_os_error
 from ._prune import prune_sets
-from ._receive_set import begin_set, finish_set
+from ._receive_set import begin_set, discard_unfinished, finish_set, leave_set, resume_set, room_for
 from ._sets import find_set, list_sets, reading_set
 
 # What a login shell may print comes before this.
 MARK = "live_backup far end"
 # A frame's offset in the image and its length.
 FRAME = struct.Struct(">QI")
+_ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
 # What lasts as long as this program.
@@ -49,8 +50,9 @@ def open_set(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
     return _open.enter_context(reading_set(target, domain, backup_id))
 
 
-_FUNCTIONS = (list_sets, find_set, check_files, note_proof, prune_sets, open_set, begin_set, finish_set)
-CALLS: dict[str, Callable[..., Any]] = {one.__name__: one for one in _FUNCTIONS}
+_ABOUT_SETS: list[Callable[..., Any]] = [list_sets, find_set, check_files, note_proof, prune_sets, open_set]
+_RECEIVING: list[Callable[..., Any]] = [room_for, begin_set, leave_set, resume_set, finish_set]
+CALLS = {one.__name__: one for one in _ABOUT_SETS + _RECEIVING}
 
 
 def call(function: str, arguments: dict[str, Any]) -> Any:
@@ -102,8 +104,11 @@ def receive(path: str, size: int, mode: int) -> Any:
     """Write the frames that follow to a new file, and give it its name when it is whole, on the disk and proved."""
     directory = os.path.dirname(path)
     remove_left(path)
+    # Nothing may come between a file and who removes it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
     descriptor, temporary = tempfile.mkstemp(".tmp", prefix_of(path), directory)
     try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         # It says that this file's writer lives.
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         os.ftruncate(descriptor, size)
@@ -252,10 +257,18 @@ def end(number: int, frame: Any) -> None:
 
 def main() -> int:
     """Do what comes, until the input ends or something fails."""
-    for number in (signal.SIGHUP, signal.SIGTERM, signal.SIGINT):
+    for number in _ENDING:
         signal.signal(number, end)
     actions: Any = {"look": look, "receive": receive, "note": note, "call": call, "send": send}
     say(MARK)
+    try:
+        return serve(actions)
+    finally:
+        discard_unfinished()
+
+
+def serve(actions: dict[str, Callable[..., Any]]) -> int:
+    """Do one thing after the other; 1 where one of them failed."""
     while True:
         try:
             request = json.loads(read_line())

@@ -14,8 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from ._at_target import at_target, is_remote
-from ._backup_set import check_target
+from ._at_target import at_target, is_remote, made_in
 from ._begin import begin_backup
 from ._clock import Clock
 from ._connection import FAILURES, connect, explain, find_domain
@@ -134,14 +133,11 @@ def _target(params: dict[str, Any]) -> tuple[Path | None, list[Finding]]:
     """The directory in which sets are made here, if it can be used, and what is wrong."""
     target, directory, problems = params["target"], None, []
     try:
-        remote = is_remote(params)
-        if remote and not params["staging_dir"]:
-            raise LiveBackupError(f"Target {target} is on another host: name an existing directory here as staging_dir.")
-        wanted = check_target(params["staging_dir"] if remote else target)
+        wanted = made_in({**params, "staging_dir": params["staging_dir"] if is_remote(params) else None})
         # No domain: whether QEMU sees it is asked for each.
         probe_target(wanted, "", None, write=False)
         directory = wanted
-        if remote:
+        if is_remote(params):
             at_target(params, list_sets, domains=[_NO_DOMAIN])
     except FAILURES as error:
         problems.append(_finding("target", "error", target, explain(error, "look at the target").msg))
@@ -179,7 +175,7 @@ def _plans(directory: Path, info: dict[str, Any], params: dict[str, Any], check_
         try:
             if domain["error"]:
                 raise LiveBackupError(domain["error"])
-            plan = _plan(directory, domain, params, clock)
+            plan = _plan(domain, params, clock)
             with connect(params["uri"], readonly=True) as connection:
                 user = parse_domain(find_domain(connection, domain["uuid"]).XMLDesc(0)).qemu_user
             probe_target(directory, domain["name"], user, write=not check_mode)
@@ -197,12 +193,14 @@ def _plans(directory: Path, info: dict[str, Any], params: dict[str, Any], check_
         )
 
 
-def _plan(directory: Path, domain: dict[str, Any], params: dict[str, Any], clock: Clock) -> dict[str, Any]:
+def _plan(domain: dict[str, Any], params: dict[str, Any], clock: Clock) -> dict[str, Any]:
     options = {
         "uri": params["uri"],
         "domain": domain["uuid"],
         "backup_id": f"check-{secrets.token_hex(8)}",
-        "target": str(directory),
+        **{name: params[name] for name in ("target", "ssh_key", "ssh_options")},
+        "staging_dir": params["staging_dir"] if is_remote(params) else None,
+        "convert": False,
         "exclude_disks": params["exclude_disks"].get(domain["name"], []),
         "quiesce": params["quiesce"],
         "freeze_timeout": 30,

@@ -19,20 +19,23 @@ from ._manifest_schema import VERSION as VERSION_OF_SCHEMA
 from ._version import VERSION
 
 
-def image_entry(disk: dict[str, Any], path: Path, digest: str | None = None) -> dict[str, Any]:
-    """An image as the manifest lists it; reads it once, unless its digest is known from when it was written."""
-    status = path.stat()
+def image_entry(disk: dict[str, Any], copied: dict[str, Any] | None) -> dict[str, Any]:
+    """An image as the manifest lists it; reads it once, unless it is known what was copied."""
+    path = Path(disk["path"])
     return {
         "target": disk["target"],
         "file": path.name,
         "format": disk["format"],
         "capacity": disk["capacity"],
-        "size": status.st_size,
-        "allocated": status.st_blocks * 512,
-        "digest": digest or image_digest(path),
+        **({key: copied[key] for key in ("size", "allocated", "digest")} if copied else _measured(path)),
         "source": disk["source"],
         "backing": None,
     }
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"size": status.st_size, "allocated": status.st_blocks * 512, "digest": image_digest(path)}
 
 
 def build_manifest(

@@ -28,6 +28,8 @@ CAPTURE: dict[str, Any] = {
     "freeze_timeout": {"type": "int", "default": 30},
     "parallel": {"type": "int", "default": 0},
     "at": {"type": "float"},
+    "staging_dir": {"type": "path"},
+    "convert": {"type": "bool", "default": False},
 }
 PROGRESS: dict[str, Any] = {"progress_interval": {"type": "int", "default": 0}}
 SSH: dict[str, Any] = {"ssh_key": {"type": "path"}, "ssh_options": {"type": "list", "elements": "str", "default": []}}

@@ -11,13 +11,12 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from ._at_target import is_remote
+from ._at_target import is_remote, made_in
 from ._backup_set import (
     MANIFEST,
     TOKEN,
     SetPaths,
     check_backup_id,
-    check_target,
     domain_directory,
     is_partial_of,
     published_manifest,
@@ -41,11 +40,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     """Publish the backup `backup_id`, or find it published."""
     check_backup_id(params["backup_id"])
     remote = is_remote(params)
-    if remote != bool(params["staging_dir"]):
-        raise LiveBackupError(
-            "staging_dir is needed where target begins with ssh://, and only there: the directory that the backup was begun for."
-        )
-    target = check_target(params["staging_dir"] if remote else params["target"])
+    target = made_in(params)
     uuid, name, _claim = find_claim(params["uri"], params["domain"])
     sent = sent_set(params, uuid) if remote else None
     if sent is not None:
@@ -56,10 +51,10 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     if manifest is not None and not remote:
         return {"changed": False, **_published(str(paths.final), manifest)}
     if check_mode:
-        _ready(uuid, name, paths)
+        _ready(uuid, name, paths, params["target"])
         return {"changed": True, "path": str(paths.final), **_diff(paths)}
     with hold(uuid, clock):
-        claim = _ready(uuid, name, paths)
+        claim = _ready(uuid, name, paths, params["target"])
         with step(claim, "publish", clock):
             manifest = _describe(params, claim, paths, clock)
             path = _send(params, claim, paths, manifest, clock) if remote else _show(paths)
@@ -80,7 +75,7 @@ def _diff(paths: SetPaths) -> dict[str, Any]:
     return {"diff": {"before": f"{paths.partial}\n", "after": f"{paths.final}\n"}}
 
 
-def _ready(uuid: str, name: str, paths: SetPaths) -> Claim:
+def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
     """The claim of a backup whose job succeeded and whose files are all there."""
     claim = require_claim(uuid, name, paths.backup_id)
     missing_step = _missing_step(claim)
@@ -88,9 +83,11 @@ def _ready(uuid: str, name: str, paths: SetPaths) -> Claim:
         raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} is not finished: run {missing_step} first.")
     if paths_of(claim) != paths:
         raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} was begun for {claim.directory}, not for {paths.directory}.")
+    if any(disk["sent"] for disk in claim.plan["disks"]) and claim.plan["server"]["target"] != target:
+        raise LiveBackupError(f"The disks of domain {name!r} were sent to {claim.plan['server']['target']}, not to {target}.")
     if not is_partial_of(paths, claim.token):
         raise LiveBackupError(f"{paths.partial} is gone or was made by another run; run libvirt_backup_recover and back up again.")
-    missing = [disk["path"] for disk in claim.plan["disks"] if not Path(disk["path"]).is_file()]
+    missing = [disk["path"] for disk in claim.plan["disks"] if not disk["sent"] and not Path(disk["path"]).is_file()]
     if missing:
         raise LiveBackupError(f"{', '.join(missing)} is gone; run libvirt_backup_recover and back up again.")
     return claim
@@ -110,7 +107,7 @@ def _missing_step(claim: Claim) -> str:
 def _send(params: dict[str, Any], claim: Claim, paths: SetPaths, manifest: dict[str, Any], clock: Clock) -> str:
     """Publish the set on another host. What was made here is removed, whether that succeeds or not."""
     try:
-        path = send_set(params, paths.partial, manifest, clock)
+        path = send_set(params, claim, paths.partial, manifest, clock)
     except FAILURES as error:
         failure = explain(error, "send the set")
         undo(params["uri"], claim, clock, failure)
@@ -129,6 +126,8 @@ def _show(paths: SetPaths) -> str:
 def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
     """Sync the images and write what tells about them."""
     for disk in claim.plan["disks"]:
+        if disk["sent"]:
+            continue
         try:
             _settle(Path(disk["path"]))
         except OSError as error:
@@ -137,7 +136,7 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
             undo(params["uri"], claim, clock, failure)
             raise failure from error
     copies = claim.results.get("copies", {})
-    disks = [image_entry(disk, Path(disk["path"]), copies.get(disk["target"], {}).get("digest")) for disk in claim.plan["disks"]]
+    disks = [image_entry(disk, copies.get(disk["target"])) for disk in claim.plan["disks"]]
     images = {disk["file"] for disk in disks}
     for left in paths.partial.glob(".*.tmp"):
         # Of a write that was interrupted.

@@ -18,31 +18,69 @@ from ._errors import LiveBackupError
 from ._files import sync_path
 from ._sets import read_manifest
 
-# Locked while its writer lives; a partial set without it is made by a run on this host and is no concern of ours.
+# Holds its sender's token, and is locked while that lives; a partial set without it is made by a run on this host and is no concern
+# of ours.
 SENDER = ".sender"
-# The locks of this process, which end with it.
-_held: list[int] = []
+# The sets that this process writes, and removes if it ends before they are whole or left to a later one. Their locks end with it.
+_unfinished: list[Path] = []
 
 
-def begin_set(target: str, name: str, uuid: str, backup_id: str, needed: int) -> dict[str, Any]:
+def room_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, Any]:
+    """The bytes that are free for a domain's next set, when what senders have left of it that are gone is removed."""
+    _require_directory(target)
+    if not check_mode:
+        for left in domain_directory(Path(target), name, uuid).glob(".*.partial"):
+            _remove_dead(left)
+    room = os.statvfs(target)
+    return {"free": room.f_bavail * room.f_frsize}
+
+
+def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> dict[str, Any]:
     """Make the directory that a set is written in; those of senders that are gone are removed."""
     check_backup_id(backup_id)
-    if not os.path.isdir(target):
-        raise LiveBackupError(f"Target {target} does not exist. Create it; a backup never does.")
+    _require_directory(target)
     paths = SetPaths(claim_domain_directory(Path(target), name, uuid), backup_id)
     if os.path.lexists(paths.final):
         raise LiveBackupError(f"{paths.final} exists already.")
-    for left in paths.directory.glob(".*.partial"):
-        _remove_dead(left)
-    room = os.statvfs(target)
-    if room.f_bavail * room.f_frsize < needed:
-        free = room.f_bavail * room.f_frsize
+    free = room_for(target, name, uuid, check_mode=False)["free"]
+    if free < needed:
         raise LiveBackupError(f"Target {target} is too small: the set needs {needed >> 20} MiB, and {free >> 20} MiB are free.")
     paths.partial.mkdir(mode=0o700)
     descriptor = os.open(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    _held.append(descriptor)
+    os.write(descriptor, token.encode())
+    _unfinished.append(paths.partial)
     return {"path": str(paths.partial)}
+
+
+def leave_set() -> dict[str, Any]:
+    """Keep what was written for the process that goes on."""
+    for partial in _unfinished:
+        sync_path(partial)
+    _unfinished.clear()
+    return {}
+
+
+def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) -> dict[str, Any]:
+    """Go on with the set that another process of the same sender has left."""
+    check_backup_id(backup_id)
+    partial = SetPaths(domain_directory(Path(target), name, uuid), backup_id).partial
+    gone = LiveBackupError(f"{partial} is gone or was made by another run: back the domain up again.")
+    try:
+        descriptor = os.open(partial / SENDER, os.O_RDWR | os.O_NOFOLLOW)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        raise gone from None
+    if os.read(descriptor, len(token) + 1) != token.encode():
+        raise gone
+    _unfinished.append(partial)
+    return {"path": str(partial)}
+
+
+def discard_unfinished() -> None:
+    """Remove what this process has begun and nobody goes on with."""
+    for partial in _unfinished:
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, Any]:
@@ -54,8 +92,14 @@ def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, A
     (paths.partial / SENDER).unlink()
     sync_path(paths.partial)
     paths.partial.rename(paths.final)
+    _unfinished.remove(paths.partial)
     sync_path(paths.directory)
     return {"path": str(paths.final)}
+
+
+def _require_directory(target: str) -> None:
+    if not os.path.isdir(target):
+        raise LiveBackupError(f"Target {target} does not exist. Create it; a backup never does.")
 
 
 def _remove_dead(left: Path) -> None:

@@ -12,22 +12,32 @@ from typing import Any
 
 from ._at_target import address_of, at_target
 from ._backup_set import MANIFEST
+from ._claim import Claim
 from ._clock import Clock
 from ._copy import Pace
 from ._errors import LiveBackupError
 from ._sets import GUIDE, SUMS, list_sets
-from ._ssh_copy import FarEnd
+from ._ssh_copy import Address, FarEnd
 
 
-def send_set(params: dict[str, Any], directory: Path, manifest: dict[str, Any], clock: Clock) -> str:
-    """Publish at `target` the set whose files are in a directory; each is proved there. Where it then is."""
+def naming(address: Address, claim: Claim) -> dict[str, Any]:
+    """How the other host is told which set it is about."""
+    return {"target": address.path, "name": claim.domain, "uuid": claim.uuid, "backup_id": claim.backup_id}
+
+
+def send_set(params: dict[str, Any], claim: Claim, directory: Path, manifest: dict[str, Any], clock: Clock) -> str:
+    """Publish at `target` the set whose files are in a directory, or are there already; each is proved there. Where it then is."""
     address = address_of(params)
-    digests = {disk["file"]: disk["digest"] for disk in manifest["disks"]}
+    there = [Path(disk["path"]).name for disk in claim.plan["disks"] if disk["sent"]]
+    digests = {disk["file"]: disk["digest"] for disk in manifest["disks"] if disk["file"] not in there}
     names = [*digests, *(file["name"] for file in manifest["files"]), GUIDE, SUMS, MANIFEST]
-    known = {"target": address.path, **{key: manifest["domain"][key] for key in ("name", "uuid")}, "backup_id": manifest["backup_id"]}
+    known = naming(address, claim)
     with FarEnd(address) as far_end:
-        needed = sum((directory / name).stat().st_blocks * 512 for name in names)
-        partial = far_end.call("begin_set", {**known, "needed": needed})["path"]
+        if there:
+            partial = far_end.call("resume_set", {**known, "token": claim.token})["path"]
+        else:
+            needed = sum((directory / name).stat().st_blocks * 512 for name in names)
+            partial = far_end.call("begin_set", {**known, "token": claim.token, "needed": needed})["path"]
         for name in names:
             descriptor = os.open(directory / name, os.O_RDONLY)
             try:

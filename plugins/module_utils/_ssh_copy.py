@@ -119,6 +119,8 @@ class FarEnd:
         self._answers = False
         self._ended: LiveBackupError | None = None
         self._given_up = ""
+        # The bytes of images, and of what goes with them.
+        self.sent = 0
 
     def __enter__(self) -> FarEnd:
         if shutil.which("ssh") is None:
@@ -213,15 +215,16 @@ class FarEnd:
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """Give the other host up when it takes longer than this."""
-        timer = threading.Timer(seconds, self._give_up, [seconds])
+        timer = threading.Timer(seconds, self.give_up, [f"{self._address.host} was given up after {seconds:g} s"])
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
 
-    def _give_up(self, seconds: float) -> None:
-        self._given_up = f"{self._address.host} was given up after {seconds:g} s"
+    def give_up(self, why: str = "The copy was given up") -> None:
+        """End the connection, whatever it is doing."""
+        self._given_up = why
         self._process.kill()
 
     def _begin_send(self, path: str, **part: int) -> int:
@@ -258,6 +261,7 @@ class FarEnd:
         with self._lock:
             self._send(FRAME.pack(offset, len(data)))
             self._send(data)
+            self.sent += len(data)
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         self._send_line({"do": do, **arguments})

@@ -36,8 +36,9 @@ attributes:
 options:
   staging_dir:
     description:
-      - Needed where O(target) begins with C(ssh://), and only there. The directory on this host that was the backup's target so far.
-      - The set is sent from there. Each of its files is written under another name, read again and compared at the other host, before
+      - Needed where O(target) begins with C(ssh://), and only there. The directory on this host that the backup was begun with, as its
+        staging_dir or its target.
+      - What is not sent yet is sent from there. Each file is written under another name, read again and compared at the other host, before
         the set has its name there. What was made here is removed, also when that fails.
     type: path
   group:

@@ -26,6 +26,7 @@ extends_documentation_fragment:
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
   - virtops.live_backup.libvirt.target
+  - virtops.live_backup.target.ssh
   - virtops.live_backup.libvirt.capture
   - virtops.live_backup.libvirt.progress
   - virtops.live_backup.attributes
@@ -197,6 +198,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
     CONNECTION,
     DOMAIN,
     PROGRESS,
+    SSH,
     TARGET,
     run,
 )
@@ -209,6 +211,7 @@ def main() -> None:
         DOMAIN,
         BACKUP_ID,
         TARGET,
+        SSH,
         CAPTURE,
         PROGRESS,
         {

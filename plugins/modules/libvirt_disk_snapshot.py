@@ -26,6 +26,7 @@ extends_documentation_fragment:
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
   - virtops.live_backup.libvirt.target
+  - virtops.live_backup.target.ssh
   - virtops.live_backup.libvirt.capture
   - virtops.live_backup.libvirt.progress
   - virtops.live_backup.attributes
@@ -69,6 +70,14 @@ EXAMPLES = r"""
     backup_id: 20261122T184512Z
     target: /srv/backup
     overlay_dir: /var/lib/libvirt/overlays
+
+- name: Begin a backup that is sent straight to a backup server
+  virtops.live_backup.libvirt_disk_snapshot:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: ssh://backup@vault.example.com/srv/backup
+    ssh_key: /etc/live_backup/id_ed25519
+    staging_dir: /var/lib/live_backup_staging
 """
 
 RETURN = r"""
@@ -195,6 +204,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
     CONNECTION,
     DOMAIN,
     PROGRESS,
+    SSH,
     TARGET,
     run,
 )
@@ -208,6 +218,7 @@ def main() -> None:
         DOMAIN,
         BACKUP_ID,
         TARGET,
+        SSH,
         CAPTURE,
         PROGRESS,
         {"overlay_dir": {"type": "path"}},

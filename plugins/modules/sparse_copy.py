@@ -21,6 +21,9 @@ description:
   - >-
     Of a capture by M(virtops.live_backup.libvirt_disk_snapshot), the commit of each overlay begins as soon as its base is copied and
     is proved to have stood still. If the overlays threaten to fill their file system, the copy is given up and they are committed.
+  - >-
+    A capture that was begun for an C(ssh://) target is sent straight there, each image that is raw or qcow2 and holds all of its disk. The
+    commit waits for the sending then, so an overlay lives as long as that takes.
   - The disks of a domain that is shut off are copied under QEMU's image lock, and nothing is kept if it is started meanwhile.
   - Only of a capture it is shown how far it is (O(progress_interval)).
 extends_documentation_fragment:

@@ -387,7 +387,9 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
             for step in (backup.begin(backup_id=backup_id), backup.wait(backup_id=backup_id)):
                 assert "failed" not in step, step
             backup.start_module("backup_set_publish", fault="KILL after _ssh_copy.FarEnd.write", **sent).wait(timeout=60)
-            assert list(staging.iterdir()) and (vault / guest.name / f".{backup_id}.partial").exists()
+            assert list(staging.iterdir()) != []
+            # The far end sees that the near end is gone.
+            wait_until(lambda: not (vault / guest.name / f".{backup_id}.partial").exists(), 30, "the server to remove what is unfinished")
 
         durable = guest.durable()
         die_sending("night-1")
@@ -402,6 +404,11 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
         again = player.run(**options, backup_keep={"last": 1})
         assert again.status == 0 and again.changed == 0, again.output
         shutil.rmtree(newer)
+        straight = player.run(**{**options, "backup_id": "straight", "backup_method": "legacy"})
+        row = straight.rows[guest.name]
+        assert (row["status"], row["method"], row["path"]) == ("published", "legacy", str(vault / guest.name / "straight")), straight.output
+        assert list(staging.iterdir()) == [] and backup.claims() == []
+        shutil.rmtree(vault / guest.name / "straight")
 
         die_sending("night-1-again")
         refused = player.run(**{**options, "backup_id": "night-2", "backup_target": f"{sshd.url}/no/where"})

@@ -8,7 +8,7 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -75,6 +75,15 @@ class Sshd:
         self._process.send_signal(signal.SIGTERM)
         self._process.wait()
 
+    def signal(self, number: signal.Signals) -> None:
+        """Send a signal to it and to all that it has started."""
+        parents = {int(path.name): int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1]) for path in _processes()}
+        ours = {self._process.pid}
+        while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
+            ours |= more
+        for pid in ours:
+            os.kill(pid, number)
+
     @property
     def url(self) -> str:
         """What comes before a path."""
@@ -110,3 +119,8 @@ class Sshd:
             time.sleep(0.02)
             return False
         return True
+
+
+def _processes() -> Iterator[Path]:
+    """What /proc has of each process; one may end meanwhile."""
+    yield from (path for path in Path("/proc").iterdir() if path.name.isdecimal())

@@ -21,6 +21,9 @@ from .fake import libvirt
 
 UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
 
+# What only a target on another host needs.
+REMOTE: dict[str, Any] = {"staging_dir": None, "ssh_key": None, "ssh_options": [], "convert": False}
+
 
 @dataclass
 class Backup:
@@ -43,6 +46,7 @@ class Backup:
             "parallel": 0,
             "at": None,
             "target": str(self.target),
+            **REMOTE,
         }
         return begin_backup(self._params(defaults, options), check, self.clock)
 
@@ -55,6 +59,7 @@ class Backup:
             "at": None,
             "target": str(self.target),
             "overlay_dir": None,
+            **REMOTE,
         }
         return snapshot_disks(self._params(defaults, options), check, self.clock)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set import OWNER, file_name
-from ansible_collections.virtops.live_backup.plugins.module_utils._digest import file_digest, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._digest import file_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._manifest import image_entry, manifest_bytes, restore_guide
 
 from .backup import UUID
@@ -84,7 +84,7 @@ def make_set(
     manifest["consistency"]["instant"] = instant
     for number, disk in enumerate(manifest["disks"]):
         (path / disk["file"]).write_bytes(b"%d" % number * 100_000)
-        disk.update(image_entry(disk, path / disk["file"], image_digest(path / disk["file"])))
+        disk.update(image_entry({**disk, "path": path / disk["file"]}, None))
     (path / "domain.xml").write_text("<domain/>", encoding="utf-8")
     manifest["files"][0]["digest"] = file_digest(path / "domain.xml")
     (path / "RESTORE.md").write_text(restore_guide(manifest), encoding="utf-8")
@@ -98,7 +98,7 @@ def replace_images(path: Path, make: Callable[[Path], object], **changes: Any) -
     for disk in manifest["disks"]:
         (path / disk["file"]).unlink()
         make(path / disk["file"])
-        disk.update(image_entry(disk, path / disk["file"], image_digest(path / disk["file"])), **changes)
+        disk.update(image_entry({**disk, "path": path / disk["file"]}, None), **changes)
     write_manifest(path, manifest)
 
 
