@@ -94,7 +94,7 @@ def _room(plan: dict[str, Any], target: Path, uuid: str, name: str, params: dict
     )
     facts = probe_target(target, name, plan["qemu_user"], write=not check_mode)
     check_room(needed_here, _reserved(facts.device, uuid), facts.free, str(target))
-    free = [facts.free] if needed_here else []
+    free = [facts.free] if needed_here or not is_remote(params) else []
     if is_remote(params):
         free.append(at_target(params, room_for, name=name, uuid=uuid, check_mode=check_mode)["free"])
         check_room(needed, 0, free[-1], params["target"])

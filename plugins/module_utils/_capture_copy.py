@@ -7,9 +7,10 @@
 from __future__ import annotations
 
 import queue
+import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,8 @@ class _Copies:
         self._read: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._pending: dict[Future[dict[str, Any]], str] = {}
         self._far_ends: dict[str, FarEnd] = {}
+        # One after the other: sshd refuses some of ten that come at once (MaxStartups).
+        self._connecting = threading.Lock()
         self._unproved: list[str] = []
         self._committing: list[str] = []
 
@@ -171,7 +174,11 @@ class _Copies:
     def _send(self, copying: Copying, disk: dict[str, Any], source_free: Callable[[], None]) -> dict[str, Any]:
         if not copying.by_bytes:
             raise LiveBackupError(f"Disk {disk['target']} would have to be converted, and the backup was begun without convert.")
-        with FarEnd(address_of(self._claim.plan["server"])) as far_end, open(copying.source, "rb", buffering=0) as source:
+        far_end = FarEnd(address_of(self._claim.plan["server"]))
+        with ExitStack() as stack:
+            with self._connecting:
+                stack.enter_context(far_end)
+            source = stack.enter_context(open(copying.source, "rb", buffering=0))
             self._far_ends[disk["target"]] = far_end
             self._pace.on_give_up(far_end.give_up)
             try:

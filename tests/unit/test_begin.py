@@ -272,3 +272,11 @@ def test_an_earlier_backups_statistics_are_forgotten_before_the_job_begins(backu
     backup.domain.end_job()
     backup.begin()
     assert backup.domain.completed == {"type": 0}
+
+
+def test_disks_that_hold_nothing(backup: Backup, tmp_path: Path) -> None:
+    for target in backup.domain.disks:
+        with (tmp_path / target).open("wb") as image:
+            image.truncate(1 << 20)
+        backup.domain.disks[target] = str(tmp_path / target)
+    assert backup.begin()["bytes_needed"] == 0

@@ -1,0 +1,85 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The directory that a set is sent to: who goes on with it, and what becomes of it when nobody does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils import _receive_set
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._receive_set import (
+    begin_set,
+    discard_unfinished,
+    leave_set,
+    resume_set,
+    room_for,
+)
+
+UUID = "11111111-1111-4111-8111-111111111111"
+
+
+@pytest.fixture(autouse=True)
+def process(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """What one process of the far end holds."""
+    monkeypatch.setattr(_receive_set, "_unfinished", [])
+    yield
+
+
+def begin(target: Path, token: str = "mine") -> Path:
+    return Path(begin_set(str(target), "db1", UUID, "night-1", token, 0)["path"])
+
+
+def resume(target: Path, token: str = "mine") -> Path:
+    return Path(resume_set(str(target), "db1", UUID, "night-1", token)["path"])
+
+
+def end_of_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its locks end with it."""
+    discard_unfinished()
+    for link in list(Path("/proc/self/fd").iterdir()):
+        if link.is_symlink() and os.readlink(link).removesuffix(" (deleted)").endswith(_receive_set.SENDER):
+            os.close(int(link.name))
+    monkeypatch.setattr(_receive_set, "_unfinished", [])
+
+
+def test_what_is_left_is_gone_on_with(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (begin(tmp_path) / "vda.raw").write_bytes(b"data")
+    leave_set()
+    end_of_process(monkeypatch)
+    assert (resume(tmp_path) / "vda.raw").read_bytes() == b"data"
+    end_of_process(monkeypatch)
+    assert list((tmp_path / "db1").glob(".*.partial")) == []
+
+
+def test_only_by_its_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = begin(tmp_path)
+    with pytest.raises(LiveBackupError, match="is gone or was made by another run"):
+        resume(tmp_path)
+    leave_set()
+    end_of_process(monkeypatch)
+    for token in ("min", "mine2", "other"):
+        with pytest.raises(LiveBackupError, match="is gone or was made by another run"):
+            resume(tmp_path, token)
+        end_of_process(monkeypatch)
+    assert partial.is_dir() and resume(tmp_path) == partial
+
+
+def test_what_nobody_goes_on_with_is_gone_when_the_next_set_needs_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    partial = begin(tmp_path)
+    room_for(str(tmp_path), "db1", UUID, check_mode=False)
+    assert partial.is_dir(), "it is being written"
+    leave_set()
+    end_of_process(monkeypatch)
+    room_for(str(tmp_path), "db1", UUID, check_mode=True)
+    assert partial.is_dir()
+    assert room_for(str(tmp_path), "db1", UUID, check_mode=False)["free"] > 0
+    assert not partial.exists()
+
+
+def test_a_target_that_is_not_there(tmp_path: Path) -> None:
+    with pytest.raises(LiveBackupError, match="does not exist"):
+        room_for(str(tmp_path / "none"), "db1", UUID, check_mode=True)
