@@ -134,6 +134,7 @@ def test_the_copy_dies(signal_name: str, everyday: Guest, backup_of: Callable[..
     assert backup.chain() == chain and there.files() == []
 
 
+@at_length
 def test_the_copy_dies_and_is_made_again(everyday: Guest, backup_of: Callable[..., Backup], server: Callable[..., Server]) -> None:
     """Of the same capture: nobody has written to the bases."""
     backup = backup_of(everyday)
@@ -195,6 +196,7 @@ def start_sending(backup: Backup, there: Server, disks: int) -> Inside:
     return copying
 
 
+@at_length
 def test_the_server_dies(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor, tmp_path: Path) -> None:
     """What it has of the set is removed when the next one is begun."""
     backup = backup_of(everyday)
