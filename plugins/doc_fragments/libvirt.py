@@ -95,12 +95,14 @@ options:
         every image of a push, and what is converted, compressed or flattened. Any other image is sent straight to the other host by
         M(virtops.live_backup.sparse_copy), and what is here has some KiB.
     type: path
-  convert:
+  keep_formats:
     description:
-      - Whether O(virtops.live_backup.sparse_copy#module:format) or O(virtops.live_backup.sparse_copy#module:compress) will ask for other
-        images than the disks are. They are made in O(staging_dir) then.
-    type: bool
-    default: false
+      - The formats of disks whose images O(virtops.live_backup.sparse_copy#module:format) and
+        O(virtops.live_backup.sparse_copy#module:compress) will leave as they are. Only those are sent straight to another host.
+    type: list
+    elements: str
+    choices: [raw, qcow2]
+    default: [raw, qcow2]
 """
 
     PROGRESS = r"""

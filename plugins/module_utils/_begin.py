@@ -167,7 +167,7 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
             "capacity": facts.capacity_of(disk),
             "allocation": facts.allocation[disk.target],
             "source": {"path": disk.chain[0].path, "format": disk.chain[0].format},
-            "sent": method != "push" and is_remote(params) and not params["convert"] and _has_bytes_of_copy(disk),
+            "sent": method != "push" and is_remote(params) and _has_bytes_of_copy(disk, params["keep_formats"]),
         }
         for disk in chosen
     ]
@@ -190,10 +190,10 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
     }
 
 
-def _has_bytes_of_copy(disk: Disk) -> bool:
-    """Whether a disk's image, as it is, can stand in a set."""
+def _has_bytes_of_copy(disk: Disk, keep_formats: list[str]) -> bool:
+    """Whether a disk's image, as it is, is what will stand in the set."""
     image = disk.chain[0]
-    return image.format in ("raw", "qcow2") and is_self_contained(Path(image.path), image.format)
+    return image.format in keep_formats and is_self_contained(Path(image.path), image.format)
 
 
 def _asked_for(method: str, versions: HostVersions) -> str:

@@ -173,7 +173,9 @@ class _Copies:
 
     def _send(self, copying: Copying, disk: dict[str, Any], source_free: Callable[[], None]) -> dict[str, Any]:
         if not copying.by_bytes:
-            raise LiveBackupError(f"Disk {disk['target']} would have to be converted, and the backup was begun without convert.")
+            raise LiveBackupError(
+                f"Disk {disk['target']} would have to be converted, and the backup was begun with its format in keep_formats."
+            )
         far_end = FarEnd(address_of(self._claim.plan["server"]))
         with ExitStack() as stack:
             with self._connecting:

@@ -200,7 +200,7 @@ def _plan(domain: dict[str, Any], params: dict[str, Any], clock: Clock) -> dict[
         "backup_id": f"check-{secrets.token_hex(8)}",
         **{name: params[name] for name in ("target", "ssh_key", "ssh_options")},
         "staging_dir": params["staging_dir"] if is_remote(params) else None,
-        "convert": False,
+        "keep_formats": ["raw", "qcow2"],
         "exclude_disks": params["exclude_disks"].get(domain["name"], []),
         "quiesce": params["quiesce"],
         "freeze_timeout": 30,

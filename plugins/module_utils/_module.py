@@ -29,7 +29,7 @@ CAPTURE: dict[str, Any] = {
     "parallel": {"type": "int", "default": 0},
     "at": {"type": "float"},
     "staging_dir": {"type": "path"},
-    "convert": {"type": "bool", "default": False},
+    "keep_formats": {"type": "list", "elements": "str", "choices": ["raw", "qcow2"], "default": ["raw", "qcow2"]},
 }
 PROGRESS: dict[str, Any] = {"progress_interval": {"type": "int", "default": 0}}
 SSH: dict[str, Any] = {"ssh_key": {"type": "path"}, "ssh_options": {"type": "list", "elements": "str", "default": []}}

@@ -23,7 +23,7 @@ from tests.rig.fleet import PLAYBOOK
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import judge
-from tests.rig.shell import wait_until
+from tests.rig.shell import family, wait_until
 from tests.rig.sshd import Sshd
 
 from .conftest import CORES, FILL, REPOSITORY, Backup, at_length
@@ -292,7 +292,7 @@ def test_recover_alone(large: Guest, player: Player, backup_of: Callable[..., Ba
 def interrupt(process: Inside) -> None:
     """Press Ctrl-C; and once more where Ansible does not end, as it may not when the first comes while it prints."""
     for _press in range(2):
-        for pid in _family(process.command_pid):
+        for pid in family(process.command_pid):
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGINT)
         try:
@@ -300,12 +300,6 @@ def interrupt(process: Inside) -> None:
             return
         except subprocess.TimeoutExpired:
             pass
-
-
-def _family(pid: int) -> list[int]:
-    """A process and all its descendants: what a terminal's Ctrl-C reaches."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
-    return [pid, *(one for child in children for one in _family(int(child)))]
 
 
 def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
@@ -404,7 +398,12 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
         again = player.run(**options, backup_keep={"last": 1})
         assert again.status == 0 and again.changed == 0, again.output
         shutil.rmtree(newer)
-        straight = player.run(**{**options, "backup_id": "straight", "backup_method": "legacy"})
+        # Sent straight: what would be made here finds no room.
+        tiny = str(backup.hypervisor.small_filesystem("tiny", 1 << 20))
+        legacy = {**options, "backup_id": "straight", "backup_method": "legacy", "backup_staging_dir": tiny}
+        staged = player.run("--check", **legacy)
+        assert staged.status != 0 and "is too small" in staged.output, staged.output
+        straight = player.run(**legacy, backup_format="keep")
         row = straight.rows[guest.name]
         assert (row["status"], row["method"], row["path"]) == ("published", "legacy", str(vault / guest.name / "straight")), straight.output
         assert list(staging.iterdir()) == [] and backup.claims() == []

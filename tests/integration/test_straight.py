@@ -106,7 +106,7 @@ def test_each_module_in_four_steps(
 def test_what_is_converted_is_made_here(everyday: Guest, backup_of: Callable[..., Backup], server: Callable[..., Server]) -> None:
     backup = backup_of(everyday)
     there = server(backup)
-    assert begin(backup, there, "legacy", convert=True)["changed"]
+    assert begin(backup, there, "legacy", keep_formats=[])["changed"]
     assert backup.copy(format="qcow2", compress="zstd")["changed"]
     assert len(images_here(backup)) == 2
     assert "failed" not in backup.commit()
@@ -115,7 +115,7 @@ def test_what_is_converted_is_made_here(everyday: Guest, backup_of: Callable[...
     assert verdict.ok, str(verdict)
     assert begin(backup, there, "legacy", backup_id="night-2")["changed"]
     refused = backup.copy(backup_id="night-2", compress="zstd", format="qcow2")
-    assert refused["failed"] and "begun without convert" in refused["msg"], refused
+    assert refused["failed"] and "begun with its format in keep_formats" in refused["msg"], refused
     there.assert_nothing_unfinished()
     backup.assert_nothing_left()
 

@@ -37,3 +37,9 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str, interva
         if time.monotonic() > deadline:
             raise RigError(f"waited {timeout:g} s in vain: {what}")
         time.sleep(interval)
+
+
+def family(pid: int) -> list[int]:
+    """A process and all its descendants: what a terminal's Ctrl-C reaches."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    return [pid, *(one for child in children for one in family(int(child)))]

@@ -8,12 +8,12 @@ import signal
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from .shell import run, wait_until
+from .shell import family, run, wait_until
 
 if TYPE_CHECKING:
     from .hypervisor import Hypervisor
@@ -77,11 +77,7 @@ class Sshd:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and to all that it has started."""
-        parents = {int(path.name): int(path.joinpath("stat").read_text().rpartition(")")[2].split()[1]) for path in _processes()}
-        ours = {self._process.pid}
-        while more := {pid for pid, parent in parents.items() if parent in ours} - ours:
-            ours |= more
-        for pid in ours:
+        for pid in family(self._process.pid):
             os.kill(pid, number)
 
     @property
@@ -119,8 +115,3 @@ class Sshd:
             time.sleep(0.02)
             return False
         return True
-
-
-def _processes() -> Iterator[Path]:
-    """What /proc has of each process; one may end meanwhile."""
-    yield from (path for path in Path("/proc").iterdir() if path.name.isdecimal())

@@ -22,7 +22,7 @@ from .fake import libvirt
 UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
 
 # What only a target on another host needs.
-REMOTE: dict[str, Any] = {"staging_dir": None, "ssh_key": None, "ssh_options": [], "convert": False}
+REMOTE: dict[str, Any] = {"staging_dir": None, "ssh_key": None, "ssh_options": [], "keep_formats": ["raw", "qcow2"]}
 
 
 @dataclass
