@@ -16,6 +16,7 @@ from typing import Protocol
 from ._clock import Clock
 from ._digest import CHUNK, digest_while, is_zero
 from ._errors import LiveBackupError
+from ._files import write_out
 
 # Linux's number of the ioctl that shares one file's blocks with another (linux/fs.h).
 _FICLONE = 0x40049409
@@ -79,8 +80,7 @@ class LocalFile:
         done = 0
         while done < len(data):
             done += os.pwrite(self._descriptor, data[done:], offset + done)
-        # Starts the writing of what is dirty, and forgets what is clean: the page cache is not filled with the copy.
-        os.posix_fadvise(self._descriptor, offset, len(data), os.POSIX_FADV_DONTNEED)
+        write_out(self._descriptor, offset, len(data))
 
 
 def clone(source: int, destination: int) -> bool:

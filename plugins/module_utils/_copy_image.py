@@ -49,7 +49,15 @@ def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, so
         if copying.by_bytes:
             digest, data_bytes, method = _copy_bytes(copying, temporary, pace, source_free)
         else:
-            convert(copying.source, copying.source_format, temporary, copying.format, copying.compress, copying.rate, pace)
+            convert(
+                copying.source,
+                copying.source_format,
+                temporary,
+                copying.format,
+                compress=copying.compress,
+                rate=copying.rate,
+                pace=pace,
+            )
             source_free()
             sync_path(temporary)
             digest, data_bytes, method = image_digest(temporary), _data_bytes(temporary), "qemu-img convert"

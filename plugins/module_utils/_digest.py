@@ -31,11 +31,11 @@ def file_digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def image_digest(path: Path, *, beside: bool = False) -> str:
-    """`sha256-64k:<hex>`; reads each byte that is not in a hole once. With `beside`, somebody else reads the same at the same time."""
+def image_digest(path: Path) -> str:
+    """`sha256-64k:<hex>`; reads each byte that is not in a hole once."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
-        return digest_while(descriptor, lambda offset, data: None, beside=beside)
+        return open_digest(descriptor)
     finally:
         os.close(descriptor)
 
@@ -45,7 +45,7 @@ def open_digest(descriptor: int) -> str:
     return digest_while(descriptor, lambda offset, data: None)
 
 
-def digest_while(descriptor: int, use: Callable[[int, memoryview], None], *, beside: bool = False) -> str:
+def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str:
     """`sha256-64k:<hex>` of an open image; all data is also given to `use(offset, data)`, by several threads and in pieces.
 
     A piece is overwritten once `use` has returned.
@@ -87,9 +87,8 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None], *, bes
     whole = hashlib.sha256()
     # Bounded, so that memory does not grow with the image.
     pending: deque[Future[bytes] | bytes] = deque()
-    # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way, and so does more than
-    # one beside somebody else who reads the same.
-    pool = ThreadPoolExecutor(1 if beside else 2 * (os.cpu_count() or 1))
+    # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
+    pool = ThreadPoolExecutor(2 * (os.cpu_count() or 1))
 
     def take() -> None:
         first = pending.popleft()

@@ -27,6 +27,14 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def write_out(descriptor: int, offset: int, length: int) -> None:
+    """Let the disk begin to write what is dirty in a part of a file, and forget what is clean; a length of 0 means to its end.
+
+    Waits for nothing. The page cache is not filled with what nobody reads soon, and a later sync finds little left to do.
+    """
+    os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
 def temporary_of(path: Path, writer: str = "") -> Path:
     """Where a file is written before it is renamed; known, so that what a crash leaves can be found."""
     return path.with_name(f".{path.name}.{writer}.tmp" if writer else f".{path.name}.tmp")

@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from ._info import domain_info
 from ._process import daemon_pid
 from ._sets import list_sets
 from ._snapshot import snapshot_disks
+from ._ssh_copy import SCHEME
 from ._target import probe_target
 
 Finding = dict[str, str]
@@ -36,14 +37,19 @@ _NO_DOMAIN = "00000000-0000-0000-0000-000000000000"
 
 def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """The findings, those that would fail a backup first. In check mode no probe file is written at the target."""
+    # A staging directory may be set for all hypervisors, whatever their target is.
+    params = {**params, "staging_dir": params["staging_dir"] if (params["target"] or "").startswith(SCHEME) else None}
     info = domain_info({**params, "unmatched": "tell"}, check_mode, clock)
     found = [*_clock(params), *_unmatched(info), *_claims(info), *_agents(info, params)]
     if params["target"]:
-        directory, problems = _target(params)
-        found += problems
-        if directory is not None:
+        no_directory = _target_problem(_require_directory, params)
+        found += no_directory
+        if not no_directory:
+            directory = made_in(params)
             # A target that hangs would hold these, too.
-            found += [*_denials(params, clock), *_mounts(directory), *_plans(directory, info, params, check_mode, clock)]
+            found += [*_denials(params, clock), *_mounts(directory)]
+            # Each plan would wait for a server that does not answer, and tell the same.
+            found += _target_problem(_require_server, params) or _plans(directory, info, params, check_mode, clock)
     return {"changed": False, "findings": sorted(found, key=lambda one: one["severity"] != "error"), "host": info["host"]}
 
 
@@ -129,19 +135,23 @@ def _command_output(*command: str) -> str:
     return done.stdout
 
 
-def _target(params: dict[str, Any]) -> tuple[Path | None, list[Finding]]:
-    """The directory in which sets are made here, if it can be used, and what is wrong."""
-    target, directory, problems = params["target"], None, []
+def _target_problem(require: Callable[[dict[str, Any]], None], params: dict[str, Any]) -> list[Finding]:
     try:
-        wanted = made_in({**params, "staging_dir": params["staging_dir"] if is_remote(params) else None})
-        # No domain: whether QEMU sees it is asked for each.
-        probe_target(wanted, "", None, write=False)
-        directory = wanted
-        if is_remote(params):
-            at_target(params, list_sets, domains=[_NO_DOMAIN])
+        require(params)
     except FAILURES as error:
-        problems.append(_finding("target", "error", target, explain(error, "look at the target").msg))
-    return directory, problems
+        return [_finding("target", "error", params["target"], explain(error, "look at the target").msg)]
+    return []
+
+
+def _require_directory(params: dict[str, Any]) -> None:
+    """The one in which sets are made here."""
+    # No domain: whether QEMU sees it is asked for each.
+    probe_target(made_in(params), "", None, write=False)
+
+
+def _require_server(params: dict[str, Any]) -> None:
+    if is_remote(params):
+        at_target(params, list_sets, domains=[_NO_DOMAIN])
 
 
 def _mounts(directory: Path) -> Iterator[Finding]:
@@ -188,7 +198,7 @@ def _plans(directory: Path, info: dict[str, Any], params: dict[str, Any], check_
         yield _finding(
             "space",
             "error",
-            str(directory),
+            params["target"],
             f"Each domain alone fits, all together may not: they need up to {needed >> 20} MiB, and {min(free) >> 20} MiB are free.",
         )
 
@@ -198,8 +208,7 @@ def _plan(domain: dict[str, Any], params: dict[str, Any], clock: Clock) -> dict[
         "uri": params["uri"],
         "domain": domain["uuid"],
         "backup_id": f"check-{secrets.token_hex(8)}",
-        **{name: params[name] for name in ("target", "ssh_key", "ssh_options")},
-        "staging_dir": params["staging_dir"] if is_remote(params) else None,
+        **{name: params[name] for name in ("target", "staging_dir", "ssh_key", "ssh_options")},
         "keep_formats": ["raw", "qcow2"],
         "exclude_disks": params["exclude_disks"].get(domain["name"], []),
         "quiesce": params["quiesce"],

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
@@ -14,9 +15,12 @@ from typing import IO, Any, cast
 
 from ._copy import Pace
 from ._errors import LiveBackupError
+from ._files import write_out
 
 # As many characters of what it says are heard at most.
 _MOST_SAID = 2000
+# How often what it has written is given to the disk.
+_WRITE_OUT_SECONDS = 0.05
 
 
 def _command(*arguments: str | Path) -> list[str]:
@@ -26,13 +30,19 @@ def _command(*arguments: str | Path) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "qemu-img", *map(str, arguments)]
 
 
-def _run(*arguments: str | Path, pace: Pace | None = None) -> str:
+def _run(*arguments: str | Path, pace: Pace | None = None, writes: int | None = None) -> str:
+    """What a command prints. What it writes to the open file `writes` is given to the disk meanwhile."""
     with subprocess.Popen(
         _command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     ) as process:
         if pace is not None:
             pace.on_give_up(process.kill)
-        out, err = process.communicate()
+        while True:
+            try:
+                out, err = process.communicate(timeout=None if writes is None else _WRITE_OUT_SECONDS)
+                break
+            except subprocess.TimeoutExpired:
+                write_out(cast(int, writes), 0, 0)
     if pace is not None and pace.given_up:
         raise pace.given_up
     if process.returncode != 0:
@@ -90,14 +100,19 @@ def convert(
     source_format: str,
     destination: Path,
     to_format: str,
-    compress: str,
-    rate: int,
-    pace: Pace | None,
     *,
-    into: bool = False,
+    compress: str = "none",
+    rate: int = 0,
+    pace: Pace | None = None,
+    forget: bool = False,
 ) -> None:
-    """Write the whole disk as one image without backing file; `into` writes over what is there, such as a device."""
-    options = ["-n"] if into else []
+    """Write the whole disk as one image without backing file, or over a device.
+
+    With `forget` the disk writes from the beginning, not when memory is full or the image is synced, and the page cache does not keep
+    the copy. That is of no use to somebody who reads it next.
+    """
+    is_device = destination.is_block_device()
+    options = ["-n"] if is_device else []
     if compress != "none":
         options += ["-c", "-o", f"compression_type={compress}"]
     if rate:
@@ -105,7 +120,13 @@ def convert(
     # Out of order writes fill the target faster, and are not possible for compressed clusters in old versions.
     elif compress == "none":
         options += ["-W"]
-    _run("convert", "-f", source_format, "-O", to_format, *options, source, destination, pace=pace)
+    # If qemu-img made it, everybody could read it.
+    descriptor = os.open(destination, os.O_WRONLY | (0 if is_device else os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), 0o600)
+    try:
+        writes = descriptor if forget else None
+        _run("convert", "-f", source_format, "-O", to_format, *options, source, destination, pace=pace, writes=writes)
+    finally:
+        os.close(descriptor)
 
 
 def commit(overlay: str | Path) -> None:

@@ -197,9 +197,8 @@ def _write(backup: Path, image: Image, backup_id: str, clock: Clock) -> None:
     else:
         with ThreadPoolExecutor(1) as pool:
             # What one of them has read, the other finds in the page cache.
-            read = pool.submit(image_digest, source, beside=True)
-            convert(source, image.source_format, temporary, image.format, "none", 0, Pace(clock))
-            temporary.chmod(0o600)
+            read = pool.submit(image_digest, source)
+            convert(source, image.source_format, temporary, image.format, forget=True)
             digest = read.result()
     if digest != image.digest:
         raise LiveBackupError(f"{source} is not what was backed up: its digest is {digest}, not {image.digest}. Nothing was restored.")
@@ -264,7 +263,7 @@ def _may_complete(journal: dict[str, Any], stamp: dict[str, str]) -> bool:
 def _swap(journal: dict[str, Any]) -> None:
     """Give each new file its name and keep the old one; can be begun anew."""
     for device in journal["devices"]:
-        convert(Path(journal["backup"], device["file"]), device["source_format"], Path(device["path"]), "raw", "none", 0, None, into=True)
+        convert(Path(journal["backup"], device["file"]), device["source_format"], Path(device["path"]), "raw", forget=True)
         sync_path(Path(device["path"]))
     for move in journal["moves"]:
         path, temporary, aside = (Path(move[key]) for key in ("path", "temporary", "aside"))

@@ -99,7 +99,7 @@ options:
     default: 1.0
 notes:
   - SELinux often logs the last part of a path only. What may concern the backups is then a warning.
-  - The room on a backup server is not known.
+  - Where a backup server does not answer, that is all that is told of the backups.
 seealso:
   - module: virtops.live_backup.libvirt_domain_info
   - module: virtops.live_backup.libvirt_backup_begin

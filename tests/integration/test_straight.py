@@ -15,7 +15,7 @@ from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.shell import wait_until
 from tests.rig.sshd import Sshd
 
-from .conftest import ALL, Backup, at_length, result_of
+from .conftest import ALL, FILL, Backup, at_length, result_of
 
 
 class Server:
@@ -189,7 +189,7 @@ def test_the_publishing_dies(fault: str, everyday: Guest, backup_of: Callable[..
 
 
 def start_sending(backup: Backup, there: Server, disks: int) -> Inside:
-    """A copy under way: the server has some data of so many disks."""
+    """A copy under way, which takes minutes: the server is receiving so many disks."""
     copying = start_copy(backup, bandwidth="1M")
     wait_until(lambda: copying.poll() is not None or sum(name.endswith(".tmp") for name in there.files()) >= disks, 60, "the sending")
     assert copying.poll() is None, result_of(copying)
@@ -197,9 +197,11 @@ def start_sending(backup: Backup, there: Server, disks: int) -> Inside:
 
 
 @at_length
-def test_the_server_dies(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor, tmp_path: Path) -> None:
+def test_the_server_dies(
+    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor, tmp_path: Path
+) -> None:
     """What it has of the set is removed when the next one is begun."""
-    backup = backup_of(everyday)
+    backup = backup_of(make_guest("two-disks", size=128 << 20, fill=96 << 20, rate=100))
     chain = backup.chain()
     vault = tmp_path / "vault"
     vault.mkdir()
@@ -248,12 +250,12 @@ def test_the_overlays_fill_while_the_server_hangs(
     make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor, server: Callable[..., Server]
 ) -> None:
     """A far end that does not read holds the copy for minutes; the guest must not stop for it."""
-    guest = make_guest("two-disks", size=512 << 20)
+    # Each of its writes takes a cluster of the overlays, of 64 KiB.
+    guest = make_guest("two-disks", size=512 << 20, fill=FILL, rate=100)
     backup = backup_of(guest)
     there = server(backup)
     chain = backup.chain()
     small = hypervisor.small_filesystem("hung-overlays", 220 << 20)
-    hypervisor.run(["fallocate", "-l", "60M", f"{small}/hog"])
     assert begin(backup, there, "legacy", overlay_dir=str(small))["changed"]
     copying = start_sending(backup, there, disks=1)
     there.sshd.signal(signal.SIGSTOP)
