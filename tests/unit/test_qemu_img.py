@@ -1,0 +1,58 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What qemu-img converts is nobody else's, and goes to the disk while it is written."""
+
+from __future__ import annotations
+
+import os
+import stat
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils import _qemu_img
+from ansible_collections.virtops.live_backup.plugins.module_utils._qemu_img import convert
+
+
+@pytest.fixture
+def image(tmp_path: Path) -> Path:
+    path = tmp_path / "image.raw"
+    path.write_bytes(b"data" * (1 << 20))
+    return path
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_nobody_else_can_read_what_is_converted(there: bool, image: Path, tmp_path: Path) -> None:
+    """Nor what a run that died has left, which is as that made it."""
+    copy = tmp_path / "copy.qcow2"
+    if there:
+        copy.write_bytes(b"something" * 1000)
+        copy.chmod(0o600)
+    convert(image, "raw", copy, "qcow2")
+    assert stat.S_IMODE(copy.stat().st_mode) == 0o600
+    subprocess.run(["qemu-img", "compare", "-q", image, copy], check=True)
+
+
+def test_a_link_is_not_followed(image: Path, tmp_path: Path) -> None:
+    victim, copy = tmp_path / "victim", tmp_path / "copy.qcow2"
+    victim.write_text("mine", encoding="utf-8")
+    copy.symlink_to(victim)
+    with pytest.raises(OSError, match="symbolic links"):
+        convert(image, "raw", copy, "qcow2")
+    assert victim.read_text(encoding="utf-8") == "mine"
+
+
+def test_the_disk_writes_while_qemu_img_does(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A qemu-img that ends when what it has written was given to the disk."""
+    copy, given = tmp_path / "copy.raw", tmp_path / "given"
+    (tmp_path / "qemu-img").write_text(f"#!/bin/sh\nwhile [ ! -e '{given}' ]; do sleep 0.01; done\n", encoding="utf-8")
+    (tmp_path / "qemu-img").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def write_out(descriptor: int, offset: int, length: int) -> None:
+        assert os.path.samestat(os.fstat(descriptor), copy.stat()) and (offset, length) == (0, 0)
+        given.touch()
+
+    monkeypatch.setattr(_qemu_img, "write_out", write_out)
+    convert(image, "raw", copy, "raw", forget=True)
+    assert given.exists()
