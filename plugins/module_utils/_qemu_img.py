@@ -104,15 +104,15 @@ def convert(
     compress: str = "none",
     rate: int = 0,
     pace: Pace | None = None,
+    into: bool = False,
     forget: bool = False,
 ) -> None:
-    """Write the whole disk as one image without backing file, or over a device.
+    """Write the whole disk as one image without backing file; `into` writes over a device, which must be there.
 
     With `forget` the disk writes from the beginning, not when memory is full or the image is synced, and the page cache does not keep
     the copy. That is of no use to somebody who reads it next.
     """
-    is_device = destination.is_block_device()
-    options = ["-n"] if is_device else []
+    options = ["-n"] if into else []
     if compress != "none":
         options += ["-c", "-o", f"compression_type={compress}"]
     if rate:
@@ -120,9 +120,11 @@ def convert(
     # Out of order writes fill the target faster, and are not possible for compressed clusters in old versions.
     elif compress == "none":
         options += ["-W"]
-    # If qemu-img made it, everybody could read it.
-    descriptor = os.open(destination, os.O_WRONLY | (0 if is_device else os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), 0o600)
+    descriptor = os.open(destination, os.O_WRONLY | (0 if into else os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), 0o600)
     try:
+        if not into:
+            # If qemu-img made it, as it may have in a run that died, everybody could read it.
+            os.fchmod(descriptor, 0o600)
         writes = descriptor if forget else None
         _run("convert", "-f", source_format, "-O", to_format, *options, source, destination, pace=pace, writes=writes)
     finally:

@@ -263,7 +263,7 @@ def _may_complete(journal: dict[str, Any], stamp: dict[str, str]) -> bool:
 def _swap(journal: dict[str, Any]) -> None:
     """Give each new file its name and keep the old one; can be begun anew."""
     for device in journal["devices"]:
-        convert(Path(journal["backup"], device["file"]), device["source_format"], Path(device["path"]), "raw", forget=True)
+        convert(Path(journal["backup"], device["file"]), device["source_format"], Path(device["path"]), "raw", into=True, forget=True)
         sync_path(Path(device["path"]))
     for move in journal["moves"]:
         path, temporary, aside = (Path(move[key]) for key in ("path", "temporary", "aside"))

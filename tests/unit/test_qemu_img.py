@@ -23,11 +23,11 @@ def image(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("there", [False, True])
 def test_nobody_else_can_read_what_is_converted(there: bool, image: Path, tmp_path: Path) -> None:
-    """Nor what a run that died has left, which is as that made it."""
+    """Nor what is written over the file that a run that died has left."""
     copy = tmp_path / "copy.qcow2"
     if there:
         copy.write_bytes(b"something" * 1000)
-        copy.chmod(0o600)
+        copy.chmod(0o644)
     convert(image, "raw", copy, "qcow2")
     assert stat.S_IMODE(copy.stat().st_mode) == 0o600
     subprocess.run(["qemu-img", "compare", "-q", image, copy], check=True)
@@ -40,6 +40,13 @@ def test_a_link_is_not_followed(image: Path, tmp_path: Path) -> None:
     with pytest.raises(OSError, match="symbolic links"):
         convert(image, "raw", copy, "qcow2")
     assert victim.read_text(encoding="utf-8") == "mine"
+
+
+def test_a_device_that_is_gone_is_not_made_as_a_file(image: Path, tmp_path: Path) -> None:
+    """As after a restart of the host before its volumes are there: what is written below /dev would be lost."""
+    with pytest.raises(FileNotFoundError):
+        convert(image, "raw", tmp_path / "volume", "raw", into=True)
+    assert not (tmp_path / "volume").exists()
 
 
 def test_the_disk_writes_while_qemu_img_does(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
