@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -10,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._space import RESERVE
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.shell import wait_until
@@ -188,10 +190,10 @@ def test_the_publishing_dies(fault: str, everyday: Guest, backup_of: Callable[..
         assert found["published"] and backup.judge(backup.publish(**there.options), last).ok, found
 
 
-def start_sending(backup: Backup, there: Server, disks: int) -> Inside:
-    """A copy under way, which takes minutes: the server is receiving so many disks."""
+def start_sending(backup: Backup, there: Server) -> Inside:
+    """A copy under way, which takes minutes: the server is receiving both disks."""
     copying = start_copy(backup, bandwidth="1M")
-    wait_until(lambda: copying.poll() is not None or sum(name.endswith(".tmp") for name in there.files()) >= disks, 60, "the sending")
+    wait_until(lambda: copying.poll() is not None or sum(name.endswith(".tmp") for name in there.files()) == 2, 60, "the sending")
     assert copying.poll() is None, result_of(copying)
     return copying
 
@@ -209,7 +211,7 @@ def test_the_server_dies(
     there = Server(sshd, vault, backup.target)
     with sshd:
         assert begin(backup, there, "legacy")["changed"]
-        copying = start_sending(backup, there, disks=2)
+        copying = start_sending(backup, there)
         for number in (signal.SIGSTOP, signal.SIGKILL):
             # All at once, as when the power fails: the far end has no time to remove anything.
             sshd.signal(number)
@@ -250,15 +252,17 @@ def test_the_overlays_fill_while_the_server_hangs(
     make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor, server: Callable[..., Server]
 ) -> None:
     """A far end that does not read holds the copy for minutes; the guest must not stop for it."""
-    # Each of its writes takes a cluster of the overlays, of 64 KiB.
     guest = make_guest("two-disks", size=512 << 20, fill=FILL, rate=100)
     backup = backup_of(guest)
     there = server(backup)
     chain = backup.chain()
     small = hypervisor.small_filesystem("hung-overlays", 220 << 20)
     assert begin(backup, there, "legacy", overlay_dir=str(small))["changed"]
-    copying = start_sending(backup, there, disks=1)
+    copying = start_sending(backup, there)
     there.sshd.signal(signal.SIGSTOP)
+    # Somebody else takes the room too, and leaves less than the overlays must have.
+    free = os.statvfs(hypervisor.outside(small))
+    hypervisor.run(["fallocate", "--length", str(free.f_bavail * free.f_frsize - RESERVE + (2 << 20)), small / "hog"])
     states = set()
     while copying.poll() is None:
         states.add(guest.state())
