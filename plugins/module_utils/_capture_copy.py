@@ -9,8 +9,8 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +33,13 @@ from ._progress import Amounts, tell
 from ._send_set import naming
 from ._space import RoomWatch, allocated
 from ._ssh_copy import FarEnd
+from ._target import ANSWER_SECONDS
 from ._undo import paths_of, undo
 
 # How often the room of the overlays is looked at.
 _LOOK_SECONDS = 0.5
+# How long copies that are given up may take to end before the overlays are committed all the same.
+_END_SECONDS = 5.0
 _FOREVER = float("inf")
 
 
@@ -52,15 +55,16 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         todo = _to_copy(claim)
         if not todo:
             return {"changed": False, "planned": False, "disks": _copied(claim)}
+        copies = _Copies(claim, todo, params, clock)
         try:
             with step(claim, "copy", clock):
-                _Copies(claim, todo, params, clock).run()
+                copies.run()
         except FAILURES as error:
             reason = explain(error, f"copy the disks of domain {name!r}")
             failure = LiveBackupError(
                 f"The backup of domain {name!r} was given up. {reason.msg} Nothing was published.", reason.libvirt_error
             )
-            undo(params["uri"], claim, clock, failure)
+            undo(params["uri"], claim, clock, failure, copies.require_ended)
             raise failure from error
         return {"changed": True, "planned": False, "disks": _copied(claim)}
 
@@ -100,29 +104,52 @@ class _Copies:
         self._way = Way(claim, clock)
         self._overlays = {overlay.target: overlay for overlay in overlays_of(claim)}
         self._room = RoomWatch(list(self._overlays.values()), clock)
-        # The copies' threads put a target here when its base is read; only this thread talks to libvirt.
-        self._read: queue.SimpleQueue[str] = queue.SimpleQueue()
-        self._pending: dict[Future[dict[str, Any]], str] = {}
+        # What the copies' threads tell, each of a target: its base is read, its copy has ended. Only this thread talks to libvirt.
+        self._news: queue.SimpleQueue[tuple[list[str], str]] = queue.SimpleQueue()
+        self._pending: dict[str, AsyncResult[dict[str, Any]]] = {}
+        self._over = threading.Event()
         self._far_ends: dict[str, FarEnd] = {}
         # One after the other: sshd refuses some of ten that come at once (MaxStartups).
         self._connecting = threading.Lock()
         self._unproved: list[str] = []
         self._committing: list[str] = []
+        self._ended: list[str] = []
 
     def run(self) -> None:
         for disk in self._todo:
             disk["format"] = self._format_of(disk)
             disk["path"] = str(paths_of(self._claim).image(disk["target"], disk["format"]))
         save_claim(self._claim)
-        with self._undisturbed(), self._receiving(), ThreadPoolExecutor(len(self._todo)) as pool:
+        with self._undisturbed(), self._receiving():
+            # Its threads are daemons. One that a dead network mount holds keeps neither the overlays from being committed nor the
+            # process from ending.
+            pool = ThreadPool(len(self._todo) + 1)
+            told = pool.apply_async(self._tell)
             try:
                 for disk in self._todo:
-                    self._pending[pool.submit(self._copy, disk)] = disk["target"]
+                    self._pending[disk["target"]] = pool.apply_async(self._copy, (disk,))
                 across_restarts(self._params["uri"], _FOREVER, self._clock, self._watch, events=False)
             except FAILURES as error:
-                # Before the pool waits for its threads.
                 self._pace.give_up(explain(error, "watch the copy"))
+                self._all_end(_END_SECONDS)
                 raise
+            finally:
+                self._over.set()
+                told.wait(_LOOK_SECONDS)
+                pool.close()
+
+    def require_ended(self) -> None:
+        """Fail while a copy that was given up has not ended: what it writes to hangs."""
+        if not self._all_end(ANSWER_SECONDS):
+            raise LiveBackupError(
+                f"{paths_of(self._claim).partial} does not answer: is it on a network mount whose server is gone, or a disk that hangs?"
+            )
+
+    def _all_end(self, seconds: float) -> bool:
+        deadline = self._clock.boottime() + seconds
+        for copy in self._pending.values():
+            copy.wait(max(0.0, deadline - self._clock.boottime()))
+        return all(copy.ready() for copy in self._pending.values())
 
     def _format_of(self, disk: dict[str, Any]) -> str:
         wanted = self._params["format"]
@@ -158,6 +185,12 @@ class _Copies:
             far_end.call("leave_set", {})
 
     def _copy(self, disk: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._copy_disk(disk)
+        finally:
+            self._news.put((self._ended, disk["target"]))
+
+    def _copy_disk(self, disk: dict[str, Any]) -> dict[str, Any]:
         rate = (self._params["bandwidth"] or 0) // len(self._todo)
         source = disk["source"]
         copying = Copying(
@@ -165,7 +198,7 @@ class _Copies:
         )
 
         def source_free() -> None:
-            self._read.put(disk["target"])
+            self._news.put((self._unproved, disk["target"]))
 
         if disk["sent"]:
             return self._send(copying, disk, source_free)
@@ -191,9 +224,9 @@ class _Copies:
     def _watch(self, connection: libvirt.virConnect, answered: Callable[[], None]) -> None:
         """Until all is copied: begin commits, watch the overlays' room, note what is done."""
         while True:
-            finished, _pending = wait(self._pending, _LOOK_SECONDS, FIRST_COMPLETED)
-            while not self._read.empty():
-                self._unproved.append(self._read.get())
+            with suppress(queue.Empty):
+                told, target = self._news.get(timeout=_LOOK_SECONDS)
+                told.append(target)
             # One leaves the list when it is proved: libvirtd may go away in the middle, and all this begin anew.
             while self._unproved:
                 self._require_still(connection, self._unproved[0])
@@ -201,22 +234,27 @@ class _Copies:
             for target in self._committing:
                 if target in self._overlays:
                     self._way.advance(connection, self._overlays[target])
-            for copy in finished:
-                self._claim.results.setdefault("copies", {})[self._pending.pop(copy)] = copy.result()
+            while self._ended:
+                self._claim.results.setdefault("copies", {})[self._ended[0]] = self._pending[self._ended[0]].get()
+                del self._pending[self._ended.pop(0)]
                 save_claim(self._claim)
-            if not self._pending and self._read.empty():
+            if not self._pending:
                 return
             if self._claim.method == "offline" and active(lookup(connection, self._claim.uuid)) is not None:
                 raise LiveBackupError("The domain was started while its disks were copied.")
-            tell(self._claim.domain, self._amounts)
             problem = self._room.problem()
             if problem is not None:
-                self._pace.give_up(problem)
+                raise problem
             answered()
+
+    def _tell(self) -> None:
+        """In a thread of its own, since it looks at the target, which may hang."""
+        while not self._over.wait(_LOOK_SECONDS):
+            tell(self._claim.domain, self._amounts)
 
     def _amounts(self) -> Amounts:
         """What is written of each disk; what will be is a guess where images are converted or compressed."""
-        under_way = [disk for disk in self._todo if disk["target"] in self._pending.values()]
+        under_way = [disk for disk in self._todo if disk["target"] in self._pending]
         return {disk["target"]: (self._written(disk), disk["allocation"]) for disk in under_way}
 
     def _written(self, disk: dict[str, Any]) -> int:

@@ -20,8 +20,8 @@ from ._files import write_out
 
 # Linux's number of the ioctl that shares one file's blocks with another (linux/fs.h).
 _FICLONE = 0x40049409
-# What the kernel says where it cannot clone between these two files.
-_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM}
+# What the kernel says where it cannot clone, or copy by itself, between these two files.
+_CANNOT = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.ENOSYS}
 
 
 class Pace:
@@ -71,16 +71,35 @@ class Destination(Protocol):
 
 
 class LocalFile:
-    """A file on this host."""
+    """A file on this host. From `source`, an open file, the kernel itself copies what is written, where it can between these two."""
 
-    def __init__(self, descriptor: int) -> None:
+    def __init__(self, descriptor: int, source: int | None = None) -> None:
         self._descriptor = descriptor
+        self._source = source
+        # One writer at a time: the kernel lets no two write to a file, and waiting for that takes a processor's time.
+        self._turn = threading.Lock()
 
     def write(self, offset: int, data: memoryview) -> None:
-        done = 0
-        while done < len(data):
-            done += os.pwrite(self._descriptor, data[done:], offset + done)
+        with self._turn:
+            done = self._copied(offset, len(data))
+            while done < len(data):
+                done += os.pwrite(self._descriptor, data[done:], offset + done)
         write_out(self._descriptor, offset, len(data))
+
+    def _copied(self, offset: int, length: int) -> int:
+        """How many bytes of the source the kernel has copied: all, unless it cannot."""
+        done = 0
+        try:
+            while self._source is not None and done < length:
+                copied = os.copy_file_range(self._source, self._descriptor, length - done, offset + done, offset + done)
+                if not copied:
+                    break
+                done += copied
+        except OSError as error:
+            if error.errno not in _CANNOT:
+                raise
+            self._source = None
+        return done
 
 
 def clone(source: int, destination: int) -> bool:
@@ -88,7 +107,7 @@ def clone(source: int, destination: int) -> bool:
     try:
         fcntl.ioctl(destination, _FICLONE, source)
     except OSError as error:
-        if error.errno not in _CANNOT_CLONE:
+        if error.errno not in _CANNOT:
             raise
         return False
     return True

@@ -89,7 +89,7 @@ def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Call
                 return image_digest(temporary), _data_bytes(temporary), "reflink"
             os.ftruncate(destination, image_size(source))
             find_zeroes = copying.find_zeroes or copying.source.is_block_device()
-            digest, data_bytes = copy_data(source, LocalFile(destination), pace, find_zeroes=find_zeroes)
+            digest, data_bytes = copy_data(source, LocalFile(destination, source), pace, find_zeroes=find_zeroes)
             source_free()
             return digest, data_bytes, "copy"
         finally:

@@ -16,14 +16,16 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from multiprocessing.pool import AsyncResult, ThreadPool
 from pathlib import Path
 
 CHUNK = 64 * 1024
 # What one thread reads at a time.
 BATCH = 64 * CHUNK
 ZEROES = bytes(CHUNK)
-_AHEAD = 128
+# Batches whose digests may wait for those before them, holes included; and those whose data may be on its way from the disk.
+_WAITING = 128
+_READING = 16
 
 
 def file_digest(path: Path) -> str:
@@ -57,10 +59,16 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
     # The kernel may give up these pages before those of others. To drop what is read would cost a quarter of the time, and take
     # from a guest what it has in the page cache of the same image.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NOREUSE)
+    # What is to be read is told piece by piece instead: what the kernel guesses reaches into holes, which it fills with zeroes.
+    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+    reading = threading.Semaphore(_READING)
 
     def of_zeroes(length: int) -> bytes:
         rest = length % CHUNK
         return zeroes * (length // CHUNK) + (hashlib.sha256(ZEROES[:rest]).digest() if rest else b"")
+
+    def read(_digests: object) -> None:
+        reading.release()
 
     def digests(offset: int, extents: list[tuple[int, int]]) -> bytes:
         """The joined digests of a batch's chunks."""
@@ -86,24 +94,32 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
 
     whole = hashlib.sha256()
     # Bounded, so that memory does not grow with the image.
-    pending: deque[Future[bytes] | bytes] = deque()
+    pending: deque[AsyncResult[bytes] | bytes] = deque()
     # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
-    pool = ThreadPoolExecutor(2 * (os.cpu_count() or 1))
+    # Its threads are daemons: one that a dead network mount holds does not keep the process from ending.
+    pool = ThreadPool(2 * (os.cpu_count() or 1))
 
     def take() -> None:
         first = pending.popleft()
-        whole.update(first if isinstance(first, bytes) else first.result())
+        whole.update(first if isinstance(first, bytes) else first.get())
 
     try:
         for offset, extents in _batches(descriptor, size):
-            pending.append(pool.submit(digests, offset, extents) if extents else of_zeroes(min(BATCH, size - offset)))
-            if len(pending) > _AHEAD:
+            if extents:
+                reading.acquire()
+                for start, end in extents:
+                    os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+                pending.append(pool.apply_async(digests, (offset, extents), callback=read, error_callback=read))
+            else:
+                pending.append(of_zeroes(min(BATCH, size - offset)))
+            if len(pending) > _WAITING:
                 take()
         while pending:
             take()
     finally:
-        # Who gives a copy up need not wait for what is only queued.
-        pool.shutdown(cancel_futures=True)
+        # No thread may use the descriptors any more when the caller closes them.
+        pool.close()
+        pool.join()
     return "sha256-64k:" + whole.hexdigest()
 
 

@@ -52,11 +52,24 @@ def planned_files(claim: Claim) -> dict[str, str]:
     return {disk["target"]: disk["path"] for disk in claim.plan["disks"]}
 
 
-def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock, *, died: bool) -> Iterator[Repair]:
+def _nobody_writes() -> None:
+    """Nothing of ours writes to the target any more."""
+
+
+def find_repairs(
+    uri: str,
+    connection: libvirt.virConnect,
+    claim: Claim,
+    clock: Clock,
+    *,
+    died: bool,
+    require_ended: Callable[[], None] = _nobody_writes,
+) -> Iterator[Repair]:
     """What the claimed backup left, in the order in which it is to be repaired; nothing is changed here.
 
     Each is looked for when the one before has been dealt with: a guest is thawed and resumed before anything touches a
-    target that may hang. `died` is true where no step is left to clean up after itself.
+    target that may hang. `died` is true where no step is left to clean up after itself; `require_ended` is called before the
+    target is touched, and fails if somebody still writes there.
     """
     domain = active(lookup(connection, claim.uuid))
     if domain is not None and died and _may_be_frozen(claim):
@@ -65,6 +78,7 @@ def find_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: 
     yield from _overlay_repairs(uri, connection, claim, clock)
     if domain is not None:
         yield from _job_repairs(uri, domain, claim, clock)
+    require_ended()
     paths = paths_of(claim)
     if "partial" in claim.results:
         _require_target(claim, paths)
@@ -85,7 +99,7 @@ def _require_target(claim: Claim, paths: SetPaths) -> None:
         )
 
 
-def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError) -> None:
+def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError, require_ended: Callable[[], None] = _nobody_writes) -> None:
     """Repair everything after a step that failed for `reason`, the claim last.
 
     Over a connection of its own, since that of the step may be what failed.
@@ -93,7 +107,7 @@ def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError) -> None:
     try:
         give_up(claim)
         with connect(uri) as connection:
-            for repair in find_repairs(uri, connection, claim, clock, died=False):
+            for repair in find_repairs(uri, connection, claim, clock, died=False, require_ended=require_ended):
                 repair.do()
     except FAILURES as error:
         left = explain(error, "remove it").msg
