@@ -142,7 +142,8 @@ class _Copies:
         """Fail while a copy that was given up has not ended: what it writes to hangs."""
         if not self._all_end(ANSWER_SECONDS):
             raise LiveBackupError(
-                f"{paths_of(self._claim).partial} does not answer: is it on a network mount whose server is gone, or a disk that hangs?"
+                f"{paths_of(self._claim).partial} does not answer since the copy to it was given up: is it on a network mount whose server "
+                "is gone, or on a disk that hangs?"
             )
 
     def _all_end(self, seconds: float) -> bool:

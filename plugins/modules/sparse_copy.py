@@ -15,12 +15,14 @@ description:
   - Copies an image, O(src), to O(dest), or all disks of a capture, of which O(domain) and O(backup_id) are given, into its unfinished
     backup set, side by side.
   - >-
-    Where the format stays, the bytes are copied: by sharing blocks where the file system can (reflink), otherwise the data alone, and
-    its digest is computed while it passes. C(qemu-img) converts and compresses, and flattens an image that has a backing or data file.
+    Where the format stays, the kernel copies the bytes: by sharing blocks where the file system can (reflink), otherwise the data
+    alone, and its digest is computed while it passes. C(qemu-img) converts and compresses, and flattens an image that has a backing
+    or data file.
   - A copy has its name only when it is whole and on the disk. An interrupted copy leaves none.
   - >-
     Of a capture by M(virtops.live_backup.libvirt_disk_snapshot), the commit of each overlay begins as soon as its base is copied and
-    is proved to have stood still. If the overlays threaten to fill their file system, the copy is given up and they are committed.
+    is proved to have stood still. If the overlays threaten to fill their file system, the copy is given up and they are committed,
+    even if the target hangs.
   - >-
     A capture that was begun for an C(ssh://) target is sent straight there, each image that is raw or qcow2 and holds all of its disk. The
     commit waits for the sending then, so an overlay lives as long as that takes.

@@ -176,3 +176,53 @@ def test_a_backup_server_for_all(fleet: Fleet) -> None:
     assert again.status == 0 and all(counts["changed"] == 0 for counts in again.recap.values()), again.output
     manifests = [json.loads(path.read_text(encoding="utf-8")) for path in vault.glob("*/night-1/manifest.json")]
     assert {manifest["domain"]["hypervisor"] for manifest in manifests} == {hypervisor.name for hypervisor in fleet.hypervisors}
+
+
+def test_a_definition_that_a_migration_left_behind(fleet: Fleet) -> None:
+    """It is shut off here, and runs elsewhere."""
+    here, there = fleet.hypervisors
+    guest = guests(fleet)["g11@hv1"]
+    backup = Backup(here, guest, fleet.directory, "night-1")
+    fleet.migrate(guest, there, undefine=False)
+    assert guest.state() == "shut off"
+    for check in (True, False):
+        refused = backup.begin(method="offline", check=check)
+        assert refused["failed"] and "was migrated away" in refused["msg"], refused
+    assert backup.claims() == []
+    fleet.migrate(Guest(there, guest.directory), here)
+    backup.assert_at_rest()
+
+
+def test_a_domain_migrates_while_it_is_on_its_overlays(fleet: Fleet) -> None:
+    """What is left here is not committed; where it runs now, the copy of the claim beside the overlays serves."""
+    here, there = fleet.hypervisors
+    guest = guests(fleet)["g11@hv1"]
+    target = fleet.directory / "migrated"
+    target.mkdir()
+    backup = Backup(here, guest, target, "night-1")
+    disks = here.virsh("domblklist", "--details", guest.uuid)
+    assert backup.snapshot()["changed"]
+    copying = backup.start_module("sparse_copy", domain=guest.name, backup_id="night-1", bandwidth="64K")
+    wait_until(lambda: copying.poll() is not None or any(target.rglob(".*.tmp")), 60, "the copy to begin")
+    copying.kill()
+    copying.wait(timeout=30)
+    fleet.migrate(guest, there, undefine=False)
+    moved = Guest(there, guest.directory)
+    durable = moved.durable()
+    for check in (True, False):
+        assert "was migrated away" in backup.recover(check=check)["msg"]
+    following = Backup(there, moved, target, "night-2")
+    repaired = following.recover()
+    whats = [repair["what"] for repair in repaired["repairs"]]
+    assert whats == ["overlay of disk vda", "overlay of disk vdb", "unfinished backup set", "claim"], repaired
+    assert there.virsh("domblklist", "--details", guest.uuid) == disks
+    following.assert_at_rest()
+    verdict = following.judge(following.run_legacy(), durable)
+    assert verdict.ok, str(verdict)
+    # What is left here: a definition on overlays that are gone, and the claim.
+    assert "was migrated away" in backup.recover()["msg"]
+    here.virsh("undefine", guest.uuid)
+    assert [repair["what"] for repair in backup.recover()["repairs"]] == ["claim"]
+    assert backup.claims() == [] and backup.overlays() == []
+    fleet.migrate(moved, here)
+    backup.assert_at_rest()

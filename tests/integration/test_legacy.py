@@ -13,12 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._space import RESERVE
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 
-from .conftest import ALL, REPETITIONS, Backup, result_of
+from .conftest import ALL, FILL, REPETITIONS, Backup, at_length, result_of
 
 # So slow that a copy is still under way whenever one looks.
 CRAWL = "64K"
@@ -283,6 +284,51 @@ def test_the_guest_itself_would_fill_the_overlays(
     copied = result_of(copying)
     assert copied["failed"] and "threaten to fill" in copied["msg"], copied
     backup.assert_nothing_left()
+
+
+@at_length
+def test_the_target_hangs_and_the_overlays_fill(
+    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
+) -> None:
+    """A write that never returns holds the copy; the guest is brought back all the same, before anybody looks at the target again."""
+    guest = make_guest("two-disks", size=512 << 20, fill=FILL, rate=100)
+    backup = backup_of(guest, hypervisor.small_filesystem("hanging-target", 1 << 30))
+    chain = backup.chain()
+    small = hypervisor.small_filesystem("filled-overlays", 220 << 20)
+    assert backup.snapshot(overlay_dir=str(small))["changed"]
+    copying = backup.start_module("sparse_copy", domain=guest.name, backup_id=backup.backup_id, bandwidth="8M")
+    wait_until(lambda: copying.poll() is not None or any(name.endswith(".tmp") for name in backup.files()), 60, "the copy to begin")
+    hypervisor.run(["fsfreeze", "--freeze", backup.target])
+    try:
+        wait_until(lambda: _hangs(copying), 60, "a write to hang")
+        free = os.statvfs(hypervisor.outside(small))
+        hypervisor.run(["fallocate", "--length", str(free.f_bavail * free.f_frsize - RESERVE + (2 << 20)), small / "hog"])
+        states = set()
+
+        def is_back() -> bool:
+            states.add(guest.state())
+            return backup.chain() == chain
+
+        wait_until(is_back, 60, "the guest to be on its bases")
+        assert states == {"running"}
+        wait_until(lambda: not any(claim.suffix == ".lock" for claim in backup.claims()), 60, "the copy to give the target up")
+    finally:
+        hypervisor.run(["fsfreeze", "--unfreeze", backup.target])
+    copied = result_of(copying)
+    assert copied["failed"] and "threaten to fill" in copied["msg"] and ".partial does not answer since" in copied["msg"], copied
+    durable = guest.durable()
+    assert "was given up by a recovery" in backup.publish()["msg"]
+    assert [repair["what"] for repair in backup.recover()["repairs"]] == ["unfinished backup set", "claim"]
+    backup.assert_nothing_left()
+    guest.destroy()
+    verdict = judge(guest.images, durable)
+    assert verdict.ok, f"the guest's own disks: {verdict}"
+
+
+def _hangs(process: Inside) -> bool:
+    """Whether a thread of a process waits where no signal wakes it."""
+    tasks = Path(f"/proc/{process.command_pid}/task")
+    return any((task / "stat").read_text().rpartition(")")[2].split()[0] == "D" for task in tasks.iterdir())
 
 
 def test_a_commit_that_is_behind_says_so_and_goes_on(everyday: Guest, backup_of: Callable[..., Backup]) -> None:

@@ -74,11 +74,11 @@ class Fleet:
         """Put it on the network again."""
         self._inside(self.controller, "link", "set", self._link(hypervisor), "up")
 
-    def migrate(self, guest: Guest, there: Hypervisor) -> None:
-        """Migrate a running guest to another hypervisor, where it is defined from then on."""
+    def migrate(self, guest: Guest, there: Hypervisor, *, undefine: bool = True) -> None:
+        """Migrate a running guest to another hypervisor, where it is defined from then on; here too, shut off, unless it is undefined."""
         address = f"tcp://{self.sshds[there.name].address}"
         # To libvirt the disks are local files: it does not know that both have the same ones.
-        flags = ["--live", "--unsafe", "--persistent", "--undefinesource"]
+        flags = ["--live", "--unsafe", "--persistent", *["--undefinesource"] * undefine]
         run(["virsh", "--connect", guest.hypervisor.libvirt_uri_outside, "migrate", *flags, guest.uuid, there.libvirt_uri_outside, address])
 
     def boot(self, hypervisor: Hypervisor) -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -642,6 +643,30 @@ def test_a_full_target_gives_the_copy_up_and_commits(capture: Backup, monkeypatc
     assert content(capture.domain.disks["vda"])[3] == 9
     with pytest.raises(LiveBackupError, match="has no backup night-1 under way"):
         capture.publish()
+
+
+def test_a_copy_that_hangs_does_not_keep_the_overlays_from_being_committed(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    answers = threading.Event()
+
+    def hang(*_arguments: Any, **_options: Any) -> None:
+        answers.wait()
+
+    capture.snapshot()
+    capture.domain.write("vda", 3, 9)
+    monkeypatch.setattr(_copy_image, "copy_data", hang)
+    monkeypatch.setattr(_capture_copy, "_END_SECONDS", 0.1)
+    monkeypatch.setattr(_capture_copy, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(_space, "rooms", lambda overlays: [Room("/images", 31 * MIB, MIB, 0)])
+    with pytest.raises(LiveBackupError, match=r"threaten to fill /images.*\.partial does not answer since.*Run libvirt_backup_recover"):
+        capture.copy()
+    capture.assert_on_bases()
+    assert content(capture.domain.disks["vda"])[3] == 9
+    assert capture.partial.exists()
+    answers.set()
+    with pytest.raises(LiveBackupError, match="was given up by a recovery"):
+        capture.publish()
+    assert [repair["what"] for repair in capture.recover()["repairs"]] == ["unfinished backup set", "claim"]
+    capture.assert_nothing_left()
 
 
 def test_a_guest_that_stopped_for_want_of_room_is_resumed(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
