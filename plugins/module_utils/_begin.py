@@ -29,7 +29,7 @@ from ._plan import HostVersions, bytes_needed, check_room, choose_disks, choose_
 from ._qcow2 import is_self_contained
 from ._receive_set import room_for
 from ._send_set import sent_set
-from ._space import allocated
+from ._space import allocated, overlay_room
 from ._target import probe_target
 from ._turn import turn
 from ._undo import paths_of, undo
@@ -93,7 +93,8 @@ def _room(plan: dict[str, Any], target: Path, uuid: str, name: str, params: dict
         for disks in (plan["disks"], [disk for disk in plan["disks"] if not disk["sent"]])
     )
     facts = probe_target(target, name, plan["qemu_user"], write=not check_mode)
-    check_room(needed_here, _reserved(facts.device, uuid), facts.free, str(target))
+    # While it is copied its overlays grow, maybe on the same file system.
+    check_room(needed_here + overlay_room(plan, facts.device), reserved(facts.device, uuid), facts.free, str(target))
     free = [facts.free] if needed_here or not is_remote(params) else []
     if is_remote(params):
         free.append(at_target(params, room_for, name=name, uuid=uuid, check_mode=check_mode)["free"])
@@ -253,14 +254,17 @@ def _planned(plan: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _reserved(device: int, uuid: str) -> int:
-    """What the unfinished backups of other domains still have to write on this file system."""
-    reserved = 0
+def reserved(device: int, uuid: str) -> int:
+    """What the unfinished backups of other domains still have to write on this file system, and their overlays to find free there."""
+    found = 0
     for claim in all_claims():
-        if claim.uuid != uuid and claim.plan["device"] == device:
+        if claim.uuid == uuid:
+            continue
+        found += overlay_room(claim.plan, device)
+        if claim.plan["device"] == device:
             written = sum(allocated(disk["path"]) for disk in claim.plan["disks"] if not disk["sent"])
-            reserved += max(0, claim.plan["bytes_needed_here"] - written)
-    return reserved
+            found += max(0, claim.plan["bytes_needed_here"] - written)
+    return found
 
 
 def _begin(

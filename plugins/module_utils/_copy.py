@@ -118,15 +118,18 @@ def copy_data(source: int, destination: Destination, pace: Pace, *, find_zeroes:
 
     With `find_zeroes` also those zeroes are left out that are not in a hole, as on a block device or in a preallocated file.
     """
-    amounts: list[int] = []
+    passed = 0
+    counting = threading.Lock()
 
     def pass_on(offset: int, data: memoryview) -> None:
+        nonlocal passed
         for start, end in _without_zeroes(data) if find_zeroes else [(0, len(data))]:
             pace.pass_through(end - start)
             destination.write(offset + start, data[start:end])
-            amounts.append(end - start)
+            with counting:
+                passed += end - start
 
-    return digest_while(source, pass_on), sum(amounts)
+    return digest_while(source, pass_on), passed
 
 
 def _without_zeroes(data: memoryview) -> Iterator[tuple[int, int]]:

@@ -10,7 +10,7 @@ import os
 from pathlib import Path
 from typing import Any
 
-from ._begin import begin, will_freeze
+from ._begin import begin, reserved, will_freeze
 from ._claim import Claim, claim_copy, overlay_path
 from ._clock import Clock
 from ._connection import explained
@@ -37,6 +37,7 @@ def _plan_overlays(_domain: libvirt.virDomain, facts: DomainFacts, params: dict[
     return {
         "freezes": will_freeze(facts, params["quiesce"]),
         "overlays": [vars(overlay) for overlay in overlays],
+        "overlay_room": {overlay.path: least_room(facts.allocation[overlay.target]) for overlay in overlays},
         "snapshot_xml": snapshot_xml(overlays, facts.xml.disks),
         "copies": [str(claim_copy(directory, facts.xml.uuid, params["backup_id"])) for directory in directories],
         "instance": qemu_instance(facts.xml.name),
@@ -62,19 +63,18 @@ def _check_places(overlays: list[Overlay], facts: DomainFacts) -> None:
             raise LiveBackupError(f"The directory {directory} for the overlay of disk {overlay.target} is not there, or no absolute path.")
         if os.path.lexists(overlay.path):
             raise LiveBackupError(f"{overlay.path} exists already, and no claim names it: look what it is, and move it away.")
-    held = {overlay.path: facts.allocation[overlay.target] for overlay in overlays}
     for room in rooms(overlays):
-        needed = sum(least_room(held[overlay.path]) for overlay in overlays if _are_on_one(Path(overlay.path).parent, Path(room.path)))
-        if room.free < needed:
+        device = os.stat(room.path).st_dev
+        on_it = [overlay for overlay in overlays if os.stat(Path(overlay.path).parent).st_dev == device]
+        needed = sum(least_room(facts.allocation[overlay.target]) for overlay in on_it)
+        others = reserved(device, facts.xml.uuid)
+        if room.free < needed + others:
+            also = f", and other unfinished backups there still need {others / MIB:.0f} MiB" if others else ""
             raise LiveBackupError(
                 f"{room.path} has too little room for overlays, which the guest writes to during the copy: "
-                f"{room.free / MIB:.0f} MiB are free, at least {needed / MIB:.0f} MiB are needed. Free some, or choose another overlay_dir."
+                f"{room.free / MIB:.0f} MiB are free, at least {needed / MIB:.0f} MiB are needed{also}. Free some, or choose another "
+                "overlay_dir."
             )
-
-
-def _are_on_one(directory: Path, other: Path) -> bool:
-    """Whether two directories are on one file system."""
-    return directory.stat().st_dev == other.stat().st_dev
 
 
 def snapshot_xml(overlays: list[Overlay], disks: tuple[Disk, ...]) -> str:

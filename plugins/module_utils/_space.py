@@ -10,6 +10,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ._clock import Clock
 from ._errors import LiveBackupError
@@ -34,6 +35,20 @@ class Room:
 def least_room(held: int) -> int:
     """What an overlay must find free when the backup begins: a twentieth of what its disk holds, and the reserve."""
     return held // 20 + 2 * RESERVE
+
+
+def overlay_room(plan: dict[str, Any], device: int) -> int:
+    """What the overlays of a plan are still to find free on one file system."""
+    return sum(
+        max(0, room - allocated(path)) for path, room in plan.get("overlay_room", {}).items() if _device_of(Path(path).parent) == device
+    )
+
+
+def _device_of(directory: Path) -> int | None:
+    try:
+        return os.stat(directory).st_dev
+    except FileNotFoundError:
+        return None
 
 
 def is_threatened(room: Room, growth: float) -> bool:

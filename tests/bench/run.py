@@ -179,7 +179,7 @@ def compare_sets(hypervisor: Hypervisor, directory: Path, size: int, rounds: int
 
 def results_in(output: str) -> list[dict[str, Any]]:
     """The results of tasks that a verbose run of ansible-playbook has printed."""
-    return [json.loads(text) for text in re.findall(r"^changed: \[\S+\] => (\{.*\})$", output, re.MULTILINE)]
+    return [json.loads(text) for text in re.findall(r"^changed: \[[^]]+\] => (\{.*\})$", output, re.MULTILINE)]
 
 
 def measure_role(hypervisor: Hypervisor, directory: Path, counts: list[int]) -> None:

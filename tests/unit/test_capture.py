@@ -13,11 +13,20 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _capture_copy, _claim, _commit, _copy_image, _snapshot, _space
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim import read_claim, save_claim
+from ansible_collections.virtops.live_backup.plugins.module_utils import (
+    _begin,
+    _capture_copy,
+    _claim,
+    _commit,
+    _copy_image,
+    _snapshot,
+    _space,
+)
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._fingerprint import fingerprint
 from ansible_collections.virtops.live_backup.plugins.module_utils._space import MIB, Room
+from ansible_collections.virtops.live_backup.plugins.module_utils._target import TargetFacts
 
 from .backup import UUID, Backup
 from .fake import libvirt
@@ -585,6 +594,28 @@ def test_too_little_room_for_overlays(capture: Backup, monkeypatch: pytest.Monke
         with pytest.raises(LiveBackupError, match="has too little room for overlays.* 63 MiB are free, at least 128 MiB"):
             capture.snapshot(check=check)
     assert state(capture) == before and capture.claim_files() == []
+
+
+def test_overlays_and_copies_on_one_file_system(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each alone would fit, also beside another domain's backup that is unfinished."""
+    planned = capture.snapshot(check=True)
+    free = planned["bytes_needed"] + 128 * MIB
+    device = os.stat(capture.target).st_dev
+    monkeypatch.setattr(_begin, "probe_target", lambda *_arguments, **_options: TargetFacts(free, device))
+    with pytest.raises(LiveBackupError, match="is too small"):
+        capture.snapshot()
+    monkeypatch.setattr(_begin, "probe_target", lambda *_arguments, **_options: TargetFacts(free, device + 1))
+    assert capture.snapshot(check=True)["changed"]
+
+    other = dict.fromkeys(["domain", "backup_id", "method", "directory"], "other")
+    plan = {"device": device, "disks": [], "bytes_needed_here": 5 * MIB, "overlay_room": {f"{capture.target}/other.overlay": 70 * MIB}}
+    _claim.CLAIMS.mkdir()
+    save_claim(Claim(uuid="other", plan=plan, started=0.0, **other))
+    monkeypatch.setattr(_snapshot, "rooms", lambda overlays: [Room(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])
+    with pytest.raises(LiveBackupError, match="at least 128 MiB are needed, and other unfinished backups there still need 75 MiB"):
+        capture.snapshot()
+    (capture.target / "other.overlay").write_bytes(bytes(4 * MIB))
+    assert capture.snapshot(check=True)["changed"]
 
 
 def test_a_snapshot_that_fails_leaves_nothing(capture: Backup) -> None:
