@@ -62,12 +62,17 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
     # What is to be read is told piece by piece instead: what the kernel guesses reaches into holes, which it fills with zeroes.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     reading = threading.Semaphore(_READING)
+    failed = threading.Event()
 
     def of_zeroes(length: int) -> bytes:
         rest = length % CHUNK
         return zeroes * (length // CHUNK) + (hashlib.sha256(ZEROES[:rest]).digest() if rest else b"")
 
     def read(_digests: object) -> None:
+        reading.release()
+
+    def fail(_error: object) -> None:
+        failed.set()
         reading.release()
 
     def digests(offset: int, extents: list[tuple[int, int]]) -> bytes:
@@ -109,10 +114,10 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
                 reading.acquire()
                 for start, end in extents:
                     os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
-                pending.append(pool.apply_async(digests, (offset, extents), callback=read, error_callback=read))
+                pending.append(pool.apply_async(digests, (offset, extents), callback=read, error_callback=fail))
             else:
                 pending.append(of_zeroes(min(BATCH, size - offset)))
-            if len(pending) > _WAITING:
+            while len(pending) > _WAITING or pending and failed.is_set():
                 take()
         while pending:
             take()

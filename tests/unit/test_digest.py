@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._digest import BATCH, CHUNK, file_digest, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._digest import BATCH, CHUNK, digest_while, file_digest, image_digest
 
 MIB = 1 << 20
 
@@ -99,3 +99,16 @@ def test_equal_data_has_one_digest_whether_it_is_a_hole_or_zeroes(tmp_path: Path
 def test_small_file(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"abc")
     assert file_digest(tmp_path / "f") == "sha256:ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+def test_after_an_error_little_more_is_read(tmp_path: Path) -> None:
+    image = sparse(tmp_path / "image", 400 * BATCH, {number * BATCH: b"data" for number in range(400)})
+    used: list[int] = []
+
+    def fail(offset: int, _data: memoryview) -> None:
+        used.append(offset)
+        raise OSError("no room")
+
+    with image.open("rb") as file, pytest.raises(OSError, match="no room"):
+        digest_while(file.fileno(), fail)
+    assert len(used) < 50
