@@ -260,7 +260,7 @@ def reserved(device: int, uuid: str) -> int:
     for claim in all_claims():
         if claim.uuid == uuid:
             continue
-        found += overlay_room(claim.plan, device)
+        found += overlay_room(claim.plan, device, claim.results.get("committed", {}))
         if claim.plan["device"] == device:
             written = sum(allocated(disk["path"]) for disk in claim.plan["disks"] if not disk["sent"])
             found += max(0, claim.plan["bytes_needed_here"] - written)

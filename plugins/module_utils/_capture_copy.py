@@ -9,8 +9,9 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
-from multiprocessing.pool import AsyncResult, ThreadPool
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from ._commit import Way, active, lookup, memory_of, overlays_of
 from ._connection import FAILURES, explain
 from ._copy import Pace
 from ._copy_image import Copying, copy_image
+from ._daemon_threads import DaemonThreads
 from ._errors import LiveBackupError
 from ._events import across_restarts
 from ._files import temporary_of
@@ -33,13 +35,14 @@ from ._progress import Amounts, tell
 from ._send_set import naming
 from ._space import RoomWatch, allocated
 from ._ssh_copy import FarEnd
-from ._target import ANSWER_SECONDS
 from ._undo import paths_of, undo
 
 # How often the room of the overlays is looked at.
 _LOOK_SECONDS = 0.5
 # How long copies that are given up may take to end before the overlays are committed all the same.
 _END_SECONDS = 5.0
+# And how long before what they write to is said to hang: a slow disk may have much to sync.
+_HANG_SECONDS = 120.0
 _FOREVER = float("inf")
 
 
@@ -106,7 +109,7 @@ class _Copies:
         self._room = RoomWatch(list(self._overlays.values()), clock)
         # What the copies' threads tell, each of a target: its base is read, its copy has ended. Only this thread talks to libvirt.
         self._news: queue.SimpleQueue[tuple[list[str], str]] = queue.SimpleQueue()
-        self._pending: dict[str, AsyncResult[dict[str, Any]]] = {}
+        self._pending: dict[str, Future[dict[str, Any]]] = {}
         self._over = threading.Event()
         self._far_ends: dict[str, FarEnd] = {}
         # One after the other: sshd refuses some of ten that come at once (MaxStartups).
@@ -121,13 +124,12 @@ class _Copies:
             disk["path"] = str(paths_of(self._claim).image(disk["target"], disk["format"]))
         save_claim(self._claim)
         with self._undisturbed(), self._receiving():
-            # Its threads are daemons. One that a dead network mount holds keeps neither the overlays from being committed nor the
-            # process from ending.
-            pool = ThreadPool(len(self._todo) + 1)
-            told = pool.apply_async(self._tell)
+            # One that a target holds keeps the overlays from nothing.
+            threads = DaemonThreads(len(self._todo) + 1)
+            told = threads.submit(self._tell)
             try:
                 for disk in self._todo:
-                    self._pending[disk["target"]] = pool.apply_async(self._copy, (disk,))
+                    self._pending[disk["target"]] = threads.submit(partial(self._copy, disk))
                 across_restarts(self._params["uri"], _FOREVER, self._clock, self._watch, events=False)
             except FAILURES as error:
                 self._pace.give_up(explain(error, "watch the copy"))
@@ -135,22 +137,19 @@ class _Copies:
                 raise
             finally:
                 self._over.set()
-                told.wait(_LOOK_SECONDS)
-                pool.close()
+                wait([told], _LOOK_SECONDS)
+                threads.close()
 
     def require_ended(self) -> None:
         """Fail while a copy that was given up has not ended: what it writes to hangs."""
-        if not self._all_end(ANSWER_SECONDS):
+        if not self._all_end(_HANG_SECONDS):
             raise LiveBackupError(
                 f"{paths_of(self._claim).partial} does not answer since the copy to it was given up: is it on a network mount whose server "
                 "is gone, or on a disk that hangs?"
             )
 
     def _all_end(self, seconds: float) -> bool:
-        deadline = self._clock.boottime() + seconds
-        for copy in self._pending.values():
-            copy.wait(max(0.0, deadline - self._clock.boottime()))
-        return all(copy.ready() for copy in self._pending.values())
+        return not wait(self._pending.values(), seconds).not_done
 
     def _format_of(self, disk: dict[str, Any]) -> str:
         wanted = self._params["format"]
@@ -195,7 +194,13 @@ class _Copies:
         rate = (self._params["bandwidth"] or 0) // len(self._todo)
         source = disk["source"]
         copying = Copying(
-            Path(source["path"]), source["format"], disk["format"], self._params["compress"], rate, find_zeroes=self._params["find_zeroes"]
+            Path(source["path"]),
+            source["format"],
+            disk["format"],
+            self._params["compress"],
+            rate,
+            find_zeroes=self._params["find_zeroes"],
+            in_use=self._claim.method == "legacy",
         )
 
         def source_free() -> None:
@@ -236,7 +241,7 @@ class _Copies:
                 if target in self._overlays:
                     self._way.advance(connection, self._overlays[target])
             while self._ended:
-                self._claim.results.setdefault("copies", {})[self._ended[0]] = self._pending[self._ended[0]].get()
+                self._claim.results.setdefault("copies", {})[self._ended[0]] = self._pending[self._ended[0]].result()
                 del self._pending[self._ended.pop(0)]
                 save_claim(self._claim)
             if not self._pending:

@@ -20,8 +20,8 @@ from ._files import write_out
 
 # Linux's number of the ioctl that shares one file's blocks with another (linux/fs.h).
 _FICLONE = 0x40049409
-# What the kernel says where it cannot clone, or copy by itself, between these two files.
-_CANNOT = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM, errno.ENOSYS}
+# What the kernel says where it cannot clone between these two files.
+_CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM}
 
 
 class Pace:
@@ -51,6 +51,11 @@ class Pace:
             if self.given_up:
                 end()
 
+    def check(self) -> None:
+        """Fail if the copies shall end."""
+        if self.given_up:
+            raise self.given_up
+
     def pass_through(self, amount: int) -> None:
         """Wait until this many more bytes may be copied."""
         if self._rate:
@@ -59,8 +64,7 @@ class Pace:
                 self._free_at = max(self._free_at, now) + amount / self._rate
                 wait = self._free_at - now
             self._ended.wait(wait)
-        if self.given_up:
-            raise self.given_up
+        self.check()
 
 
 class Destination(Protocol):
@@ -89,15 +93,15 @@ class LocalFile:
     def _copied(self, offset: int, length: int) -> int:
         """How many bytes of the source the kernel has copied: all, unless it cannot."""
         done = 0
+        # It is there from Linux 5.3 on for all file systems, and not in every build of Python.
+        copy = getattr(os, "copy_file_range", None)
+        if self._source is None or copy is None:
+            return done
         try:
-            while self._source is not None and done < length:
-                copied = os.copy_file_range(self._source, self._descriptor, length - done, offset + done, offset + done)
-                if not copied:
-                    break
+            while done < length and (copied := copy(self._source, self._descriptor, length - done, offset + done, offset + done)):
                 done += copied
-        except OSError as error:
-            if error.errno not in _CANNOT:
-                raise
+        except OSError:
+            # Whatever it is (EXDEV, and network file systems have their own): if it is a real one, the write meets it too.
             self._source = None
         return done
 
@@ -107,7 +111,7 @@ def clone(source: int, destination: int) -> bool:
     try:
         fcntl.ioctl(destination, _FICLONE, source)
     except OSError as error:
-        if error.errno not in _CANNOT:
+        if error.errno not in _CANNOT_CLONE:
             raise
         return False
     return True

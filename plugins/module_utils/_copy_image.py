@@ -14,7 +14,7 @@ from typing import Any
 
 from ._clock import Clock
 from ._copy import LocalFile, Pace, clone, copy_data
-from ._digest import data_extents, image_digest, image_size
+from ._digest import data_extents, digest_while, image_size
 from ._files import sync_path, temporary_of
 from ._qcow2 import is_self_contained
 from ._qemu_img import convert
@@ -24,7 +24,8 @@ from ._qemu_img import convert
 class Copying:
     """How an image is to be copied. `format` is that of the copy, `rate` in bytes a second, 0 for no limit.
 
-    With `find_zeroes` those in a file become holes; in a block device they always do.
+    With `find_zeroes` those in a file become holes; in a block device they always do. `in_use` tells that a QEMU has the source open, or
+    may open it before it is read. With `as_hashed` what is written is what was hashed, not what the kernel reads a second time.
     """
 
     source: Path
@@ -34,6 +35,8 @@ class Copying:
     rate: int = 0
     mode: int = 0o600
     find_zeroes: bool = False
+    in_use: bool = False
+    as_hashed: bool = False
 
     @property
     def by_bytes(self) -> bool:
@@ -57,10 +60,11 @@ def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, so
                 compress=copying.compress,
                 rate=copying.rate,
                 pace=pace,
+                in_use=copying.in_use,
             )
             source_free()
             sync_path(temporary)
-            digest, data_bytes, method = image_digest(temporary), _data_bytes(temporary), "qemu-img convert"
+            digest, data_bytes, method = _digest(temporary, pace), _data_bytes(temporary), "qemu-img convert"
         temporary.chmod(copying.mode)
         sync_path(temporary)
         temporary.rename(destination)
@@ -86,16 +90,22 @@ def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Call
             # A clone would have the zeroes that are to be left out.
             if not copying.find_zeroes and clone(source, destination):
                 source_free()
-                return image_digest(temporary), _data_bytes(temporary), "reflink"
+                return _digest(temporary, pace), _data_bytes(temporary), "reflink"
             os.ftruncate(destination, image_size(source))
             find_zeroes = copying.find_zeroes or copying.source.is_block_device()
-            digest, data_bytes = copy_data(source, LocalFile(destination, source), pace, find_zeroes=find_zeroes)
+            written = LocalFile(destination, None if copying.as_hashed else source)
+            digest, data_bytes = copy_data(source, written, pace, find_zeroes=find_zeroes)
             source_free()
             return digest, data_bytes, "copy"
         finally:
             os.close(destination)
     finally:
         os.close(source)
+
+
+def _digest(path: Path, pace: Pace) -> str:
+    with path.open("rb", buffering=0) as image:
+        return digest_while(image.fileno(), lambda offset, data: pace.check())
 
 
 def _data_bytes(path: Path) -> int:

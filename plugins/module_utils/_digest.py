@@ -16,8 +16,11 @@ import os
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
-from multiprocessing.pool import AsyncResult, ThreadPool
+from concurrent.futures import Future
+from functools import partial
 from pathlib import Path
+
+from ._daemon_threads import DaemonThreads
 
 CHUNK = 64 * 1024
 # What one thread reads at a time.
@@ -62,21 +65,21 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
     # What is to be read is told piece by piece instead: what the kernel guesses reaches into holes, which it fills with zeroes.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
     reading = threading.Semaphore(_READING)
-    failed = threading.Event()
+    given_up = threading.Event()
 
     def of_zeroes(length: int) -> bytes:
         rest = length % CHUNK
         return zeroes * (length // CHUNK) + (hashlib.sha256(ZEROES[:rest]).digest() if rest else b"")
 
-    def read(_digests: object) -> None:
-        reading.release()
-
-    def fail(_error: object) -> None:
-        failed.set()
+    def read(batch: Future[bytes]) -> None:
+        if batch.exception():
+            given_up.set()
         reading.release()
 
     def digests(offset: int, extents: list[tuple[int, int]]) -> bytes:
         """The joined digests of a batch's chunks."""
+        if given_up.is_set():
+            return b""
         if not hasattr(own, "batch"):
             own.batch = memoryview(bytearray(BATCH))
         inside = [(start - offset, stop - offset) for start, stop in extents]
@@ -99,14 +102,13 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
 
     whole = hashlib.sha256()
     # Bounded, so that memory does not grow with the image.
-    pending: deque[AsyncResult[bytes] | bytes] = deque()
+    pending: deque[Future[bytes] | bytes] = deque()
     # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
-    # Its threads are daemons: one that a dead network mount holds does not keep the process from ending.
-    pool = ThreadPool(2 * (os.cpu_count() or 1))
+    pool = DaemonThreads(min(_READING, 2 * (os.cpu_count() or 1)))
 
     def take() -> None:
         first = pending.popleft()
-        whole.update(first if isinstance(first, bytes) else first.get())
+        whole.update(first if isinstance(first, bytes) else first.result())
 
     try:
         for offset, extents in _batches(descriptor, size):
@@ -114,16 +116,18 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
                 reading.acquire()
                 for start, end in extents:
                     os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
-                pending.append(pool.apply_async(digests, (offset, extents), callback=read, error_callback=fail))
+                batch = pool.submit(partial(digests, offset, extents))
+                batch.add_done_callback(read)
+                pending.append(batch)
             else:
                 pending.append(of_zeroes(min(BATCH, size - offset)))
-            while len(pending) > _WAITING or pending and failed.is_set():
+            while len(pending) > _WAITING or pending and given_up.is_set():
                 take()
         while pending:
             take()
     finally:
         # No thread may use the descriptors any more when the caller closes them.
-        pool.close()
+        given_up.set()
         pool.join()
     return "sha256-64k:" + whole.hexdigest()
 

@@ -12,6 +12,7 @@ from . import (
     _backup_set,
     _check,
     _clock,
+    _daemon_threads,
     _digest,
     _errors,
     _far_end,
@@ -24,7 +25,21 @@ from . import (
 )
 
 # The far end and the modules that it imports, which come first.
-FAR_MODULES = (_errors, _clock, _files, _digest, _backup_set, _manifest_schema, _sets, _check, _retention, _prune, _receive_set, _far_end)
+FAR_MODULES = (
+    _errors,
+    _clock,
+    _files,
+    _daemon_threads,
+    _digest,
+    _backup_set,
+    _manifest_schema,
+    _sets,
+    _check,
+    _retention,
+    _prune,
+    _receive_set,
+    _far_end,
+)
 _BEGIN = """
 import sys, types
 sys.modules["far"] = types.ModuleType("far")

@@ -106,13 +106,15 @@ def convert(
     pace: Pace | None = None,
     into: bool = False,
     forget: bool = False,
+    in_use: bool = False,
 ) -> None:
     """Write the whole disk as one image without backing file; `into` writes over a device, which must be there.
 
     With `forget` the disk writes from the beginning, not when memory is full or the image is synced, and the page cache does not keep
-    the copy. That is of no use to somebody who reads it next.
+    the copy. That is of no use to somebody who reads it next. With `in_use` it takes no lock of the source: if a target that hangs keeps
+    it from dying, nobody could write to the source until it answers.
     """
-    options = ["-n"] if into else []
+    options = ["-n"] * into + ["-U"] * in_use
     if compress != "none":
         options += ["-c", "-o", f"compression_type={compress}"]
     if rate:

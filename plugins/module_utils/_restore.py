@@ -192,7 +192,8 @@ def _write(backup: Path, image: Image, backup_id: str, clock: Clock) -> None:
         digest = file_digest(source)
         write_durably(temporary, source.read_bytes())
     elif image.format == image.source_format:
-        copied = copy_image(Copying(source, image.source_format, image.format), temporary, Pace(clock), clock, lambda: None)
+        copying = Copying(source, image.source_format, image.format, as_hashed=True)
+        copied = copy_image(copying, temporary, Pace(clock), clock, lambda: None)
         digest = copied["digest"]
     else:
         with ThreadPoolExecutor(1) as pool:

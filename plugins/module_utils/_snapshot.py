@@ -21,7 +21,7 @@ from ._libraries import etree, libvirt
 from ._overlay import Overlay
 from ._plan import choose_disks
 from ._process import qemu_instance
-from ._space import MIB, least_room, rooms
+from ._space import MIB, least_room, planned_room, rooms
 
 
 def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -37,7 +37,7 @@ def _plan_overlays(_domain: libvirt.virDomain, facts: DomainFacts, params: dict[
     return {
         "freezes": will_freeze(facts, params["quiesce"]),
         "overlays": [vars(overlay) for overlay in overlays],
-        "overlay_room": {overlay.path: least_room(facts.allocation[overlay.target]) for overlay in overlays},
+        "overlay_room": {overlay.target: planned_room(overlay, facts.allocation[overlay.target]) for overlay in overlays},
         "snapshot_xml": snapshot_xml(overlays, facts.xml.disks),
         "copies": [str(claim_copy(directory, facts.xml.uuid, params["backup_id"])) for directory in directories],
         "instance": qemu_instance(facts.xml.name),

@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,18 +37,18 @@ def least_room(held: int) -> int:
     return held // 20 + 2 * RESERVE
 
 
-def overlay_room(plan: dict[str, Any], device: int) -> int:
-    """What the overlays of a plan are still to find free on one file system."""
+def planned_room(overlay: Overlay, held: int) -> dict[str, Any]:
+    """What an overlay must find free, and on which file system."""
+    return {"path": overlay.path, "device": os.stat(Path(overlay.path).parent).st_dev, "bytes": least_room(held)}
+
+
+def overlay_room(plan: dict[str, Any], device: int, committed: Container[str] = ()) -> int:
+    """What the overlays of a plan, but for those that are committed, are still to find free on one file system. Looks at no other."""
     return sum(
-        max(0, room - allocated(path)) for path, room in plan.get("overlay_room", {}).items() if _device_of(Path(path).parent) == device
+        max(0, room["bytes"] - allocated(room["path"]))
+        for target, room in plan.get("overlay_room", {}).items()
+        if room["device"] == device and target not in committed
     )
-
-
-def _device_of(directory: Path) -> int | None:
-    try:
-        return os.stat(directory).st_dev
-    except FileNotFoundError:
-        return None
 
 
 def is_threatened(room: Room, growth: float) -> bool:

@@ -78,7 +78,8 @@ options:
     default: none
   find_zeroes:
     description:
-      - Leave zeroes out that are data in a file, as in a preallocated image, so that the copy has holes there. No blocks are shared then.
+      - Leave zeroes out that are data in a file, as in a preallocated image, so that the copy has holes there. Where the file system can
+        share blocks, it shares them piece by piece then, if at all.
       - In a block device, over ssh and where C(qemu-img) converts, zeroes are always found.
     type: bool
     default: false

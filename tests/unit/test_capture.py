@@ -608,13 +608,17 @@ def test_overlays_and_copies_on_one_file_system(capture: Backup, monkeypatch: py
     assert capture.snapshot(check=True)["changed"]
 
     other = dict.fromkeys(["domain", "backup_id", "method", "directory"], "other")
-    plan = {"device": device, "disks": [], "bytes_needed_here": 5 * MIB, "overlay_room": {f"{capture.target}/other.overlay": 70 * MIB}}
+    rooms = {target: {"path": f"{capture.target}/{target}.overlay", "device": device, "bytes": 70 * MIB} for target in ("vda", "vdb")}
+    # Nobody looks at another file system for it: it may hang.
+    rooms["vdc"] = {"path": f"{capture.target}/file/vdc.overlay", "device": device + 2, "bytes": 70 * MIB}
+    (capture.target / "file").touch()
+    plan = {"device": device, "disks": [], "bytes_needed_here": 5 * MIB, "overlay_room": rooms}
     _claim.CLAIMS.mkdir()
-    save_claim(Claim(uuid="other", plan=plan, started=0.0, **other))
+    save_claim(Claim(uuid="other", plan=plan, started=0.0, results={"committed": {"vdb": 1}}, **other))
     monkeypatch.setattr(_snapshot, "rooms", lambda overlays: [Room(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])
     with pytest.raises(LiveBackupError, match="at least 128 MiB are needed, and other unfinished backups there still need 75 MiB"):
         capture.snapshot()
-    (capture.target / "other.overlay").write_bytes(bytes(4 * MIB))
+    (capture.target / "vda.overlay").write_bytes(bytes(4 * MIB))
     assert capture.snapshot(check=True)["changed"]
 
 
@@ -686,7 +690,7 @@ def test_a_copy_that_hangs_does_not_keep_the_overlays_from_being_committed(captu
     capture.domain.write("vda", 3, 9)
     monkeypatch.setattr(_copy_image, "copy_data", hang)
     monkeypatch.setattr(_capture_copy, "_END_SECONDS", 0.1)
-    monkeypatch.setattr(_capture_copy, "ANSWER_SECONDS", 0.1)
+    monkeypatch.setattr(_capture_copy, "_HANG_SECONDS", 0.1)
     monkeypatch.setattr(_space, "rooms", lambda overlays: [Room("/images", 31 * MIB, MIB, 0)])
     with pytest.raises(LiveBackupError, match=r"threaten to fill /images.*\.partial does not answer since.*Run libvirt_backup_recover"):
         capture.copy()

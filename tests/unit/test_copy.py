@@ -12,6 +12,8 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import Clock
 from ansible_collections.virtops.live_backup.plugins.module_utils._copy import LocalFile, Pace, copy_data
+from ansible_collections.virtops.live_backup.plugins.module_utils._copy_image import Copying, copy_image
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
 MIB = 1 << 20
 # Two batches, a hole before and between them.
@@ -62,7 +64,7 @@ def test_the_kernel_copies(find_zeroes: bool, source: Path, monkeypatch: pytest.
     assert sum(by_kernel) == sum(map(len, DATA.values())) - MIB * find_zeroes and by_hand == []
 
 
-@pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS])
+@pytest.mark.parametrize("number", [errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOSYS, errno.ENOENT, errno.EIO])
 def test_what_the_kernel_cannot_copy_is_written_and_it_is_not_asked_again(
     number: int, source: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +74,19 @@ def test_what_the_kernel_cannot_copy_is_written_and_it_is_not_asked_again(
     by_kernel, by_hand = record(monkeypatch, "copy_file_range", refuse), record(monkeypatch, "pwrite", as_ever)
     assert copied(source).read_bytes() == source.read_bytes()
     assert len(by_kernel) == 1 and sum(by_hand) == sum(map(len, DATA.values()))
+
+
+def test_a_python_without_it(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(os, "copy_file_range")
+    assert copied(source).read_bytes() == source.read_bytes()
+
+
+def test_what_was_hashed_is_what_is_written(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nothing else shows that the source stood still."""
+    by_kernel = record(monkeypatch, "copy_file_range", as_ever)
+    copying = Copying(source, "raw", "raw", as_hashed=True)
+    copy_image(copying, source.with_name("restored"), Pace(Clock()), Clock(), lambda: None)
+    assert source.with_name("restored").read_bytes() == source.read_bytes() and by_kernel == []
 
 
 def test_what_the_kernel_leaves_is_written(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -90,5 +105,15 @@ def test_a_full_disk_is_told(source: Path, monkeypatch: pytest.MonkeyPatch) -> N
         raise OSError(errno.ENOSPC, "no room")
 
     record(monkeypatch, "copy_file_range", full)
+    record(monkeypatch, "pwrite", full)
     with pytest.raises(OSError, match="no room"):
         copied(source)
+
+
+def test_a_copy_that_is_given_up_ends_in_its_digest_too(source: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What qemu-img has made is read again, which can take long."""
+    pace = Pace(Clock())
+    copying = Copying(source, "raw", "qcow2")
+    with pytest.raises(LiveBackupError, match="enough"):
+        copy_image(copying, source.with_name("copy.qcow2"), pace, Clock(), lambda: pace.give_up(LiveBackupError("enough")))
+    assert [path.name for path in source.parent.iterdir()] == ["base.raw"]

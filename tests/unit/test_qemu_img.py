@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _qemu_img
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._qemu_img import convert
 
 
@@ -63,3 +64,17 @@ def test_the_disk_writes_while_qemu_img_does(image: Path, tmp_path: Path, monkey
     monkeypatch.setattr(_qemu_img, "write_out", write_out)
     convert(image, "raw", copy, "raw", forget=True)
     assert given.exists()
+
+
+def test_a_source_that_a_qemu_writes_to(image: Path, tmp_path: Path) -> None:
+    """It is converted only where somebody else sees to it that it stands still, and then no lock of it is taken."""
+    with subprocess.Popen(["qemu-io", "-f", "raw", image], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as writer:
+        assert writer.stdin is not None and writer.stdout is not None
+        writer.stdin.write("length\n")
+        writer.stdin.flush()
+        assert "MiB" in writer.stdout.readline()
+        with pytest.raises(LiveBackupError, match="lock"):
+            convert(image, "raw", tmp_path / "refused.qcow2", "qcow2")
+        convert(image, "raw", tmp_path / "copy.qcow2", "qcow2", in_use=True)
+        writer.stdin.close()
+    subprocess.run(["qemu-img", "compare", "-q", image, tmp_path / "copy.qcow2"], check=True)
