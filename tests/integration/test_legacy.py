@@ -311,7 +311,7 @@ def test_the_target_hangs_and_the_overlays_fill(
 
         wait_until(is_back, 60, "the guest to be on its bases")
         assert states == {"running"}
-        wait_until(lambda: not any(claim.suffix == ".lock" for claim in backup.claims()), 60, "the copy to give the target up")
+        wait_until(lambda: not any(claim.suffix == ".lock" for claim in backup.claims()), 120, "the copy to give the target up")
     finally:
         hypervisor.run(["fsfreeze", "--unfreeze", backup.target])
     copied = result_of(copying)

@@ -77,7 +77,8 @@ class Sshd:
 
     def signal(self, number: signal.Signals) -> None:
         """Send a signal to it and to all that it has started."""
-        for pid in family(self._process.pid):
+        # The youngest first: nsenter stops itself when it sees its child stopped, and would do so after it was told to go on.
+        for pid in reversed(family(self._process.pid)):
             os.kill(pid, number)
 
     @property
