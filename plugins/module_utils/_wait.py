@@ -18,10 +18,13 @@ from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
 from ._connection import NO_DOMAIN, connect, explained, find_domain
 from ._errors import LiveBackupError
+from ._events import across_restarts
 from ._job import JobWatch, abort_and_wait, amounts, completed_job, judge_job, running_job
 from ._libraries import libvirt
 from ._progress import tell
 from ._undo import ABORT_SECONDS, planned_files, undo
+
+_FOREVER = float("inf")
 
 
 def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -81,10 +84,13 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
         ended = watch.until_ended(clock.boottime() + params["timeout"])
         if not ended and params["on_timeout"] == "fail":
             return None
-        with connect(uri) as connection:
-            if not ended:
+        if not ended:
+            with connect(uri) as connection:
                 abort_and_wait(watch, find_domain(connection, claim.uuid), ABORT_SECONDS, clock)
-            problem, job = outcome(connection, claim, watch.watched, clock)
+        # libvirtd may go away just now, too.
+        problem, job = across_restarts(
+            uri, _FOREVER, clock, lambda connection, _answered: outcome(connection, claim, watch.watched, clock), events=False
+        )
         if problem and not ended:
             problem = f"has not finished within {params['timeout']} s and was aborted"
         if not problem:
