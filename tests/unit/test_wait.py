@@ -148,6 +148,20 @@ def test_a_timeout_may_abort(begun: Backup) -> None:
     assert_undone(begun)
 
 
+def test_libvirtd_goes_away_when_the_job_has_ended(begun: Backup) -> None:
+    """The first question finds no job any more, the second no libvirtd."""
+    asked: list[bool] = []
+
+    def ask() -> None:
+        asked.append(True)
+        if len(asked) == 2:
+            raise libvirt.libvirtError(libvirt.VIR_ERR_INTERNAL_ERROR, "client socket is closed")
+
+    begun.domain.end_job()
+    libvirt.host.before["jobStats"] = ask
+    assert begun.wait()["job"]["success"] and len(asked) == 3
+
+
 def test_libvirtd_restarts_meanwhile(begun: Backup) -> None:
     libvirt.host.turns = [libvirt.host.restart, begun.domain.end_job]
     assert begun.wait()["job"]["success"]
