@@ -14,7 +14,7 @@ from typing import Any
 
 from ._clock import Clock
 from ._copy import LocalFile, Pace, clone, copy_data
-from ._digest import data_extents, digest_while, image_size
+from ._digest import data_extents, image_digest, image_size
 from ._files import sync_path, temporary_of
 from ._qcow2 import is_self_contained
 from ._qemu_img import convert
@@ -64,7 +64,7 @@ def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, so
             )
             source_free()
             sync_path(temporary)
-            digest, data_bytes, method = _digest(temporary, pace), _data_bytes(temporary), "qemu-img convert"
+            digest, data_bytes, method = image_digest(temporary, pace.check), _data_bytes(temporary), "qemu-img convert"
         temporary.chmod(copying.mode)
         sync_path(temporary)
         temporary.rename(destination)
@@ -90,7 +90,7 @@ def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Call
             # A clone would have the zeroes that are to be left out.
             if not copying.find_zeroes and clone(source, destination):
                 source_free()
-                return _digest(temporary, pace), _data_bytes(temporary), "reflink"
+                return image_digest(temporary, pace.check), _data_bytes(temporary), "reflink"
             os.ftruncate(destination, image_size(source))
             find_zeroes = copying.find_zeroes or copying.source.is_block_device()
             written = LocalFile(destination, None if copying.as_hashed else source)
@@ -101,11 +101,6 @@ def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Call
             os.close(destination)
     finally:
         os.close(source)
-
-
-def _digest(path: Path, pace: Pace) -> str:
-    with path.open("rb", buffering=0) as image:
-        return digest_while(image.fileno(), lambda offset, data: pace.check())
 
 
 def _data_bytes(path: Path) -> int:

@@ -36,18 +36,19 @@ def file_digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def image_digest(path: Path) -> str:
-    """`sha256-64k:<hex>`; reads each byte that is not in a hole once."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return open_digest(descriptor)
-    finally:
-        os.close(descriptor)
+def _ignore(_offset: int, _data: memoryview) -> None:
+    """The digest is all that is wanted."""
+
+
+def image_digest(path: Path, use: Callable[[int, memoryview], None] = _ignore) -> str:
+    """The digest_while of an image's file or device; reads each byte that is not in a hole once."""
+    with path.open("rb", buffering=0) as image:
+        return digest_while(image.fileno(), use)
 
 
 def open_digest(descriptor: int) -> str:
     """The image_digest of an open image."""
-    return digest_while(descriptor, lambda offset, data: None)
+    return digest_while(descriptor, _ignore)
 
 
 def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str:

@@ -21,7 +21,7 @@ from ._libraries import etree, libvirt
 from ._overlay import Overlay
 from ._plan import choose_disks
 from ._process import qemu_instance
-from ._space import MIB, least_room, planned_room, rooms
+from ._space import MIB, overlay_room, planned_room, rooms
 
 
 def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -32,12 +32,14 @@ def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
 def _plan_overlays(_domain: libvirt.virDomain, facts: DomainFacts, params: dict[str, Any]) -> dict[str, Any]:
     chosen, _skipped = choose_disks(facts.xml, params["exclude_disks"])
     overlays = [_overlay(disk, facts, params) for disk in chosen]
-    _check_places(overlays, facts)
+    _check_places(overlays)
+    rooms_needed = {overlay.target: planned_room(overlay, facts.allocation[overlay.target]) for overlay in overlays}
+    _check_room(overlays, rooms_needed, facts.xml.uuid)
     directories = sorted({Path(overlay.path).parent for overlay in overlays})
     return {
         "freezes": will_freeze(facts, params["quiesce"]),
         "overlays": [vars(overlay) for overlay in overlays],
-        "overlay_room": {overlay.target: planned_room(overlay, facts.allocation[overlay.target]) for overlay in overlays},
+        "overlay_room": rooms_needed,
         "snapshot_xml": snapshot_xml(overlays, facts.xml.disks),
         "copies": [str(claim_copy(directory, facts.xml.uuid, params["backup_id"])) for directory in directories],
         "instance": qemu_instance(facts.xml.name),
@@ -55,19 +57,21 @@ def _overlay(disk: Disk, facts: DomainFacts, params: dict[str, Any]) -> Overlay:
     return Overlay(disk.target, base.path, base.format, base.type, str(path))
 
 
-def _check_places(overlays: list[Overlay], facts: DomainFacts) -> None:
-    """Fail where an overlay cannot be made, or has not the room to grow."""
+def _check_places(overlays: list[Overlay]) -> None:
+    """Fail where an overlay cannot be made."""
     for overlay in overlays:
         directory = Path(overlay.path).parent
         if not directory.is_absolute() or not directory.is_dir():
             raise LiveBackupError(f"The directory {directory} for the overlay of disk {overlay.target} is not there, or no absolute path.")
         if os.path.lexists(overlay.path):
             raise LiveBackupError(f"{overlay.path} exists already, and no claim names it: look what it is, and move it away.")
+
+
+def _check_room(overlays: list[Overlay], rooms_needed: dict[str, Any], uuid: str) -> None:
+    """Fail where overlays have not the room to grow."""
     for room in rooms(overlays):
         device = os.stat(room.path).st_dev
-        on_it = [overlay for overlay in overlays if os.stat(Path(overlay.path).parent).st_dev == device]
-        needed = sum(least_room(facts.allocation[overlay.target]) for overlay in on_it)
-        others = reserved(device, facts.xml.uuid)
+        needed, others = overlay_room({"overlay_room": rooms_needed}, device), reserved(device, uuid)
         if room.free < needed + others:
             also = f", and other unfinished backups there still need {others / MIB:.0f} MiB" if others else ""
             raise LiveBackupError(
