@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import html
-import json
 import os
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -24,7 +23,8 @@ from ._events import across_restarts, turns
 from ._files import sync_path
 from ._fingerprint import fingerprint
 from ._job import amounts
-from ._libraries import libvirt, libvirt_qemu
+from ._libraries import libvirt
+from ._monitor import close_in_qemu, commit_in_qemu, images_of_disks, in_qemu, pivot_in_qemu
 from ._overlay import PIVOT_SECONDS, Do, Memory, Overlay, Refusal, Seen, judge
 from ._process import daemon_instance, qemu_instance
 from ._progress import tell
@@ -85,8 +85,16 @@ class Way:
             self._unsettled_since.pop(overlay.target, None)
             if step == Do.WAIT or step == Do.PIVOT and not self._pivot(connection, overlay):
                 return False
-            if step == Do.COMMIT:
-                self._commit(connection, overlay)
+            if step == Do.PIVOT_IN_QEMU:
+                self._pivot_in_qemu(connection, overlay)
+                return False
+            if step in (Do.COMMIT, Do.COMMIT_IN_QEMU):
+                self._commit(connection, overlay, step)
+            elif step == Do.END_COMMIT:
+                with explained(f"end the commit of disk {overlay.target} of domain {self._claim.domain!r}"):
+                    connection.lookupByUUIDString(self._claim.uuid).blockJobAbort(overlay.target, 0)
+            elif step == Do.CLOSE_IN_QEMU:
+                close_in_qemu(connection.lookupByUUIDString(self._claim.uuid), overlay.path)
             elif step == Do.COMMIT_OFFLINE:
                 self._commit_offline(connection, overlay)
             elif step == Do.DEFINE:
@@ -94,7 +102,7 @@ class Way:
             elif step == Do.DELETE:
                 self._delete(connection, overlay)
 
-    def _commit(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
+    def _commit(self, connection: libvirt.virConnect, overlay: Overlay, step: Do) -> None:
         begun = self._begun[overlay.target] = self._begun.get(overlay.target, 0) + 1
         if begun > _TRIES:
             raise LiveBackupError(
@@ -104,13 +112,17 @@ class Way:
             )
         remember(self._claim, overlay.target, commit_begun=True, pivot_asked="", merged=None)
         with explained(f"commit the overlay of disk {overlay.target} of domain {self._claim.domain!r}"):
+            domain = connection.lookupByUUIDString(self._claim.uuid)
+            if step == Do.COMMIT_IN_QEMU:
+                commit_in_qemu(domain, overlay)
+                return
             # Shallow and with its base named: never deeper into a chain, which others may share.
             flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
-            connection.lookupByUUIDString(self._claim.uuid).blockCommit(overlay.target, overlay.base, None, 0, flags)
+            domain.blockCommit(overlay.target, overlay.base, None, 0, flags)
 
     def _pivot(self, connection: libvirt.virConnect, overlay: Overlay) -> bool:
         """False if libvirt is not ready for it yet: it learns of it later than QEMU says so."""
-        remember(self._claim, overlay.target, pivot_asked=daemon_instance(), pivot_time=_last_write(overlay.path) / 1e9)
+        self._remember_pivot(overlay)
         domain = connection.lookupByUUIDString(self._claim.uuid)
         try:
             domain.blockJobAbort(overlay.target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
@@ -122,16 +134,26 @@ class Way:
         remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
         return True
 
+    def _remember_pivot(self, overlay: Overlay) -> None:
+        remember(self._claim, overlay.target, pivot_asked=daemon_instance(), pivot_time=_last_write(overlay.path) / 1e9)
+
+    def _pivot_in_qemu(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
+        self._remember_pivot(overlay)
+        with explained(f"pivot disk {overlay.target} of domain {self._claim.domain!r}"):
+            pivot_in_qemu(connection.lookupByUUIDString(self._claim.uuid), overlay)
+
     def _be_patient(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         """Wait for the end of a pivot whose answer was lost. It may never come, and then QEMU itself must be asked."""
         since = self._unsettled_since.setdefault(overlay.target, self._clock.boottime())
         if self._clock.boottime() - since < PIVOT_SECONDS:
             return
         domain = connection.lookupByUUIDString(self._claim.uuid)
-        if overlay.base not in _images_of_qemu(domain):
+        if overlay.base not in images_of_disks(domain):
             raise Refusal(
                 f"The pivot of disk {overlay.target} to {overlay.base} was begun and does not end. Nothing is touched; look at the domain."
             )
+        # It is written no more, so that it is to be deleted as soon as libvirt does not show it.
+        remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
         if domain.isPersistent():
             self._define(connection, overlay)
         raise Refusal(
@@ -223,14 +245,17 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
     disk = live if running else inactive
     on_base = disk is None or not disk.chain or disk.chain[0].path == overlay.base
     state = domain.state() if domain is not None else [0, 0]
+    instance, daemon = qemu_instance(claim.domain), daemon_instance()
+    # Where a pivot has answered, or libvirt's daemon has lived through all that was asked of it, its XML is the truth.
+    in_doubt = memory.merged is None if on_base else memory.pivot_asked not in ("", daemon)
     return Seen(
         running=running,
         defined=defined,
         live=live,
         inactive=inactive,
         job=domain.blockJobInfo(overlay.target) if domain is not None and live is not None else {},
-        instance=qemu_instance(claim.domain),
-        daemon=daemon_instance(),
+        instance=instance,
+        daemon=daemon,
         # Each of these is looked at only where it decides: a file in use costs a process.
         fingerprint=fingerprint(overlay.base) if memory.fingerprint is not None and not memory.commit_begun else None,
         overlay_print=fingerprint(overlay.path) if exists and memory.merged is not None else None,
@@ -240,8 +265,10 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
         place_is_there="partial" not in claim.results or any(Path(copy).exists() for copy in claim.copies if _beside(copy, overlay)),
         overlay_holds_data=exists and on_base and holds_data(overlay.path),
         base_newer=exists and disk is None and _last_write(overlay.base) > _last_write(overlay.path) + _LAST_WRITES_NS,
-        identical=exists and not running and bool(memory.pivot_asked) and _same(overlay),
+        identical=exists and not running and not instance and bool(memory.pivot_asked) and _same(overlay),
         saved=domain is not None and defined and (bool(domain.hasManagedSaveImage()) or not running and state[1] == _SAVED),
+        base_written=_last_write(overlay.base) / 1e9 if os.path.exists(overlay.base) else 0.0,
+        in_qemu=in_qemu(domain, overlay) if domain is not None and live is not None and exists and in_doubt else None,
         migrated=not running and state[0] == libvirt.VIR_DOMAIN_SHUTOFF and state[1] == _MIGRATED,
     )
 
@@ -275,12 +302,6 @@ def _last_write(path: str) -> int:
 
 def _same(overlay: Overlay) -> bool:
     return are_identical(overlay.path, "qcow2", overlay.base, overlay.base_format)
-
-
-def _images_of_qemu(domain: libvirt.virDomain) -> list[str]:
-    """The images that QEMU itself says its disks write to."""
-    answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": "query-block"}), 0))
-    return [drive["inserted"]["image"]["filename"] for drive in answer["return"] if "inserted" in drive]
 
 
 def names_image(connection: libvirt.virConnect, path: str) -> list[str]:

@@ -18,6 +18,7 @@ from ._libraries import libvirt, require_libraries
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 # Numbers, not names or texts: texts are translated, and old bindings lack the newer names.
+INTERNAL_ERROR = 1
 SYSTEM_ERROR = 38
 NO_DOMAIN = 42
 OPERATION_INVALID = 55

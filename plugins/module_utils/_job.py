@@ -12,7 +12,7 @@ from typing import Any
 
 from ._backup_xml import backup_targets
 from ._clock import Clock
-from ._connection import NO_DOMAIN, NO_DOMAIN_BACKUP, OPERATION_INVALID, libvirt_failure
+from ._connection import INTERNAL_ERROR, NO_DOMAIN, NO_DOMAIN_BACKUP, OPERATION_INVALID, libvirt_failure
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
 from ._libraries import libvirt
@@ -72,6 +72,12 @@ def running_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
     except libvirt.libvirtError as error:
         if error.get_error_code() == OPERATION_INVALID:  # the domain is shut off
             return None
+        if error.get_error_code() == INTERNAL_ERROR and not running_backup(domain):
+            raise LiveBackupError(
+                f"libvirt has a backup job on domain {domain.name()!r} of which it knows nothing ({error.get_error_message()}). "
+                "If it began just now, run again. If libvirt's daemon was killed as it began, then the guest is not concerned, but libvirt "
+                "takes no backup or snapshot of it any more: let it forget that job, as docs/troubleshooting.md tells, and recover again."
+            ) from error
         raise
 
 

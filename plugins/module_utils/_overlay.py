@@ -20,6 +20,7 @@ from ._errors import LiveBackupError
 
 # The longest that a pivot may take.
 PIVOT_SECONDS = 15.0
+_ACTIVE_COMMIT = 4  # VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT
 
 
 class Do(Enum):
@@ -33,6 +34,10 @@ class Do(Enum):
     COMMIT_OFFLINE = "commit the overlay of a domain that is shut off"
     DEFINE = "name the base in the domain's definition again"
     DELETE = "delete the overlay"
+    END_COMMIT = "end our commit, of which libvirt has lost sight, and begin it again"
+    COMMIT_IN_QEMU = "commit the overlay, of which libvirt does not know, into its base by QEMU's monitor"
+    PIVOT_IN_QEMU = "pivot to the base by QEMU's monitor"
+    CLOSE_IN_QEMU = "let QEMU close the overlay, which it does not use"
 
 
 class Refusal(LiveBackupError):
@@ -68,10 +73,20 @@ class Memory:
 
 
 @dataclass(frozen=True)
+class InQemu:
+    """What QEMU itself says of an overlay: whether a disk is on it, how far our commit there is, and by what names it has it open."""
+
+    writes: bool
+    job: str = ""
+    nodes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Seen:
     """What libvirt, the processes and the files say of one disk now.
 
     `live` and `inactive` are the disk in the domain's live and inactive XML, if the domain runs, is defined, and has it.
+    QEMU is asked only where libvirt's daemon may have died before it noted what QEMU had done.
     """
 
     running: bool
@@ -91,6 +106,8 @@ class Seen:
     identical: bool = False
     saved: bool = False
     migrated: bool = False
+    base_written: float = 0.0
+    in_qemu: InQemu | None = None
 
 
 def judge(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
@@ -102,6 +119,8 @@ def judge(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
         )
     if seen.running:
         return _judge_running(overlay, memory, seen)
+    if seen.instance:
+        raise _lost(overlay, seen)
     if seen.defined:
         return _judge_shut_off(overlay, memory, seen)
     return _judge_gone(overlay, memory, seen)
@@ -117,12 +136,21 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     if path == overlay.base:
         if disk.mirror is not None or seen.job:
             raise Refusal(f"A block job that is not ours runs on disk {overlay.target}, which is on its base {path}. Wait for its end.")
-        return _on_base(overlay, memory, seen)
+        if seen.in_qemu is not None and seen.in_qemu.writes:
+            # libvirt's daemon was killed between QEMU's switch to the overlay and its own note of it (seen with libvirt 9.0).
+            return {"": Do.COMMIT_IN_QEMU, "ready": Do.PIVOT_IN_QEMU}.get(seen.in_qemu.job, Do.WAIT)
+        step = _on_base(overlay, memory, seen)
+        return Do.CLOSE_IN_QEMU if step == Do.DELETE and seen.in_qemu is not None and seen.in_qemu.nodes else step
     if len(disk.chain) < 2 or disk.chain[1].path != overlay.base:
         raise Refusal(f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.")
     if disk.mirror is None:
+        if seen.job and memory.commit_begun and seen.job["type"] == _ACTIVE_COMMIT:
+            # Killed as it began, libvirt's daemon finds the job again, but not what it was for, and would never pivot.
+            return Do.END_COMMIT
         if seen.job:
             raise Refusal(f"A block job that is not ours runs on disk {overlay.target}. Wait for its end, or end it.")
+        if seen.in_qemu is not None and not seen.in_qemu.writes:
+            return Do.LOOK_AGAIN
         if not _same_run(memory, seen):
             _require_settled(overlay, memory, seen)
         _require_untouched(overlay, memory, seen)
@@ -178,7 +206,7 @@ def _judge_gone(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
         raise _unsettled(overlay)
     _require_untouched(overlay, memory, seen)
     if seen.base_newer:
-        raise _base_used(overlay)
+        raise _base_used(overlay, seen)
     return Do.COMMIT_OFFLINE
 
 
@@ -193,7 +221,7 @@ def _on_base(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     in_use_since = seen.overlay_written > memory.pivot_time + PIVOT_SECONDS
     pivoted = memory.pivot_asked and (lived_through and not in_use_since or seen.identical)
     if not (pivoted or _is_merged(memory, seen)) and seen.overlay_holds_data:
-        raise _base_used(overlay)
+        raise _base_used(overlay, seen)
     return Do.DEFINE if inactive == overlay.path else Do.DELETE
 
 
@@ -218,14 +246,26 @@ def _require_settled(overlay: Overlay, memory: Memory, seen: Seen) -> None:
 def _require_untouched(overlay: Overlay, memory: Memory, seen: Seen) -> None:
     """Fail if the base was written although no commit has begun to write to it."""
     if memory.fingerprint is not None and not memory.commit_begun and seen.fingerprint != memory.fingerprint:
-        raise _base_used(overlay)
+        raise _base_used(overlay, seen)
 
 
-def _base_used(overlay: Overlay) -> Refusal:
+def _base_used(overlay: Overlay, seen: Seen) -> Refusal:
+    # Who writes to a block device does not change its time.
+    known = overlay.base_type == "file"
+    last = "overlay" if seen.overlay_written > seen.base_written else "base"
     return Refusal(
         f"The base {overlay.base} of disk {overlay.target} was used without its overlay {overlay.path}, which holds writes of the guest: "
-        "was the domain defined or created from an old XML? Neither is touched, since committing would destroy what is in the base. Decide "
+        "was the domain defined or created from an old XML? Or was libvirt's daemon killed within the snapshot, and the domain shut off "
+        f"since? Neither is touched, since committing would destroy what is in the base. {f'The {last} was written last. ' * known}Decide "
         "which of the two you want; `qemu-img convert` of the overlay keeps its state. Then delete the overlay."
+    )
+
+
+def _lost(overlay: Overlay, seen: Seen) -> Refusal:
+    return Refusal(
+        f"libvirt has lost sight of the domain: its QEMU (process {seen.instance.partition('@')[0]}) still runs on {overlay.base} or "
+        f"its overlay {overlay.path}, while libvirt, whose daemon was killed in the middle of a pivot, says that it is shut off. Neither "
+        "is touched. Do not start the domain: let libvirt find it again, as docs/troubleshooting.md tells, and recover again."
     )
 
 

@@ -85,6 +85,9 @@ def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = ()) -> list
 
 def holds_data(overlay: str | Path) -> bool:
     """Whether anything was written to an overlay; asked of the overlay alone, so its backing file may be in use or gone."""
+    if os.stat(overlay).st_size == 0:
+        # libvirt's daemon died after it had made the file, and before QEMU had formatted it.
+        return False
     source = json.dumps({"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(overlay)}})
     extents = json.loads(_run("map", "--force-share", "--output", "json", f"json:{source}"))
     return any(extent["data"] or extent["zero"] and extent.get("present", True) for extent in extents)

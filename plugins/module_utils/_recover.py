@@ -27,7 +27,8 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
         if not check_mode:
             remove_stale_lock(uuid, clock)
         return _result([], check_mode)
-    with connect(params["uri"], readonly=check_mode) as connection:
+    # Not only to read, even in check mode: QEMU may have to be asked.
+    with connect(params["uri"]) as connection:
         if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim, clock):
             return _result([], check_mode)
         if is_alive(claim, clock):

@@ -23,6 +23,7 @@ from ._connection import ARGUMENT_UNSUPPORTED, FAILURES, OPERATION_INVALID, conn
 from ._errors import LiveBackupError
 from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
 from ._libraries import libvirt
+from ._monitor import close_in_qemu, open_nodes
 from ._overlay import Do, Overlay
 from ._target import probe_target
 from ._thaw_watchdog import AGENT_SECONDS, AGENT_TIMEOUT_DEFAULT
@@ -78,6 +79,7 @@ def find_repairs(
     yield from _overlay_repairs(uri, connection, claim, clock)
     if domain is not None:
         yield from _job_repairs(uri, domain, claim, clock)
+        yield from _open_file_repairs(domain, claim)
     require_ended()
     paths = paths_of(claim)
     if "partial" in claim.results:
@@ -151,6 +153,17 @@ def _job_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, clock: Clock
     if failed and paused and claim.plan["state"] == "running":
         evidence = "it ran when the backup began, and stopped at an I/O error before the backup had come to its end"
         yield Repair("paused domain", evidence, "resume it", lambda: _resume(domain))
+
+
+def _open_file_repairs(domain: libvirt.virDomain, claim: Claim) -> Iterator[Repair]:
+    """Files that QEMU has open though no job writes them: libvirt's daemon was killed as the backup began."""
+    if claim.method != "push" or claim.step != "begin":
+        return
+    for path in planned_files(claim).values():
+        with explained(f"examine domain {claim.domain!r}"):
+            left = Path(path).exists() and open_nodes(domain, path)
+        if left:
+            yield Repair("open file", f"QEMU has {path} open, and no job writes it", "close it", partial(close_in_qemu, domain, path))
 
 
 def _may_be_frozen(claim: Claim) -> bool:

@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import libvirt
+import libvirt_qemu
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import parse_domain
@@ -30,6 +31,7 @@ class Lab:
     """A hypervisor with one running domain whose agent answers, and one that is shut off."""
 
     libvirt: Any
+    libvirt_qemu: Any
     uuid: str
     inactive_uuid: str
     uri: str
@@ -91,7 +93,7 @@ class Lab:
 class FakeLab(Lab):
     """The fake."""
 
-    libvirt = fake_libvirt
+    libvirt = libvirt_qemu = fake_libvirt
     uri = readonly_uri = "qemu:///system"
 
     def __init__(self, directory: Path) -> None:
@@ -140,7 +142,7 @@ class FakeLab(Lab):
 class RealLab(Lab):
     """libvirt and QEMU."""
 
-    libvirt = libvirt
+    libvirt, libvirt_qemu = libvirt, libvirt_qemu
 
     def __init__(self, hypervisor: Hypervisor, running: Guest, off: Guest) -> None:
         self.hypervisor, self.running = hypervisor, running

@@ -25,6 +25,7 @@ UNKNOWN_UUID = "00000000-0000-4000-8000-000000000001"
 
 def test_numbers_have_these_names(lab: Lab) -> None:
     names = {
+        "VIR_ERR_INTERNAL_ERROR": _connection.INTERNAL_ERROR,
         "VIR_ERR_SYSTEM_ERROR": _connection.SYSTEM_ERROR,
         "VIR_ERR_NO_DOMAIN": _connection.NO_DOMAIN,
         "VIR_ERR_OPERATION_INVALID": _connection.OPERATION_INVALID,
@@ -34,7 +35,6 @@ def test_numbers_have_these_names(lab: Lab) -> None:
         "VIR_ERR_OPERATION_DENIED": DENIED,
         "VIR_ERR_OPERATION_UNSUPPORTED": UNSUPPORTED,
         "VIR_ERR_AGENT_UNRESPONSIVE": AGENT_UNRESPONSIVE,
-        "VIR_ERR_INTERNAL_ERROR": AGENT_REFUSED[0],
         "VIR_DOMAIN_RUNNING": 1,
         "VIR_DOMAIN_PAUSED": 3,
         "VIR_DOMAIN_SHUTOFF": 5,

@@ -11,8 +11,9 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _connection
+from ansible_collections.virtops.live_backup.plugins.module_utils import _connection, _monitor
 from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import Image, Mirror, parse_domain, with_disk_source
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import InQemu, Overlay
 
 from .conftest import Lab
 
@@ -116,6 +117,19 @@ def test_only_the_named_disk_is_taken_and_no_metadata_is_kept(lab: Lab, overlay:
     others = [disk for disk in parse_domain(lab.domain.XMLDesc(0)).disks if disk.target != DISK]
     assert all(len(disk.chain) == lab.depth[disk.target] for disk in others)
     assert lab.domain.listAllSnapshots() == []
+
+
+def test_qemu_itself_tells_which_images_its_disks_write_to(lab: Lab, base: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_monitor, "libvirt_qemu", lab.libvirt_qemu)
+    overlays = lab.files(DISK)
+    ours = Overlay(DISK, base, "raw", "file", overlays[DISK])
+    assert _monitor.in_qemu(lab.domain, ours) == InQemu(writes=False)
+    assert base in _monitor.images_of_disks(lab.domain)
+    put(lab, overlays)
+    seen = _monitor.in_qemu(lab.domain, ours)
+    assert (seen.writes, seen.job, len(seen.nodes)) == (True, "", 2) and seen.nodes[0].endswith("-format")
+    assert overlays[DISK] in _monitor.images_of_disks(lab.domain) and base not in _monitor.images_of_disks(lab.domain)
+    assert lab.code(_monitor.in_qemu, lab.read_only_domain(), ours) == DENIED
 
 
 def test_a_file_that_is_there_is_no_place_for_an_overlay(lab: Lab, base: str) -> None:

@@ -3,6 +3,7 @@
 
 FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain or virConnect,
 or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`.
+With a number of seconds instead of before or after, libvirtd is killed so long after the call began, and then the module gets its signal.
 Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed.
 """
 
@@ -13,12 +14,22 @@ import os
 import runpy
 import signal
 import sys
+import threading
+from pathlib import Path
 
 UTILS = "ansible_collections.virtops.live_backup.plugins.module_utils."
 
 
 def arm(number: str, when: str, call: str) -> None:
     """Let the process get the signal at its first such call."""
+
+    def strike() -> None:
+        os.kill(os.getpid(), getattr(signal, f"SIG{number}"))
+
+    def strike_libvirtd_first() -> None:
+        os.kill(int(Path("/run/libvirtd.pid").read_text(encoding="ascii")), signal.SIGKILL)
+        strike()
+
     if "." not in call:
         kind = "virDomain" if hasattr(importlib.import_module("libvirt").virDomain, call) else "virConnect"
         call = f"libvirt.{kind}.{call}"
@@ -31,10 +42,12 @@ def arm(number: str, when: str, call: str) -> None:
 
     def faulty(*arguments, **options):  # type: ignore[no-untyped-def]
         if when == "before":
-            os.kill(os.getpid(), getattr(signal, f"SIG{number}"))
+            strike()
+        elif when != "after":
+            threading.Timer(float(when), strike_libvirtd_first).start()
         result = real(*arguments, **options)
         if when == "after":
-            os.kill(os.getpid(), getattr(signal, f"SIG{number}"))
+            strike()
         return result
 
     setattr(place, name, faulty)

@@ -27,6 +27,13 @@ CALLS = {
     "the publishing": (("backup_set_publish",), "pathlib.Path.rename"),
     "the end of the claim": (("backup_set_publish",), "_undo.remove_claim"),
 }
+# libvirtd can die within these too, when QEMU has done what it asked for and it has not noted that yet.
+WITHIN = {
+    "the snapshot": ("libvirt_disk_snapshot", "snapshotCreateXML"),
+    "the start of the commit": ("sparse_copy", "blockCommit"),
+    "the pivot": ("sparse_copy", "blockJobAbort"),
+    "the start of the push": ("libvirt_backup_begin", "backupBegin"),
+}
 BESIDE = ("nothing", "libvirtd is killed and started", "QEMU is killed and the domain started", "the guest shuts down")
 SHAPES = ("two-disks", "several", "transient", "block-device", "template")
 NEEDS_FREEZE = {"the freeze", "the thaw"}

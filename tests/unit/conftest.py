@@ -18,8 +18,9 @@ from .fake import libvirt
 
 if sys.modules.setdefault("libvirt", libvirt) is not libvirt:
     raise pytest.UsageError("the unit tests need a process of their own: the real libvirt is loaded")
-# The monitor of QEMU is asked in one case only, and that on real guests.
-sys.modules.setdefault("libvirt_qemu", ModuleType("libvirt_qemu"))
+libvirt_qemu = ModuleType("libvirt_qemu")
+libvirt_qemu.qemuMonitorCommand = libvirt.qemuMonitorCommand  # type: ignore[attr-defined]
+sys.modules.setdefault("libvirt_qemu", libvirt_qemu)
 
 # These import the plugins, and those import libvirt.
 from ansible_collections.virtops.live_backup.plugins.module_utils import _claim, _commit, _snapshot  # noqa: E402

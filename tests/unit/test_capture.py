@@ -25,6 +25,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import (
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._fingerprint import fingerprint
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do
 from ansible_collections.virtops.live_backup.plugins.module_utils._space import MIB, Room
 from ansible_collections.virtops.live_backup.plugins.module_utils._target import TargetFacts
 
@@ -480,6 +481,79 @@ def test_what_cannot_be_proved_is_refused_again_and_again(dead: Backup, trouble:
     if dead.domain.persistent:
         with pytest.raises(LiveBackupError, match="libvirt_backup_recover"):
             dead.snapshot(backup_id="night-2")
+
+
+def test_qemu_writes_to_overlays_that_libvirt_does_not_know(capture: Backup) -> None:
+    """libvirtd was killed within the snapshot: it shows the bases, and nothing but QEMU tells where the guest's writes are."""
+    capture.snapshot()
+    die(capture, step="begin")
+    capture.domain.forget_snapshot()
+    capture.domain.write("vda", 3, 9)
+    # Nothing was written to that of vdb yet, and it is in use all the same.
+    listed = capture.recover(check=True)["repairs"]
+    assert [repair["action"] for repair in listed[:2]] == [Do.COMMIT_IN_QEMU.value] * 2
+    assert capture.domain.qemu_jobs == {}
+    capture.recover()
+    assert capture.domain.unknown == {}
+    assert content(capture.domain.disks["vda"]) == [1, 0, 0, 9] + [0] * 12
+    assert [nodes for nodes in capture.domain.unused.values() if nodes] == [], "they would be in libvirt's way"
+    capture.assert_on_bases()
+    assert capture.claim_files() == []
+
+
+def test_an_overlay_that_qemu_has_opened_and_not_used(capture: Backup) -> None:
+    capture.snapshot()
+    die(capture, step="begin")
+    overlay = str(overlay_of(capture))
+    capture.domain.forget_snapshot()
+    capture.domain.unknown.clear()
+    capture.domain.unused[overlay] = ["vda-format", "vda-storage"]
+    capture.recover()
+    assert capture.domain.unused == {overlay: []}
+    capture.assert_on_bases()
+
+
+def test_an_overlay_that_was_made_and_never_formatted(capture: Backup) -> None:
+    capture.snapshot()
+    die(capture, step="begin")
+    capture.domain.forget_snapshot()
+    capture.domain.unknown.clear()
+    overlay_of(capture).write_bytes(b"")
+    capture.recover()
+    capture.assert_on_bases()
+
+
+def test_a_commit_of_which_libvirt_has_lost_sight_is_begun_again(dead: Backup) -> None:
+    claim = read_claim(UUID)
+    assert claim is not None
+    claim.results["memory"] = {"vda": {"commit_begun": True}}
+    save_claim(claim)
+    dead.domain.commits["vda"] = libvirt.Commit(1, 1000, noted=False)
+    dead.recover()
+    dead.assert_on_bases()
+    assert content(dead.domain.disks["vda"]) == [1, 0, 0, 9] + [0] * 12
+
+
+def test_the_way_that_a_stuck_pivot_is_left(dead: Backup) -> None:
+    """QEMU is on the base, and libvirt never shows it. When the domain was shut off and started, what is left goes."""
+    claim = read_claim(UUID)
+    assert claim is not None
+    claim.results["memory"] = {"vda": {"commit_begun": True, "pivot_asked": "0@1", "pivot_time": 0.0}}
+    save_claim(claim)
+    overlay = dead.domain.live["vda"][0]
+    dead.domain.commits["vda"] = libvirt.Commit(1, 0)
+    dead.domain.pivot("vda")
+    dead.domain.live["vda"], dead.domain.defined["vda"] = [overlay], [overlay]
+    dead.domain.stuck = {"vda"}
+    with pytest.raises(LiveBackupError, match="shut the domain off, start it, and recover again"):
+        dead.recover()
+    dead.domain.shut_off()
+    dead.domain.stuck.clear()
+    dead.domain.start()
+    dead.domain.write("vda", 4, 7)
+    dead.recover()
+    dead.assert_on_bases()
+    assert content(dead.domain.disks["vda"]) == [1, 0, 0, 9, 7] + [0] * 11
 
 
 def test_saved_memory_that_names_an_overlay_keeps_it(dead: Backup) -> None:

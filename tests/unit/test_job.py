@@ -123,6 +123,20 @@ def test_running_and_completed_job(domain: libvirt.DomainState, clock: FakeClock
     assert completed_job(handle(domain)) is None
 
 
+def test_a_job_of_which_libvirt_knows_nothing(domain: libvirt.DomainState) -> None:
+    """libvirtd was killed as the backup began. While one runs of which it knows, the same error is another thing."""
+
+    def fail() -> None:
+        raise libvirt.libvirtError(libvirt.VIR_ERR_INTERNAL_ERROR, "internal error: backup job data missing")
+
+    libvirt.host.before["jobStats"] = fail
+    with pytest.raises(LiveBackupError, match="of which it knows nothing .*let it forget that job"):
+        running_job(handle(domain))
+    domain.job = libvirt.Job(0.0, {"vda": "/target/vda.qcow2"})
+    with pytest.raises(libvirt.libvirtError, match="data missing"):
+        running_job(handle(domain))
+
+
 def test_a_domain_that_is_shut_off_has_no_job_but_other_errors_are_errors(domain: libvirt.DomainState) -> None:
     domain.shut_off()
     found = handle(domain)

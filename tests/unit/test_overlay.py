@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import Disk, Image, Mirror
-from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do, Memory, Overlay, Refusal, Seen, judge
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do, InQemu, Memory, Overlay, Refusal, Seen, judge
 
 OVERLAY = Overlay("vda", "/images/base.raw", "raw", "file", "/images/uuid.vda.n1.overlay")
 BASE, TOP = Image("file", OVERLAY.base, "raw"), Image("file", OVERLAY.path, "qcow2")
@@ -17,6 +17,7 @@ USERS = Image("file", "/images/users.qcow2", "qcow2")
 PRINT, OTHER_PRINT = {"mtime_ns": 1}, {"mtime_ns": 2}
 OVERLAY_PRINT, USED_AGAIN = {"mtime_ns": 3}, {"mtime_ns": 4}
 RAN = "100@5"
+NODES = ("libvirt-3-format", "libvirt-3-storage")
 JOB = {"type": 4, "cur": 1, "end": 2}
 
 
@@ -81,6 +82,17 @@ BEGUN = Memory(RAN, PRINT, commit_begun=True)
         (Memory(RAN, PRINT, True, merged=OVERLAY_PRINT), shut_off(ON_OVERLAY, overlay_print=USED_AGAIN), Do.COMMIT_OFFLINE),
         (MERGED, shut_off(ON_BASE, overlay_print=OVERLAY_PRINT), Do.DELETE),
         (PIVOT_ASKED, shut_off(ON_BASE, daemon="1@1"), Do.DELETE),
+        (KNOWN, running(ON_BASE, in_qemu=InQemu(True, "", NODES)), Do.COMMIT_IN_QEMU),
+        (KNOWN, running(ON_BASE, in_qemu=InQemu(True, "", NODES), overlay_holds_data=False), Do.COMMIT_IN_QEMU),
+        (PIVOT_ASKED, running(ON_BASE, daemon="2@2", in_qemu=InQemu(True, "", NODES)), Do.COMMIT_IN_QEMU),
+        (BEGUN, running(ON_BASE, in_qemu=InQemu(True, "running", NODES)), Do.WAIT),
+        (BEGUN, running(ON_BASE, in_qemu=InQemu(True, "ready", NODES)), Do.PIVOT_IN_QEMU),
+        (PIVOT_ASKED, running(ON_BASE, daemon="1@1", in_qemu=InQemu(False, "", NODES)), Do.CLOSE_IN_QEMU),
+        (PIVOT_ASKED, running(ON_BASE, daemon="1@1", in_qemu=InQemu(False)), Do.DELETE),
+        (KNOWN, running(ON_BASE, in_qemu=InQemu(False, "", NODES), overlay_holds_data=False), Do.CLOSE_IN_QEMU),
+        (PIVOT_ASKED, running(ON_OVERLAY, daemon="2@2", in_qemu=InQemu(True, "", NODES)), Do.COMMIT),
+        (PIVOT_ASKED, running(ON_OVERLAY, daemon="2@2", in_qemu=InQemu(False, "", NODES)), Do.LOOK_AGAIN),
+        (BEGUN, running(ON_OVERLAY, job=JOB), Do.END_COMMIT),
         (KNOWN, running(None, overlay_exists=False), Do.NOTHING),
         (KNOWN, shut_off(ON_BASE, overlay_holds_data=False), Do.DELETE),
         (KNOWN, shut_off(ON_BASE, overlay_exists=False), Do.NOTHING),
@@ -119,6 +131,13 @@ def test_the_next_step(memory: Memory, seen: Seen, step: Do) -> None:
         (KNOWN, running(disk(TOP, USERS)), "not backed by"),
         (KNOWN, running(disk(TOP)), "not backed by"),
         (KNOWN, running(ON_OVERLAY, job=JOB), "not ours"),
+        (BEGUN, running(ON_OVERLAY, job={**JOB, "type": 2}), "not ours"),
+        (BEGUN, running(ON_BASE, in_qemu=InQemu(False, "", NODES)), "used without its overlay"),
+        (KNOWN, shut_off(ON_OVERLAY, instance=RAN), "libvirt has lost sight of the domain: its QEMU (process 100)"),
+        (MERGED, shut_off(ON_BASE, instance=RAN, overlay_print=OVERLAY_PRINT), "libvirt has lost sight"),
+        (KNOWN, gone(instance=RAN, overlay_holds_data=False), "libvirt has lost sight"),
+        (KNOWN, shut_off(ON_BASE, overlay_written=2.0, base_written=1.0), "The overlay was written last"),
+        (KNOWN, shut_off(ON_BASE, overlay_written=1.0, base_written=2.0), "The base was written last"),
         (KNOWN, running(ON_BASE, job=JOB), "not ours"),
         (KNOWN, running(committing("yes", job="copy"), job=JOB), "not ours"),
         (KNOWN, running(committing("yes", path="/elsewhere"), job=JOB), "not ours"),

@@ -64,6 +64,19 @@ def test_job_partial_set_and_claim_go_in_this_order(dead: Backup) -> None:
     assert dead.recover() == NOTHING
 
 
+def test_a_file_that_qemu_has_open_and_no_job_writes(backup: Backup) -> None:
+    """libvirtd was killed as the push began."""
+    begun = backup.begin()
+    die(backup, step="begin")
+    backup.domain.job = None
+    backup.domain.unused[begun["disks"][0]["path"]] = ["libvirt-3-format", "libvirt-3-storage"]
+    listed = backup.recover(check=True)
+    assert repaired(listed) == ["open file", "unfinished backup set", "claim"]
+    assert backup.recover() == {**listed, "planned": False}
+    assert not any(backup.domain.unused.values()), "they would be in the way of libvirt's next backup"
+    backup.assert_nothing_left()
+
+
 @pytest.mark.parametrize("domain", ["db1", "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11", "8E6D5A2E-6C44-4C8D-9D3C-0E1F8A6F7B11"])
 def test_by_name_and_by_uuid(dead: Backup, domain: str) -> None:
     assert dead.recover(domain=domain)["changed"]

@@ -6,6 +6,7 @@ Tests describe a hypervisor in `host` and drive its jobs; tests/contract holds w
 
 from __future__ import annotations
 
+import json
 import subprocess
 import time
 from collections.abc import Callable
@@ -101,6 +102,8 @@ class Commit:
     end: int
     turns: int
     cur: int = 0
+    # libvirtd may die before it notes in the XML what the job is for.
+    noted: bool = True
 
     @property
     def ready(self) -> bool:
@@ -137,6 +140,12 @@ class DomainState:
     commit_turns: int = 2
     saved_xml: str = ""
     snapshots: dict[str, str] = field(default_factory=dict)
+    # Overlays that QEMU writes to and libvirt does not know of, names by which it has unused ones open, and commits begun by its monitor.
+    unknown: dict[str, str] = field(default_factory=dict)
+    unused: dict[str, list[str]] = field(default_factory=dict)
+    # Disks that QEMU has on their bases again, whatever libvirt shows.
+    stuck: set[str] = field(default_factory=set)
+    qemu_jobs: dict[str, str] = field(default_factory=dict)
     runs: int = 1
     checkpoints: list[str] = field(default_factory=list)
     agent_timeout: int = -2
@@ -178,7 +187,7 @@ class DomainState:
             closing += "</backingStore>"
         mirror = ""
         commit = self.commits.get(target)
-        if commit is not None and not inactive:
+        if commit is not None and commit.noted and not inactive:
             ready = " ready='yes'" if commit.ready else ""
             below, form = backing[0]
             inside = f"<format type='{form}'/><source file={quoteattr(below)}{index(1)}/>"
@@ -230,14 +239,27 @@ class DomainState:
         self.runs += 1
         host.domains[self.uuid] = self
 
+    def forget_snapshot(self) -> None:
+        """libvirtd is killed when QEMU has gone over to the overlays, and has not noted it."""
+        for target, images in self.live.items():
+            self.unknown[target] = images.pop(0)
+            self.defined[target].pop(0)
+        host.restart()
+
+    def image_of(self, target: str) -> tuple[str, str]:
+        """The image that QEMU writes to, and its format."""
+        if target in self.stuck:
+            return self.disks[target], "raw"
+        return (self.unknown[target], "qcow2") if target in self.unknown else self.chain(target)[0]
+
     def write(self, target: str, sector: int, value: int) -> None:
         """The guest writes 64 KiB."""
-        path, style = self.chain(target)[0]
+        path, style = self.image_of(target)
         _run("qemu-io", "-f", style, "-c", f"write -P {value} {sector * 65536} 65536", path)
 
     def read(self, target: str) -> list[int]:
         """The guest's view of a disk: the value in each 64 KiB."""
-        path, style = self.chain(target)[0]
+        path, style = self.image_of(target)
         image = Path(f"{path}.seen")
         _run("qemu-img", "convert", "-f", style, "-O", "raw", path, str(image))
         data = image.read_bytes()
@@ -251,6 +273,57 @@ class DomainState:
         if self.defined.get(target, [""])[:1] == [overlay]:
             self.defined[target].pop(0)
         _run("qemu-img", "commit", "-d", "-f", "qcow2", overlay)
+
+    def answer(self, command: str, arguments: dict[str, Any]) -> Any:
+        """What QEMU answers at its monitor."""
+        if command == "query-block":
+            images = {target: self.image_of(target)[0] for target in self.disks}
+            return [{"inserted": {"image": {"filename": path}, "node-name": f"{target}-format"}} for target, path in images.items()] + [{}]
+        if command == "query-named-block-nodes":
+            used = {path: _nodes(target) for target in self.disks for path, style in [self.image_of(target)] if style == "qcow2"}
+            # That of one that is used is its path; opened for a snapshot that never came, it has no backing file yet.
+            opened = [(path, path, nodes) for path, nodes in used.items()]
+            opened += [(path, _json_name(path), nodes) for path, nodes in self.unused.items()]
+            return [
+                {"node-name": node, **({"drv": "qcow2", "file": name} if node.endswith("-format") else {"drv": "file", "file": path})}
+                for path, name, nodes in opened
+                for node in reversed(nodes)
+            ]
+        if command == "query-block-jobs":
+            return [{"device": job, "status": status} for job, status in self.qemu_jobs.items()]
+        if command == "block-commit":
+            target = arguments["device"].removesuffix("-format")
+            assert arguments["base"] == self.disks[target] and target in self.unknown
+            self.qemu_jobs[arguments["job-id"]] = "running"
+        elif command == "block-job-complete":
+            assert self.qemu_jobs.pop(arguments["device"]) == "ready"
+            target = arguments["device"].rpartition("-")[2]
+            path = self.unknown.pop(target)
+            self.unused[path] = _nodes(target)
+            _run("qemu-img", "commit", "-d", "-f", "qcow2", path)
+        elif command == "blockdev-del":
+            [nodes] = [nodes for nodes in self.unused.values() if arguments["node-name"] in nodes]
+            # A file is in use as long as its format is open.
+            assert nodes.pop(0) == arguments["node-name"]
+        else:
+            raise AssertionError(f"{command} is not in the fake")
+        return {}
+
+
+def _nodes(target: str) -> list[str]:
+    """QEMU's names for an overlay, the format's first."""
+    return [f"{target}-format", f"{target}-storage"]
+
+
+def _json_name(path: str) -> str:
+    return "json:" + json.dumps({"backing": None, "driver": "qcow2", "file": {"driver": "file", "filename": path}})
+
+
+def qemuMonitorCommand(domain: virDomain, text: str, flags: int) -> str:  # noqa: N802
+    """As libvirt_qemu.qemuMonitorCommand."""
+    state = domain._enter("qemuMonitorCommand", writes=True, running=True)
+    command = json.loads(text)
+    return json.dumps({"return": state.answer(command["execute"], command["arguments"])})
 
 
 def _run(*command: str) -> None:
@@ -293,6 +366,7 @@ class Host:
         """One turn of the event loop: at most a second passes, and the next thing happens."""
         self.clock.sleep(1.0)
         for domain in list(self.domains.values()):
+            domain.qemu_jobs = dict.fromkeys(domain.qemu_jobs, "ready")
             if domain.job is not None and domain.job.aborted:
                 domain.end_job(CANCELLED, "Operation canceled")
             for commit in domain.commits.values():
