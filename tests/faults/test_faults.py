@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import random
 import signal
@@ -216,6 +217,73 @@ def test_libvirtd_dies_within(
     durable = guest.durable()
     backup.hypervisor.start_libvirtd()
     end_lease(backup)
+    obey(backup)
+    heal_and_check(backup, before, durable, tmp_path)
+
+
+def monitor(guest: Guest, command: str, arguments: dict[str, Any]) -> None:
+    """A command to QEMU itself, of which libvirt learns nothing."""
+    answer = guest.hypervisor.virsh("qemu-monitor-command", guest.uuid, json.dumps({"execute": command, "arguments": arguments}))
+    assert "error" not in json.loads(answer), answer
+
+
+@pytest.mark.parametrize("then", ["nothing", "the guest shuts down"])
+def test_libvirt_does_not_know_of_the_overlays(
+    then: str, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path
+) -> None:
+    """What libvirtd leaves that is killed between QEMU's switch to the overlays and its own note of it."""
+    guest = guests("two-disks")
+    backup = backup_of(guest, backup_id=f"unknown-{next(_numbers)}")
+    before = backup.chain()
+    process = backup.start_module(FLOW[0], fault="KILL before snapshotCreateXML", **options_of(backup, FLOW[0]))
+    process.wait(timeout=60)
+    [claim] = [json.loads(path.read_text()) for path in backup.claims() if path.suffix == ".json"]
+    switches = []
+    for number, overlay in enumerate(claim["plan"]["overlays"]):
+        name, path = f"libvirt-{90 + number}", overlay["path"]
+        run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", overlay["base"], "-F", overlay["base_format"], path])
+        run(["chown", "--reference", overlay["base"], path])
+        monitor(guest, "blockdev-add", {"driver": "file", "filename": path, "node-name": f"{name}-storage", "auto-read-only": True})
+        monitor(guest, "blockdev-add", {"driver": "qcow2", "file": f"{name}-storage", "backing": None, "node-name": f"{name}-format"})
+        # The rig's disks are numbered from the last to the first.
+        base = f"libvirt-{len(guest.images) - number}-format"
+        switches.append({"type": "blockdev-snapshot", "data": {"node": base, "overlay": f"{name}-format"}})
+    monitor(guest, "transaction", {"actions": switches})
+    guest.wait_durable(guest.durable() + 20)
+    assert backup.chain() == before, "libvirt does not know"
+    durable = guest.durable()
+    if then != "nothing":
+        happen(backup, then)
+        refused = backup.recover()["msg"]
+        assert "was used without its overlay" in refused and "The overlay was written last" in refused
+        assert_refused(backup, refused)
+        overlays = [(Path(overlay["path"]), "qcow2") for overlay in claim["plan"]["overlays"]]
+        verdict = judge(overlays, durable)
+        assert verdict.ok, f"the overlays that are kept: {verdict}"
+        return
+    planned = backup.recover(check=True)
+    assert [repair["action"] for repair in planned["repairs"]][1:3] == [Do.COMMIT_IN_QEMU.value] * 2
+    heal_and_check(backup, before, durable, tmp_path)
+
+
+def test_libvirt_loses_sight_of_the_guest(guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    """What libvirtd notes of a domain within a pivot, it cannot read if it is killed then."""
+    guest = guests("two-disks")
+    backup = backup_of(guest, backup_id=f"lost-{next(_numbers)}")
+    before = backup.chain()
+    for module, fault in ((FLOW[0], ""), (FLOW[1], "KILL after blockCommit")):
+        backup.start_module(module, fault=fault, **options_of(backup, module)).wait(timeout=60)
+    status = backup.hypervisor.outside(f"/run/libvirt/qemu/{guest.name}.xml")
+    wait_until(lambda: " job='active-commit'" in status.read_text(), 30, "libvirt to note the commit")
+    backup.hypervisor.stop_libvirtd(signal.SIGKILL)
+    status.write_text(status.read_text().replace(" job='active-commit'", " job=''"))
+    backup.hypervisor.start_libvirtd()
+    assert guest.state() == "shut off"
+    refused = backup.recover()["msg"]
+    assert "libvirt has lost sight of the domain" in refused
+    durable = guest.durable()
+    guest.wait_durable(durable + 10)
+    assert backup.recover(check=True)["msg"] == refused
     obey(backup)
     heal_and_check(backup, before, durable, tmp_path)
 
