@@ -26,7 +26,7 @@ from ._job import amounts
 from ._libraries import libvirt
 from ._monitor import close_in_qemu, commit_in_qemu, images_of_disks, in_qemu, pivot_in_qemu
 from ._overlay import PIVOT_SECONDS, Do, Memory, Overlay, Refusal, Seen, judge
-from ._process import daemon_instance, qemu_instance
+from ._process import daemon_instance, qemu_instance, qemu_lives
 from ._progress import tell
 from ._qemu_img import are_identical, backing_chain, commit, holds_data, image_info
 from ._space import allocated
@@ -246,6 +246,7 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
     on_base = disk is None or not disk.chain or disk.chain[0].path == overlay.base
     state = domain.state() if domain is not None else [0, 0]
     instance, daemon = qemu_instance(claim.domain), daemon_instance()
+    lost = not running and qemu_lives(claim.domain, claim.uuid)
     # Where a pivot has answered, or libvirt's daemon has lived through all that was asked of it, its XML is the truth.
     in_doubt = memory.merged is None if on_base else memory.pivot_asked not in ("", daemon)
     return Seen(
@@ -265,8 +266,9 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
         place_is_there="partial" not in claim.results or any(Path(copy).exists() for copy in claim.copies if _beside(copy, overlay)),
         overlay_holds_data=exists and on_base and holds_data(overlay.path),
         base_newer=exists and disk is None and _last_write(overlay.base) > _last_write(overlay.path) + _LAST_WRITES_NS,
-        identical=exists and not running and not instance and bool(memory.pivot_asked) and _same(overlay),
+        identical=exists and not running and not lost and bool(memory.pivot_asked) and _same(overlay),
         saved=domain is not None and defined and (bool(domain.hasManagedSaveImage()) or not running and state[1] == _SAVED),
+        lost=lost,
         base_written=_last_write(overlay.base) / 1e9 if os.path.exists(overlay.base) else 0.0,
         in_qemu=in_qemu(domain, overlay) if domain is not None and live is not None and exists and in_doubt else None,
         migrated=not running and state[0] == libvirt.VIR_DOMAIN_SHUTOFF and state[1] == _MIGRATED,

@@ -106,6 +106,7 @@ class Seen:
     identical: bool = False
     saved: bool = False
     migrated: bool = False
+    lost: bool = False
     base_written: float = 0.0
     in_qemu: InQemu | None = None
 
@@ -119,7 +120,7 @@ def judge(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
         )
     if seen.running:
         return _judge_running(overlay, memory, seen)
-    if seen.instance:
+    if seen.lost:
         raise _lost(overlay, seen)
     if seen.defined:
         return _judge_shut_off(overlay, memory, seen)

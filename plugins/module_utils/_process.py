@@ -25,6 +25,15 @@ def qemu_instance(domain: str) -> str:
     return _instance(qemu_pid(domain))
 
 
+def qemu_lives(domain: str, uuid: str) -> bool:
+    """Whether the QEMU of a domain still runs. Where libvirt has lost sight of it the record stays, and its number may be used again."""
+    pid = qemu_pid(domain)
+    try:
+        return pid is not None and uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def daemon_instance() -> str:
     """What tells one run of libvirt's daemon from the next."""
     found = [_instance(pid) for pid in _daemon_pids()]
