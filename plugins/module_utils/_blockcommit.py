@@ -52,7 +52,8 @@ def _claimed(uuid: str, name: str, params: dict[str, Any]) -> Claim:
 def _left(params: dict[str, Any], claim: Claim, clock: Clock) -> list[dict[str, Any]]:
     """The overlays that are there, and what is to be done with each."""
     way = Way(claim, clock)
-    with connect(params["uri"], readonly=True) as connection:
+    # Not only to read: QEMU may have to be asked.
+    with connect(params["uri"]) as connection:
         steps = [(overlay, way.next_step(connection, overlay)) for overlay in overlays_of(claim, params["disks"])]
     return [{"target": one.target, "base": one.base, "overlay": one.path} for one, do in steps if do != Do.NOTHING]
 

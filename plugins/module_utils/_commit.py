@@ -36,6 +36,7 @@ COMMIT_SECONDS = 3600
 _TRIES = 3
 # How much later than the overlay's the base's last write may be, when QEMU died in a commit.
 _LAST_WRITES_NS = 10_000_000_000
+_BY_MONITOR = "QEMU's monitor"
 _BLOCK_JOB_2 = 16  # VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2
 _MIGRATED, _SAVED = 4, 5  # VIR_DOMAIN_SHUTOFF_MIGRATED, VIR_DOMAIN_SHUTOFF_SAVED
 
@@ -85,16 +86,13 @@ class Way:
             self._unsettled_since.pop(overlay.target, None)
             if step == Do.WAIT or step == Do.PIVOT and not self._pivot(connection, overlay):
                 return False
-            if step == Do.PIVOT_IN_QEMU:
-                self._pivot_in_qemu(connection, overlay)
+            if step in (Do.PIVOT_IN_QEMU, Do.END_COMMIT):
+                self._end_job(connection, overlay, step)
                 return False
             if step in (Do.COMMIT, Do.COMMIT_IN_QEMU):
                 self._commit(connection, overlay, step)
-            elif step == Do.END_COMMIT:
-                with explained(f"end the commit of disk {overlay.target} of domain {self._claim.domain!r}"):
-                    connection.lookupByUUIDString(self._claim.uuid).blockJobAbort(overlay.target, 0)
             elif step == Do.CLOSE_IN_QEMU:
-                close_in_qemu(connection.lookupByUUIDString(self._claim.uuid), overlay.path)
+                self._close(connection.lookupByUUIDString(self._claim.uuid), overlay)
             elif step == Do.COMMIT_OFFLINE:
                 self._commit_offline(connection, overlay)
             elif step == Do.DEFINE:
@@ -122,7 +120,7 @@ class Way:
 
     def _pivot(self, connection: libvirt.virConnect, overlay: Overlay) -> bool:
         """False if libvirt is not ready for it yet: it learns of it later than QEMU says so."""
-        self._remember_pivot(overlay)
+        self._remember_pivot(overlay, daemon_instance())
         domain = connection.lookupByUUIDString(self._claim.uuid)
         try:
             domain.blockJobAbort(overlay.target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
@@ -134,13 +132,26 @@ class Way:
         remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
         return True
 
-    def _remember_pivot(self, overlay: Overlay) -> None:
-        remember(self._claim, overlay.target, pivot_asked=daemon_instance(), pivot_time=_last_write(overlay.path) / 1e9)
+    def _remember_pivot(self, overlay: Overlay, asked: str) -> None:
+        # The file's own clock may be that of another host.
+        now = max(self._clock.wall(), _last_write(overlay.path) / 1e9)
+        remember(self._claim, overlay.target, pivot_asked=asked, pivot_time=now)
 
-    def _pivot_in_qemu(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
-        self._remember_pivot(overlay)
-        with explained(f"pivot disk {overlay.target} of domain {self._claim.domain!r}"):
-            pivot_in_qemu(connection.lookupByUUIDString(self._claim.uuid), overlay)
+    def _end_job(self, connection: libvirt.virConnect, overlay: Overlay, step: Do) -> None:
+        """End a commit of which libvirt does not know enough, with a pivot or without."""
+        with explained(f"end the commit of disk {overlay.target} of domain {self._claim.domain!r}"):
+            domain = connection.lookupByUUIDString(self._claim.uuid)
+            if step == Do.END_COMMIT:
+                domain.blockJobAbort(overlay.target, 0)
+                return
+            # No run of libvirt's daemon can vouch for this one, which shows the base whatever comes of it.
+            self._remember_pivot(overlay, _BY_MONITOR)
+            pivot_in_qemu(domain, overlay)
+
+    def _close(self, domain: libvirt.virDomain, overlay: Overlay) -> None:
+        """Let QEMU close an overlay of which it is known that all it holds is in the base."""
+        close_in_qemu(domain, overlay.path)
+        remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
 
     def _be_patient(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         """Wait for the end of a pivot whose answer was lost. It may never come, and then QEMU itself must be asked."""
@@ -152,8 +163,8 @@ class Way:
             raise Refusal(
                 f"The pivot of disk {overlay.target} to {overlay.base} was begun and does not end. Nothing is touched; look at the domain."
             )
-        # It is written no more, so that it is to be deleted as soon as libvirt does not show it.
-        remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
+        # It is to be deleted as soon as libvirt does not show it.
+        self._close(domain, overlay)
         if domain.isPersistent():
             self._define(connection, overlay)
         raise Refusal(
@@ -241,14 +252,22 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
     live = _domain(domain, 0).disk(overlay.target) if domain is not None and running else None
     inactive = _domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disk(overlay.target) if domain is not None and defined else None
     memory = memory_of(claim, overlay.target)
-    exists = os.path.exists(overlay.path)
     disk = live if running else inactive
-    on_base = disk is None or not disk.chain or disk.chain[0].path == overlay.base
+    image = disk.chain[0].path if disk is not None and disk.chain else ""
+    on_base = image in ("", overlay.base)
     state = domain.state() if domain is not None else [0, 0]
     instance, daemon = qemu_instance(claim.domain), daemon_instance()
     lost = not running and qemu_lives(claim.domain, claim.uuid)
     # Where a pivot has answered, or libvirt's daemon has lived through all that was asked of it, its XML is the truth.
-    in_doubt = memory.merged is None if on_base else memory.pivot_asked not in ("", daemon)
+    in_doubt = {overlay.base: memory.merged is None, overlay.path: memory.pivot_asked not in ("", daemon)}.get(image, False)
+    qemu = None
+    if domain is not None and live is not None and in_doubt:
+        qemu = in_qemu(domain, overlay)
+        again = _domain(domain, 0).disk(overlay.target)
+        if again is None or again.chain != live.chain:
+            # libvirt has come to the end of a call only now, whose client is dead.
+            return _look(domain, claim, overlay)
+    exists = os.path.exists(overlay.path)
     return Seen(
         running=running,
         defined=defined,
@@ -264,13 +283,13 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
         overlay_exists=exists,
         # The copy of the claim lies there from before the snapshot to the end.
         place_is_there="partial" not in claim.results or any(Path(copy).exists() for copy in claim.copies if _beside(copy, overlay)),
-        overlay_holds_data=exists and on_base and holds_data(overlay.path),
+        overlay_holds_data=exists and on_base and (qemu is not None and qemu.writes or holds_data(overlay.path)),
         base_newer=exists and disk is None and _last_write(overlay.base) > _last_write(overlay.path) + _LAST_WRITES_NS,
         identical=exists and not running and not lost and bool(memory.pivot_asked) and _same(overlay),
         saved=domain is not None and defined and (bool(domain.hasManagedSaveImage()) or not running and state[1] == _SAVED),
         lost=lost,
         base_written=_last_write(overlay.base) / 1e9 if os.path.exists(overlay.base) else 0.0,
-        in_qemu=in_qemu(domain, overlay) if domain is not None and live is not None and exists and in_doubt else None,
+        in_qemu=qemu,
         migrated=not running and state[0] == libvirt.VIR_DOMAIN_SHUTOFF and state[1] == _MIGRATED,
     )
 

@@ -73,10 +73,12 @@ def running_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
         if error.get_error_code() == OPERATION_INVALID:  # the domain is shut off
             return None
         if error.get_error_code() == INTERNAL_ERROR and not running_backup(domain):
-            raise LiveBackupError(
-                f"libvirt has a backup job on domain {domain.name()!r} of which it knows nothing ({error.get_error_message()}). "
-                "If it began just now, run again. If libvirt's daemon was killed as it began, then the guest is not concerned, but libvirt "
-                "takes no backup or snapshot of it any more: let it forget that job, as docs/troubleshooting.md tells, and recover again."
+            raise libvirt_failure(
+                f"read the job of domain {domain.name()!r}",
+                error,
+                "If QEMU has just ended, or a backup just begun, run again. If it stays so, libvirt has a backup job of which it knows "
+                "nothing, since its daemon was killed as that began: the guest is not concerned, but there is no backup or snapshot of it "
+                "any more. Let libvirt forget the job, as docs/troubleshooting.md tells, and recover again.",
             ) from error
         raise
 

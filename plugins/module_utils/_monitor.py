@@ -26,42 +26,37 @@ def _ask(domain: libvirt.virDomain, command: str, **arguments: Any) -> Any:
     return answer["return"]
 
 
-def _nodes_of_disks(domain: libvirt.virDomain) -> dict[str, str]:
-    """The image that each disk is on, and QEMU's name for it."""
-    inserted = [drive["inserted"] for drive in _ask(domain, "query-block") if "inserted" in drive]
-    return {_path(medium["image"]["filename"]): medium["node-name"] for medium in inserted}
-
-
-def _path(filename: str) -> str:
-    """The file that QEMU means: an image that is open otherwise than its header says is described by `json:`."""
-    if not filename.startswith("json:"):
-        return filename
-    return json.loads(filename.removeprefix("json:")).get("file", {}).get("filename", "")
-
-
 def images_of_disks(domain: libvirt.virDomain) -> list[str]:
     """The images that QEMU itself says its disks write to."""
-    return list(_nodes_of_disks(domain))
+    return [_path(drive["inserted"]["image"]["filename"]) for drive in _ask(domain, "query-block") if "inserted" in drive]
 
 
 def in_qemu(domain: libvirt.virDomain, overlay: Overlay) -> InQemu:
-    """What QEMU says of an overlay."""
-    jobs = {job["device"]: job["status"] for job in _ask(domain, "query-block-jobs")}
-    return InQemu(overlay.path in images_of_disks(domain), jobs.get(_job(overlay), ""), open_nodes(domain, overlay.path))
+    """What QEMU says of an overlay. libvirt asks it only when a call that another client has begun is at its end."""
+    images = images_of_disks(domain)
+    if overlay.path not in images and overlay.base not in images:
+        raise LiveBackupError(
+            f"QEMU of domain {domain.name()!r} says that its disks are on {', '.join(images)}, so that it is not known what uses "
+            f"{overlay.base} or its overlay {overlay.path}. Neither is touched."
+        )
+    jobs = {job["device"]: "ready" if job["ready"] else "running" for job in _ask(domain, "query-block-jobs")}
+    return InQemu(overlay.path in images, jobs.get(_job(overlay), ""), open_nodes(domain, overlay.path))
 
 
 def open_nodes(domain: libvirt.virDomain, path: str) -> tuple[str, ...]:
     """The names by which QEMU has a file open, in the order in which they can be closed: the format before the file below it."""
     nodes = [node for node in _ask(domain, "query-named-block-nodes") if _path(node["file"]) == path]
-    names = [node["node-name"] for node in sorted(nodes, key=lambda node: node["drv"] != "qcow2")]
+    names = [node["node-name"] for node in sorted(nodes, key=lambda node: node["drv"] in ("file", "host_device"))]
     # What QEMU named itself goes with what it is for.
     return tuple(name for name in names if not name.startswith("#"))
 
 
 def commit_in_qemu(domain: libvirt.virDomain, overlay: Overlay) -> None:
     """Begin to merge the overlay that a disk is on into its base."""
-    node = _nodes_of_disks(domain)[overlay.path]
-    _ask(domain, "block-commit", job_id=_job(overlay), device=node, base=overlay.base)
+    top, base = open_nodes(domain, overlay.path), open_nodes(domain, overlay.base)
+    if not top or not base:
+        raise LiveBackupError(f"QEMU of domain {domain.name()!r} has {overlay.path} or {overlay.base} open by no name.")
+    _ask(domain, "block-commit", job_id=_job(overlay), device=top[0], base_node=base[0])
 
 
 def pivot_in_qemu(domain: libvirt.virDomain, overlay: Overlay) -> None:
@@ -73,6 +68,19 @@ def close_in_qemu(domain: libvirt.virDomain, path: str) -> None:
     """Close a file that QEMU does not use: the names that libvirt gave it would be in its way at the next snapshot or backup."""
     for node in open_nodes(domain, path):
         _ask(domain, "blockdev-del", node_name=node)
+
+
+def _path(filename: str) -> str:
+    """The file that QEMU means: an image that is open otherwise than its header says is described by `json:`."""
+    if not filename.startswith("json:"):
+        return filename
+    try:
+        described = json.loads(filename.removeprefix("json:"))
+    except ValueError:  # QEMU cuts off what is too long
+        return filename
+    while isinstance(described.get("file"), dict):
+        described = described["file"]
+    return described.get("filename", filename)
 
 
 def _job(overlay: Overlay) -> str:

@@ -60,7 +60,7 @@ class Memory:
     """What the claim remembers of one disk.
 
     `fingerprint` is the base's, when it stood still. `pivot_asked` is the run of libvirt's daemon that was asked to pivot, and
-    `pivot_time` when its overlay had last been written by then, in seconds since the epoch. `merged` is the
+    `pivot_time` when that was, and not before its overlay had last been written, in seconds since the epoch. `merged` is the
     fingerprint of the overlay when all that it held was in the base: an overlay that was written since is in use again.
     """
 
@@ -145,7 +145,7 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     if len(disk.chain) < 2 or disk.chain[1].path != overlay.base:
         raise Refusal(f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.")
     if disk.mirror is None:
-        if seen.job and memory.commit_begun and seen.job["type"] == _ACTIVE_COMMIT:
+        if seen.job and memory.commit_begun and not memory.pivot_asked and seen.job["type"] == _ACTIVE_COMMIT:
             # Killed as it began, libvirt's daemon finds the job again, but not what it was for, and would never pivot.
             return Do.END_COMMIT
         if seen.job:
@@ -257,8 +257,9 @@ def _base_used(overlay: Overlay, seen: Seen) -> Refusal:
     return Refusal(
         f"The base {overlay.base} of disk {overlay.target} was used without its overlay {overlay.path}, which holds writes of the guest: "
         "was the domain defined or created from an old XML? Or was libvirt's daemon killed within the snapshot, and the domain shut off "
-        f"since? Neither is touched, since committing would destroy what is in the base. {f'The {last} was written last. ' * known}Decide "
-        "which of the two you want; `qemu-img convert` of the overlay keeps its state. Then delete the overlay."
+        f"since? Neither is touched, since committing would destroy what is in the base. {f'The {last} was written last. ' * known}Keep "
+        "a copy of both, decide which you want, and bring it to the base (`qemu-img commit` of the overlay, or nothing). Then delete the "
+        "overlay."
     )
 
 

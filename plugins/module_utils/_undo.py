@@ -157,8 +157,9 @@ def _job_repairs(uri: str, domain: libvirt.virDomain, claim: Claim, clock: Clock
 
 def _open_file_repairs(domain: libvirt.virDomain, claim: Claim) -> Iterator[Repair]:
     """Files that QEMU has open though no job writes them: libvirt's daemon was killed as the backup began."""
-    if claim.method != "push" or claim.step != "begin":
-        return
+    with explained(f"examine domain {claim.domain!r}"):
+        if claim.method != "push" or claim.step != "begin" or running_backup(domain):
+            return
     for path in planned_files(claim).values():
         with explained(f"examine domain {claim.domain!r}"):
             left = Path(path).exists() and open_nodes(domain, path)

@@ -104,7 +104,8 @@ def test_check_mode_changes_nothing(capture: Backup) -> None:
         planned = step(check=True)
         assert planned["changed"]
         assert state(capture) == before and read_claim(UUID) == claim
-        assert "open" not in libvirt.host.calls[calls:], "check mode only reads"
+        changing = {"snapshotCreateXML", "blockCommit", "blockJobAbort", "defineXML", "qemuMonitorCommand"}
+        assert not changing & set(libvirt.host.calls[calls:]), "check mode only reads"
         assert step()["changed"]
 
 
@@ -168,7 +169,8 @@ def test_a_pivot_that_libvirt_is_not_ready_for_is_asked_again(capture: Backup) -
     libvirt.host.before["blockJobAbort"] = not_yet
     opened = libvirt.host.calls.count("open")
     capture.commit()
-    assert not answers and libvirt.host.calls.count("open") == opened + 1, "it is no trouble of the connection"
+    # One to look, one to commit.
+    assert not answers and libvirt.host.calls.count("open") == opened + 2, "it is no trouble of the connection"
     capture.assert_on_bases()
 
 

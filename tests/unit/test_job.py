@@ -130,8 +130,9 @@ def test_a_job_of_which_libvirt_knows_nothing(domain: libvirt.DomainState) -> No
         raise libvirt.libvirtError(libvirt.VIR_ERR_INTERNAL_ERROR, "internal error: backup job data missing")
 
     libvirt.host.before["jobStats"] = fail
-    with pytest.raises(LiveBackupError, match="of which it knows nothing .*let it forget that job"):
+    with pytest.raises(LiveBackupError, match="backup job data missing.*of which it knows nothing.*forget the job") as told:
         running_job(handle(domain))
+    assert told.value.libvirt_error is not None, "whoever waits looks again for a while"
     domain.job = libvirt.Job(0.0, {"vda": "/target/vda.qcow2"})
     with pytest.raises(libvirt.libvirtError, match="data missing"):
         running_job(handle(domain))

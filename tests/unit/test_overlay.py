@@ -47,6 +47,7 @@ def gone(**more: Any) -> Seen:
 
 PIVOT_TIME = 1000.0
 PIVOT_ASKED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1", pivot_time=PIVOT_TIME)
+BY_MONITOR = Memory(RAN, PRINT, commit_begun=True, pivot_asked="QEMU's monitor", pivot_time=PIVOT_TIME)
 # All of the overlay is in the base, and it was not written since.
 MERGED = Memory(RAN, PRINT, commit_begun=True, pivot_asked="1@1", merged=OVERLAY_PRINT)
 BEGUN = Memory(RAN, PRINT, commit_begun=True)
@@ -93,6 +94,8 @@ BEGUN = Memory(RAN, PRINT, commit_begun=True)
         (PIVOT_ASKED, running(ON_OVERLAY, daemon="2@2", in_qemu=InQemu(True, "", NODES)), Do.COMMIT),
         (PIVOT_ASKED, running(ON_OVERLAY, daemon="2@2", in_qemu=InQemu(False, "", NODES)), Do.LOOK_AGAIN),
         (BEGUN, running(ON_OVERLAY, job=JOB), Do.END_COMMIT),
+        (BY_MONITOR, running(ON_BASE, in_qemu=InQemu(False, "", NODES)), Do.CLOSE_IN_QEMU),
+        (BY_MONITOR, running(ON_BASE, in_qemu=InQemu(True, "running", NODES)), Do.WAIT),
         (KNOWN, running(None, overlay_exists=False), Do.NOTHING),
         (KNOWN, shut_off(ON_BASE, overlay_holds_data=False), Do.DELETE),
         (KNOWN, shut_off(ON_BASE, overlay_exists=False), Do.NOTHING),
@@ -131,6 +134,9 @@ def test_the_next_step(memory: Memory, seen: Seen, step: Do) -> None:
         (KNOWN, running(disk(TOP, USERS)), "not backed by"),
         (KNOWN, running(disk(TOP)), "not backed by"),
         (KNOWN, running(ON_OVERLAY, job=JOB), "not ours"),
+        (PIVOT_ASKED, running(ON_OVERLAY, job=JOB), "not ours"),
+        (BY_MONITOR, shut_off(ON_BASE, daemon="1@1"), "used without its overlay"),
+        (BY_MONITOR, running(ON_BASE, instance="200@9", in_qemu=InQemu(False)), "used without its overlay"),
         (BEGUN, running(ON_OVERLAY, job={**JOB, "type": 2}), "not ours"),
         (BEGUN, running(ON_BASE, in_qemu=InQemu(False, "", NODES)), "used without its overlay"),
         (KNOWN, shut_off(ON_OVERLAY, instance=RAN, lost=True), "libvirt has lost sight of the domain: its QEMU (process 100)"),

@@ -288,12 +288,12 @@ class DomainState:
                 {"node-name": node, **({"drv": "qcow2", "file": name} if node.endswith("-format") else {"drv": "file", "file": path})}
                 for path, name, nodes in opened
                 for node in reversed(nodes)
-            ]
+            ] + [{"node-name": f"{target}-base", "drv": "raw", "file": base} for target, base in self.disks.items()]
         if command == "query-block-jobs":
-            return [{"device": job, "status": status} for job, status in self.qemu_jobs.items()]
+            return [{"device": job, "ready": status == "ready"} for job, status in self.qemu_jobs.items()]
         if command == "block-commit":
             target = arguments["device"].removesuffix("-format")
-            assert arguments["base"] == self.disks[target] and target in self.unknown
+            assert arguments["base-node"] == f"{target}-base" and target in self.unknown
             self.qemu_jobs[arguments["job-id"]] = "running"
         elif command == "block-job-complete":
             assert self.qemu_jobs.pop(arguments["device"]) == "ready"
