@@ -101,7 +101,7 @@ def end_lease(backup: Backup) -> None:
 def obey(backup: Backup) -> None:
     """Do what a recovery asks for that cannot go on before libvirt and QEMU are of one mind again."""
     guest = backup.guest
-    for _ in range(3):
+    for _attempt in range(3):
         planned = backup.recover(check=True)
         # That libvirt never comes to the end of a pivot shows when it is waited for.
         looks = any(repair["action"] == Do.LOOK_AGAIN.value for repair in planned.get("repairs", []))
@@ -221,10 +221,13 @@ def test_libvirtd_dies_within(
     heal_and_check(backup, before, durable, tmp_path)
 
 
-def monitor(guest: Guest, command: str, arguments: dict[str, Any]) -> None:
-    """A command to QEMU itself, of which libvirt learns nothing."""
-    answer = guest.hypervisor.virsh("qemu-monitor-command", guest.uuid, json.dumps({"execute": command, "arguments": arguments}))
-    assert "error" not in json.loads(answer), answer
+def monitor(guest: Guest, command: str, **arguments: Any) -> Any:
+    """QEMU's own answer to a command, of which libvirt learns nothing."""
+    named = {name.replace("_", "-"): value for name, value in arguments.items()}
+    text = guest.hypervisor.virsh("qemu-monitor-command", guest.uuid, json.dumps({"execute": command, "arguments": named}))
+    answer = json.loads(text)
+    assert "error" not in answer, text
+    return answer["return"]
 
 
 @pytest.mark.parametrize("then", ["nothing", "the guest shuts down"])
@@ -238,17 +241,17 @@ def test_libvirt_does_not_know_of_the_overlays(
     process = backup.start_module(FLOW[0], fault="KILL before snapshotCreateXML", **options_of(backup, FLOW[0]))
     process.wait(timeout=60)
     [claim] = [json.loads(path.read_text()) for path in backup.claims() if path.suffix == ".json"]
+    inserted = [drive["inserted"] for drive in monitor(guest, "query-block")]
+    nodes = {medium["image"]["filename"]: medium["node-name"] for medium in inserted}
     switches = []
     for number, overlay in enumerate(claim["plan"]["overlays"]):
         name, path = f"libvirt-{90 + number}", overlay["path"]
         run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", overlay["base"], "-F", overlay["base_format"], path])
         run(["chown", "--reference", overlay["base"], path])
-        monitor(guest, "blockdev-add", {"driver": "file", "filename": path, "node-name": f"{name}-storage", "auto-read-only": True})
-        monitor(guest, "blockdev-add", {"driver": "qcow2", "file": f"{name}-storage", "backing": None, "node-name": f"{name}-format"})
-        # The rig's disks are numbered from the last to the first.
-        base = f"libvirt-{len(guest.images) - number}-format"
-        switches.append({"type": "blockdev-snapshot", "data": {"node": base, "overlay": f"{name}-format"}})
-    monitor(guest, "transaction", {"actions": switches})
+        monitor(guest, "blockdev-add", driver="file", filename=path, node_name=f"{name}-storage", auto_read_only=True)
+        monitor(guest, "blockdev-add", driver="qcow2", file=f"{name}-storage", backing=None, node_name=f"{name}-format")
+        switches.append({"type": "blockdev-snapshot", "data": {"node": nodes[overlay["base"]], "overlay": f"{name}-format"}})
+    monitor(guest, "transaction", actions=switches)
     guest.wait_durable(guest.durable() + 20)
     assert backup.chain() == before, "libvirt does not know"
     durable = guest.durable()

@@ -105,8 +105,9 @@ def test_round_trip(shape: str, method: str, make_guest: Callable[..., Guest], b
     assert verdict.ok and verdict.number == instant.number, f"{verdict}, not {instant}"
     if before:
         assert definition(guest) == before
+    printed = guest.console()
     guest.hypervisor.virsh("start", guest.uuid)
-    guest.wait_durable(guest.durable() + 5)
+    guest.wait_writes_after(printed)
     for check in (False, True):
         again = restore(backup, overwrite=True, check=check)
         assert again["changed"] is False, again
@@ -474,5 +475,6 @@ def test_by_hand(shape: str, make_guest: Callable[..., Guest], backup_of: Callab
     by_hand(define)
     verdict = judge(guest.images, 0)
     assert verdict.ok and verdict.number == instant.number, f"{verdict}, not {instant}"
+    printed = guest.console()
     by_hand(start)
-    guest.wait_durable(guest.durable() + 5)
+    guest.wait_writes_after(printed)

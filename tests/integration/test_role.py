@@ -335,9 +335,10 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     planned = player.run("--check", **book)
     assert planned.status == 0 and "would be restored from backup night-3" in planned.output, planned.output
     assert "the digests of its images were not compared" in planned.output, planned.output
+    printed = guest.console()
     restored = player.run(restore_start=True, **book)
     assert restored.status == 0 and restored.recap["hv"]["changed"] == 1, restored.output
-    guest.wait_durable(guest.durable() + 5)
+    guest.wait_writes_after(printed)
     again = player.run(restore_start=True, **book)
     assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
 

@@ -157,6 +157,10 @@ class Guest:
         """Wait until write ``number`` is durable."""
         wait_until(lambda: self.durable() >= number, timeout, f"write {number} of {self.name}")
 
+    def wait_writes_after(self, printed: str) -> None:
+        """Wait until writes are durable beyond what it had printed: one that was restored goes on from an older number."""
+        wait_until(lambda: "\ndurable " in self.console()[len(printed) :], 60, f"{self.name} to write again")
+
     # The guest agent
 
     def agent(self, command: str, **arguments: object) -> object:
