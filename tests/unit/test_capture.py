@@ -76,6 +76,7 @@ def test_the_way(capture: Backup) -> None:
     assert published["manifest"]["method"] == "legacy" and published["manifest"]["consistency"]["level"] == "crash"
     assert content(capture.final / "vda.raw") == [1] + [0] * 15, "the set is of the instant of the snapshot"
     assert content(capture.domain.disks["vda"]) == [1, 0, 0, 9] + [0] * 12, "what the guest wrote meanwhile is in the base"
+    assert "qemuMonitorCommand" not in libvirt.host.calls, "libvirt would call the domain tainted"
     saved = (capture.final / "domain.xml").read_text(encoding="utf-8")
     assert capture.domain.disks["vda"] in saved and "overlay" not in saved and "<backingStore" not in saved
     assert capture.claim_files() == []
@@ -501,6 +502,25 @@ def test_qemu_writes_to_overlays_that_libvirt_does_not_know(capture: Backup) -> 
     assert [nodes for nodes in capture.domain.unused.values() if nodes] == [], "they would be in libvirt's way"
     capture.assert_on_bases()
     assert capture.claim_files() == []
+
+
+def test_libvirt_may_still_be_at_the_call_of_a_dead_client(capture: Backup) -> None:
+    """QEMU is asked when that is at its end, and by then libvirt knows the overlays."""
+    capture.snapshot()
+    die(capture, step="begin")
+    known = {target: list(images) for target, images in capture.domain.live.items()}
+    capture.domain.forget_snapshot()
+
+    def end_of_the_call() -> None:
+        capture.domain.unknown.clear()
+        for target, images in known.items():
+            capture.domain.live[target], capture.domain.defined[target] = list(images), list(images)
+
+    libvirt.host.before["qemuMonitorCommand"] = end_of_the_call
+    listed = capture.recover(check=True)["repairs"]
+    assert [repair["action"] for repair in listed[:2]] == [Do.COMMIT.value] * 2
+    capture.recover()
+    capture.assert_on_bases()
 
 
 def test_an_overlay_that_qemu_has_opened_and_not_used(capture: Backup) -> None:
