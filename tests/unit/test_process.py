@@ -15,7 +15,10 @@ UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
 
 
 def test_a_qemu_lives_as_long_as_its_own_process_does(monkeypatch: pytest.MonkeyPatch) -> None:
-    with subprocess.Popen([sys.executable, "-c", "input()", "-uuid", UUID], stdin=subprocess.PIPE) as process:
+    program = [sys.executable, "-c", "print('ready', flush=True); input()", "-uuid", UUID]
+    with subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        # Until it runs, its command line is empty.
+        assert process.stdout is not None and process.stdout.readline() == b"ready\n"
         monkeypatch.setattr(_process, "qemu_pid", lambda domain: process.pid)
         assert _process.qemu_lives("db1", UUID)
         process.kill()
