@@ -166,7 +166,7 @@ class Guest:
     def agent(self, command: str, **arguments: object) -> object:
         """What the guest agent returns for a command."""
         request = json.dumps({"execute": command, "arguments": arguments})
-        return json.loads(self.hypervisor.virsh("qemu-agent-command", "--timeout", "10", self.uuid, request))["return"]
+        return json.loads(self.hypervisor.virsh("qemu-agent-command", "--timeout", "60", self.uuid, request))["return"]
 
     def frozen(self) -> bool:
         """Whether the guest agent holds file systems frozen."""
