@@ -86,8 +86,8 @@ class Way:
             self._unsettled_since.pop(overlay.target, None)
             if step == Do.WAIT or step == Do.PIVOT and not self._pivot(connection, overlay):
                 return False
-            if step in (Do.PIVOT_IN_QEMU, Do.END_COMMIT):
-                self._end_job(connection, overlay, step)
+            if step == Do.PIVOT_IN_QEMU:
+                self._pivot_in_qemu(connection, overlay)
                 return False
             if step in (Do.COMMIT, Do.COMMIT_IN_QEMU):
                 self._commit(connection, overlay, step)
@@ -137,16 +137,11 @@ class Way:
         now = max(self._clock.wall(), _last_write(overlay.path) / 1e9)
         remember(self._claim, overlay.target, pivot_asked=asked, pivot_time=now)
 
-    def _end_job(self, connection: libvirt.virConnect, overlay: Overlay, step: Do) -> None:
-        """End a commit of which libvirt does not know enough, with a pivot or without."""
-        with explained(f"end the commit of disk {overlay.target} of domain {self._claim.domain!r}"):
-            domain = connection.lookupByUUIDString(self._claim.uuid)
-            if step == Do.END_COMMIT:
-                domain.blockJobAbort(overlay.target, 0)
-                return
+    def _pivot_in_qemu(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
+        with explained(f"pivot disk {overlay.target} of domain {self._claim.domain!r}"):
             # No run of libvirt's daemon can vouch for this one, which shows the base whatever comes of it.
             self._remember_pivot(overlay, _BY_MONITOR)
-            pivot_in_qemu(domain, overlay)
+            pivot_in_qemu(connection.lookupByUUIDString(self._claim.uuid), overlay)
 
     def _close(self, domain: libvirt.virDomain, overlay: Overlay) -> None:
         """Let QEMU close an overlay of which it is known that all it holds is in the base."""

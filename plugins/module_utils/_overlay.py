@@ -34,7 +34,6 @@ class Do(Enum):
     COMMIT_OFFLINE = "commit the overlay of a domain that is shut off"
     DEFINE = "name the base in the domain's definition again"
     DELETE = "delete the overlay"
-    END_COMMIT = "end our commit, of which libvirt has lost sight, and begin it again"
     COMMIT_IN_QEMU = "commit the overlay, of which libvirt does not know, into its base by QEMU's monitor"
     PIVOT_IN_QEMU = "pivot to the base by QEMU's monitor"
     CLOSE_IN_QEMU = "let QEMU close the overlay, which it does not use"
@@ -146,8 +145,13 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
         raise Refusal(f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.")
     if disk.mirror is None:
         if seen.job and memory.commit_begun and not memory.pivot_asked and seen.job["type"] == _ACTIVE_COMMIT:
-            # Killed as it began, libvirt's daemon finds the job again, but not what it was for, and would never pivot.
-            return Do.END_COMMIT
+            # Killed as it began, libvirt's daemon finds the job again, but not what it was for. When that job is ended the daemon goes
+            # away (seen with libvirt 9.0), so that is not done.
+            raise Refusal(
+                f"libvirt has lost sight of what the block job on disk {overlay.target} is for: its daemon was killed as our commit of "
+                f"{overlay.path} began. The guest runs, no write is lost, and nothing is touched. Do not abort the job, which can end libvirt's "
+                "daemon: shut the domain off, start it, and recover again."
+            )
         if seen.job:
             raise Refusal(f"A block job that is not ours runs on disk {overlay.target}. Wait for its end, or end it.")
         if seen.in_qemu is not None and not seen.in_qemu.writes:

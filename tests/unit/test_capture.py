@@ -545,12 +545,17 @@ def test_an_overlay_that_was_made_and_never_formatted(capture: Backup) -> None:
     capture.assert_on_bases()
 
 
-def test_a_commit_of_which_libvirt_has_lost_sight_is_begun_again(dead: Backup) -> None:
+def test_a_commit_of_which_libvirt_has_lost_sight_ends_with_its_qemu(dead: Backup) -> None:
     claim = read_claim(UUID)
     assert claim is not None
     claim.results["memory"] = {"vda": {"commit_begun": True}}
     save_claim(claim)
     dead.domain.commits["vda"] = libvirt.Commit(1, 1000, noted=False)
+    with pytest.raises(LiveBackupError, match="lost sight of what the block job on disk vda is for"):
+        dead.recover()
+    assert "vda" in dead.domain.commits, "the end of that job can end libvirt's daemon"
+    dead.domain.shut_off()
+    dead.domain.start()
     dead.recover()
     dead.assert_on_bases()
     assert content(dead.domain.disks["vda"]) == [1, 0, 0, 9] + [0] * 12
