@@ -149,8 +149,8 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
             # away (seen with libvirt 9.0), so that is not done.
             raise Refusal(
                 f"libvirt has lost sight of what the block job on disk {overlay.target} is for: its daemon was killed as our commit of "
-                f"{overlay.path} began. The guest runs, no write is lost, and nothing is touched. Do not abort the job, which can end libvirt's "
-                "daemon: shut the domain off, start it, and recover again."
+                f"{overlay.path} began. The guest runs, no write is lost, and nothing is touched. Do not abort the job: its end can end "
+                "libvirt's daemon, which systemd starts again. Shut the domain off, start it, and recover again."
             )
         if seen.job:
             raise Refusal(f"A block job that is not ours runs on disk {overlay.target}. Wait for its end, or end it.")

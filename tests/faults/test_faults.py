@@ -113,6 +113,12 @@ def obey(backup: Backup) -> None:
             noted = status.read_text().replace(" job=''", " job='active-commit'").replace(" async='backup'", " async='none'")
             status.write_text(noted)
             backup.hypervisor.start_libvirtd()
+        elif "libvirt has lost sight of what the block job" in message:
+            guest.kill_qemu()
+            # The end of that job can be the end of libvirtd.
+            backup.hypervisor.start_libvirtd()
+            wait_until(lambda: guest.state() == "shut off", 60, "libvirt to notice")
+            guest.start()
         elif "start it, and recover again" in message:
             guest.shutdown_inside()
             wait_until(lambda: guest.state() == "shut off", 60, "the shutdown")
