@@ -262,8 +262,8 @@ def _base_used(overlay: Overlay, seen: Seen) -> Refusal:
         f"The base {overlay.base} of disk {overlay.target} was used without its overlay {overlay.path}, which holds writes of the guest: "
         "was the domain defined or created from an old XML? Or was libvirt's daemon killed within the snapshot, and the domain shut off "
         f"since? Neither is touched, since committing would destroy what is in the base. {f'The {last} was written last. ' * known}Keep "
-        "a copy of both, decide which you want, and bring it to the base (`qemu-img commit` of the overlay, or nothing). Then delete the "
-        "overlay."
+        "a copy of both and decide which you want. `qemu-img commit` of the overlay is right only if the base was not written since. Then "
+        "delete the overlay."
     )
 
 
