@@ -25,6 +25,7 @@ from ._facts import DomainFacts, chain_allocation, domain_facts, host_versions
 from ._fingerprint import fingerprint
 from ._image_lock import images_locked
 from ._libraries import libvirt
+from ._numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
 from ._plan import HostVersions, bytes_needed, check_room, choose_disks, choose_method, occupied_by, version_text, why_not
 from ._qcow2 import is_self_contained
 from ._receive_set import room_for
@@ -33,8 +34,6 @@ from ._space import allocated, overlay_room
 from ._target import probe_target
 from ._turn import turn
 from ._undo import paths_of, undo
-
-_MIGRATED = 4  # VIR_DOMAIN_SHUTOFF_MIGRATED
 
 # What a method adds to the plan. A domain is Any here: this is evaluated where libvirt is missing too.
 Planner = Callable[[Any, DomainFacts, dict[str, Any]], dict[str, Any]]
@@ -207,7 +206,7 @@ def _plan_push(_domain: libvirt.virDomain, facts: DomainFacts, params: dict[str,
 
 def _plan_offline(domain: libvirt.virDomain, facts: DomainFacts, params: dict[str, Any]) -> dict[str, Any]:
     """The disks of a domain that is shut off, as their own headers tell their chains."""
-    if domain.state()[1] == _MIGRATED:
+    if domain.state()[1] == VIR_DOMAIN_SHUTOFF_MIGRATED:
         raise LiveBackupError(
             f"Domain {facts.xml.name!r} was migrated away, and may be running on another host: back it up there, and undefine it here."
         )

@@ -25,12 +25,13 @@ from typing import Any
 
 from ._boot_xml import boot_xml
 from ._clock import Clock
-from ._connection import NO_DOMAIN, connect, libvirt_failure
+from ._connection import connect, libvirt_failure
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
 from ._files import SCRATCH, scratch_directory
 from ._libraries import libvirt, libvirt_qemu
+from ._numbers import VIR_ERR_NO_DOMAIN
 from ._sets import read_small
 
 _TAIL_BYTES = 2000
@@ -144,7 +145,7 @@ def _end(connection: libvirt.virConnect, name: str) -> None:
     try:
         connection.lookupByName(name).destroy()
     except libvirt.libvirtError as error:
-        if error.get_error_code() != NO_DOMAIN:  # it has ended by itself
+        if error.get_error_code() != VIR_ERR_NO_DOMAIN:  # it has ended by itself
             raise
 
 
@@ -177,7 +178,7 @@ def _is_active(domain: libvirt.virDomain) -> bool:
     try:
         return bool(domain.isActive())
     except libvirt.libvirtError as error:
-        if error.get_error_code() != NO_DOMAIN:  # that says nothing about the set
+        if error.get_error_code() != VIR_ERR_NO_DOMAIN:  # that says nothing about the set
             raise
         return False
 

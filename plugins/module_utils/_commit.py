@@ -16,7 +16,7 @@ from typing import Any
 
 from ._claim import Claim, save_claim
 from ._clock import Clock
-from ._connection import BLOCK_COPY_ACTIVE, NO_DOMAIN, explained
+from ._connection import explained
 from ._domain_xml import Domain, Image, parse_domain, with_disk_source
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
@@ -25,6 +25,13 @@ from ._fingerprint import fingerprint
 from ._job import amounts
 from ._libraries import libvirt
 from ._monitor import close_in_qemu, commit_in_qemu, images_of_disks, in_qemu, pivot_in_qemu
+from ._numbers import (
+    VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
+    VIR_DOMAIN_SHUTOFF_MIGRATED,
+    VIR_DOMAIN_SHUTOFF_SAVED,
+    VIR_ERR_BLOCK_COPY_ACTIVE,
+    VIR_ERR_NO_DOMAIN,
+)
 from ._overlay import PIVOT_SECONDS, Do, Memory, Overlay, Refusal, Seen, judge
 from ._process import daemon_instance, qemu_instance, qemu_lives
 from ._progress import tell
@@ -37,8 +44,6 @@ _TRIES = 3
 # How much later than the overlay's the base's last write may be, when QEMU died in a commit.
 _LAST_WRITES_NS = 10_000_000_000
 _BY_MONITOR = "QEMU's monitor"
-_BLOCK_JOB_2 = 16  # VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2
-_MIGRATED, _SAVED = 4, 5  # VIR_DOMAIN_SHUTOFF_MIGRATED, VIR_DOMAIN_SHUTOFF_SAVED
 
 
 def overlays_of(claim: Claim, targets: list[str] | None = None) -> list[Overlay]:
@@ -125,7 +130,7 @@ class Way:
         try:
             domain.blockJobAbort(overlay.target, libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT)
         except libvirt.libvirtError as error:
-            if error.get_error_code() != BLOCK_COPY_ACTIVE:
+            if error.get_error_code() != VIR_ERR_BLOCK_COPY_ACTIVE:
                 raise
             remember(self._claim, overlay.target, pivot_asked="")
             return False
@@ -204,7 +209,7 @@ def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float
         while True:
             domain = active(lookup(connection, claim.uuid))
             # There are no events of a domain that does not run, and nothing to wait for.
-            events = (_BLOCK_JOB_2, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)
+            events = (VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)
             with nullcontext() if domain is None else turns(connection, domain, events) as turn:
                 while left := [overlay.target for overlay in overlays if not way.advance(connection, overlay)]:
                     answered()
@@ -223,7 +228,7 @@ def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float
             return across_restarts(uri, deadline, clock, watch)
         except libvirt.libvirtError as error:
             # A transient domain that has just ended: what is to be done now is another thing.
-            if error.get_error_code() != NO_DOMAIN:
+            if error.get_error_code() != VIR_ERR_NO_DOMAIN:
                 raise
 
 
@@ -232,7 +237,7 @@ def lookup(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | Non
     try:
         return connection.lookupByUUIDString(uuid)
     except libvirt.libvirtError as error:
-        if error.get_error_code() != NO_DOMAIN:
+        if error.get_error_code() != VIR_ERR_NO_DOMAIN:
             raise
         return None
 
@@ -281,11 +286,13 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
         overlay_holds_data=exists and on_base and (qemu is not None and qemu.writes or holds_data(overlay.path)),
         base_newer=exists and disk is None and _last_write(overlay.base) > _last_write(overlay.path) + _LAST_WRITES_NS,
         identical=exists and not running and not lost and bool(memory.pivot_asked) and _same(overlay),
-        saved=domain is not None and defined and (bool(domain.hasManagedSaveImage()) or not running and state[1] == _SAVED),
+        saved=domain is not None
+        and defined
+        and (bool(domain.hasManagedSaveImage()) or not running and state[1] == VIR_DOMAIN_SHUTOFF_SAVED),
         lost=lost,
         base_written=_last_write(overlay.base) / 1e9 if os.path.exists(overlay.base) else 0.0,
         in_qemu=qemu,
-        migrated=not running and state[0] == libvirt.VIR_DOMAIN_SHUTOFF and state[1] == _MIGRATED,
+        migrated=state == [libvirt.VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_MIGRATED],
     )
 
 
@@ -327,7 +334,7 @@ def names_image(connection: libvirt.virConnect, path: str) -> list[str]:
         try:
             found += [who for who, text in _descriptions(domain) if path in html.unescape(text)]
         except libvirt.libvirtError as error:
-            if error.get_error_code() != NO_DOMAIN:  # it has just ended
+            if error.get_error_code() != VIR_ERR_NO_DOMAIN:  # it has just ended
                 raise
     return found
 

@@ -14,30 +14,25 @@ from urllib.parse import urlsplit
 
 from ._errors import LiveBackupError, from_os_error
 from ._libraries import libvirt, require_libraries
+from ._numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
+from ._text import foreign
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
-# Numbers, not names or texts: texts are translated, and old bindings lack the newer names.
-INTERNAL_ERROR = 1
-SYSTEM_ERROR = 38
-NO_DOMAIN = 42
-OPERATION_INVALID = 55
-OPERATION_TIMEOUT = 68
-BLOCK_COPY_ACTIVE = 83
-ARGUMENT_UNSUPPORTED = 74
-NO_DOMAIN_BACKUP = 104
 
 _ADVICE = {
-    OPERATION_TIMEOUT: "Another job (backup, snapshot, migration, save) holds the domain, or its QEMU waits for storage that hangs, as a "
-    "backup's target may. Wait for it, end it or mend it, then run again.",
-    SYSTEM_ERROR: "Look at the permissions of the path and of its parents, and at AppArmor or SELinux denials in the host's log.",
+    VIR_ERR_OPERATION_TIMEOUT: (
+        "Another job (backup, snapshot, migration, save) holds the domain, or its QEMU waits for storage that does not answer, such as a "
+        "backup's target. Wait for it, end it or fix it, then run again."
+    ),
+    VIR_ERR_SYSTEM_ERROR: ("Look at the permissions of the path and of its parents, and at AppArmor or SELinux denials in the host's log."),
 }
 
 
 def libvirt_failure(action: str, error: libvirt.libvirtError, advice: str = "") -> LiveBackupError:
     """What libvirt said, after what we were doing, before what to do."""
     code = error.get_error_code()
-    message = error.get_error_message() or str(error)
+    message = foreign(error.get_error_message() or str(error))
     advice = advice or _ADVICE.get(code, "")
     return LiveBackupError(
         f"Could not {action}: {message}.{' ' + advice if advice else ''}",
@@ -113,7 +108,7 @@ def find_domain(connection: libvirt.virConnect, domain: str) -> libvirt.virDomai
     try:
         return connection.lookupByName(domain)
     except libvirt.libvirtError as error:
-        if error.get_error_code() != NO_DOMAIN:
+        if error.get_error_code() != VIR_ERR_NO_DOMAIN:
             raise libvirt_failure(f"look up domain {domain!r}", error) from error
     if _UUID.fullmatch(domain):
         with suppress(libvirt.libvirtError):

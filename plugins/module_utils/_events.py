@@ -11,9 +11,10 @@ from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from ._clock import Clock
-from ._connection import NO_DOMAIN, connect
+from ._connection import connect
 from ._errors import LiveBackupError
 from ._libraries import libvirt
+from ._numbers import VIR_ERR_NO_DOMAIN
 
 # How often a state is looked at when no event comes.
 POLL_SECONDS = 1.0
@@ -41,7 +42,7 @@ def across_restarts(
             with connect(uri, events=events) as connection:
                 return watch(connection, answered)
         except libvirt.libvirtError as error:
-            if error.get_error_code() == NO_DOMAIN or clock.boottime() > min(deadline, last_answer + SILENCE_SECONDS):
+            if error.get_error_code() == VIR_ERR_NO_DOMAIN or clock.boottime() > min(deadline, last_answer + SILENCE_SECONDS):
                 raise
         except LiveBackupError as error:
             if error.libvirt_error is None or clock.boottime() > min(deadline, last_answer + SILENCE_SECONDS):

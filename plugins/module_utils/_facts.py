@@ -15,10 +15,8 @@ from ._domain_xml import Disk, Domain, Image, parse_domain
 from ._errors import LiveBackupError
 from ._job import block_jobs, running_job
 from ._libraries import libvirt
+from ._numbers import STATES
 from ._plan import HostVersions
-
-# virDomainState
-STATES = ("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
 
 
 @dataclass(frozen=True)

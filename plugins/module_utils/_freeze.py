@@ -22,11 +22,12 @@ from ._claim import claim_file, thaw_mark
 from ._clock import Clock
 from ._errors import LiveBackupError
 from ._libraries import libvirt
-from ._thaw_watchdog import AGENT_TIMEOUT_DEFAULT, THAWED
+from ._numbers import VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, VIR_ERR_AGENT_COMMAND_FAILED, VIR_ERR_INTERNAL_ERROR
+from ._thaw_watchdog import THAWED
 
 _ARMING_SECONDS = 20
-# The agent answered and refused: 1, or VIR_ERR_AGENT_COMMAND_FAILED (113) since libvirt 11.2.
-AGENT_REFUSED = (1, 113)
+# The agent answered and refused.
+AGENT_REFUSED = (VIR_ERR_INTERNAL_ERROR, VIR_ERR_AGENT_COMMAND_FAILED)
 
 
 @dataclass(frozen=True)
@@ -115,7 +116,7 @@ def capture_quiesced(
             reason, result = _freeze_capture_thaw(domain, watchdog, freeze_timeout, capture, clock)
         finally:
             with suppress(libvirt.libvirtError):
-                domain.agentSetResponseTimeout(AGENT_TIMEOUT_DEFAULT, 0)
+                domain.agentSetResponseTimeout(VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
         if result is not None:
             return result
     if quiesce == "require":

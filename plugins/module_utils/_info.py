@@ -11,11 +11,12 @@ from typing import Any
 
 from ._claim import Claim, all_claims, claim_of, describe, is_alive
 from ._clock import Clock
-from ._connection import FAILURES, NO_DOMAIN, connect, explain, explained
+from ._connection import FAILURES, connect, explain, explained
 from ._domain_xml import Disk
 from ._errors import LiveBackupError
 from ._facts import domain_facts, host_versions
 from ._libraries import libvirt
+from ._numbers import VIR_ERR_NO_DOMAIN
 from ._plan import HostVersions, choose_method, version_text
 
 _UNKNOWN: dict[str, Any] = {
@@ -83,7 +84,7 @@ def _row(
         try:
             connection.lookupByUUIDString(uuid)
         except libvirt.libvirtError as gone:
-            if gone.get_error_code() == NO_DOMAIN:
+            if gone.get_error_code() == VIR_ERR_NO_DOMAIN:
                 return None
         return {**_UNKNOWN, "name": name, "uuid": uuid, "error": explain(error, f"examine domain {name!r}").msg}
 

@@ -12,30 +12,22 @@ from typing import Any
 
 from ._backup_xml import backup_targets
 from ._clock import Clock
-from ._connection import INTERNAL_ERROR, NO_DOMAIN, NO_DOMAIN_BACKUP, OPERATION_INVALID, libvirt_failure
+from ._connection import libvirt_failure
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
 from ._libraries import libvirt
+from ._numbers import (
+    BLOCK_JOB_TYPES,
+    JOB_TYPES,
+    OPERATIONS,
+    VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED,
+    VIR_ERR_INTERNAL_ERROR,
+    VIR_ERR_NO_DOMAIN,
+    VIR_ERR_NO_DOMAIN_BACKUP,
+    VIR_ERR_OPERATION_INVALID,
+)
 from ._progress import Amounts
 
-# virDomainJobType and virDomainJobOperation, in the words of `virsh domjobinfo`. Numbers, since old bindings lack names.
-JOB_TYPES = ("none", "bounded", "unbounded", "completed", "failed", "cancelled")
-OPERATIONS = (
-    "unknown",
-    "start",
-    "save",
-    "restore",
-    "incoming migration",
-    "outgoing migration",
-    "snapshot",
-    "snapshot revert",
-    "dump",
-    "backup",
-    "snapshot delete",
-)
-BLOCK_JOB_TYPES = ("unknown", "pull", "copy", "commit", "active-commit", "backup")
-
-_KEEP_COMPLETED = 2  # VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED, with COMPLETED: others may want to read them too
 # libvirt counts a job's time from a moment inside the call that begins it.
 _SLACK_SECONDS = 2.0
 
@@ -70,9 +62,9 @@ def running_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
     try:
         return job_fields(domain.jobStats())
     except libvirt.libvirtError as error:
-        if error.get_error_code() == OPERATION_INVALID:  # the domain is shut off
+        if error.get_error_code() == VIR_ERR_OPERATION_INVALID:  # the domain is shut off
             return None
-        if error.get_error_code() == INTERNAL_ERROR and not running_backup(domain):
+        if error.get_error_code() == VIR_ERR_INTERNAL_ERROR and not running_backup(domain):
             raise libvirt_failure(
                 f"read the job of domain {domain.name()!r}",
                 error,
@@ -85,7 +77,7 @@ def running_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
 
 def completed_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
     """The statistics of the last finished job, which stay there for others to read."""
-    return job_fields(domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | _KEEP_COMPLETED))
+    return job_fields(domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED))
 
 
 def drop_completed_job(domain: libvirt.virDomain) -> None:
@@ -98,7 +90,7 @@ def running_backup(domain: libvirt.virDomain) -> dict[str, str]:
     try:
         return backup_targets(domain.backupGetXMLDesc())
     except libvirt.libvirtError as error:
-        if error.get_error_code() in (NO_DOMAIN_BACKUP, OPERATION_INVALID):
+        if error.get_error_code() in (VIR_ERR_NO_DOMAIN_BACKUP, VIR_ERR_OPERATION_INVALID):
             return {}
         raise
 
@@ -162,7 +154,7 @@ class JobWatch:
         try:
             return across_restarts(self._uri, deadline, self._clock, partial(self._watch, deadline))
         except libvirt.libvirtError as error:
-            if error.get_error_code() != NO_DOMAIN:
+            if error.get_error_code() != VIR_ERR_NO_DOMAIN:
                 raise
             return True
 
@@ -197,7 +189,7 @@ def abort_and_wait(watch: JobWatch, domain: libvirt.virDomain, seconds: float, c
     try:
         domain.abortJob()
     except libvirt.libvirtError as error:
-        if error.get_error_code() != OPERATION_INVALID:  # it ended by itself meanwhile
+        if error.get_error_code() != VIR_ERR_OPERATION_INVALID:  # it ended by itself meanwhile
             raise libvirt_failure("abort the backup job", error) from error
     if not watch.until_ended(clock.boottime() + seconds):
         raise LiveBackupError(f"The backup job was told to end and has not after {seconds:.0f} s; its target may hang. Run again.")

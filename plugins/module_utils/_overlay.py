@@ -17,10 +17,10 @@ from typing import Any
 
 from ._domain_xml import Disk
 from ._errors import LiveBackupError
+from ._numbers import VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT
 
 # The longest that a pivot may take.
 PIVOT_SECONDS = 15.0
-_ACTIVE_COMMIT = 4  # VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT
 
 
 class Do(Enum):
@@ -144,7 +144,7 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     if len(disk.chain) < 2 or disk.chain[1].path != overlay.base:
         raise Refusal(f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.")
     if disk.mirror is None:
-        if seen.job and memory.commit_begun and not memory.pivot_asked and seen.job["type"] == _ACTIVE_COMMIT:
+        if seen.job and memory.commit_begun and not memory.pivot_asked and seen.job["type"] == VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT:
             # Killed as it began, libvirt's daemon finds the job again, but not what it was for. When that job is ended the daemon goes
             # away (seen with libvirt 9.0), so that is not done.
             raise Refusal(

@@ -16,18 +16,16 @@ from typing import Any
 
 from ._backup_set import file_name
 from ._commit import names_image
-from ._connection import NO_DOMAIN
 from ._digest import image_size
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._libraries import libvirt
+from ._numbers import VIR_DOMAIN_SHUTOFF_MIGRATED, VIR_ERR_NO_DOMAIN
 from ._qemu_img import backing_chain, measure
 from ._restore_xml import Place, needs, restored_xml, sources_of_others
 from ._sets import read_small
 
 NVRAM_DIRECTORY = Path("/var/lib/libvirt/qemu/nvram")
-# virDomainShutoffReason
-_MIGRATED = 3
 
 
 @dataclass(frozen=True)
@@ -69,7 +67,7 @@ def lookup_name(connection: libvirt.virConnect, name: str) -> libvirt.virDomain 
     try:
         return connection.lookupByName(name)
     except libvirt.libvirtError as error:
-        if error.get_error_code() != NO_DOMAIN:
+        if error.get_error_code() != VIR_ERR_NO_DOMAIN:
             raise
         return None
 
@@ -115,7 +113,7 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
         )
     if domain.isActive():
         raise LiveBackupError(f"Domain {name!r} is running. Shut it off before its disks are overwritten.")
-    if domain.state()[1] == _MIGRATED:
+    if domain.state()[1] == VIR_DOMAIN_SHUTOFF_MIGRATED:
         raise LiveBackupError(f"Domain {name!r} was migrated away and may be running on another host, on these disks. Undefine it here.")
     if domain.hasManagedSaveImage():
         raise LiveBackupError(f"Domain {name!r} has saved memory, which belongs to its old disks: virsh managedsave-remove removes it.")

@@ -19,14 +19,15 @@ from ._backup_set import TOKEN, SetPaths, is_partial_of, release_domain_director
 from ._claim import Claim, boot_id, remove_claim, save_claim, thaw_mark
 from ._clock import Clock
 from ._commit import COMMIT_SECONDS, Way, active, check_commit, commit_all, lookup, overlays_of
-from ._connection import ARGUMENT_UNSUPPORTED, FAILURES, OPERATION_INVALID, connect, explain, explained, libvirt_failure
+from ._connection import FAILURES, connect, explain, explained, libvirt_failure
 from ._errors import LiveBackupError
 from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
 from ._libraries import libvirt
 from ._monitor import close_in_qemu, open_nodes
+from ._numbers import VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, VIR_ERR_ARGUMENT_UNSUPPORTED, VIR_ERR_OPERATION_INVALID
 from ._overlay import Do, Overlay
 from ._target import probe_target
-from ._thaw_watchdog import AGENT_SECONDS, AGENT_TIMEOUT_DEFAULT
+from ._thaw_watchdog import AGENT_SECONDS
 
 ABORT_SECONDS = 60.0
 
@@ -182,9 +183,9 @@ def _thaw(domain: libvirt.virDomain) -> None:
     try:
         domain.agentSetResponseTimeout(AGENT_SECONDS, 0)
         domain.fsThaw()
-        domain.agentSetResponseTimeout(AGENT_TIMEOUT_DEFAULT, 0)
+        domain.agentSetResponseTimeout(VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
     except libvirt.libvirtError as error:
-        if error.get_error_code() not in (OPERATION_INVALID, ARGUMENT_UNSUPPORTED):  # it does not run, or has no agent
+        if error.get_error_code() not in (VIR_ERR_OPERATION_INVALID, VIR_ERR_ARGUMENT_UNSUPPORTED):  # it does not run, or has no agent
             raise libvirt_failure("thaw the guest, which may still be frozen", error) from error
 
 
@@ -192,7 +193,7 @@ def _resume(domain: libvirt.virDomain) -> None:
     try:
         domain.resume()
     except libvirt.libvirtError as error:
-        if error.get_error_code() != OPERATION_INVALID:  # somebody resumed it just now
+        if error.get_error_code() != VIR_ERR_OPERATION_INVALID:  # somebody resumed it just now
             raise
 
 

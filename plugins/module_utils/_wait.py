@@ -16,11 +16,12 @@ from typing import Any, BinaryIO
 from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
-from ._connection import NO_DOMAIN, connect, explained, find_domain
+from ._connection import connect, explained, find_domain
 from ._errors import LiveBackupError
 from ._events import across_restarts
 from ._job import JobWatch, abort_and_wait, amounts, completed_job, judge_job, running_job
 from ._libraries import libvirt
+from ._numbers import VIR_ERR_NO_DOMAIN
 from ._progress import tell
 from ._undo import ABORT_SECONDS, planned_files, undo
 
@@ -118,7 +119,7 @@ def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock:
         domain = connection.lookupByUUIDString(claim.uuid)
         job, active = completed_job(domain), bool(domain.isActive())
     except libvirt.libvirtError as error:
-        if error.get_error_code() != NO_DOMAIN:
+        if error.get_error_code() != VIR_ERR_NO_DOMAIN:
             raise
         job, active = None, False
     doubt = judge_job(job, claim.results["begin"]["began"], watched, clock.wall())

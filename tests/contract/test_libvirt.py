@@ -10,53 +10,25 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _connection
+from ansible_collections.virtops.live_backup.plugins.module_utils import _numbers
 from ansible_collections.virtops.live_backup.plugins.module_utils._backup_xml import backup_targets, push_backup_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import parse_domain
 from ansible_collections.virtops.live_backup.plugins.module_utils._freeze import AGENT_REFUSED
 
 from .conftest import Lab, push_xml
 
-INVALID_ARG, DENIED, UNSUPPORTED, AGENT_UNRESPONSIVE = 8, 29, 84, 86
+INVALID_ARG, DENIED, UNSUPPORTED = 8, 29, 84
 COMPLETED, KEEP = 1, 2
 NO_JOB = {"type": 0}
 UNKNOWN_UUID = "00000000-0000-4000-8000-000000000001"
-
-
-def test_numbers_have_these_names(lab: Lab) -> None:
-    names = {
-        "VIR_ERR_INTERNAL_ERROR": _connection.INTERNAL_ERROR,
-        "VIR_ERR_SYSTEM_ERROR": _connection.SYSTEM_ERROR,
-        "VIR_ERR_NO_DOMAIN": _connection.NO_DOMAIN,
-        "VIR_ERR_OPERATION_INVALID": _connection.OPERATION_INVALID,
-        "VIR_ERR_OPERATION_TIMEOUT": _connection.OPERATION_TIMEOUT,
-        "VIR_ERR_NO_DOMAIN_BACKUP": _connection.NO_DOMAIN_BACKUP,
-        "VIR_ERR_INVALID_ARG": INVALID_ARG,
-        "VIR_ERR_OPERATION_DENIED": DENIED,
-        "VIR_ERR_OPERATION_UNSUPPORTED": UNSUPPORTED,
-        "VIR_ERR_AGENT_UNRESPONSIVE": AGENT_UNRESPONSIVE,
-        "VIR_DOMAIN_RUNNING": 1,
-        "VIR_DOMAIN_PAUSED": 3,
-        "VIR_DOMAIN_SHUTOFF": 5,
-        "VIR_DOMAIN_PAUSED_IOERROR": 5,
-        "VIR_DOMAIN_PAUSED_USER": 1,
-        "VIR_DOMAIN_JOB_STATS_COMPLETED": COMPLETED,
-        "VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED": KEEP,
-        "VIR_DOMAIN_XML_SECURE": 1,
-        "VIR_DOMAIN_XML_MIGRATABLE": 8,
-        "VIR_DOMAIN_STATS_BLOCK": 32,
-        "VIR_DOMAIN_EVENT_ID_LIFECYCLE": 0,
-        "VIR_DOMAIN_EVENT_ID_JOB_COMPLETED": 21,
-    }
-    assert {name: getattr(lab.libvirt, name) for name in names} == names
 
 
 # Domains
 
 
 def test_unknown_domains(lab: Lab) -> None:
-    assert lab.code(lab.connection.lookupByName, "nobody") == _connection.NO_DOMAIN
-    assert lab.code(lab.connection.lookupByUUIDString, UNKNOWN_UUID) == _connection.NO_DOMAIN
+    assert lab.code(lab.connection.lookupByName, "nobody") == _numbers.VIR_ERR_NO_DOMAIN
+    assert lab.code(lab.connection.lookupByUUIDString, UNKNOWN_UUID) == _numbers.VIR_ERR_NO_DOMAIN
     assert lab.code(lab.connection.lookupByUUIDString, "no-uuid") == INVALID_ARG
 
 
@@ -66,7 +38,7 @@ def test_a_uuid_may_be_written_in_capitals(lab: Lab) -> None:
 
 @pytest.mark.parametrize("method", ["XMLDesc", "state", "isActive", "jobStats", "backupGetXMLDesc"])
 def test_a_domain_that_is_gone_answers_nothing(lab: Lab, method: str) -> None:
-    assert lab.code(getattr(lab.vanished_domain(), method)) == _connection.NO_DOMAIN
+    assert lab.code(getattr(lab.vanished_domain(), method)) == _numbers.VIR_ERR_NO_DOMAIN
 
 
 def test_a_domain_that_is_gone_is_left_out_of_the_statistics(lab: Lab) -> None:
@@ -89,7 +61,7 @@ def test_block_statistics_name_every_disk(lab: Lab, active: bool) -> None:
 
 
 def test_resume_of_a_running_or_inactive_domain_is_refused(lab: Lab) -> None:
-    assert lab.code(lab.domain.resume) == lab.code(lab.inactive.resume) == _connection.OPERATION_INVALID
+    assert lab.code(lab.domain.resume) == lab.code(lab.inactive.resume) == _numbers.VIR_ERR_OPERATION_INVALID
 
 
 def test_no_checkpoints(lab: Lab) -> None:
@@ -107,8 +79,8 @@ def test_no_job(lab: Lab) -> None:
     assert lab.domain.jobStats() == NO_JOB
     assert lab.domain.jobStats(COMPLETED | KEEP) == lab.domain.jobStats(COMPLETED) == NO_JOB
     assert lab.code(lab.domain.jobStats, KEEP) == INVALID_ARG
-    assert lab.code(lab.domain.backupGetXMLDesc) == _connection.NO_DOMAIN_BACKUP
-    assert lab.code(lab.domain.abortJob) == _connection.OPERATION_INVALID
+    assert lab.code(lab.domain.backupGetXMLDesc) == _numbers.VIR_ERR_NO_DOMAIN_BACKUP
+    assert lab.code(lab.domain.abortJob) == _numbers.VIR_ERR_OPERATION_INVALID
 
 
 def test_no_block_job(lab: Lab) -> None:
@@ -117,10 +89,10 @@ def test_no_block_job(lab: Lab) -> None:
 
 
 def test_no_job_on_an_inactive_domain(lab: Lab) -> None:
-    assert lab.code(lab.inactive.jobStats) == _connection.OPERATION_INVALID
+    assert lab.code(lab.inactive.jobStats) == _numbers.VIR_ERR_OPERATION_INVALID
     assert lab.inactive.jobStats(COMPLETED | KEEP) == NO_JOB
-    assert lab.code(lab.inactive.backupGetXMLDesc) == _connection.NO_DOMAIN_BACKUP
-    assert lab.code(lab.inactive.abortJob) == lab.code(lab.inactive.blockJobInfo, "vda") == _connection.OPERATION_INVALID
+    assert lab.code(lab.inactive.backupGetXMLDesc) == _numbers.VIR_ERR_NO_DOMAIN_BACKUP
+    assert lab.code(lab.inactive.abortJob) == lab.code(lab.inactive.blockJobInfo, "vda") == _numbers.VIR_ERR_OPERATION_INVALID
 
 
 # Begin
@@ -143,7 +115,7 @@ def test_an_existing_target_is_refused_and_left_alone(lab: Lab, second: bool) ->
 
 
 def test_a_target_that_cannot_be_created(lab: Lab) -> None:
-    assert lab.code(lab.domain.backupBegin, push_xml({"vda": str(lab.directory / "no" / "vda")}), None, 0) == _connection.SYSTEM_ERROR
+    assert lab.code(lab.domain.backupBegin, push_xml({"vda": str(lab.directory / "no" / "vda")}), None, 0) == _numbers.VIR_ERR_SYSTEM_ERROR
 
 
 def test_an_unknown_disk_is_refused(lab: Lab) -> None:
@@ -194,7 +166,7 @@ def test_a_second_backup_does_not_begin_while_one_runs(lab: Lab) -> None:
     """The real one waits 30 seconds for its lock before it says so, which is why plans ask for jobs themselves."""
     first, second = lab.files("vda"), lab.files("vdb")
     lab.begin_slowly(first)
-    assert lab.code(lab.domain.backupBegin, push_xml(second), None, 0) == _connection.OPERATION_TIMEOUT
+    assert lab.code(lab.domain.backupBegin, push_xml(second), None, 0) == _numbers.VIR_ERR_OPERATION_TIMEOUT
     assert backup_targets(lab.domain.backupGetXMLDesc()) == first
     assert not Path(second["vdb"]).exists()
 
@@ -235,7 +207,7 @@ def test_an_aborted_backup_removes_every_file(lab: Lab) -> None:
     stats = lab.domain.jobStats(COMPLETED | KEEP)
     assert (stats["type"], stats["operation"], stats["success"]) == (5, 9, False)
     assert not any(Path(path).exists() for path in files.values())
-    assert lab.code(lab.domain.abortJob) == _connection.OPERATION_INVALID
+    assert lab.code(lab.domain.abortJob) == _numbers.VIR_ERR_OPERATION_INVALID
 
 
 # Freeze and thaw
@@ -260,9 +232,9 @@ def test_freeze_and_thaw_during_a_backup(lab: Lab) -> None:
 
 
 def test_no_freeze_where_nothing_runs(lab: Lab) -> None:
-    assert lab.code(lab.inactive.fsFreeze) == lab.code(lab.inactive.fsThaw) == _connection.OPERATION_INVALID
+    assert lab.code(lab.inactive.fsFreeze) == lab.code(lab.inactive.fsThaw) == _numbers.VIR_ERR_OPERATION_INVALID
     lab.pause()
-    assert lab.code(lab.domain.fsFreeze) == lab.code(lab.domain.fsThaw) == _connection.OPERATION_INVALID
+    assert lab.code(lab.domain.fsFreeze) == lab.code(lab.domain.fsThaw) == _numbers.VIR_ERR_OPERATION_INVALID
 
 
 def test_agent_timeout(lab: Lab) -> None:
@@ -294,7 +266,7 @@ def test_a_read_only_connection_sees_what_check_mode_looks_at(lab: Lab) -> None:
     domain = lab.read_only_domain()
     assert domain.jobStats() == domain.jobStats(COMPLETED | KEEP) == NO_JOB
     assert domain.blockJobInfo("vda") == {} and domain.listAllCheckpoints() == []
-    assert "<domain" in domain.XMLDesc(0) and lab.code(domain.backupGetXMLDesc) == _connection.NO_DOMAIN_BACKUP
+    assert "<domain" in domain.XMLDesc(0) and lab.code(domain.backupGetXMLDesc) == _numbers.VIR_ERR_NO_DOMAIN_BACKUP
 
 
 def test_an_open_connection_is_alive(lab: Lab) -> None:
