@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _restore
+from ansible_collections.virtops.live_backup.plugins.module_utils import _numbers, _restore
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._filesystem import mount_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore_files import note_identities, swap, undo
@@ -17,6 +17,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._restore_journ
     all_journals,
     restore_of,
 )
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore_plan import require_replaceable
 
 from .clock import FakeClock
 from .fake import libvirt
@@ -112,6 +113,27 @@ def test_nothing_is_concluded_from_a_file_system_that_is_not_mounted(tmp_path: P
         with pytest.raises(LiveBackupError, match="was on the file system mounted at /was/here"):
             step(journal)
     assert journal.file.exists()
+
+
+@pytest.mark.parametrize(
+    ("reason", "words"),
+    [
+        (_numbers.VIR_DOMAIN_SHUTOFF_CRASHED, ""),
+        (_numbers.VIR_DOMAIN_SHUTOFF_MIGRATED, "was migrated away and may be running on another host"),
+        (libvirt.VIR_DOMAIN_PAUSED_USER, ""),
+    ],
+    ids=["crashed", "migrated", "shut off"],
+)
+def test_which_domains_are_replaced(reason: int, words: str) -> None:
+    """A domain that crashed is the one that is restored; a migrated one may run on these disks elsewhere."""
+    state = libvirt.DomainState("db1", UUID, state=libvirt.VIR_DOMAIN_SHUTOFF, reason=reason)
+    libvirt.host = libvirt.Host(state)
+    domain = libvirt.open(URI).lookupByName("db1")
+    if words:
+        with pytest.raises(LiveBackupError, match=words):
+            require_replaceable(domain, overwrite=True)
+    else:
+        require_replaceable(domain, overwrite=True)
 
 
 def refuse() -> None:
