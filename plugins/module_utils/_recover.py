@@ -68,6 +68,7 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
 def _recovered(journal: Journal, uri: str, check_mode: bool, clock: Clock) -> Repair:
     """The end of an interrupted restore."""
     require_same_uri(journal.uri, uri, journal.words)
+    journal.uri = uri
     evidence = f"the journal {journal.file} of {journal.words}, in phase {journal.phase}"
     return Repair("unfinished restore", evidence, recover_restore(journal, check_mode, clock), lambda: None)
 

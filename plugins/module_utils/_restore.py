@@ -16,6 +16,7 @@ import re
 import uuid as uuid_module
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,7 @@ def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
     left = restore_of(name)
     if left is not None:
         require_same_uri(left.uri, params["uri"], left.words)
+        left.uri = params["uri"]
         with hold(left.uuid, clock):
             completed = left.phase != "broken" and complete_or_undo(left, stamp)
         if completed and left.stamp == stamp:
@@ -274,10 +276,10 @@ def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
     completes = journal.phase in ("swap", "defined") and _may_complete(journal, journal.stamp)
     if not check_mode:
         with restore_lock(journal.name, clock), hold(journal.uuid, clock):
-            # It may have come to its end by itself.
-            journal = restore_of(journal.uuid) or journal
-            journal.start = False
-            completes = complete_or_undo(journal, journal.stamp)
+            now = restore_of(journal.uuid)
+            if now is None:
+                raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.")
+            completes = complete_or_undo(replace(now, start=False, uri=journal.uri), now.stamp)
     return "complete it" if completes else "undo it"
 
 

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from . import _claim
+from ._backup_set import file_name
 from ._errors import LiveBackupError
 from ._files import sync_path, temporary_of, write_durably
+from ._filesystem import mount_of
 from ._manifest_schema import Schema, violations
 
 # Nothing has its name yet; files get their names and devices are written; the domain is defined; all is put back; the files are
@@ -95,6 +97,7 @@ class Journal:
 
     def save(self) -> None:
         write_durably(self.file, json.dumps(asdict(self)).encode())
+        _old_file(self.name).unlink(missing_ok=True)
 
     def set_phase(self, phase: str) -> None:
         self.phase = phase
@@ -103,6 +106,7 @@ class Journal:
     def remove(self) -> None:
         self.file.unlink(missing_ok=True)
         temporary_of(self.file).unlink(missing_ok=True)
+        _old_file(self.name).unlink(missing_ok=True)
         sync_path(_claim.CLAIMS)
 
 
@@ -119,6 +123,11 @@ def journal_file(uuid: str) -> Path:
     return _claim.CLAIMS / f"restore-{uuid}.journal"
 
 
+def _old_file(name: str) -> Path:
+    """Where version 1.0.0-dev.1 kept the journal of a domain."""
+    return _claim.CLAIMS / f"restore-{file_name(name)}.journal"
+
+
 def all_journals() -> list[Journal]:
     """Every restore on this host that is not at its end. A damaged journal is an error for its own domain, and stops no other."""
     found = []
@@ -130,18 +139,20 @@ def all_journals() -> list[Journal]:
 
 def restore_of(domain: str) -> Journal | None:
     """The unfinished restore of the domain of that name or UUID."""
-    return _read(journal_file(domain.lower())) or next((one for one in all_journals() if domain == one.name), None)
+    return _read(journal_file(domain.lower())) or next((one for one in all_journals() if domain in (one.name, one.uuid)), None)
 
 
 def _read(path: Path) -> Journal | None:
     try:
         data = json.loads(path.read_bytes())
+        if isinstance(data, dict) and "told" in data:
+            return _of_old_version(data)
         problems = list(violations(data, _SCHEMA, "it"))
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
         raise
-    except (ValueError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
         problems = [str(error)]
     if problems:
         raise LiveBackupError(
@@ -150,6 +161,33 @@ def _read(path: Path) -> Journal | None:
         )
     moves, devices = [Move(**one) for one in data.pop("moves")], [Device(**one) for one in data.pop("devices")]
     return Journal(**data, moves=moves, devices=devices)
+
+
+def _of_old_version(data: dict[str, Any]) -> Journal:
+    """A journal of version 1.0.0-dev.1, which noted no identities: they are taken from what lies at its paths now."""
+    moves = []
+    for move in data["moves"]:
+        path, temporary, aside = (identity(move[key]) for key in ("path", "temporary", "aside"))
+        new = temporary or (path if data["phase"] != "write" else [])
+        old = aside or (path if move["had_old"] and temporary else [])
+        moves.append(Move(move["path"], move["temporary"], move["aside"], mount_of(move["path"]), new, old))
+    devices = [Device(one["path"], one["file"], one["source_format"], one["format"], one["capacity"]) for one in data["devices"]]
+    return Journal(
+        name=data["name"],
+        uuid=data["told"]["domain"]["uuid"],
+        uri="",
+        stamp=data["stamp"],
+        xml=data["xml"],
+        start=data["start"],
+        set_path=data["backup"],
+        fetched_into=data["fetched_into"],
+        moves=moves,
+        devices=devices,
+        pools=[],
+        result={**data["told"], "differences": [], "not_captured": []},
+        broken=[] if data["phase"] in ("write", "defined") else [device.path for device in devices],
+        phase=data["phase"],
+    )
 
 
 _STRING: Schema = {"type": "string"}

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -160,6 +161,23 @@ def test_a_device_that_holds_a_part_of_a_set_is_told_by_each_recovery(journal: J
     with pytest.raises(LiveBackupError, match="/dev/vg/b may hold only a part of backup n1.*Restore this or another set"):
         _restore.recover_restore(journal, False, clock)
     assert restore_of("db1") == restore_of(UUID) == journal
+
+
+@pytest.mark.parametrize("phase", ["write", "swap"])
+def test_a_journal_of_an_older_version_is_understood(tmp_path: Path, journal: Journal, phase: str) -> None:
+    moves = [{"path": move.path, "temporary": move.temporary, "aside": move.aside, "had_old": bool(move.old)} for move in journal.moves]
+    old = {"name": "db1", "stamp": STAMP, "phase": phase, "xml": "<domain/>", "start": False, "backup": "/backup", "fetched_into": ""}
+    told = {"domain": {"name": "db1", "uuid": UUID}, "backup_id": "n1", "disks": [], "removed": []}
+    journal.remove()
+    path = journal.file.with_name("restore-db1.journal")
+    path.write_text(json.dumps({**old, "moves": moves, "devices": [], "told": told}), encoding="utf-8")
+    [found] = all_journals()
+    assert found == restore_of("db1") == restore_of(UUID)
+    if phase == "swap":
+        swap(found)
+        assert files(tmp_path) == {"old": "backup of old", ".old.n1.replaced": "old", "free": "backup of free"}
+    undo(found)
+    assert files(tmp_path) == {"old": "old"} and not path.exists() and all_journals() == []
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"phase": 1}', "[" * 100000])
