@@ -55,6 +55,9 @@ def domain_facts(connection: libvirt.virConnect, domain: libvirt.virDomain) -> D
         xml = read_domain(domain)
         active = bool(domain.isActive())
         capacity = _capacities(connection, domain)
+        # libvirt does not look for a volume of a pool that is not active.
+        volumes = [disk for disk in xml.disks if disk.chain and disk.chain[0].volume and os.path.exists(disk.chain[0].path)]
+        capacity.update({disk.target: _virtual_size(disk.chain[0]) for disk in volumes if not capacity.get(disk.target)})
         # A running backup shows on every disk it reads, and is told once, as the job.
         job = running_job(domain) if active else None
         used = [disk.target for disk in xml.disks if not disk.skip_reason]
@@ -97,6 +100,10 @@ def _allocation(image: Image, capacity: int) -> int:
     except (OSError, LiveBackupError):
         # Not readable for us; libvirt and QEMU may still be able to.
         return capacity
+
+
+def _virtual_size(image: Image) -> int:
+    return int(image_info(image.path, image.format)["virtual-size"])
 
 
 def _in_data_file(path: str) -> int:
