@@ -54,8 +54,9 @@ def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, p
     """Plan, check and claim; then freeze, `capture` and thaw."""
     check_backup_id(params["backup_id"])
     target = made_in(params)
-    if params["freeze_timeout"] < 1:
-        raise LiveBackupError(f"freeze_timeout must be at least 1 second, not {params['freeze_timeout']}.")
+    for timeout in ("freeze_timeout", "hook_timeout"):
+        if params[timeout] is not None and params[timeout] < 1:
+            raise LiveBackupError(f"{timeout} must be at least 1 second, not {params[timeout]}.")
     with connect(params["uri"], readonly=True) as connection:
         domain = find_domain(connection, params["domain"])
         name, uuid = domain.name(), domain.UUIDString()
@@ -140,6 +141,7 @@ def _from_manifest(manifest: dict[str, Any], path: str) -> dict[str, Any]:
         "consistency": manifest["consistency"]["level"],
         "why": manifest["consistency"]["why"],
         "frozen_ms": manifest["consistency"]["frozen_ms"],
+        "hook_ms": manifest["consistency"].get("hook_ms"),
         "instant": manifest["consistency"]["instant"],
         "job": manifest["job"],
     }

@@ -25,7 +25,7 @@ from typing import Any
 
 from ._boot_xml import boot_xml
 from ._clock import Clock
-from ._connection import connect, libvirt_failure
+from ._connection import LibvirtFailure, connect, explained, libvirt_failure
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
@@ -185,10 +185,12 @@ def _is_active(domain: libvirt.virDomain) -> bool:
 
 def _agent_answers(domain: libvirt.virDomain) -> bool:
     try:
-        answer = libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": "guest-ping"}), _PING_SECONDS, 0)
-    except libvirt.libvirtError:
+        with explained("ping the guest agent"):
+            # Whatever else it answers, libvirt has made an error of an answer that is none.
+            libvirt_qemu.qemuAgentCommand(domain, json.dumps({"execute": "guest-ping"}), _PING_SECONDS, 0)
+    except LibvirtFailure:
         return False
-    return "return" in json.loads(answer)
+    return True
 
 
 def _read(console: Path) -> str:

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from ._domains import volumes_of
 from ._errors import LiveBackupError
 from ._files import write_durably
 from ._fingerprint import fingerprint
-from ._freeze import Consistency, capture_quiesced
+from ._freeze import Consistency, Limits, capture_quiesced, response_timeout
 from ._job import drop_completed_job, running_job
 from ._libraries import libvirt
+from ._process import qemu_instance
 from ._restore_xml import without_stamp
 
 DOMAIN_XML = "domain.xml"
@@ -48,6 +50,9 @@ def capture_claimed(
         plan["live_xml"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
         plan["inactive_xml"] = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
     claim.results["partial"] = True
+    limits = Limits(params["freeze_timeout"], params["hook_timeout"] or params["freeze_timeout"], response_timeout(claim.domain))
+    if plan["freezes"]:
+        claim.results["freeze"] = _freeze_note(claim, limits, params["at"], clock)
     save_claim(claim)
     if claim.method == "push":
         with explained(f"forget the last job of domain {claim.domain!r}"):
@@ -70,9 +75,7 @@ def capture_claimed(
         capture_now()
         consistency = _at_rest(domain, plan)
     else:
-        consistency = capture_quiesced(
-            params["uri"], domain, plan["agent"], params["quiesce"], params["freeze_timeout"], capture_now, clock
-        )
+        consistency = capture_quiesced(params["uri"], domain, plan["agent"], params["quiesce"], limits, capture_now, clock)
     claim.results["bases"] = {overlay["target"]: fingerprint(overlay["base"]) for overlay in plan.get("overlays", [])}
     _save_definition(domain, claim, paths, moments)
     return {
@@ -81,10 +84,17 @@ def capture_claimed(
         "consistency": consistency.level,
         "why": consistency.why,
         "frozen_ms": consistency.frozen_ms,
+        "hook_ms": consistency.hook_ms,
         "instant": rfc3339(moments["instant"]),
         "began": moments["began"],
         "job": running_job(domain),
     }
+
+
+def _freeze_note(claim: Claim, limits: Limits, at: float | None, clock: Clock) -> dict[str, Any]:
+    """What a recovery must know of the freeze: of which QEMU, and until when a thaw that the agent does not answer is owed."""
+    ahead = max(0.0, (at or 0.0) - clock.wall())
+    return {**asdict(limits), "instance": qemu_instance(claim.domain), "owed_until": clock.boottime() + ahead + limits.until_given_up()}
 
 
 def _wait_for(moment: float | None, lead: float, clock: Clock) -> None:

@@ -14,7 +14,7 @@ from urllib.parse import urlsplit
 
 from ._errors import LiveBackupError, from_os_error
 from ._libraries import libvirt, require_libraries
-from ._numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
+from ._numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OK, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
 from ._text import foreign
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
@@ -29,15 +29,26 @@ _ADVICE = {
 }
 
 
-def libvirt_failure(action: str, error: libvirt.libvirtError, advice: str = "") -> LiveBackupError:
+class LibvirtFailure(LiveBackupError):
+    """libvirt, or whoever it speaks for, refused or did not answer."""
+
+    def __init__(self, action: str, code: int, domain: int, said: str | bytes, advice: str = "") -> None:
+        self.code, self.message = code, foreign(said)
+        msg = f"Could not {action}: {self.message}.{' ' + advice if advice else ''}"
+        super().__init__(msg, libvirt_error={"code": code, "domain": domain, "message": self.message})
+
+
+def libvirt_failure(action: str, error: libvirt.libvirtError, advice: str = "") -> LibvirtFailure:
     """What libvirt said, after what we were doing, before what to do."""
     code = error.get_error_code()
-    message = foreign(error.get_error_message() or str(error))
-    advice = advice or _ADVICE.get(code, "")
-    return LiveBackupError(
-        f"Could not {action}: {message}.{' ' + advice if advice else ''}",
-        libvirt_error={"code": code, "domain": error.get_error_domain(), "message": message},
-    )
+    said = error.get_error_message() or str(error)
+    return LibvirtFailure(action, code, error.get_error_domain(), said, advice or _ADVICE.get(code, ""))
+
+
+def _undecoded(action: str, error: SystemError | UnicodeDecodeError) -> LibvirtFailure:
+    """What libvirt said, if that is not UTF-8: its Python binding cannot tell the number, and fails in ways of its own."""
+    cause = error.__cause__ if isinstance(error, SystemError) else error
+    return LibvirtFailure(action, VIR_ERR_OK, VIR_ERR_OK, cause.object if isinstance(cause, UnicodeDecodeError) else str(error))
 
 
 # Whatever can go wrong without being a defect of the code.
@@ -53,11 +64,13 @@ def explain(error: Exception, action: str) -> LiveBackupError:
 
 @contextmanager
 def explained(action: str) -> Iterator[None]:
-    """Translate an error of libvirt into one that says what we were doing."""
+    """Translate an error of libvirt into one that says what we were doing; whatever a guest's agent made libvirt say, too."""
     try:
         yield
     except libvirt.libvirtError as error:
         raise libvirt_failure(action, error) from error
+    except (SystemError, UnicodeDecodeError) as error:
+        raise _undecoded(action, error) from error
 
 
 def check_local(uri: str) -> None:

@@ -213,6 +213,7 @@ def _plan(domain: dict[str, Any], params: dict[str, Any], clock: Clock) -> dict[
         "exclude_disks": params["exclude_disks"].get(domain["name"], []),
         "quiesce": params["quiesce"],
         "freeze_timeout": 30,
+        "hook_timeout": None,
         "at": None,
     }
     if domain["method"] == "legacy":

@@ -55,6 +55,7 @@ def build_manifest(
             "level": begun["consistency"],
             "instant": begun["instant"],
             "frozen_ms": begun["frozen_ms"],
+            "hook_ms": begun.get("hook_ms", 0),
             "why": begun["why"],
         },
         **({"group": group} if group else {}),

@@ -89,6 +89,8 @@ SCHEMA = _object(
 SCHEMA["properties"]["disks"]["items"]["properties"]["source"]["properties"].update(
     type=_SOME, pool=_SOME, volume=_SOME, device_size=_AMOUNT, mount=_SOME, real_path=_SOME, elsewhere=_SOME
 )
+# Sets of early releases lack it.
+SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
 # Only there where the domain was captured together with others.
 SCHEMA["properties"]["group"] = _object(
     name=_SOME,

@@ -26,6 +26,7 @@ CAPTURE: dict[str, Any] = {
     "exclude_disks": {"type": "list", "elements": "str", "default": []},
     "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
     "freeze_timeout": {"type": "int", "default": 30},
+    "hook_timeout": {"type": "int"},
     "parallel": {"type": "int", "default": 0},
     "at": {"type": "float"},
     "staging_dir": {"type": "path"},

@@ -11,6 +11,7 @@ read where there is no binding. A contract test compares each with the real bind
 from __future__ import annotations
 
 # virErrorNumber
+VIR_ERR_OK = 0
 VIR_ERR_INTERNAL_ERROR = 1
 VIR_ERR_SYSTEM_ERROR = 38
 VIR_ERR_NO_DOMAIN = 42

@@ -10,14 +10,18 @@ import secrets
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+RECORDS = Path("/run/libvirt/qemu")
+
 
 def qemu_pid(domain: str) -> int | None:
-    """The QEMU of a domain of the system's libvirt; None where there is none to be found.
+    """The QEMU of a domain of the system's libvirt; None where there is none to be found."""
+    return _recorded(domain_record(domain, "pid"))
 
-    libvirt escapes what is special in XML in the names of these files.
-    """
+
+def domain_record(domain: str, kind: str) -> Path:
+    """Where the system's libvirt notes something of a domain that runs. It escapes what is special in XML in the names of these files."""
     name = escape(domain, {'"': "&quot;", "'": "&apos;"})
-    return _recorded(Path(f"/run/libvirt/qemu/{name}.pid"))
+    return RECORDS / f"{name}.{kind}"
 
 
 def qemu_instance(domain: str) -> str:

@@ -5,13 +5,13 @@
 """The process that thaws a guest when the one that froze it cannot.
 
 It runs as a program of its own, from this file's text (a module's files are gone when the module ends), so it imports
-nothing of the collection. On its standard input it is told `freezing`, when the time begins to run, and `release`, when
-all is well. If the input ends without that, or the time is over, it thaws, and tries again until the guest agent has
-answered, across restarts of libvirtd.
+nothing of the collection. On its standard input it is told a number when the guest may be frozen from now on: the seconds within which
+there must be another word. `release` says that all is well. If the input ends without that, or the time is over, it thaws, and tries
+again until the guest agent has answered, across restarts of libvirtd.
 
-Arguments: libvirt URI, the domain's UUID, the longest permitted freeze in seconds, the claim's file. Once it has
-thawed it leaves a mark beside the claim, if there still is one: it tells a later recovery that a freeze which it finds is
-somebody else's.
+Arguments: libvirt URI, the domain's UUID, the claim's file, the seconds in which the agent must answer, and its response timeout as it was
+before. Once it has thawed it leaves a mark beside the claim, if there still is one: it tells a later recovery that a freeze which it finds
+is somebody else's.
 Exit status: 0 released, 3 thawed, 4 given up.
 """
 
@@ -25,44 +25,48 @@ from typing import Any
 
 THAWED = 3
 GAVE_UP = 4
-AGENT_SECONDS = 5
-# libvirt's default: wait for the agent without a limit (VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK).
-AGENT_TIMEOUT_DEFAULT = -2
 GIVE_UP_SECONDS = 600
 MARK = ".thawed"
 
 
-def thaw(connection: Any, uuid: str) -> None:
+def thaw(connection: Any, uuid: str, agent_timeout: int, response_timeout: int) -> bool:
     """Thaw once; a domain that is shut off is thawed."""
     domain = connection.lookupByUUIDString(uuid)
-    if domain.isActive():
-        domain.agentSetResponseTimeout(AGENT_SECONDS, 0)
-        domain.fsThaw()
-        domain.agentSetResponseTimeout(AGENT_TIMEOUT_DEFAULT, 0)
+    if not domain.isActive():
+        return True
+    domain.agentSetResponseTimeout(agent_timeout, 0)
+    try:
+        # An agent that counts less than none has not thawed.
+        return bool(domain.fsThaw() >= 0)
+    finally:
+        domain.agentSetResponseTimeout(response_timeout, 0)
 
 
-def thaw_until_done(libvirt: Any, uri: str, uuid: str, claim: str) -> int:
+def thaw_until_done(libvirt: Any, uri: str, uuid: str, claim: str, *timeouts: int) -> int:
     """Thaw, with a new connection for every try, since libvirtd may have been restarted."""
     give_up = time.monotonic() + GIVE_UP_SECONDS
     while time.monotonic() < give_up:
         try:
             connection = libvirt.open(uri)
             try:
-                thaw(connection, uuid)
-                if os.path.exists(claim):
-                    with open(claim + MARK, "wb"):
-                        pass
-                return THAWED
+                if thaw(connection, uuid, *timeouts):
+                    if os.path.exists(claim):
+                        with open(claim + MARK, "wb"):
+                            pass
+                    return THAWED
             finally:
                 connection.close()
         except libvirt.libvirtError as error:
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return THAWED
-            time.sleep(0.5)
+        except (SystemError, UnicodeDecodeError):
+            # What the agent said is no text, and libvirt's Python binding fails on it.
+            pass
+        time.sleep(0.5)
     return GAVE_UP
 
 
-def main(uri: str, uuid: str, freeze_timeout: float, claim: str) -> int:
+def main(uri: str, uuid: str, claim: str, agent_timeout: int, response_timeout: int) -> int:
     """Wait for release, death or the deadline."""
     import libvirt
 
@@ -70,14 +74,18 @@ def main(uri: str, uuid: str, freeze_timeout: float, claim: str) -> int:
     libvirt.open(uri).close()
     sys.stdout.write("armed\n")
     sys.stdout.flush()
-    command = sys.stdin.readline()
-    if command != "freezing\n":
-        return 0
-    ready, _out, _err = select.select([sys.stdin], [], [], freeze_timeout)
-    if ready and sys.stdin.readline() == "release\n":
-        return 0
-    return thaw_until_done(libvirt, uri, uuid, claim)
+    seconds = None
+    # Without a buffer, or a word that is in it would be waited for.
+    with open(sys.stdin.fileno(), "rb", buffering=0, closefd=False) as words:
+        while True:
+            ready, _out, _err = select.select([words], [], [], seconds)
+            word = words.readline() if ready else b""
+            if word == b"release\n" or not word and seconds is None:
+                return 0
+            if not word.endswith(b"\n"):
+                return thaw_until_done(libvirt, uri, uuid, claim, agent_timeout, response_timeout)
+            seconds = float(word)
 
 
 if __name__ == "__main__":
-    raise SystemExit(main(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]))
+    raise SystemExit(main(sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4]), int(sys.argv[5])))

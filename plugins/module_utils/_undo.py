@@ -19,18 +19,21 @@ from ._backup_set import TOKEN, SetPaths, is_partial_of, release_domain_director
 from ._claim import Claim, boot_id, remove_claim, save_claim, thaw_mark
 from ._clock import Clock
 from ._commit import COMMIT_SECONDS, Way, check_commit, commit_all, overlays_of
-from ._connection import FAILURES, connect, explain, explained, libvirt_failure
+from ._connection import FAILURES, LibvirtFailure, connect, explain, explained
 from ._domains import active, lookup
 from ._errors import LiveBackupError
+from ._freeze import thaw
 from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
 from ._libraries import libvirt
 from ._monitor import close_in_qemu, open_nodes
-from ._numbers import VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, VIR_ERR_ARGUMENT_UNSUPPORTED, VIR_ERR_OPERATION_INVALID
+from ._numbers import VIR_ERR_ARGUMENT_UNSUPPORTED, VIR_ERR_OPERATION_INVALID
 from ._overlay import Do, Overlay
+from ._process import qemu_instance
 from ._target import probe_target
-from ._thaw_watchdog import AGENT_SECONDS
+from ._thaw_watchdog import GIVE_UP_SECONDS
 
 ABORT_SECONDS = 60.0
+_FROZEN = "possibly frozen file systems"
 
 
 @dataclass(frozen=True)
@@ -71,13 +74,15 @@ def find_repairs(
     """What the claimed backup left, in the order in which it is to be repaired; nothing is changed here.
 
     Each is looked for when the one before has been dealt with: a guest is thawed and resumed before anything touches a
-    target that may hang. `died` is true where no step is left to clean up after itself; `require_ended` is called before the
+    target that may hang. A guest whose agent does not answer the thaw keeps nothing else from being repaired.
+    `died` is true where no step is left to clean up after itself; `require_ended` is called before the
     target is touched, and fails if somebody still writes there.
     """
     domain = active(lookup(connection, claim.uuid))
+    unanswered: list[LibvirtFailure] = []
     if domain is not None and died and _may_be_frozen(claim):
         evidence = "the run died in the step that freezes, and its watchdog has not thawed"
-        yield Repair("possibly frozen file systems", evidence, "thaw them", lambda: _thaw(domain))
+        yield Repair(_FROZEN, evidence, "thaw them", partial(_thaw, connection, claim, unanswered))
     yield from _overlay_repairs(uri, connection, claim, clock)
     if domain is not None:
         yield from _job_repairs(uri, domain, claim, clock)
@@ -90,6 +95,8 @@ def find_repairs(
     for directory in [unmarked] * unmarked.exists() + [paths.partial] * is_partial_of(paths, claim.token):
         evidence = f"{directory} bears the claim's token"
         yield Repair("unfinished backup set", evidence, "remove it", partial(shutil.rmtree, directory))
+    if unanswered:
+        yield from _late_thaw_repairs(connection, claim, clock)
     yield Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))
 
 
@@ -171,7 +178,9 @@ def _open_file_repairs(domain: libvirt.virDomain, claim: Claim) -> Iterator[Repa
 
 def _may_be_frozen(claim: Claim) -> bool:
     in_freeze = claim.in_step and claim.step == "begin" and claim.boot_id == boot_id()
-    return in_freeze and claim.plan["freezes"] and not thaw_mark(claim.uuid).exists()
+    if not in_freeze or "freeze" not in claim.results or thaw_mark(claim.uuid).exists():
+        return False
+    return bool(claim.results["freeze"]["instance"] == qemu_instance(claim.domain))
 
 
 def _job_failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:
@@ -180,14 +189,35 @@ def _job_failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:
     return job is not None and not job["success"] and not judge_job(job, claim.started, 0, clock.wall())
 
 
-def _thaw(domain: libvirt.virDomain) -> None:
+def _thaw(connection: libvirt.virConnect, claim: Claim, unanswered: list[LibvirtFailure]) -> None:
+    """Thaw the guest, and note it if its agent does not answer. A guest that has stopped or has no agent is not frozen."""
+    limits = claim.results["freeze"]
     try:
-        domain.agentSetResponseTimeout(AGENT_SECONDS, 0)
-        domain.fsThaw()
-        domain.agentSetResponseTimeout(VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK, 0)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() not in (VIR_ERR_OPERATION_INVALID, VIR_ERR_ARGUMENT_UNSUPPORTED):  # it does not run, or has no agent
-            raise libvirt_failure("thaw the guest, which may still be frozen", error) from error
+        domain = active(lookup(connection, claim.uuid))
+        if domain is not None:
+            domain.agentSetResponseTimeout(limits["agent"], 0)
+            try:
+                thaw(domain)
+            finally:
+                domain.agentSetResponseTimeout(limits["response"], 0)
+    except LibvirtFailure as error:
+        if error.code != VIR_ERR_ARGUMENT_UNSUPPORTED and active(lookup(connection, claim.uuid)) is not None:
+            unanswered.append(error)
+
+
+def _late_thaw_repairs(connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:
+    """The guest may have been paused at the first try. An unanswered thaw is owed only while a watchdog would try."""
+    unanswered: list[LibvirtFailure] = []
+    yield Repair(_FROZEN, "its guest agent has not answered the first thaw", "thaw them", partial(_thaw, connection, claim, unanswered))
+    for error in unanswered:
+        if clock.boottime() < claim.results["freeze"]["owed_until"]:
+            raise LiveBackupError(
+                f"{error.msg} Everything else that backup {claim.backup_id} left is repaired. Look at the guest. If it is frozen, run "
+                "`virsh domfsthaw` or reset it. Then run libvirt_backup_recover again. It gives up the thaw about "
+                f"{GIVE_UP_SECONDS // 60} minutes after the backup began.",
+                error.libvirt_error,
+            )
+        yield Repair(_FROZEN, f"its guest agent did not answer: {error.message}", "give up the thaw: look at the guest", lambda: None)
 
 
 def _resume(domain: libvirt.virDomain) -> None:

@@ -133,20 +133,73 @@ def test_a_freeze_after_the_watchdog_has_thawed_is_somebody_elses(backup: Backup
 
 
 def test_a_thaw_that_fails_is_no_repair(backup: Backup) -> None:
-    """The claim stays, so that the next recovery says so again."""
+    """The claim stays, so that the next recovery says so again; nothing else waits for the thaw."""
     backup.domain.agent = "answers"
     backup.begin()
     backup.domain.frozen = backup.domain.thaw_fails = True
     die(backup, step="begin")
     for _again in range(2):
-        with pytest.raises(LiveBackupError, match="may still be frozen"):
+        with pytest.raises(LiveBackupError, match="may still be frozen.*Everything else that backup night-1 left is repaired"):
             backup.recover()
         assert claim_of(backup).backup_id == "night-1"
-    assert backup.domain.agent_timeout == 5
-    backup.domain.thaw_fails = False
-    assert repaired(backup.recover())[0] == "possibly frozen file systems"
+        assert backup.domain.job is None and backup.tree() == {"db1", "db1/.domain.json"}
     assert backup.domain.agent_timeout == -2
+    backup.domain.thaw_fails = False
+    assert repaired(backup.recover()) == ["possibly frozen file systems", "claim"]
     backup.assert_nothing_left()
+
+
+def test_a_thaw_that_nobody_answers_is_given_up_in_the_end(backup: Backup) -> None:
+    """An agent, maybe a hostile one, must not keep its domain from being backed up."""
+    backup.domain.agent = "answers"
+    backup.begin()
+    backup.domain.frozen = backup.domain.thaw_fails = True
+    die(backup, step="begin")
+    backup.clock.sleep(600)
+    with pytest.raises(LiveBackupError, match="may still be frozen"):
+        backup.recover()
+    backup.clock.sleep(60)
+    repairs = backup.recover()["repairs"]
+    assert [repair["what"] for repair in repairs] == ["possibly frozen file systems"] * 3 + ["claim"]
+    assert repairs[2]["action"].startswith("give up the thaw") and "did not answer" in repairs[2]["evidence"]
+    assert backup.claim_files() == []
+    backup.domain.agent = "disconnected"
+    assert backup.begin()["consistency"] == "crash"
+
+
+def test_a_guest_that_was_paused_at_the_first_thaw_is_thawed_when_it_runs_again(capture: Backup) -> None:
+    capture.domain.agent = "answers"
+    capture.snapshot()
+    die(capture, step="begin")
+    capture.domain.frozen = True
+    capture.domain.state, capture.domain.reason = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR
+    what = repaired(capture.recover())
+    assert what[0] == "possibly frozen file systems" and what[-2:] == ["possibly frozen file systems", "claim"] and "paused domain" in what
+    assert capture.domain.state == libvirt.VIR_DOMAIN_RUNNING
+    capture.assert_on_bases()
+    capture.assert_nothing_left()
+
+
+def test_a_thaw_that_fails_keeps_no_overlay(capture: Backup) -> None:
+    """A guest would otherwise fill the file system of all images."""
+    capture.domain.agent = "answers"
+    capture.snapshot()
+    capture.domain.frozen = capture.domain.thaw_fails = True
+    die(capture, step="begin")
+    with pytest.raises(LiveBackupError, match="may still be frozen"):
+        capture.recover()
+    capture.assert_on_bases()
+
+
+def test_the_freeze_of_a_qemu_that_has_ended_is_over(backup: Backup) -> None:
+    backup.domain.agent = "answers"
+    backup.begin()
+    die(backup, step="begin")
+    backup.domain.shut_off()
+    backup.domain.start()
+    backup.domain.frozen = True
+    backup.recover()
+    assert backup.domain.frozen and backup.claim_files() == []
 
 
 def test_a_guest_that_stopped_for_a_reason_of_its_own_is_not_resumed(backup: Backup) -> None:

@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils import _recover
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._freeze import Watchdog
 
 from .backup import UUID, Backup
 from .fake import libvirt
@@ -296,13 +297,19 @@ def test_when_libvirt_fails_the_claim_stays(dead: Backup, method: str) -> None:
     dead.assert_nothing_left()
 
 
-def test_a_run_killed_at_each_call_of_libvirt_while_it_begins_is_recovered(backup: Backup) -> None:
+def test_a_run_killed_at_each_call_of_libvirt_while_it_begins_is_recovered(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def die_too(watchdog: Watchdog) -> bool:
+        watchdog._process.kill()
+        watchdog._process.wait()
+        return True
+
     class Killed(BaseException):
         """Nothing of the run goes on after this."""
 
     def kill() -> None:
         raise Killed
 
+    monkeypatch.setattr(Watchdog, "leave", die_too)
     backup.domain.agent = "answers"
     for method in ("XMLDesc", "jobStats", "backupBegin", "fsFreeze", "fsThaw"):
         libvirt.host.before[method] = kill

@@ -15,17 +15,16 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import _thaw_w
 from ansible_collections.virtops.live_backup.plugins.module_utils._thaw_watchdog import THAWED
 
 URI, UUID = "qemu:///system", "u-1"
-THAW = [f"lookup {UUID}", "agentSetResponseTimeout 5", "fsThaw", "agentSetResponseTimeout -2", "close"]
-NEVER = 1000.0
+THAW = [f"lookup {UUID}", "agentSetResponseTimeout 7", "fsThaw", "agentSetResponseTimeout 77", "close"]
 
 
 class Armed:
     """A watchdog that stands ready."""
 
-    def __init__(self, seconds: float, log: Path) -> None:
+    def __init__(self, log: Path) -> None:
         program = [sys.executable, "-c", Path(_thaw_watchdog.__file__).read_text(encoding="utf-8")]
         self.process = subprocess.Popen(
-            [*program, URI, UUID, str(seconds), str(log.with_name("claim"))],
+            [*program, URI, UUID, str(log.with_name("claim")), "7", "77"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -61,8 +60,8 @@ class Armed:
 def arm(outside_libvirt: Path) -> Iterator[Callable[..., Armed]]:
     armed: list[Armed] = []
 
-    def start(seconds: float = NEVER) -> Armed:
-        armed.append(Armed(seconds, outside_libvirt))
+    def start() -> Armed:
+        armed.append(Armed(outside_libvirt))
         return armed[-1]
 
     yield start
@@ -75,7 +74,7 @@ def arm(outside_libvirt: Path) -> Iterator[Callable[..., Armed]]:
 
 def test_released_it_does_not_thaw(arm: Any) -> None:
     watchdog = arm()
-    watchdog.tell("freezing\n")
+    watchdog.tell("1000\n")
     watchdog.tell("release\n")
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (0, [])
@@ -97,7 +96,7 @@ def test_released_before_freezing_there_is_nothing_to_thaw(arm: Any) -> None:
 
 def test_dead_while_frozen_it_thaws(arm: Any) -> None:
     watchdog = arm()
-    watchdog.tell("freezing\n")
+    watchdog.tell("1000\n")
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (THAWED, [f"open {URI}", *THAW])
 
@@ -106,7 +105,7 @@ def test_its_mark_is_left_only_beside_a_claim(arm: Any, tmp_path: Path) -> None:
     (tmp_path / "claim").touch()
     for marked in (True, False):
         watchdog = arm()
-        watchdog.tell("freezing\n")
+        watchdog.tell("1000\n")
         watchdog.end_of_input()
         assert watchdog.status() == THAWED and watchdog.marked == marked
         for path in tmp_path.glob("claim*"):
@@ -115,29 +114,49 @@ def test_its_mark_is_left_only_beside_a_claim(arm: Any, tmp_path: Path) -> None:
 
 def test_half_a_release_is_none(arm: Any) -> None:
     watchdog = arm()
-    watchdog.tell("freezing\n")
+    watchdog.tell("1000\n")
     watchdog.tell("relea")
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (THAWED, [f"open {URI}", *THAW])
 
 
 def test_after_the_deadline_it_thaws_though_the_input_is_open(arm: Any) -> None:
-    watchdog = arm(0.05)
-    watchdog.tell("freezing\n")
+    watchdog = arm()
+    watchdog.tell("0.05\n")
     assert (watchdog.status(), watchdog.calls()) == (THAWED, [f"open {URI}", *THAW])
 
 
-def test_the_time_runs_from_the_freeze_only(arm: Any) -> None:
-    watchdog = arm(0.0)
+def test_each_word_sets_the_time_anew_though_they_come_together(arm: Any) -> None:
+    watchdog = arm()
+    watchdog.tell("1000\n1000\n0.05\n")
+    assert (watchdog.status(), watchdog.calls()) == (THAWED, [f"open {URI}", *THAW])
+    watchdog = arm()
+    watchdog.tell("1000\n1000\nrelease\n")
+    assert watchdog.status() == 0
+
+
+def test_the_time_runs_from_the_first_word_only(arm: Any) -> None:
+    watchdog = arm()
     assert watchdog.process.poll() is None
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (0, [])
 
 
+@pytest.mark.parametrize("answers", ["binary", "-5 binary"])
+def test_it_tries_until_the_agent_answers_as_an_agent_does(arm: Any, monkeypatch: pytest.MonkeyPatch, answers: str) -> None:
+    """libvirt's Python binding fails with a SystemError where libvirt's message holds bytes of the agent's that are no text."""
+    monkeypatch.setenv("FAKE_LIBVIRT_THAWS", answers)
+    watchdog = arm()
+    watchdog.tell("1000\n")
+    watchdog.end_of_input()
+    assert watchdog.status() == THAWED
+    assert watchdog.calls() == [f"open {URI}", *THAW] * (len(answers.split()) + 1)
+
+
 def test_it_tries_until_libvirtd_answers(arm: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FAKE_LIBVIRT_FAILURES", "2")
     watchdog = arm()
-    watchdog.tell("freezing\n")
+    watchdog.tell("1000\n")
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (THAWED, ["open failed", "open failed", f"open {URI}", *THAW])
 
@@ -146,7 +165,7 @@ def test_it_tries_until_libvirtd_answers(arm: Any, monkeypatch: pytest.MonkeyPat
 def test_a_domain_that_does_not_run_is_not_frozen(arm: Any, monkeypatch: pytest.MonkeyPatch, state: str, calls: list[str]) -> None:
     monkeypatch.setenv("FAKE_LIBVIRT_DOMAIN", state)
     watchdog = arm()
-    watchdog.tell("freezing\n")
+    watchdog.tell("1000\n")
     watchdog.end_of_input()
     assert (watchdog.status(), watchdog.calls()) == (THAWED, [f"open {URI}", *calls])
 

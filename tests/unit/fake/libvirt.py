@@ -112,7 +112,7 @@ class Commit:
 
 @dataclass
 class DomainState:
-    """A domain of the fake hypervisor. `agent`: answers, refuses, times out, disconnected, absent.
+    """A domain of the fake hypervisor. `agent`: answers, refuses, times out, garbles, disconnected, absent.
 
     `disks` are the bases, raw. `live` and `defined` are the images on top of them, the top first, where there are any.
     """
@@ -127,6 +127,8 @@ class DomainState:
     filesystems: int = 1
     frozen: bool = False
     thaw_fails: bool = False
+    # libvirt could not read what the agent said, and asks it no more.
+    dropped: bool = False
     nvram: str = ""
     devices: str = ""
     capacity: int = 1 << 20
@@ -561,6 +563,9 @@ class virDomain:  # noqa: N801
         if state.frozen or state.agent == "refuses":
             raise libvirtError(VIR_ERR_INTERNAL_ERROR, "internal error: unable to execute QEMU agent command 'guest-fsfreeze-freeze'")
         state.frozen = state.filesystems > 0
+        if state.agent == "garbles":
+            state.dropped = True
+            raise libvirtError(VIR_ERR_INTERNAL_ERROR, "internal error: cannot parse json froze: lexical error: invalid char in json text.")
         if state.agent == "times out":
             raise libvirtError(VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding: Guest agent not available for now")
         return state.filesystems
@@ -572,12 +577,20 @@ class virDomain:  # noqa: N801
         was_frozen, state.frozen = state.frozen, False
         return state.filesystems if was_frozen else 0
 
+    def getTime(self, flags: int = 0) -> dict[str, int]:  # noqa: N802
+        state = self._agent("getTime")
+        if state.frozen:
+            raise libvirtError(VIR_ERR_INTERNAL_ERROR, "internal error: unable to execute QEMU agent command 'guest-get-time'")
+        return {"seconds": round(host.clock.wall()), "nseconds": 0}
+
     def _agent(self, method: str) -> DomainState:
         state = self._enter(method, writes=True, running=True)
         if state.state != VIR_DOMAIN_RUNNING:
             raise libvirtError(VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: domain is not running")
         if state.agent == "absent":
             raise libvirtError(VIR_ERR_ARGUMENT_UNSUPPORTED, "argument unsupported: QEMU guest agent is not configured")
+        if state.dropped:
+            raise libvirtError(VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding: not available due to an error")
         if state.agent == "disconnected":
             raise libvirtError(VIR_ERR_AGENT_UNRESPONSIVE, "Guest agent is not responding: QEMU guest agent is not connected")
         return state

@@ -9,6 +9,8 @@ from pathlib import Path
 VIR_ERR_NO_DOMAIN = 42
 _STATE = os.environ.get("FAKE_LIBVIRT_DOMAIN", "active")
 _failures = int(os.environ.get("FAKE_LIBVIRT_FAILURES", "0"))
+# What the agent answers to each thaw before it answers well: a number, or bytes that are no text.
+_thaws = [answer for answer in os.environ.get("FAKE_LIBVIRT_THAWS", "").split() if answer]
 _opened = 0
 
 
@@ -33,7 +35,13 @@ class _Domain:
 
     def fsThaw(self) -> int:  # noqa: N802
         _log("fsThaw")
-        return 1
+        answer = _thaws.pop(0) if _thaws else "1"
+        if answer == "binary":
+            try:
+                b"\xff".decode()
+            except UnicodeDecodeError as error:
+                raise SystemError("virDomainFSThaw returned a result with an exception set") from error
+        return int(answer)
 
 
 class _Connection:
