@@ -71,9 +71,19 @@ options:
     choices: [auto, require, never]
     default: auto
   freeze_timeout:
-    description: The longest time in seconds for which the guest's file systems may be frozen, and how long its agent may take to answer.
+    description:
+      - The longest time in seconds for which the guest's file systems may be frozen. It runs from the guest agent's answer to the freeze
+        until the thaw is sent. After that time a watchdog thaws them.
+      - The time of the agent's hooks does not count here. O(hook_timeout) limits it.
     type: int
     default: 30
+  hook_timeout:
+    description:
+      - How long in seconds the guest agent may take to freeze, and again to thaw, including its hooks (C(fsfreeze-hook)).
+      - Increase it when a hook takes longer, for example a database's checkpoint. Otherwise the backup is only crash-consistent.
+      - An agent that freezes and never answers can leave the file systems frozen for this time, and a few seconds more.
+      - The default is the value of O(freeze_timeout).
+    type: int
   parallel:
     description:
       - Wait, before anything is done, until fewer than this many backups of other domains are under way on the hypervisor.

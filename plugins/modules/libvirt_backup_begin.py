@@ -15,7 +15,7 @@ description:
   - Starts libvirt's backup job in push mode. QEMU then writes an image of every chosen disk, as it was at one instant,
     while the guest runs on.
   - Freezes the guest's file systems before and thaws them after, in one process, with a watchdog beside it that thaws
-    when that process dies, hangs, or takes longer than O(freeze_timeout).
+    when that process dies, hangs, or takes longer than O(freeze_timeout) or O(hook_timeout).
   - Writes a claim to C(/var/lib/live_backup) first, so that no second run meets this one and an interrupted one can be
     recovered with M(virtops.live_backup.libvirt_backup_recover).
   - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the unfinished set.
@@ -141,10 +141,21 @@ why:
   type: str
   sample: 'the guest agent froze file systems: 1'
 frozen_ms:
-  description: How long the guest's file systems stood still, in milliseconds.
+  description:
+    - How long the guest could not write, in milliseconds, from its agent's answer to the freeze until the thaw was sent.
+    - This is the minimum. The guest could also not write for a part of RV(hook_ms), while it wrote its caches to the disks.
   returned: when a backup was begun or found
   type: int
   sample: 61
+hook_ms:
+  description:
+    - How long the guest agent took to freeze and to thaw, in milliseconds. Nearly all of it is the time of its hooks, during which the
+      guest writes. When the hooks ended cannot be seen from the hypervisor.
+    - The guest paused for at most RV(frozen_ms) and RV(hook_ms) together.
+    - V(null) for a set that was published before this was measured.
+  returned: when a backup was begun or found
+  type: int
+  sample: 42
 instant:
   description: When libvirt had begun the job, by the hypervisor's clock; the images show the disks as they were then.
   returned: when a backup was begun or found

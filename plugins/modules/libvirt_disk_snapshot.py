@@ -15,7 +15,7 @@ description:
   - Puts an external overlay on every chosen disk, in one transaction. From that instant on the guest writes to the overlays, and the
     bases stand still to be copied with M(virtops.live_backup.sparse_copy). No snapshot metadata is left in libvirt.
   - Freezes the guest's file systems before and thaws them after, in one process, with a watchdog beside it that thaws
-    when that process dies, hangs, or takes longer than O(freeze_timeout).
+    when that process dies, hangs, or takes longer than O(freeze_timeout) or O(hook_timeout).
   - Writes a claim to C(/var/lib/live_backup) first, and a copy of it beside the overlays, so that an interrupted run can be
     recovered with M(virtops.live_backup.libvirt_backup_recover).
   - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the unfinished set.
@@ -150,10 +150,21 @@ why:
   type: str
   sample: 'the guest agent froze file systems: 1'
 frozen_ms:
-  description: How long the guest's file systems stood still, in milliseconds.
-  returned: when overlays were put on or found
+  description:
+    - How long the guest could not write, in milliseconds, from its agent's answer to the freeze until the thaw was sent.
+    - This is the minimum. The guest could also not write for a part of RV(hook_ms), while it wrote its caches to the disks.
+  returned: when a backup was begun or found
   type: int
   sample: 61
+hook_ms:
+  description:
+    - How long the guest agent took to freeze and to thaw, in milliseconds. Nearly all of it is the time of its hooks, during which the
+      guest writes. When the hooks ended cannot be seen from the hypervisor.
+    - The guest paused for at most RV(frozen_ms) and RV(hook_ms) together.
+    - V(null) for a set that was published before this was measured.
+  returned: when a backup was begun or found
+  type: int
+  sample: 42
 instant:
   description: When the overlays were in place, by the hypervisor's clock; the bases show the disks as they were then.
   returned: when overlays were put on or found

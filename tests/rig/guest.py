@@ -7,6 +7,7 @@ import dataclasses
 import json
 import os
 import re
+import shlex
 import shutil
 import signal
 import uuid
@@ -26,6 +27,19 @@ if TYPE_CHECKING:
 MIB = 1 << 20
 _OVMF = "/usr/share/OVMF/OVMF_{}_4M.fd"
 _BOOT_TIMEOUT = 120
+_PORT = "/dev/vport0p1"
+_REAL_AGENT = f"qemu-ga --daemonize --method=virtio-serial --path={_PORT} --statedir=/run --pidfile=/run/qemu-ga.pid"
+# Ends when libvirt hangs up.
+_FALSE_AGENT = """
+while read -r line; do
+    case $line in
+    *guest-sync*) id=${line##*:}; echo "{\\"return\\": ${id%%\\}*}}" ;;
+    *guest-fsfreeze-freeze*) FREEZE ;;
+    *guest-fsfreeze-thaw*) THAW ;;
+    *) echo '{"return": {}}' ;;
+    esac
+done
+"""
 
 
 class Guest:
@@ -176,6 +190,32 @@ class Guest:
         """Make the guest agent stop answering for some seconds; whatever it is asked meanwhile, it does afterwards."""
         script = f"kill -STOP $(cat /run/qemu-ga.pid); sleep {seconds}; kill -CONT $(cat /run/qemu-ga.pid)"
         self.agent("guest-exec", path="/bin/sh", arg=["-c", f"({script}) >/dev/null 2>&1 &"])
+
+    def replace_agent(self, freeze: str, thaw: str) -> None:
+        """A shell script is the guest agent until libvirtd is restarted; `freeze` and `thaw` are the commands whose output it answers with."""
+        script = _FALSE_AGENT.replace("FREEZE", freeze).replace("THAW", thaw)
+        self._start_agent(f"sh -c {shlex.quote(script)} <>{_PORT} >&0; while ! {_REAL_AGENT}; do sleep 0.1; done")
+        wait_until(lambda: self._agent_info() == {}, 60, "the false agent to answer")
+
+    def wait_for_agent(self) -> None:
+        """Wait until the true agent answers."""
+        wait_until(lambda: bool(self._agent_info()), 60, "the guest agent to answer")
+
+    def hook_agent(self, hook: str) -> None:
+        """The guest agent runs this command before each freeze and after each thaw, with the word for it as `$1`."""
+        self._start_agent(f"echo {shlex.quote(hook)} >/run/hook; chmod 755 /run/hook; {_REAL_AGENT} --fsfreeze-hook=/run/hook")
+        self.wait_for_agent()
+
+    def _agent_info(self) -> object:
+        """What the agent, if there is one, tells of itself; the false one tells nothing."""
+        ask = ["virsh", "--connect", "qemu:///system", "qemu-agent-command", self.uuid, '{"execute": "guest-info"}']
+        done = self.hypervisor.run(ask, check=False)
+        return json.loads(done.stdout)["return"] if done.returncode == 0 else None
+
+    def _start_agent(self, script: str) -> None:
+        """Run this in place of the agent, which asks for it, once that one has ended."""
+        wait = "pid=$(cat /run/qemu-ga.pid); kill $pid; while kill -0 $pid; do sleep 0.1; done"
+        self.agent("guest-exec", path="/bin/sh", arg=["-c", f"setsid sh -c {shlex.quote(f'{wait}; {script}')} </dev/null >/dev/null 2>&1 &"])
 
     # Files
 
