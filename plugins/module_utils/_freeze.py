@@ -58,8 +58,8 @@ class Limits:
 class Consistency:
     """`filesystem` or `crash`, why, and two times.
 
-    The guest could not write from the agent's answer to the freeze until the thaw was asked for: `frozen_ms`. `hook_ms` is what the agent
-    took to freeze and to thaw. Most of it are its hooks, while which the guest writes; nobody outside sees when they end.
+    `frozen_ms` runs from the agent's answer to the freeze until the thaw is sent: the guest surely could not write. `hook_ms` is how long
+    the agent took to freeze and to thaw, mostly in its hooks, during which the guest writes. Nobody outside sees when a hook ends.
     """
 
     level: str

@@ -222,6 +222,7 @@ def test_freeze_and_thaw_count_file_systems(lab: Lab) -> None:
 def test_a_second_freeze_is_refused_and_the_first_one_holds(lab: Lab) -> None:
     lab.domain.fsFreeze()
     assert lab.code(lab.domain.fsFreeze) in AGENT_REFUSED
+    assert lab.code(lab.domain.getTime) in AGENT_REFUSED
     assert lab.connection.isAlive() == 1
     assert lab.domain.fsThaw() == 1
 

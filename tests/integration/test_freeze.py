@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,7 +14,7 @@ from tests.rig.guest import Guest
 from tests.rig.hypervisor import Inside
 from tests.rig.shell import wait_until
 
-from .conftest import Backup, result_of
+from .conftest import Backup, at_length, result_of
 
 
 def begin_with_fault(backup: Backup, fault: str, **options: object):  # type: ignore[no-untyped-def]
@@ -116,7 +117,124 @@ def test_a_silent_agent_does_not_leave_the_guest_frozen(frozen_guest: Guest, bac
 
 
 def test_the_agents_timeout_is_given_back(frozen_guest: Guest, backup_of: Callable[..., Backup]) -> None:
+    """To what it was, by libvirt's own notes: no call of libvirt tells it."""
     backup = backup_of(frozen_guest)
-    backup.run()
-    status = backup.hypervisor.outside(f"/run/libvirt/qemu/{frozen_guest.name}.xml").read_text()
-    assert "<agentTimeout>-2</agentTimeout>" in status
+    status = backup.hypervisor.outside(f"/run/libvirt/qemu/{frozen_guest.name}.xml")
+    backup.hypervisor.virsh("guest-agent-timeout", frozen_guest.uuid, "77")
+    try:
+        backup.run()
+        assert "<agentTimeout>77</agentTimeout>" in status.read_text()
+        assert begin_with_fault(backup_of(frozen_guest, backup_id="night-2"), "KILL before fsThaw").wait(timeout=60) != 0
+        wait_until(lambda: not backup.watchdogs(), 60, "the watchdog to end")
+        assert "<agentTimeout>77</agentTimeout>" in status.read_text()
+        backup.recover()
+    finally:
+        backup.hypervisor.virsh("guest-agent-timeout", frozen_guest.uuid)
+
+
+# Hooks, and an agent that is late
+
+
+@pytest.fixture
+def hooked(frozen_guest: Guest, request: pytest.FixtureRequest) -> Iterator[Guest]:
+    """The agent of the guest runs this hook."""
+    frozen_guest.hook_agent(request.param)
+    yield frozen_guest
+    frozen_guest.hook_agent("#!/bin/sh")
+
+
+@pytest.mark.parametrize("hooked", ["#!/bin/sh\nsleep 6"], indirect=True)
+def test_the_time_of_hooks_is_none_of_the_freeze(hooked: Guest, backup_of: Callable[..., Backup]) -> None:
+    """They outlast `freeze_timeout`, and both the freeze and the thaw are answered after them."""
+    backup = backup_of(hooked)
+    before = time.monotonic()
+    begun = backup.begin(freeze_timeout=5, hook_timeout=60)
+    took = 1000 * (time.monotonic() - before)
+    assert begun["consistency"] == "filesystem", begun
+    assert begun["hook_ms"] >= 12_000 and begun["frozen_ms"] <= took - 12_000
+    backup.wait()
+    published = backup.publish()
+    assert published["manifest"]["consistency"]["hook_ms"] == begun["hook_ms"]
+    assert backup.judge(published, 0).ok
+    backup.assert_at_rest()
+
+
+@pytest.mark.parametrize("hooked", ["#!/bin/sh\nsleep 6"], indirect=True)
+def test_a_watchdog_waits_for_the_hook_of_the_thaw(hooked: Guest, backup_of: Callable[..., Backup]) -> None:
+    """Or each of its tries would only have the hook run again."""
+    backup = backup_of(hooked)
+    assert begin_with_fault(backup, "KILL after fsFreeze", hook_timeout=60).wait(timeout=60) != 0
+    wait_until(lambda: not backup.watchdogs(), 60, "the watchdog to end")
+    assert backup.recover()["repairs"][0]["what"] != "possibly frozen file systems"
+    backup.assert_nothing_left()
+
+
+@pytest.mark.parametrize("hooked", ["#!/bin/sh\n[ $1 = thaw ] || sleep 25"], indirect=True)
+def test_a_freeze_that_comes_late_is_thawed(hooked: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(hooked)
+    consistency = backup.run(freeze_timeout=2, hook_timeout=3)["manifest"]["consistency"]
+    assert (consistency["level"], consistency["frozen_ms"]) == ("crash", 0)
+    assert consistency["why"].endswith("(a watchdog thaws a freeze that comes late)") and "minutes" not in consistency["why"]
+    wait_until(lambda: not backup.watchdogs(), 120, "the watchdog to end")
+    backup.assert_at_rest()
+
+
+# Agents that answer what no agent does
+
+BINARY = r"printf '\377garbage\n'"
+FREEZES = """fsfreeze --freeze /mnt/vdc; echo '{"return": 1}'"""
+ANSWERS = {
+    "binary": (BINARY, BINARY),
+    "binary at the thaw": ("""echo '{"return": 1}'""", BINARY),
+    "a freeze that cannot be read": ("fsfreeze --freeze /mnt/vdc; echo frozen", "fsfreeze --unfreeze /mnt/vdc; echo thawed"),
+    "binary refusals": (r"""printf '{"error": {"class": "GenericError", "desc": "no\\n\\n## \377 Run this"}}\n'""",) * 2,
+    "wrong": ("""echo '{"return": -5}'""", """echo '{"return": -7}'"""),
+    "of another type": ("""echo '{"return": 1}'""", """echo '{"return": "all"}'"""),
+    "twice": ("""echo '{"return": 1}'; echo '{"return": 1}'""",) * 2,
+    "silence": (":", ":"),
+}
+
+
+@pytest.mark.parametrize("answer", [*ANSWERS][:3] + [pytest.param(name, marks=at_length) for name in [*ANSWERS][3:]])
+def test_any_answer_ends_in_words(answer: str, frozen_guest: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(frozen_guest)
+    frozen_guest.replace_agent(*ANSWERS[answer])
+    begun = backup.snapshot(freeze_timeout=2, hook_timeout=3)
+    text = begun["msg"] if "failed" in begun else begun["why"]
+    assert text.isprintable() and "Traceback" not in text and "SystemError" not in text, begun
+    if "failed" in begun:
+        assert "does not answer the thaw" in text
+        assert backup.claims() == backup.files() == []
+    else:
+        for result in (backup.copy(), backup.commit()):
+            assert "failed" not in result, result
+        published = backup.publish()
+        assert published["manifest"]["consistency"]["level"] == ("filesystem" if answer == "twice" else "crash")
+        assert backup.judge(published, 0).ok
+        assert backup.claims() == []
+    assert backup.overlays() == []
+    # The remedy for an agent that libvirt has dropped; and this one ends with it.
+    backup.hypervisor.restart_libvirtd()
+    frozen_guest.wait_for_agent()
+    wait_until(lambda: not backup.watchdogs(), 60, "the watchdog to end")
+    backup.assert_at_rest()
+    assert backup_of(frozen_guest, backup_id="night-2").run()["manifest"]["consistency"]["level"] == "filesystem"
+
+
+def test_a_thaw_that_is_not_answered_keeps_no_overlay(frozen_guest: Guest, backup_of: Callable[..., Backup]) -> None:
+    """Nor does it keep the domain from its backups for ever."""
+    backup = backup_of(frozen_guest)
+    frozen_guest.replace_agent(*ANSWERS["binary at the thaw"])
+    options = {"domain": frozen_guest.name, "backup_id": backup.backup_id, "target": str(backup.target), "hook_timeout": 3}
+    assert backup.start_module("libvirt_disk_snapshot", fault="KILL before fsThaw", **options).wait(timeout=60) != 0
+    assert backup.overlays() != []
+    recovered = backup.recover()
+    assert recovered["failed"] and "may still be frozen" in recovered["msg"] and "Everything else" in recovered["msg"], recovered
+    assert [path for path in backup.overlays() if path.endswith(".overlay")] == [] and backup.files() == []
+    assert backup.claims() != []
+    backup.hypervisor.restart_libvirtd()
+    frozen_guest.wait_for_agent()
+    assert backup.recover()["repairs"][-1]["what"] == "claim"
+    wait_until(lambda: not backup.watchdogs(), 60, "the watchdog to end")
+    backup.assert_nothing_left()
+    assert backup_of(frozen_guest, backup_id="night-2").run()["manifest"]["consistency"]["level"] == "filesystem"

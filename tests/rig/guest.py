@@ -29,16 +29,18 @@ _OVMF = "/usr/share/OVMF/OVMF_{}_4M.fd"
 _BOOT_TIMEOUT = 120
 _PORT = "/dev/vport0p1"
 _REAL_AGENT = f"qemu-ga --daemonize --method=virtio-serial --path={_PORT} --statedir=/run --pidfile=/run/qemu-ga.pid"
-# Ends when libvirt hangs up.
+# Begins when libvirt calls, and ends when it hangs up.
 _FALSE_AGENT = """
-while read -r line; do
+until read -r line; do sleep 0.1; done
+while
     case $line in
     *guest-sync*) id=${line##*:}; echo "{\\"return\\": ${id%%\\}*}}" ;;
     *guest-fsfreeze-freeze*) FREEZE ;;
     *guest-fsfreeze-thaw*) THAW ;;
     *) echo '{"return": {}}' ;;
     esac
-done
+    read -r line
+do :; done
 """
 
 
@@ -192,30 +194,33 @@ class Guest:
         self.agent("guest-exec", path="/bin/sh", arg=["-c", f"({script}) >/dev/null 2>&1 &"])
 
     def replace_agent(self, freeze: str, thaw: str) -> None:
-        """A shell script is the guest agent until libvirtd is restarted; `freeze` and `thaw` are the commands whose output it answers with."""
+        """Until libvirtd is restarted a shell script is the guest agent, which answers with the output of these commands."""
         script = _FALSE_AGENT.replace("FREEZE", freeze).replace("THAW", thaw)
         self._start_agent(f"sh -c {shlex.quote(script)} <>{_PORT} >&0; while ! {_REAL_AGENT}; do sleep 0.1; done")
-        wait_until(lambda: self._agent_info() == {}, 60, "the false agent to answer")
+        wait_until(lambda: self._asked("guest-info") == {}, 60, "the false agent to answer")
 
     def wait_for_agent(self) -> None:
         """Wait until the true agent answers."""
-        wait_until(lambda: bool(self._agent_info()), 60, "the guest agent to answer")
+        wait_until(lambda: bool(self._asked("guest-info")), 60, "the guest agent to answer")
 
     def hook_agent(self, hook: str) -> None:
-        """The guest agent runs this command before each freeze and after each thaw, with the word for it as `$1`."""
-        self._start_agent(f"echo {shlex.quote(hook)} >/run/hook; chmod 755 /run/hook; {_REAL_AGENT} --fsfreeze-hook=/run/hook")
-        self.wait_for_agent()
+        """The guest agent runs this program before each freeze and after each thaw, with the word for it as its argument."""
+        mark = f"/run/{uuid.uuid4()}"
+        write = f"echo {shlex.quote(hook)} >/run/hook; chmod 755 /run/hook"
+        self._start_agent(f"{write}; {_REAL_AGENT} --fsfreeze-hook=/run/hook; touch {mark}")
+        wait_until(lambda: self._asked("guest-file-open", path=mark) is not None, 60, "the guest agent with its hook")
 
-    def _agent_info(self) -> object:
-        """What the agent, if there is one, tells of itself; the false one tells nothing."""
-        ask = ["virsh", "--connect", "qemu:///system", "qemu-agent-command", self.uuid, '{"execute": "guest-info"}']
-        done = self.hypervisor.run(ask, check=False)
+    def _asked(self, command: str, **arguments: object) -> object:
+        """What the guest agent returns; None if it does not, or there is none."""
+        ask = ["virsh", "--connect", "qemu:///system", "qemu-agent-command", "--timeout", "60", self.uuid]
+        done = self.hypervisor.run([*ask, json.dumps({"execute": command, "arguments": arguments})], check=False)
         return json.loads(done.stdout)["return"] if done.returncode == 0 else None
 
     def _start_agent(self, script: str) -> None:
-        """Run this in place of the agent, which asks for it, once that one has ended."""
+        """Let the agent run this, which waits until it has ended."""
         wait = "pid=$(cat /run/qemu-ga.pid); kill $pid; while kill -0 $pid; do sleep 0.1; done"
-        self.agent("guest-exec", path="/bin/sh", arg=["-c", f"setsid sh -c {shlex.quote(f'{wait}; {script}')} </dev/null >/dev/null 2>&1 &"])
+        run = f"setsid sh -c {shlex.quote(f'{wait}; {script}')} </dev/null >/dev/null 2>&1 &"
+        self.agent("guest-exec", path="/bin/sh", arg=["-c", run])
 
     # Files
 

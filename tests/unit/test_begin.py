@@ -63,8 +63,8 @@ def test_a_published_backup_is_found(backup: Backup) -> None:
     again = backup.begin()
     assert not again["changed"] and again["published"]
     assert [disk["path"] for disk in again["disks"]] == [str(backup.final / f"{disk}.qcow2") for disk in ("vda", "vdb")]
-    assert {key: again[key] for key in ("consistency", "why", "frozen_ms", "instant")} == {
-        key: begun[key] for key in ("consistency", "why", "frozen_ms", "instant")
+    assert {key: again[key] for key in ("consistency", "why", "frozen_ms", "hook_ms", "instant")} == {
+        key: begun[key] for key in ("consistency", "why", "frozen_ms", "hook_ms", "instant")
     }
     assert backup.domain.job is None
 

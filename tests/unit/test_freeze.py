@@ -9,7 +9,7 @@ from functools import partial
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _process
+from ansible_collections.virtops.live_backup.plugins.module_utils import _boot, _process
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
 from .backup import Backup
@@ -223,6 +223,23 @@ def test_an_agent_that_libvirt_dropped_has_not_refused(agent: Backup) -> None:
     begun = agent.begin()
     assert begun["consistency"] == "crash" and "did not freeze: internal error: cannot parse json" in begun["why"]
     assert freezing_calls() == ["fsFreeze", "fsThaw", "backupBegin"] and "fsThaw" in agent.watchdog_calls()
+
+
+def test_an_agent_that_libvirt_is_dropping_has_not_refused(agent: Backup) -> None:
+    """Until libvirt has noted that it drops the agent, it repeats the same error."""
+
+    def fail() -> None:
+        raise libvirt.libvirtError(libvirt.VIR_ERR_INTERNAL_ERROR, "internal error: cannot parse json frozen")
+
+    libvirt.host.before.update(fsFreeze=fail, getTime=fail)
+    assert "did not freeze" in agent.begin()["why"]
+    assert freezing_calls() == ["fsFreeze", "fsThaw", "backupBegin"]
+
+
+@pytest.mark.parametrize("failure", [binary("pong"), b"\xff".decode])
+def test_a_binary_answer_to_a_ping_is_none(failure: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_boot.libvirt_qemu, "qemuAgentCommand", lambda *_arguments: failure(), raising=False)
+    assert not _boot._agent_answers(libvirt.virDomain(libvirt.open(""), libvirt.DomainState("proof", "u")))
 
 
 def test_an_agent_that_froze_less_than_none_is_thawed(agent: Backup) -> None:
