@@ -44,7 +44,7 @@ def manifest_of(backup_id: str = "night-1", *, name: str = "db1", uuid: str = UU
         "method_reason": "it can",
         "level": "full",
         "parent": None,
-        "consistency": {"level": "filesystem", "instant": INSTANT, "frozen_ms": 12, "hook_ms": 30, "why": "the guest agent froze it"},
+        "consistency": {"level": "filesystem", "instant": INSTANT, "frozen_ms": 12, "why": "the guest agent froze it"},
         "started": INSTANT,
         "finished": INSTANT,
         "job": {
