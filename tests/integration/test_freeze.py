@@ -120,7 +120,7 @@ def test_the_agents_timeout_is_given_back(frozen_guest: Guest, backup_of: Callab
     """To what it was, by libvirt's own notes: no call of libvirt tells it."""
     backup = backup_of(frozen_guest)
     status = backup.hypervisor.outside(f"/run/libvirt/qemu/{frozen_guest.name}.xml")
-    backup.hypervisor.virsh("guest-agent-timeout", frozen_guest.uuid, "77")
+    backup.hypervisor.virsh("guest-agent-timeout", frozen_guest.uuid, "--timeout", "77")
     try:
         backup.run()
         assert "<agentTimeout>77</agentTimeout>" in status.read_text()
@@ -195,10 +195,25 @@ ANSWERS = {
 }
 
 
+@pytest.fixture
+def false_agent(frozen_guest: Guest) -> Iterator[Callable[[str], None]]:
+    """Puts something in place of the guest's agent that answers as ANSWERS says."""
+    yield lambda answer: frozen_guest.replace_agent(*ANSWERS[answer])
+    call_true_agent(frozen_guest)
+
+
+def call_true_agent(guest: Guest) -> None:
+    """The remedy for an agent to which libvirt does not speak any more; and a false one ends with it."""
+    guest.hypervisor.restart_libvirtd()
+    guest.wait_for_agent()
+
+
 @pytest.mark.parametrize("answer", [*ANSWERS][:3] + [pytest.param(name, marks=at_length) for name in [*ANSWERS][3:]])
-def test_any_answer_ends_in_words(answer: str, frozen_guest: Guest, backup_of: Callable[..., Backup]) -> None:
+def test_any_answer_ends_in_words(
+    answer: str, frozen_guest: Guest, false_agent: Callable[[str], None], backup_of: Callable[..., Backup]
+) -> None:
     backup = backup_of(frozen_guest)
-    frozen_guest.replace_agent(*ANSWERS[answer])
+    false_agent(answer)
     begun = backup.snapshot(freeze_timeout=2, hook_timeout=3)
     text = begun["msg"] if "failed" in begun else begun["why"]
     assert text.isprintable() and "Traceback" not in text and "SystemError" not in text, begun
@@ -213,18 +228,18 @@ def test_any_answer_ends_in_words(answer: str, frozen_guest: Guest, backup_of: C
         assert backup.judge(published, 0).ok
         assert backup.claims() == []
     assert backup.overlays() == []
-    # The remedy for an agent that libvirt has dropped; and this one ends with it.
-    backup.hypervisor.restart_libvirtd()
-    frozen_guest.wait_for_agent()
+    call_true_agent(frozen_guest)
     wait_until(lambda: not backup.watchdogs(), 60, "the watchdog to end")
     backup.assert_at_rest()
     assert backup_of(frozen_guest, backup_id="night-2").run()["manifest"]["consistency"]["level"] == "filesystem"
 
 
-def test_a_thaw_that_is_not_answered_keeps_no_overlay(frozen_guest: Guest, backup_of: Callable[..., Backup]) -> None:
+def test_a_thaw_that_is_not_answered_keeps_no_overlay(
+    frozen_guest: Guest, false_agent: Callable[[str], None], backup_of: Callable[..., Backup]
+) -> None:
     """Nor does it keep the domain from its backups for ever."""
     backup = backup_of(frozen_guest)
-    frozen_guest.replace_agent(*ANSWERS["binary at the thaw"])
+    false_agent("binary at the thaw")
     options = {"domain": frozen_guest.name, "backup_id": backup.backup_id, "target": str(backup.target), "hook_timeout": 3}
     assert backup.start_module("libvirt_disk_snapshot", fault="KILL before fsThaw", **options).wait(timeout=60) != 0
     assert backup.overlays() != []
@@ -232,8 +247,7 @@ def test_a_thaw_that_is_not_answered_keeps_no_overlay(frozen_guest: Guest, backu
     assert recovered["failed"] and "may still be frozen" in recovered["msg"] and "Everything else" in recovered["msg"], recovered
     assert [path for path in backup.overlays() if path.endswith(".overlay")] == [] and backup.files() == []
     assert backup.claims() != []
-    backup.hypervisor.restart_libvirtd()
-    frozen_guest.wait_for_agent()
+    call_true_agent(frozen_guest)
     assert backup.recover()["repairs"][-1]["what"] == "claim"
     wait_until(lambda: not backup.watchdogs(), 60, "the watchdog to end")
     backup.assert_nothing_left()

@@ -28,7 +28,7 @@ MIB = 1 << 20
 _OVMF = "/usr/share/OVMF/OVMF_{}_4M.fd"
 _BOOT_TIMEOUT = 120
 _PORT = "/dev/vport0p1"
-_REAL_AGENT = f"qemu-ga --daemonize --method=virtio-serial --path={_PORT} --statedir=/run --pidfile=/run/qemu-ga.pid"
+_REAL_AGENT = f"qemu-ga --daemonize --retry-path --method=virtio-serial --path={_PORT} --statedir=/run --pidfile=/run/qemu-ga.pid"
 # Begins when libvirt calls, and ends when it hangs up.
 _FALSE_AGENT = """
 until read -r line; do sleep 0.1; done
@@ -212,13 +212,14 @@ class Guest:
 
     def _asked(self, command: str, **arguments: object) -> object:
         """What the guest agent returns; None if it does not, or there is none."""
-        ask = ["virsh", "--connect", "qemu:///system", "qemu-agent-command", "--timeout", "60", self.uuid]
+        # Not for long: one that is going takes the question with it.
+        ask = ["virsh", "--connect", "qemu:///system", "qemu-agent-command", "--timeout", "5", self.uuid]
         done = self.hypervisor.run([*ask, json.dumps({"execute": command, "arguments": arguments})], check=False)
         return json.loads(done.stdout)["return"] if done.returncode == 0 else None
 
     def _start_agent(self, script: str) -> None:
         """Let the agent run this, which waits until it has ended."""
-        wait = "pid=$(cat /run/qemu-ga.pid); kill $pid; while kill -0 $pid; do sleep 0.1; done"
+        wait = "pid=$(cat /run/qemu-ga.pid); kill -9 $pid; while kill -0 $pid; do sleep 0.1; done"
         run = f"setsid sh -c {shlex.quote(f'{wait}; {script}')} </dev/null >/dev/null 2>&1 &"
         self.agent("guest-exec", path="/bin/sh", arg=["-c", run])
 
