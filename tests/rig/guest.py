@@ -221,7 +221,8 @@ class Guest:
         """Let the agent run this, which waits until it has ended."""
         wait = "pid=$(cat /run/qemu-ga.pid); kill -9 $pid; while kill -0 $pid; do sleep 0.1; done"
         run = f"setsid sh -c {shlex.quote(f'{wait}; {script}')} </dev/null >/dev/null 2>&1 &"
-        self.agent("guest-exec", path="/bin/sh", arg=["-c", run])
+        # It may end before it has answered.
+        self._asked("guest-exec", path="/bin/sh", arg=["-c", run])
 
     # Files
 
