@@ -21,6 +21,8 @@ BACKUP_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MANIFEST = "manifest.json"
 OWNER = ".domain.json"
 TOKEN = ".claim"
+# In a set that another host sends: locked as long as its writer lives.
+SENDER = ".sender"
 # The keys of a manifest that a later run of the same backup relies on.
 _READ_BACK = {"backup_id", "consistency", "disks", "job", "skipped", "started", "finished"}
 

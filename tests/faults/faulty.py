@@ -5,7 +5,7 @@ FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty 
 or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`. `<call>#3` is
 the third such call. A call `far.<module>.<function>` is one of the program at the far end of an ssh:// target, which gets the signal then.
 With a number of seconds instead of before or after, libvirtd is killed so long after the call began, and then the module gets its signal.
-Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed; or `creep`: so do pushes.
+Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed; `creep`: so do pushes; or `nosync`: nothing is synced.
 """
 
 from __future__ import annotations
@@ -36,10 +36,7 @@ def faulty(*arguments, **options):
     if calls == {number} and "{when}" == "after":
         os.kill(os.getpid(), signal.SIG{signal})
     return result
-for other in [one for key, one in sys.modules.items() if key.startswith("far.")]:
-    for key, value in list(other.__dict__.items()):
-        if value is real:
-            setattr(other, key, faulty)
+setattr(place, names, faulty)
 module.CALLS.update((key, faulty) for key, value in module.CALLS.items() if value is real)
 """
 
@@ -125,10 +122,10 @@ def creep() -> None:
 
 if __name__ == "__main__":
     fault, module = sys.argv[1:]
-    if fault == "crawl":
-        crawl()
-    elif fault == "creep":
-        creep()
+    if fault in ("crawl", "creep"):
+        {"crawl": crawl, "creep": creep}[fault]()
+    elif fault == "nosync":
+        os.fsync = os.fdatasync = lambda _file: None
     elif fault:
         arm(*fault.split())
     sys.argv = [module]

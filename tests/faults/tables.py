@@ -180,7 +180,10 @@ FAR_END = {
         "looking for room": "far._receive_set.room_for",
         "making the set": "far._receive_set.begin_set",
         "receiving": "far._far_end.write_frames",
-        "proving what was received": "far._digest.open_digest",
+        "proving what was received": "far._far_end.open_digest",
+        "looking at the set": "far._receive_set.read_manifest",
+        "syncing the set": "far._receive_set.sync_path",
+        "syncing its name": "far._receive_set.sync_path#2",
         "naming the set": "far._receive_set.finish_set",
     },
     "offline": {
@@ -219,3 +222,64 @@ PRUNES = _cuts("prune", "prune", PRUNE)
 PROOFS = _cuts("verify", "verify", PROOF)
 RECOVERIES = [row for what, calls in RECOVERY.items() for row in _cuts("recover", what, calls)]
 FAR_ENDS = [row for method, calls in FAR_END.items() for row in _cuts(f"{method} to a server", method, calls)]
+
+
+@dataclass(frozen=True)
+class PowerCut:
+    """One row: the module that is stopped at a call, or has ended, when the power fails."""
+
+    method: str
+    module: str
+    at: str
+    fault: str
+    # Whether the set is there for certain then.
+    published: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.method}: {self.at}"
+
+
+_STOPS: dict[str, dict[str, dict[str, str]]] = {
+    "legacy": {
+        SNAPSHOT: {
+            "before the snapshot": "before snapshotCreateXML",
+            "after the snapshot": "after snapshotCreateXML",
+            "before the bases are noted": "before _capture._save_definition",
+            "after the snapshot's step": "",
+        },
+        COPY: {
+            "before the name of a copy": "before pathlib.Path.rename",
+            "after the start of a commit": "after blockCommit",
+            "before a pivot is noted": "after blockJobAbort",
+            "before a deletion": "before _commit.Way._delete",
+            "after a deletion": "after os.unlink",
+            "after a deletion is synced": "after _commit.Way._delete",
+            "after the copy's step": "",
+        },
+        COMMIT: {"after the commit": ""},
+    },
+    "push": {
+        BEGIN: {
+            "after the claim": "after _claim.save_claim",
+            "after the mark of the partial set": "after _backup_set.make_partial",
+            "after the start of the job": "after backupBegin",
+            "after the begin": "",
+        },
+        WAIT: {"after the wait": ""},
+        PUBLISH: {
+            "after an image is settled": "after _publish._settle",
+            "after the manifest": "after _publish.write_durably#2",
+            "after the sums": "after _publish.write_durably#3",
+            "before the name is synced": "after pathlib.Path.rename",
+            "after the name is synced": "after _publish._show",
+            "before the removal of the claim": "before _undo.remove_claim",
+        },
+    },
+    "offline": {BEGIN: {"after the begin": ""}, COPY: {"before the name of a copy": "before pathlib.Path.rename", "after the copy": ""}},
+}
+CUTS = [
+    PowerCut(method, module, at, fault and f"STOP {fault}", at in ("after the name is synced", "before the removal of the claim"))
+    for method, modules in _STOPS.items()
+    for module, stops in modules.items()
+    for at, fault in stops.items()
+] + [PowerCut(method, PUBLISH, "after the publishing", "", True) for method in _STOPS]

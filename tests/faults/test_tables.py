@@ -143,7 +143,9 @@ def test_the_far_end_is_killed(
         if run.method == "offline":
             guest.destroy()
         run.until_killed(run.modules, point.fault)
-        wait_until(lambda: not any(path.name == ".sender" for path in vault.rglob(".sender") if is_held(path)), 30, "the far end to be gone")
+        wait_until(
+            lambda: not any(path.name == ".sender" for path in vault.rglob(".sender") if is_held(path)), 30, "the far end to be gone"
+        )
         heal_and_check(run, before, guest.durable(), tmp_path)
         assert [path.name for path in vault.rglob(".*") if path.name != ".domain.json"] == []
         assert [path for path in backup.target.rglob("*") if path.is_file()] == []
@@ -157,5 +159,3 @@ def is_held(path: Path) -> bool:
         except BlockingIOError:
             return True
     return False
-
-

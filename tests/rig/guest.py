@@ -187,7 +187,7 @@ class Guest:
             device = f"/machine/peripheral/virtio-disk{stores[index][0]}/virtio-backend"
             write = f'qemu-io -d {device} "write -f -s {data} {block * BLOCK} {BLOCK}"'
             commands.append(f"qemu-monitor-command --hmp {self.uuid} '{write}'\n")
-        # One virsh for all: its start would take longer than a write. QEMU tells of a write that failed in its log alone: the oracle sees it.
+        # One virsh for all: its start would take longer than a write. What fails is in QEMU's log alone, and the oracle sees it.
         said = self.hypervisor.run(["virsh", "--quiet", "--connect", "qemu:///system"], input="".join(commands))
         if "rror" in said.stdout + said.stderr:
             raise RigError(f"{self.name} cannot write: {said.stdout[-300:]!r} {said.stderr!r}")
