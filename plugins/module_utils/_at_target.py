@@ -15,6 +15,7 @@ from ._clock import Clock
 from ._errors import LiveBackupError
 from ._manifest_schema import SCHEMA, violations
 from ._prune import prune_sets
+from ._restore_journal import all_journals
 from ._retention import RULES
 from ._sets import list_sets
 from ._ssh_copy import SCHEME, Address, FarEnd, parse
@@ -86,7 +87,10 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     negative = [rule for rule, count in keep.items() if count < 0]
     if negative:
         raise LiveBackupError(f"keep_{negative[0]} must not be negative.")
-    result = at_target(params, prune_sets, domains=params["domains"], keep=keep, keep_ids=params["keep_ids"], check_mode=check_mode)
+    # The domains of unfinished restores, and those whose sets they need.
+    held = {uuid: f"{one.words} is not finished" for one in all_journals() for uuid in (one.uuid, one.stamp["uuid"])}
+    rules = {"keep": keep, "keep_ids": params["keep_ids"], "held": held}
+    result = at_target(params, prune_sets, domains=params["domains"], **rules, check_mode=check_mode)
     problems = result.pop("problems")
     paths = ["".join(f"{one['path']}\n" for one in result[which]) for which in ("removed", "kept")]
     result["diff"] = {"before": paths[0] + paths[1], "after": paths[1]}

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -23,6 +24,8 @@ OWNER = ".domain.json"
 TOKEN = ".claim"
 # In a set that another host sends: locked as long as its writer lives.
 SENDER = ".sender"
+# An encoded name may have as many characters, so that a prefix and a suffix still fit.
+_MOST_OF_NAME = 200
 # The keys of a manifest that a later run of the same backup relies on.
 _READ_BACK = {"backup_id", "consistency", "disks", "job", "skipped", "started", "finished"}
 
@@ -44,11 +47,18 @@ def check_target(target: str) -> Path:
 
 
 def file_name(name: str) -> str:
-    """`name` as one path component; what is not plain is percent-encoded, so that no two names meet."""
+    """`name` as one path component; what is not plain is percent-encoded, so that no two names meet.
+
+    A component has at most 255 bytes. What is too long ends in `~` and a digest of the name; no other encoded name has that sign.
+    """
     if re.fullmatch(BACKUP_ID, name):
         return name
     encoded = "".join(chr(byte) if re.fullmatch(r"[A-Za-z0-9_-]|\.", chr(byte)) else f"%{byte:02X}" for byte in name.encode())
-    return "%2E" + encoded[1:] if encoded.startswith(".") else encoded
+    encoded = "%2E" + encoded[1:] if encoded.startswith(".") else encoded
+    if len(encoded) <= _MOST_OF_NAME:
+        return encoded
+    whole = re.sub("%.?$", "", encoded[: _MOST_OF_NAME - 33])
+    return f"{whole}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
 
 
 @dataclass(frozen=True)

@@ -19,18 +19,22 @@ from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_ali
 from ._clock import Clock
 from ._commit import chain_of
 from ._connection import FAILURES, connect, explain, explained, find_domain
-from ._domain_xml import Disk, parse_domain, sources
+from ._disk_place import noted_place
+from ._domain_xml import Disk, sources
+from ._domains import read_domain
 from ._errors import LiveBackupError
 from ._facts import DomainFacts, chain_allocation, domain_facts, host_versions
+from ._filesystem import allocated
 from ._fingerprint import fingerprint
 from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
+from ._owner import require_no_restore
 from ._plan import HostVersions, bytes_needed, check_room, choose_disks, choose_method, occupied_by, version_text, why_not
 from ._qcow2 import is_self_contained
 from ._receive_set import room_for
 from ._send_set import sent_set
-from ._space import allocated, overlay_room
+from ._space import overlay_room
 from ._target import probe_target
 from ._turn import turn
 from ._undo import paths_of, undo
@@ -109,7 +113,9 @@ def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock
     if manifest is not None:
         return _from_manifest(manifest, str(paths.final))
     with explained(f"read the definition of domain {name!r}"):
-        claim = claim_of(parse_domain(domain.XMLDesc(0)))
+        xml = read_domain(domain)
+    require_no_restore(f"back up domain {name!r}", uuid, name, [disk.chain[0].path for disk in xml.disks if disk.chain])
+    claim = claim_of(xml)
     if claim is None:
         return None
     goes_on = "begin" in claim.results and "recovering" not in claim.results
@@ -149,10 +155,10 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
     if obstacle:
         raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method}: {obstacle}.")
     for disk in chosen:
-        if method != "push" and disk.chain[0].type not in ("file", "block"):
+        if method != "push" and disk.copy_obstacle:
             raise LiveBackupError(
-                f"Disk {disk.target} of domain {name!r} is of type {disk.chain[0].type}, which only push can copy. "
-                "Leave it out with exclude_disks."
+                f"Disk {disk.target} of domain {name!r} cannot be captured by {method}: {disk.copy_obstacle}. "
+                "Name it in exclude_disks to back the domain up without it."
             )
     occupied = occupied_by(facts.job, facts.block_jobs)
     if occupied:
@@ -166,7 +172,7 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
             "format": params["format"] if method == "push" else "",
             "capacity": facts.capacity_of(disk),
             "allocation": facts.allocation[disk.target],
-            "source": {"path": disk.chain[0].path, "format": disk.chain[0].format},
+            "source": noted_place(disk),
             "sent": method != "push" and is_remote(params) and _has_bytes_of_copy(disk, params["keep_formats"]),
         }
         for disk in chosen
@@ -285,6 +291,7 @@ def _begin(
         directory=str(domain_directory(target, name, uuid)),
         plan=plan,
         started=clock.wall(),
+        uri=params["uri"],
         copies=plan.pop("copies", []),
     )
     try:

@@ -15,12 +15,14 @@ from ._claim import Claim, save_claim
 from ._clock import Clock, rfc3339
 from ._connection import explained
 from ._domain_xml import parse_domain, sources, with_disk_source, without_backing_stores
+from ._domains import volumes_of
 from ._errors import LiveBackupError
 from ._files import write_durably
 from ._fingerprint import fingerprint
 from ._freeze import Consistency, capture_quiesced
 from ._job import drop_completed_job, running_job
 from ._libraries import libvirt
+from ._restore_xml import without_stamp
 
 DOMAIN_XML = "domain.xml"
 NVRAM = "nvram"
@@ -97,9 +99,9 @@ def _save_definition(domain: libvirt.virDomain, claim: Claim, paths: SetPaths, m
         xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
     for overlay in claim.plan.get("overlays", []):
         xml = with_disk_source(xml, overlay["target"], claim.plan["live_xml"])
-    if sources(parse_domain(xml)) != claim.plan["sources"]:
+    if sources(parse_domain(xml, volumes_of(domain.connect()))) != claim.plan["sources"]:
         raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
-    write_durably(paths.partial / DOMAIN_XML, without_backing_stores(xml).encode())
+    write_durably(paths.partial / DOMAIN_XML, without_stamp(without_backing_stores(xml)).encode())
     if claim.plan["nvram"]:
         write_durably(paths.partial / NVRAM, moments["nvram"])
 

@@ -19,21 +19,23 @@ from ._at_target import address_of
 from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, save_claim, step
 from ._clock import Clock
-from ._commit import Way, active, lookup, memory_of, overlays_of
+from ._commit import Way, memory_of, overlays_of
 from ._connection import FAILURES, explain
 from ._copy import Pace
 from ._copy_image import Copying, copy_image
 from ._daemon_threads import DaemonThreads
+from ._domains import active, lookup
 from ._errors import LiveBackupError
 from ._events import across_restarts
 from ._files import temporary_of
+from ._filesystem import allocated
 from ._fingerprint import fingerprint
 from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._overlay import Do
 from ._progress import Amounts, tell
 from ._send_set import naming
-from ._space import RoomWatch, allocated
+from ._space import RoomWatch
 from ._ssh_copy import FarEnd
 from ._undo import paths_of, undo
 

@@ -53,6 +53,7 @@ class Claim:
     directory: str
     plan: dict[str, Any]
     started: float
+    uri: str = ""
     token: str = field(default_factory=lambda: secrets.token_hex(16))
     boot_id: str = field(default_factory=boot_id)
     step: str = ""
@@ -142,12 +143,21 @@ def find_claim(uri: str, domain: str) -> tuple[str, str, Claim | None]:
         with connect(uri, readonly=True) as connection:
             found = find_domain(connection, domain)
             uuid, name, xml = found.UUIDString(), found.name(), found.XMLDesc(0)
-        return uuid, name, claim_of(parse_domain(xml))
+        claim = claim_of(parse_domain(xml))
     except LiveBackupError:
-        for claim in all_claims():
-            if domain == claim.domain or domain.lower() == claim.uuid:
-                return claim.uuid, claim.domain, claim
-        raise
+        claim = next((one for one in all_claims() if domain == one.domain or domain.lower() == one.uuid), None)
+        if claim is None:
+            raise
+        uuid, name = claim.uuid, claim.domain
+    if claim is not None:
+        require_same_uri(claim.uri, uri, f"backup {claim.backup_id} of domain {claim.domain!r}")
+    return uuid, name, claim
+
+
+def require_same_uri(began: str, uri: str, what: str) -> None:
+    """Fail where another libvirt was asked when this began: its domain would look as if it were gone. Older claims do not say."""
+    if began and began.replace("+unix:", ":") != uri.replace("+unix:", ":"):
+        raise LiveBackupError(f"The libvirt URI of {what} is {began}, not {uri}. Use uri={began}.")
 
 
 def _reserve(uuid: str) -> Path:

@@ -17,10 +17,12 @@ from typing import Any
 from ._claim import Claim, save_claim
 from ._clock import Clock
 from ._connection import explained
-from ._domain_xml import Domain, Image, parse_domain, with_disk_source
+from ._domain_xml import Domain, Image, with_disk_source
+from ._domains import active, lookup, read_domain
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
 from ._files import sync_path
+from ._filesystem import allocated
 from ._fingerprint import fingerprint
 from ._job import amounts
 from ._libraries import libvirt
@@ -36,7 +38,6 @@ from ._overlay import PIVOT_SECONDS, Do, Memory, Overlay, Refusal, Seen, judge
 from ._process import daemon_instance, qemu_instance, qemu_lives
 from ._progress import tell
 from ._qemu_img import are_identical, backing_chain, commit, holds_data, image_info
-from ._space import allocated
 
 COMMIT_SECONDS = 3600
 # A commit that ends by itself, as one whose base has no room, is begun again only so often.
@@ -232,20 +233,6 @@ def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float
                 raise
 
 
-def lookup(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
-    """The domain, running or shut off; None when it is gone."""
-    try:
-        return connection.lookupByUUIDString(uuid)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != VIR_ERR_NO_DOMAIN:
-            raise
-        return None
-
-
-def active(domain: libvirt.virDomain | None) -> libvirt.virDomain | None:
-    return domain if domain is not None and domain.isActive() else None
-
-
 def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> Seen:
     running = active(domain) is not None
     defined = domain is not None and bool(domain.isPersistent())
@@ -297,7 +284,7 @@ def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> S
 
 
 def _domain(domain: libvirt.virDomain, flags: int) -> Domain:
-    return parse_domain(domain.XMLDesc(flags))
+    return read_domain(domain, flags)
 
 
 def _inactive_xml(domain: libvirt.virDomain) -> str:

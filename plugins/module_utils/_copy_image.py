@@ -14,8 +14,9 @@ from typing import Any
 
 from ._clock import Clock
 from ._copy import LocalFile, Pace, clone, copy_data
-from ._digest import data_extents, image_digest, image_size
+from ._digest import image_digest, image_size
 from ._files import sync_path, temporary_of
+from ._filesystem import data_bytes as data_bytes_of
 from ._qcow2 import is_self_contained
 from ._qemu_img import convert
 
@@ -64,7 +65,7 @@ def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, so
             )
             source_free()
             sync_path(temporary)
-            digest, data_bytes, method = image_digest(temporary, pace.check), _data_bytes(temporary), "qemu-img convert"
+            digest, data_bytes, method = image_digest(temporary, pace.check), data_bytes_of(temporary), "qemu-img convert"
         temporary.chmod(copying.mode)
         sync_path(temporary)
         temporary.rename(destination)
@@ -90,7 +91,7 @@ def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Call
             # A clone would have the zeroes that are to be left out.
             if not copying.find_zeroes and clone(source, destination):
                 source_free()
-                return image_digest(temporary, pace.check), _data_bytes(temporary), "reflink"
+                return image_digest(temporary, pace.check), data_bytes_of(temporary), "reflink"
             os.ftruncate(destination, image_size(source))
             find_zeroes = copying.find_zeroes or copying.source.is_block_device()
             written = LocalFile(destination, None if copying.as_hashed else source)
@@ -101,11 +102,3 @@ def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Call
             os.close(destination)
     finally:
         os.close(source)
-
-
-def _data_bytes(path: Path) -> int:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return sum(end - start for start, end in data_extents(descriptor, 0, image_size(descriptor)))
-    finally:
-        os.close(descriptor)

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,13 +17,42 @@ from ._libraries import etree
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
 
+# What of <source> is understood: the bytes of the disk are those of the file or device that it names.
+_PLAIN_SOURCE = {"file", "dev", "pool", "volume", "startupPolicy", "index", "seclabel"}
+# And what QEMU alone understands, so that only its own job can copy the disk.
+_QEMU_SOURCE = {"slices", "dataStore", "mode", "fdgroup", "reservations"}
+# What says where a disk in the network, or an NVMe device, is.
+_FAR_SOURCE = {
+    *("protocol", "name", "query", "tls", "tlsHostname", "type", "namespace", "managed", "address", "host", "snapshot", "config", "auth"),
+    *("initiator", "ssl", "cookies", "readahead", "timeout", "reconnect", "identity", "knownHosts", "encryption"),
+}
+# What of <driver> is understood: nothing but the format says which bytes the disk has.
+_DRIVER = {
+    *("name", "type", "cache", "error_policy", "rerror_policy", "io", "ioeventfd", "event_idx", "copy_on_read", "discard", "iothread"),
+    *("detect_zeroes", "queues", "queue_size", "iommu", "ats", "packed", "page_per_vq", "discard_no_unref", "iothreads", "metadata_cache"),
+    "statistics",
+}
+_LOCAL_TYPES = ("file", "block")
+_TYPES = (*_LOCAL_TYPES, "volume", "network", "nvme")
+
+# Type (`file`, `block`, or that of the XML where it is neither) and path of a volume, from the names of its pool and of itself.
+VolumePlace = Callable[[str, str], tuple[str, str]]
+
+
 @dataclass(frozen=True)
 class Image:
-    """One link of a backing chain. `path` is empty where the image has no path on this host."""
+    """One link of a backing chain. `path` is empty where the image has no path on this host.
+
+    `volume` is the pool and the name of a volume, whose type and path are those of its file or device. `only_qemu` and `unknown` are what
+    the XML says beside the path about which bytes the image has: what only QEMU understands, and what this collection does not know.
+    """
 
     type: str
     path: str
     format: str
+    volume: tuple[str, str] | None = None
+    only_qemu: tuple[str, ...] = ()
+    unknown: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -66,12 +96,28 @@ class Disk:
             return "bus 'sd' has no block jobs"
         if self.transient:
             return "it is transient"
-        if self.chain and self.chain[0].type == "vhostuser":
-            return "type 'vhostuser' is served outside QEMU"
         if self.encrypted:
-            return "it is encrypted, and a backup of it would not be"
+            return "it is encrypted by libvirt, and a backup of it would have to be checked and converted without its key"
+        if self.chain and self.chain[0].type not in _TYPES:
+            return f"type {self.chain[0].type!r} is not served by QEMU's block layer"
+        for image in self.chain:
+            if image.unknown:
+                return f"its XML has {', '.join(image.unknown)}, which may change which bytes are the disk, and which is not understood"
         if self.shareable:
             return "it is shareable: what another domain writes to it, no job of this domain sees"
+        return ""
+
+    @property
+    def copy_obstacle(self) -> str:
+        """Why the bytes of the image's file or device, without QEMU, are not a sound copy of the disk."""
+        top = self.chain[0]
+        if top.volume and not top.path:
+            return f"its volume {top.volume[1]!r} is not found in pool {top.volume[0]!r}: start the pool (virsh pool-start), or refresh it"
+        if top.type not in _LOCAL_TYPES:
+            return f"it is of type {top.type}, which only push can copy"
+        for image in self.chain:
+            if image.only_qemu:
+                return f"its <source> has {', '.join(image.only_qemu)}, which only QEMU understands, so that only push can copy it"
         return ""
 
 
@@ -103,13 +149,13 @@ def parse_xml(text: str) -> Any:
     return etree.fromstring(text.encode(), parser)
 
 
-def parse_domain(text: str) -> Domain:
-    """A domain from its XML, live or inactive."""
+def parse_domain(text: str, volume_place: VolumePlace | None = None) -> Domain:
+    """A domain from its XML, live or inactive. Without `volume_place` volumes have no path."""
     root = parse_xml(text)
     return Domain(
         name=root.findtext("name"),
         uuid=root.findtext("uuid"),
-        disks=tuple(_disk(element) for element in root.findall("devices/disk")),
+        disks=tuple(_disk(element, volume_place) for element in root.findall("devices/disk")),
         nvram=_nvram(root),
         agent=_agent(root),
         qemu_user=_qemu_user(root),
@@ -153,12 +199,12 @@ def _disk_element(root: Any, target: str) -> Any:
     raise LiveBackupError(f"Disk {target} is no disk of the domain any more.")
 
 
-def _disk(element: Any) -> Disk:
+def _disk(element: Any, volume_place: VolumePlace | None) -> Disk:
     return Disk(
         target=element.find("target").get("dev"),
         device=element.get("device", "disk"),
         bus=element.find("target").get("bus", ""),
-        chain=tuple(_chain(element, element.get("type", "file"))),
+        chain=tuple(_chain(element, element.get("type", "file"), volume_place)),
         readonly=element.find("readonly") is not None,
         shareable=element.find("shareable") is not None,
         transient=element.find("transient") is not None,
@@ -175,16 +221,33 @@ def _mirror(element: Any) -> Mirror | None:
     return Mirror(element.get("job", ""), element.get("ready", ""), path)
 
 
-def _chain(element: Any, kind: str) -> list[Image]:
+def _chain(element: Any, kind: str, volume_place: VolumePlace | None) -> list[Image]:
     """The image that `element` names and those that it is backed by; an empty drive has none."""
     source = element.find("source")
     if source is None or not (source.attrib or len(source)):
         return []
     # A disk tells its format in <driver type>, a backing store in <format type>.
     style = element.find("driver" if element.tag == "disk" else "format")
-    image = Image(kind, source.get("file") or source.get("dev") or "", "raw" if style is None else style.get("type", "raw"))
+    path = source.get("file") or source.get("dev") or ""
+    volume = (source.get("pool", ""), source.get("volume", "")) if kind == "volume" else None
+    if volume and volume_place:
+        kind, path = volume_place(*volume)
+    image = Image(
+        kind,
+        path,
+        "raw" if style is None else style.get("type", "raw"),
+        volume,
+        tuple(name for name in _names(source) if name in _QEMU_SOURCE),
+        tuple(f"{name} in <source>" for name in _names(source) if name not in _PLAIN_SOURCE | _QEMU_SOURCE | _FAR_SOURCE)
+        + tuple(f"{name} in <driver>" for name in _names(element.find("driver")) if name not in _DRIVER),
+    )
     backing = element.find("backingStore")
-    return [image] if backing is None else [image, *_chain(backing, backing.get("type", "file"))]
+    return [image] if backing is None else [image, *_chain(backing, backing.get("type", "file"), volume_place)]
+
+
+def _names(element: Any) -> list[str]:
+    """The attributes and the children of an element."""
+    return [] if element is None else [*element.attrib, *(child.tag for child in element if isinstance(child.tag, str))]
 
 
 def _nvram(root: Any) -> str:

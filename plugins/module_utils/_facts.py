@@ -11,12 +11,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from ._connection import explained
-from ._domain_xml import Disk, Domain, Image, parse_domain
+from ._domain_xml import Disk, Domain, Image
+from ._domains import read_domain
 from ._errors import LiveBackupError
+from ._filesystem import allocated, data_bytes
 from ._job import block_jobs, running_job
 from ._libraries import libvirt
 from ._numbers import STATES
 from ._plan import HostVersions
+from ._qcow2 import is_self_contained
+from ._qemu_img import image_info
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class DomainFacts:
     def capacity_of(self, disk: Disk) -> int:
         """The size of a disk that is to be captured, in bytes."""
         if not self.capacity.get(disk.target):
-            raise LiveBackupError(f"libvirt does not know the size of disk {disk.target} of domain {self.xml.name!r}.")
+            raise LiveBackupError(f"The size of disk {disk.target} of domain {self.xml.name!r} is not known{_why_unknown(disk)}")
         return self.capacity[disk.target]
 
 
@@ -48,9 +52,12 @@ def host_versions(connection: libvirt.virConnect) -> HostVersions:
 def domain_facts(connection: libvirt.virConnect, domain: libvirt.virDomain) -> DomainFacts:
     """All that a plan needs to know."""
     with explained(f"examine domain {domain.name()!r}"):
-        xml = parse_domain(domain.XMLDesc(0))
+        xml = read_domain(domain)
         active = bool(domain.isActive())
         capacity = _capacities(connection, domain)
+        # libvirt does not look for a volume of a pool that is not active.
+        volumes = [disk for disk in xml.disks if disk.chain and disk.chain[0].volume and os.path.exists(disk.chain[0].path)]
+        capacity.update({disk.target: _virtual_size(disk.chain[0]) for disk in volumes if not capacity.get(disk.target)})
         # A running backup shows on every disk it reads, and is told once, as the job.
         job = running_job(domain) if active else None
         used = [disk.target for disk in xml.disks if not disk.skip_reason]
@@ -85,7 +92,32 @@ def _allocation(image: Image, capacity: int) -> int:
     if image.type != "file":
         return capacity
     try:
-        return os.stat(image.path).st_blocks * 512
-    except OSError:
+        # Blocks that were only reserved hold no data, and on some file systems holes are not to be seen.
+        held = min(allocated(image.path), data_bytes(image.path))
+        if image.format == "qcow2" and not is_self_contained(image.path, "qcow2"):
+            held += _in_data_file(image.path)
+        return held
+    except (OSError, LiveBackupError):
         # Not readable for us; libvirt and QEMU may still be able to.
         return capacity
+
+
+def _virtual_size(image: Image) -> int:
+    return int(image_info(image.path, image.format)["virtual-size"])
+
+
+def _in_data_file(path: str) -> int:
+    """What a qcow2 image holds in a file beside it."""
+    about = image_info(path, "qcow2").get("format-specific", {}).get("data", {})
+    name = about.get("data-file")
+    beside = os.path.join(os.path.dirname(path), name) if name else ""
+    return min(allocated(beside), data_bytes(beside)) if beside else 0
+
+
+def _why_unknown(disk: Disk) -> str:
+    """Where its image is a path of this host, what is wrong with that."""
+    path = disk.chain[0].path
+    if not os.path.isabs(path) or os.path.exists(path):
+        return "."
+    what = f"is a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else "does not exist"
+    return f": its image {path} {what}. Was it deleted, or is its file system not mounted? Put it back, or exclude the domain or the disk."

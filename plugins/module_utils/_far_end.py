@@ -30,6 +30,7 @@ from typing import Any
 from ._check import check_files, note_proof
 from ._digest import BATCH, data_extents, open_digest
 from ._errors import LiveBackupError, from_os_error
+from ._filesystem import free_bytes
 from ._prune import prune_sets
 from ._receive_set import begin_set, discard_unfinished, finish_set, leave_set, resume_set, room_for
 from ._sets import find_set, list_sets, reading_set
@@ -69,11 +70,10 @@ def look(path: str) -> Any:
     directory = os.path.dirname(path)
     if not os.path.isdir(directory):
         return {"directory": False}
-    room = os.statvfs(directory)
     found: Any = {
         "directory": True,
         "writable": os.access(directory, os.W_OK | os.X_OK),
-        "free": room.f_bavail * room.f_frsize,
+        "free": free_bytes(directory),
         "dest": None,
         "is_file": True,
         "mode": None,

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,6 +15,7 @@ from ._at_target import address_of, require_set
 from ._backup_set import MANIFEST
 from ._errors import LiveBackupError
 from ._files import SCRATCH, scratch_directory, sync_path
+from ._filesystem import require_free
 from ._sets import GUIDE, SUMS, read_manifest
 from ._ssh_copy import FarEnd
 
@@ -55,7 +55,5 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: 
 
 
 def _require_room(directory: Path, manifest: dict[str, Any], beside: int) -> None:
-    room = os.statvfs(directory)
     needed = beside + sum(disk["allocated"] for disk in manifest["disks"])
-    if room.f_bavail * room.f_frsize < needed:
-        raise LiveBackupError(f"{directory} has too little room for the set: {needed >> 20} MiB are needed to fetch it.")
+    require_free(directory, needed, "the set is fetched there, and its disks are restored beside it")

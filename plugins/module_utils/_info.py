@@ -17,7 +17,9 @@ from ._errors import LiveBackupError
 from ._facts import domain_facts, host_versions
 from ._libraries import libvirt
 from ._numbers import VIR_ERR_NO_DOMAIN
+from ._owner import restore_that_owns
 from ._plan import HostVersions, choose_method, version_text
+from ._restore_journal import Journal, all_journals
 
 _UNKNOWN: dict[str, Any] = {
     "state": "",
@@ -29,6 +31,7 @@ _UNKNOWN: dict[str, Any] = {
     "agent": "",
     "nvram": "",
     "claim": None,
+    "restore": None,
     "method": "",
     "method_reason": "",
 }
@@ -52,6 +55,7 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
             "matched": [pattern for pattern in params["domains"] if pattern not in unmatched],
             "unmatched": unmatched,
             "claims": [_claim(claim, clock) for claim in all_claims()],
+            "restores": [_restore(journal) for journal in all_journals()],
             "host": {
                 "libvirt": version_text(versions.libvirt),
                 "qemu": version_text(versions.qemu),
@@ -93,6 +97,7 @@ def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions:
     facts = domain_facts(connection, domain)
     method, reason = choose_method(versions, active=facts.active, wanted=wanted)
     claim = claim_of(facts.xml)
+    restore = restore_that_owns(facts.xml.uuid, facts.xml.name, [disk.chain[0].path for disk in facts.xml.disks if disk.chain])
     with explained(f"list the checkpoints of domain {facts.xml.name!r}"):
         checkpoints = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
     return {
@@ -107,6 +112,7 @@ def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions:
         "agent": facts.xml.agent,
         "nvram": facts.xml.nvram,
         "claim": None if claim is None else _claim(claim, clock),
+        "restore": None if restore is None else _restore(restore),
         "method": method,
         "method_reason": reason,
     }
@@ -121,6 +127,17 @@ def _claim(claim: Claim, clock: Clock) -> dict[str, Any]:
         "step": claim.step,
         "alive": is_alive(claim, clock),
         "msg": describe(claim, clock),
+    }
+
+
+def _restore(journal: Journal) -> dict[str, Any]:
+    return {
+        "name": journal.name,
+        "uuid": journal.uuid,
+        "backup_id": journal.stamp["backup_id"],
+        "path": journal.set_path,
+        "phase": journal.phase,
+        "msg": f"{journal.words} is not finished",
     }
 
 

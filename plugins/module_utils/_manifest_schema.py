@@ -13,7 +13,7 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-VERSION = 1
+VERSION = 2
 MOST = 2**63 - 1
 
 Schema = dict[str, Any]
@@ -43,7 +43,7 @@ _UUID = _text("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HEX = "[0-9a-f]{64}"
 
 SCHEMA = _object(
-    schema={"const": VERSION},
+    schema={"enum": [1, VERSION]},
     backup_id=_BACKUP_ID,
     domain=_object(name=_SOME, uuid=_UUID, hypervisor=_STRING),
     method={"enum": ["push", "legacy", "offline", "pull"]},
@@ -85,6 +85,10 @@ SCHEMA = _object(
     not_captured=_array(_SOME),
     files=_array(_object(name=_FILE, size=_AMOUNT, digest=_text("sha256:" + _HEX))),
 )
+# What the place of the disk was, as far as that is known; not in version 1.
+SCHEMA["properties"]["disks"]["items"]["properties"]["source"]["properties"].update(
+    type=_SOME, pool=_SOME, volume=_SOME, device_size=_AMOUNT, mount=_SOME, real_path=_SOME, elsewhere=_SOME
+)
 # Only there where the domain was captured together with others.
 SCHEMA["properties"]["group"] = _object(
     name=_SOME,
@@ -123,10 +127,10 @@ def violations(value: Any, schema: Schema, where: str) -> Iterator[str]:
         for index, item in enumerate(value):
             yield from violations(item, schema["items"], f"{where}[{index}]")
     elif isinstance(value, dict):
-        properties = schema["properties"]
-        yield from (f"{where} lacks {name}" for name in schema["required"] if name not in value)
+        properties = schema.get("properties", value)
+        yield from (f"{where} lacks {name}" for name in schema.get("required", []) if name not in value)
         yield from (f"{where} has an unknown {name!r}" for name in value if name not in properties)
-        for name in [name for name in properties if name in value]:
+        for name in [name for name in schema.get("properties", []) if name in value]:
             yield from violations(value[name], properties[name], f"{where}.{name}")
 
 

@@ -20,6 +20,7 @@ from ._copy import Pace
 from ._copy_image import Copying, copy_image
 from ._errors import LiveBackupError
 from ._files import write_durably
+from ._filesystem import free_bytes
 from ._ssh_copy import SCHEME, FarEnd, parse
 
 
@@ -83,9 +84,8 @@ class _Local:
             raise _no_file(str(path))
         if status is not None and os.path.samestat(source, status):
             raise LiveBackupError(f"src and dest are the same file, {path}.")
-        room = os.statvfs(path.parent)
         return Found(
-            room.f_bavail * room.f_frsize,
+            free_bytes(path.parent),
             None if status is None else identity(status),
             None if status is None else stat.S_IMODE(status.st_mode),
             self._record.read_text(encoding="utf-8", errors="replace") if self._record.exists() else None,

@@ -30,6 +30,7 @@ from ._digest import file_digest
 from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
 from ._manifest import build_manifest, image_entry, manifest_bytes, restore_guide
+from ._owner import require_no_restore
 from ._send_set import send_set, sent_set
 from ._sets import GUIDE, SUMS
 from ._target import probe_target
@@ -54,6 +55,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         _ready(uuid, name, paths, params["target"])
         return {"changed": True, "path": str(paths.final), **_diff(paths)}
     with hold(uuid, clock):
+        require_no_restore(f"publish a backup of domain {name!r}", uuid, name)
         claim = _ready(uuid, name, paths, params["target"])
         with step(claim, "publish", clock):
             manifest = _describe(params, claim, paths, clock)

@@ -117,7 +117,8 @@ def convert(
     the copy. That is of no use to somebody who reads it next. With `in_use` it takes no lock of the source: if a target that hangs keeps
     it from dying, nobody could write to the source until it answers.
     """
-    options = ["-n"] * into + ["-U"] * in_use
+    # A raw device has nothing to be created on it; an image of another format must be.
+    options = ["-n"] * (into and to_format == "raw") + ["-U"] * in_use
     if compress != "none":
         options += ["-c", "-o", f"compression_type={compress}"]
     if rate:
@@ -139,6 +140,13 @@ def convert(
 def commit(overlay: str | Path) -> None:
     """Merge an overlay into its backing file, and leave it as it is: until it is removed it still shows the same disk."""
     _run("commit", "-d", "-f", "qcow2", overlay)
+
+
+def remove_bitmaps(image: str | Path) -> None:
+    """Remove every dirty bitmap of a qcow2 image: it tells what was written to another disk, the one that was backed up."""
+    about = image_info(image, "qcow2").get("format-specific", {}).get("data", {})
+    for bitmap in about.get("bitmaps", []):
+        _run("bitmap", "--remove", "-f", "qcow2", "--", image, bitmap["name"])
 
 
 def are_identical(one: str | Path, one_format: str, other: str | Path, other_format: str) -> bool:

@@ -16,6 +16,7 @@ from typing import Any
 from ._backup_set import SENDER, SetPaths, check_backup_id, claim_domain_directory, domain_directory
 from ._errors import LiveBackupError
 from ._files import sync_path
+from ._filesystem import free_bytes, inode_problem
 from ._sets import read_manifest
 
 # Holds its sender's token, and is locked while that lives; a partial set without it is made by a run on this host and is no concern
@@ -30,8 +31,10 @@ def room_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, A
     if not check_mode:
         for left in domain_directory(Path(target), name, uuid).glob(".*.partial"):
             _remove_dead(left)
-    room = os.statvfs(target)
-    return {"free": room.f_bavail * room.f_frsize}
+    problem = inode_problem(target)
+    if problem:
+        raise LiveBackupError(f"{problem}.")
+    return {"free": free_bytes(target)}
 
 
 def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> dict[str, Any]:

@@ -8,21 +8,34 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, remove_stale_lock
+from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, remove_stale_lock, require_same_uri
 from ._clock import Clock
-from ._commit import Way, active, lookup, memory_of, overlays_of
+from ._commit import Way, memory_of, overlays_of
 from ._connection import connect
+from ._domains import active, lookup
 from ._errors import LiveBackupError
 from ._job import running_backup
 from ._libraries import libvirt
 from ._overlay import Do, Refusal
+from ._owner import restore_that_owns
+from ._restore import recover_restore
+from ._restore_journal import Journal, restore_of
 from ._undo import Repair, find_repairs, give_up, paths_of, planned_files
 from ._wait import outcome
 
 
 def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
-    """Repair what a dead claim's run left; one that lives is an error, unless the run of `backup_id` can go on with it."""
-    uuid, _name, claim = find_claim(params["uri"], params["domain"])
+    """Repair what a dead run left, of a restore or a backup.
+
+    A run that lives is an error, unless that of `backup_id` can go on.
+    """
+    journal = restore_of(params["domain"])
+    if journal is not None:
+        return _result([_recovered(journal, params["uri"], check_mode, clock)], check_mode)
+    uuid, name, claim = find_claim(params["uri"], params["domain"])
+    journal = restore_that_owns(uuid, name)
+    if journal is not None:
+        return _result([_recovered(journal, params["uri"], check_mode, clock)], check_mode)
     if claim is None:
         if not check_mode:
             remove_stale_lock(uuid, clock)
@@ -50,6 +63,14 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
                 repair.do()
                 repairs.append(repair)
         return _result(repairs, check_mode)
+
+
+def _recovered(journal: Journal, uri: str, check_mode: bool, clock: Clock) -> Repair:
+    """The end of an interrupted restore."""
+    require_same_uri(journal.uri, uri, journal.words)
+    journal.uri = uri
+    evidence = f"the journal {journal.file} of {journal.words}, in phase {journal.phase}"
+    return Repair("unfinished restore", evidence, recover_restore(journal, check_mode, clock), lambda: None)
 
 
 def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:

@@ -10,43 +10,53 @@ one has begun: before the first file has its name all is undone, after it all is
 
 from __future__ import annotations
 
-import json
+import hashlib
 import os
 import re
 import uuid as uuid_module
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
-from dataclasses import asdict
+from contextlib import AbstractContextManager, ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ._at_target import is_remote
-from ._backup_set import check_backup_id, check_target, file_name
-from ._claim import CLAIMS, hold, read_claim
+from ._backup_set import check_backup_id, check_target
+from ._claim import hold, require_same_uri
 from ._clock import Clock
 from ._connection import connect, explained
 from ._copy import Pace
 from ._copy_image import Copying, copy_image
 from ._digest import file_digest, image_digest
-from ._domain_xml import parse_domain
+from ._disk_place import is_below_dev
+from ._domains import read_domain
 from ._errors import LiveBackupError
-from ._fetch import FETCHED, fetched
-from ._files import remove_scratch, sync_path, temporary_of, write_durably
+from ._fetch import fetched
+from ._files import sync_path, write_durably
+from ._filesystem import mount_of, not_mounted
 from ._image_lock import images_locked
 from ._libraries import libvirt
+from ._owner import require_no_backup, require_no_restore
 from ._qcow2 import is_self_contained
-from ._qemu_img import convert
+from ._qemu_img import convert, remove_bitmaps
+from ._restore_files import end, note_identities, remove_old, swap, undo
+from ._restore_journal import Device, Journal, Move, restore_of
 from ._restore_plan import Image, Plan, lookup_name, plan_restore, require_replaceable
 from ._restore_xml import set_of
-from ._sets import reading_set
+from ._sets import read_small, reading_set
+
+# A disk has whole sectors, though a raw image need not.
+SECTOR = 512
+# As many bytes of an image's name are in the names of the files beside it.
+_MOST_OF_NAME = 100
 
 
 def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Restore a set as a domain, unless the domain's metadata says that this was done."""
     if params["backup_id"]:
         check_backup_id(params["backup_id"])
-    if params["directory"] and not Path(params["directory"]).is_dir():
-        raise LiveBackupError(f"directory {params['directory']} does not exist on this host.")
+    if params["directory"]:
+        _require_directory(params["directory"])
     with ExitStack() as stack:
         if is_remote(params):
             found = stack.enter_context(fetched(params))
@@ -56,72 +66,153 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
             raise LiveBackupError(f"Backup set {found['path']} is damaged and was not restored: {'; '.join(found['findings'])}.")
         name = params["name"] or found["domain"]
         if not re.fullmatch(r"[^/\n]+", name):
-            raise LiveBackupError(f"{name!r} is no name for a domain.")
+            raise LiveBackupError(f"{name!r} is not a name for a domain.")
         stamp = {"uuid": found["uuid"], "backup_id": found["backup_id"], "instant": found["instant"]}
         if check_mode:
             return _planned(params, found, name, stamp)
-        stack.enter_context(hold(f"restore-{file_name(name)}", clock))
+        stack.enter_context(restore_lock(name, clock))
         return _restore(params, found, name, stamp, clock)
+
+
+def restore_lock(name: str, clock: Clock) -> AbstractContextManager[None]:
+    """Held while a domain of this name is restored: there may be no UUID of it yet."""
+    return hold(f"restore-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}", clock)
+
+
+def _require_directory(directory: str) -> None:
+    if not Path(directory).is_dir():
+        raise LiveBackupError(f"directory {directory} does not exist on this host.")
+    if is_below_dev(f"{directory}/disk"):
+        raise LiveBackupError(f"directory {directory} is below /dev, whose files are lost when the host restarts. Name another directory.")
+    unmounted = not_mounted(directory)
+    if unmounted:
+        raise LiveBackupError(f"directory {directory} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted.")
 
 
 def _planned(params: dict[str, Any], found: dict[str, Any], name: str, stamp: dict[str, str]) -> dict[str, Any]:
     with connect(params["uri"]) as connection:
-        if _is_restored(connection, name, stamp) and not journal_of(name).exists():
+        if _is_restored(connection, name, stamp) and not params["again"] and restore_of(name) is None:
             return _unchanged(connection, name)
         plan = plan_restore(connection, found, params, stamp, str(uuid_module.uuid4()))
-    return {"changed": True, "planned": True, "verified": False, **_told(plan)}
+    if restore_of(name) is None:
+        _require_free(plan)
+    return {"changed": True, "planned": True, "verified": False, **_reported(plan)}
 
 
 def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: dict[str, str], clock: Clock) -> dict[str, Any]:
-    left = _read_journal(name)
+    left = restore_of(name)
     if left is not None:
-        with hold(left["told"]["domain"]["uuid"], clock):
-            completed = _complete_or_undo(params["uri"], left, stamp)
-        if completed and left["stamp"] == stamp:
-            return {"changed": True, "planned": False, "verified": True, **left["told"]}
+        require_same_uri(left.uri, params["uri"], left.words)
+        left.uri = params["uri"]
+        with hold(left.uuid, clock):
+            completed = left.phase != "broken" and complete_or_undo(left, stamp)
+        if completed and left.stamp == stamp:
+            return {"changed": True, "planned": False, "verified": True, **left.result}
+        # It stays where a device holds a part of it, until another restore is whole.
+        left = restore_of(name)
     with connect(params["uri"]) as connection:
-        if _is_restored(connection, name, stamp):
+        if left is None and not params["again"] and _is_restored(connection, name, stamp):
             return _unchanged(connection, name)
         plan = plan_restore(connection, found, params, stamp, str(uuid_module.uuid4()))
     with hold(plan.uuid, clock), ExitStack() as stack:
-        claim = read_claim(plan.uuid)
-        if claim is not None:
-            raise LiveBackupError(f"An unfinished backup, {claim.backup_id}, holds domain {name!r}: run libvirt_backup_recover first.")
-        files = [image for image in plan.images if image.target and not image.is_block]
-        place = Path(files[0].path).parent if files else Path("/var/tmp")
-        journal = {
-            "name": name,
-            "stamp": stamp,
-            "phase": "write",
-            "xml": plan.xml,
-            "start": params["start"],
-            "backup": plan.backup,
-            "fetched_into": str(place) if is_remote(params) else "",
-            "moves": [_move(image, stamp["backup_id"]) for image in plan.images if not image.is_block],
-            "devices": [asdict(image) for image in plan.images if image.is_block],
-            "told": _told(plan),
-        }
-        _save(journal)
-        with ExitStack() as undo:
-            undo.callback(_undo, journal)
+        if left is None:
+            _require_free(plan)
+        require_no_backup(f"restore domain {name!r}", plan.uuid, name, [image.path for image in plan.images])
+        journal = _journal(params, plan, left)
+        journal.save()
+        with ExitStack() as undoing:
+            undoing.callback(undo, journal)
             if is_remote(params):
-                needed = sum(image.needed for image in files)
-                found = stack.enter_context(fetched({**params, "backup_id": stamp["backup_id"]}, images_into=place, beside=needed))
-                journal["backup"] = found["path"]
-                _save(journal)
-            for image in plan.images:
-                _write(Path(journal["backup"]), image, stamp["backup_id"], clock)
-            undo.pop_all()
-        old = [Path(image.path) for image in plan.images if image.target and not image.is_block and os.path.exists(image.path)]
-        with ExitStack() as undo:
-            undo.callback(_undo, journal)
+                needed = sum(image.needed for image in plan.images)
+                directory = Path(journal.fetched_into)
+                found = stack.enter_context(fetched({**params, "backup_id": stamp["backup_id"]}, images_into=directory, beside=needed))
+                journal.set_path = found["path"]
+                journal.save()
+            for image, move in zip(plan.images, _moves_of(plan)):
+                _write(Path(journal.set_path), image, move, clock)
+            note_identities(journal)
+            undoing.pop_all()
+        old = [Path(move.path) for move in journal.moves if move.old]
+        with ExitStack() as undoing:
+            undoing.callback(undo, journal)
             stack.enter_context(images_locked(old))
             _require_unchanged(params["uri"], plan)
-            undo.pop_all()
-        _set_phase(journal, "swap")
-        _swap(journal)
-        _complete(params["uri"], journal)
-    return {"changed": True, "planned": False, "verified": True, **_told(plan)}
+            undoing.pop_all()
+        journal.set_phase("swap")
+        swap(journal)
+        complete(journal)
+        if left is not None and left.uuid != plan.uuid:
+            end(left)
+    return {"changed": True, "planned": False, "verified": True, **journal.result}
+
+
+def _require_free(plan: Plan) -> None:
+    """Fail while another restore, whose journal would be in the way of this one's, owns the domain or its disks."""
+    require_no_restore(f"restore domain {plan.name!r}", plan.uuid, plan.name, [image.path for image in plan.images])
+
+
+def _journal(params: dict[str, Any], plan: Plan, left: Journal | None) -> Journal:
+    moves = [move for move in _moves_of(plan) if move is not None]
+    fetched_into = str(Path(moves[0].path).parent) if moves else "/var/tmp"
+    return Journal(
+        name=plan.name,
+        uuid=plan.uuid,
+        uri=params["uri"],
+        stamp=plan.stamp,
+        xml=plan.xml,
+        start=params["start"],
+        set_path=plan.backup,
+        fetched_into=fetched_into if is_remote(params) else "",
+        moves=moves,
+        devices=[
+            Device(image.path, image.file, image.source_format, image.format, -(-image.capacity // SECTOR) * SECTOR)
+            for image in plan.images
+            if image.is_block
+        ],
+        pools=sorted({image.volume[0] for image in plan.images if image.volume}),
+        result=_reported(plan),
+        broken=[] if left is None else left.broken,
+    )
+
+
+def _moves_of(plan: Plan) -> list[Move | None]:
+    """Where each image is written first; a device has no such place."""
+    return [None if image.is_block else _move(image, plan.stamp["backup_id"]) for image in plan.images]
+
+
+def _move(image: Image, backup_id: str) -> Move:
+    path = Path(image.path)
+    # Names have at most 255 bytes, and the image's own may be that long.
+    short = os.fsdecode(os.fsencode(path.name)[:_MOST_OF_NAME])
+    beside = f".{short}.{image.target or image.file}.{backup_id}"
+    return Move(str(path), str(path.with_name(f"{beside}.restoring")), str(path.with_name(f"{beside}.replaced")), mount_of(path))
+
+
+def _write(set_path: Path, image: Image, move: Move | None, clock: Clock) -> None:
+    """Write a file of the set beside its place, and prove meanwhile that it is what the manifest says. A device is only proved."""
+    source = set_path / image.file
+    if image.target and not is_self_contained(source, image.source_format):
+        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.")
+    if move is None:
+        digest = image_digest(source)
+    elif not image.target:
+        digest = file_digest(source)
+        write_durably(Path(move.temporary), read_small(source))
+    elif image.format == image.source_format:
+        copying = Copying(source, image.source_format, image.format, as_hashed=True)
+        digest = copy_image(copying, Path(move.temporary), Pace(clock), clock, lambda: None)["digest"]
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            # What one of them has read, the other finds in the page cache.
+            read = pool.submit(image_digest, source)
+            convert(source, image.source_format, Path(move.temporary), image.format, forget=True)
+            digest = read.result()
+    if digest != image.digest:
+        raise LiveBackupError(f"{source} is not what was backed up: its digest is {digest}, not {image.digest}. Nothing was restored.")
+    if move is not None:
+        if image.format == "qcow2":
+            remove_bitmaps(move.temporary)
+        sync_path(Path(move.temporary))
 
 
 def _require_unchanged(uri: str, plan: Plan) -> None:
@@ -129,39 +220,41 @@ def _require_unchanged(uri: str, plan: Plan) -> None:
     with connect(uri) as connection:
         existing = lookup_name(connection, plan.name)
         if plan.replaces != (existing is not None):
-            raise LiveBackupError(f"Domain {plan.name!r} was defined or undefined meanwhile. Nothing of it was touched.")
+            raise LiveBackupError(f"Domain {plan.name!r} was defined or undefined in the meantime. Nothing of it was touched.")
         if existing is not None:
             require_replaceable(existing, overwrite=True)
 
 
-def _told(plan: Plan) -> dict[str, Any]:
+def _reported(plan: Plan) -> dict[str, Any]:
     paths = "".join(f"{image.path}\n" for image in plan.images)
     return {
         "domain": {"name": plan.name, "uuid": plan.uuid},
         "backup_id": plan.stamp["backup_id"],
         "disks": plan.disks,
         "removed": plan.removed,
+        "differences": plan.differences,
+        "not_captured": plan.not_captured,
         "diff": {"before": "", "after": f"domain {plan.name}\n{paths}"},
     }
 
 
 def _unchanged(connection: libvirt.virConnect, name: str) -> dict[str, Any]:
     domain = connection.lookupByName(name)
-    text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
     disks = [
         {"target": disk.target, "path": disk.chain[0].path, "format": disk.chain[0].format}
-        for disk in parse_domain(text).disks
+        for disk in read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks
         if not disk.skip_reason
     ]
-    known = {"name": name, "uuid": domain.UUIDString()}
     return {
         "changed": False,
         "planned": False,
         "verified": False,
-        "domain": known,
-        "backup_id": set_of(text)["backup_id"],
+        "domain": {"name": name, "uuid": domain.UUIDString()},
+        "backup_id": set_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))["backup_id"],
         "disks": disks,
         "removed": [],
+        "differences": [],
+        "not_captured": [],
     }
 
 
@@ -170,170 +263,88 @@ def _is_restored(connection: libvirt.virConnect, name: str, stamp: dict[str, str
     return domain is not None and set_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) == stamp
 
 
-def _move(image: Image, backup_id: str) -> dict[str, Any]:
-    path = Path(image.path)
-    return {
-        "path": str(path),
-        "temporary": str(path.with_name(f".{path.name}.{backup_id}.restoring")),
-        "aside": str(path.with_name(f".{path.name}.{backup_id}.replaced")),
-        "had_old": path.exists(),
-    }
+# What an interrupted restore left
 
 
-def _write(backup: Path, image: Image, backup_id: str, clock: Clock) -> None:
-    """Write a file of the set beside its place, and prove meanwhile that it is what the manifest says. A device is only proved."""
-    source = backup / image.file
-    temporary = Path(_move(image, backup_id)["temporary"])
-    if image.target and not is_self_contained(source, image.source_format):
-        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.")
-    if image.is_block:
-        digest = image_digest(source)
-    elif not image.target:
-        digest = file_digest(source)
-        write_durably(temporary, source.read_bytes())
-    elif image.format == image.source_format:
-        copying = Copying(source, image.source_format, image.format, as_hashed=True)
-        copied = copy_image(copying, temporary, Pace(clock), clock, lambda: None)
-        digest = copied["digest"]
-    else:
-        with ThreadPoolExecutor(1) as pool:
-            # What one of them has read, the other finds in the page cache.
-            read = pool.submit(image_digest, source)
-            convert(source, image.source_format, temporary, image.format, forget=True)
-            digest = read.result()
-    if digest != image.digest:
-        raise LiveBackupError(f"{source} is not what was backed up: its digest is {digest}, not {image.digest}. Nothing was restored.")
-    if not image.is_block:
-        sync_path(temporary)
+def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
+    """Complete an interrupted restore, or undo it where that cannot be done; what was done, or would be. Nothing is started."""
+    if journal.phase == "broken":
+        raise LiveBackupError(
+            f"{', '.join(journal.broken)} may hold only a part of backup {journal.stamp['backup_id']} of domain {journal.name!r}, since a "
+            f"restore was interrupted. Restore this or another set. If the disk is not needed any more, remove {journal.file}."
+        )
+    completes = journal.phase in ("swap", "defined") and _may_complete(journal, journal.stamp)
+    if not check_mode:
+        with restore_lock(journal.name, clock), hold(journal.uuid, clock):
+            now = restore_of(journal.uuid)
+            if now is None:
+                raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.")
+            completes = complete_or_undo(replace(now, start=False, uri=journal.uri), now.stamp)
+    return "complete it" if completes else "undo it"
 
 
-# The journal
-
-
-def journal_of(name: str) -> Path:
-    """Where it is noted how far the restore of a domain is."""
-    return CLAIMS / f"restore-{file_name(name)}.journal"
-
-
-def _save(journal: dict[str, Any]) -> None:
-    write_durably(journal_of(journal["name"]), json.dumps(journal).encode())
-
-
-def _set_phase(journal: dict[str, Any], phase: str) -> None:
-    journal["phase"] = phase
-    _save(journal)
-
-
-def _read_journal(name: str) -> dict[str, Any] | None:
-    try:
-        journal: dict[str, Any] = json.loads(journal_of(name).read_bytes())
-    except FileNotFoundError:
-        return None
-    return journal
-
-
-def _complete_or_undo(uri: str, journal: dict[str, Any], stamp: dict[str, str]) -> bool:
-    """Bring an interrupted restore to an end; whether it is completed."""
-    with connect(uri) as connection:
-        if journal["phase"] == "swap" and _is_restored(connection, journal["name"], journal["stamp"]):
+def complete_or_undo(journal: Journal, stamp: dict[str, str]) -> bool:
+    """Bring an interrupted restore to an end; whether it is completed. `stamp` is the set that is wanted now."""
+    with connect(journal.uri) as connection:
+        if journal.phase == "swap" and _is_restored(connection, journal.name, journal.stamp):
             # Only the journal does not know yet that it was defined.
-            _set_phase(journal, "defined")
-        if journal["phase"] in ("swap", "undo"):
+            journal.set_phase("defined")
+        if journal.phase in ("swap", "undo"):
             # Some disks may be new and some old: nobody may have used them, nor begin to.
-            existing = lookup_name(connection, journal["name"])
+            existing = lookup_name(connection, journal.name)
             if existing is not None:
                 require_replaceable(existing, overwrite=True)
-    places = [Path(move["path"]) for move in journal["moves"] if os.path.exists(move["path"])]
-    with images_locked(places if journal["phase"] in ("swap", "undo") else []):
-        if journal["phase"] in ("write", "undo") or (journal["phase"] == "swap" and not _may_complete(journal, stamp)):
-            _undo(journal)
+    places = [Path(move.path) for move in journal.moves if os.path.isfile(move.path)]
+    with images_locked(places if journal.phase in ("swap", "undo") else []):
+        if journal.phase in ("write", "undo") or (journal.phase == "swap" and not _may_complete(journal, stamp)):
+            undo(journal)
             return False
-        if journal["phase"] == "swap":
-            _swap(journal)
+        if journal.phase == "swap":
+            swap(journal)
     # Another set is wanted instead, whose disks this one's domain would have in use.
-    journal["start"] = journal["start"] and journal["stamp"] == stamp
-    _complete(uri, journal)
+    journal.start = journal.start and journal.stamp == stamp
+    complete(journal)
     return True
 
 
-def _may_complete(journal: dict[str, Any], stamp: dict[str, str]) -> bool:
+def _may_complete(journal: Journal, stamp: dict[str, str]) -> bool:
     """Not where another set is wanted by now, or a device is still to be written and its set is gone."""
-    return journal["stamp"] == stamp and all(Path(journal["backup"], device["file"]).exists() for device in journal["devices"])
+    return journal.stamp == stamp and all(Path(journal.set_path, device.file).exists() for device in journal.devices)
 
 
-def _swap(journal: dict[str, Any]) -> None:
-    """Give each new file its name and keep the old one; can be begun anew."""
-    for device in journal["devices"]:
-        convert(Path(journal["backup"], device["file"]), device["source_format"], Path(device["path"]), "raw", into=True, forget=True)
-        sync_path(Path(device["path"]))
-    for move in journal["moves"]:
-        path, temporary, aside = (Path(move[key]) for key in ("path", "temporary", "aside"))
-        if not temporary.exists():
-            continue
-        if path.exists() and not move["had_old"]:
-            raise LiveBackupError(f"{path} was made by somebody else meanwhile. Move it away, and run the restore again to complete it.")
-        if path.exists():
-            status = path.stat()
-            os.chown(temporary, status.st_uid, status.st_gid)
-            temporary.chmod(status.st_mode & 0o7777)
-            path.rename(aside)
-        temporary.rename(path)
-        sync_path(path.parent)
-
-
-def _undo(journal: dict[str, Any]) -> None:
-    """Put everything back."""
-    if journal["phase"] == "swap":
-        # From here on it can only be undone: what is back in its place must not be taken for what is new.
-        _set_phase(journal, "undo")
-    for move in journal["moves"]:
-        path, temporary, aside = (Path(move[key]) for key in ("path", "temporary", "aside"))
-        if journal["phase"] == "undo" and aside.exists():
-            aside.rename(path)
-        elif journal["phase"] == "undo" and not move["had_old"] and not temporary.exists():
-            path.unlink(missing_ok=True)
-        temporary.unlink(missing_ok=True)
-        temporary_of(temporary).unlink(missing_ok=True)
-        if path.parent.is_dir():
-            sync_path(path.parent)
-    _end(journal)
-
-
-def _complete(uri: str, journal: dict[str, Any]) -> None:
+def complete(journal: Journal) -> None:
     """Define the domain on its new disks, remove the old ones, and start it if asked to."""
-    with connect(uri) as connection:
-        if journal["phase"] == "swap":
+    with connect(journal.uri) as connection:
+        if journal.phase == "swap":
             try:
-                with explained(f"define domain {journal['name']!r}"):
-                    connection.defineXML(journal["xml"])
+                with explained(f"define domain {journal.name!r}"):
+                    connection.defineXML(journal.xml)
             except LiveBackupError as error:
-                # It may have been defined all the same: then, and where libvirt cannot tell, the next run completes it.
-                with connect(uri) as again:
-                    if not _is_restored(again, journal["name"], journal["stamp"]):
-                        _undo(journal)
+                # It may have been defined all the same: then, and where libvirt cannot answer, the next run completes it.
+                with connect(journal.uri) as again:
+                    if not _is_restored(again, journal.name, journal.stamp):
+                        undo(journal)
                         raise _undone(journal, error) from error
                 raise
-            _set_phase(journal, "defined")
-        for move in journal["moves"]:
-            Path(move["aside"]).unlink(missing_ok=True)
+            journal.set_phase("defined")
+        remove_old(journal)
+        for pool in journal.pools:
+            _refresh(connection, pool)
         # Now it is restored: whether it starts is another matter, and one that was undefined since is not ours to start.
-        _end(journal)
-        domain = lookup_name(connection, journal["name"])
-        if journal["start"] and domain is not None and not domain.isActive():
-            with explained(f"start domain {journal['name']!r}, which was restored"):
+        end(journal)
+        domain = lookup_name(connection, journal.name)
+        if journal.start and domain is not None and not domain.isActive():
+            with explained(f"start domain {journal.name!r}, which was restored"):
                 domain.create()
 
 
-def _undone(journal: dict[str, Any], error: LiveBackupError) -> LiveBackupError:
+def _refresh(connection: libvirt.virConnect, pool: str) -> None:
+    """Let libvirt see the volumes that were restored. A pool that is not active looks when it is started."""
+    with suppress(libvirt.libvirtError):
+        connection.storagePoolLookupByName(pool).refresh(0)
+
+
+def _undone(journal: Journal, error: LiveBackupError) -> LiveBackupError:
     """What libvirt said, and what is lost all the same."""
-    devices = ", ".join(device["path"] for device in journal["devices"])
-    lost = f", but {devices}, which cannot be put aside, holds the backup now" if devices else ""
-    return LiveBackupError(f"{error.msg} The files are as they were{lost}. Mend this, and restore again.", error.libvirt_error)
-
-
-def _end(journal: dict[str, Any]) -> None:
-    if journal["fetched_into"]:
-        # Of a run that was killed; our own is in use and goes last.
-        remove_scratch(Path(journal["fetched_into"]), FETCHED)
-    journal_of(journal["name"]).unlink(missing_ok=True)
-    sync_path(CLAIMS)
+    lost = f", but {', '.join(journal.broken)}, which cannot be put aside, holds the backup now" if journal.broken else ""
+    return LiveBackupError(f"{error.msg} The files are as they were{lost}. Fix this, and restore again.", error.libvirt_error)

@@ -9,16 +9,17 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from ._backup_set import file_name
 from ._commit import names_image
-from ._digest import image_size
-from ._domain_xml import parse_domain, parse_xml
+from ._disk_place import OldPlace, device_size, old_place, place_problems
+from ._domain_xml import VolumePlace, parse_domain, parse_xml
+from ._domains import read_domain, volumes_of
 from ._errors import LiveBackupError
+from ._filesystem import MIB, data_bytes, free_bytes, inode_problem
 from ._libraries import libvirt
 from ._numbers import VIR_DOMAIN_SHUTOFF_MIGRATED, VIR_ERR_NO_DOMAIN
 from ._qemu_img import backing_chain, measure
@@ -30,7 +31,10 @@ NVRAM_DIRECTORY = Path("/var/lib/libvirt/qemu/nvram")
 
 @dataclass(frozen=True)
 class Image:
-    """One file of the set and where it goes; `target` is the disk's, empty for the NVRAM."""
+    """One file of the set and where it goes; `target` is the disk's, empty for the NVRAM.
+
+    `path` is what is written. The domain's XML names `named`, which may be a link to it, or `volume`, the pool and name of a volume.
+    """
 
     target: str
     file: str
@@ -41,6 +45,10 @@ class Image:
     is_block: bool
     capacity: int
     needed: int
+    named: str = ""
+    volume: tuple[str, str] | None = None
+    problems: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -55,11 +63,17 @@ class Plan:
     xml: str
     removed: list[str]
     replaces: bool
+    not_captured: list[str]
 
     @property
     def disks(self) -> list[dict[str, Any]]:
         kept = ("target", "path", "format")
         return [{key: asdict(image)[key] for key in kept} for image in self.images if image.target]
+
+    @property
+    def differences(self) -> list[str]:
+        """What is not as it was when the backup was made, though it does not forbid the restore."""
+        return [difference for image in self.images for difference in image.differences]
 
 
 def lookup_name(connection: libvirt.virConnect, name: str) -> libvirt.virDomain | None:
@@ -86,21 +100,32 @@ def plan_restore(
     if existing is not None:
         require_replaceable(existing, overwrite=params["overwrite"])
     uuid = existing.UUIDString() if existing is not None else new_uuid if is_copy else found["uuid"]
-    images = [*_disk_images(backup, found["manifest"], name, params), *_nvram_image(backup, found["manifest"], text, name, is_copy)]
+    volumes = volumes_of(connection)
+    images = [
+        *_disk_images(backup, found["manifest"], name, params, volumes),
+        *_nvram_image(backup, found["manifest"], text, name, is_copy),
+    ]
     others = sources_of_others(text, [image.target for image in images])
     emulator = parse_xml(text).findtext("devices/emulator") or ""
     there = [path for path in (*others.values(), emulator) if path and os.path.exists(path)]
-    places = {image.target: Place(image.path, image.format, image.is_block) for image in images if image.target}
+    places = {image.target: Place(image.named, image.format, image.is_block, image.volume) for image in images if image.target}
     nvram = next((image.path for image in images if not image.target), "")
     made = restored_xml(text, name=name, uuid=uuid, is_copy=is_copy, disks=places, nvram=nvram, stamp=stamp, there=there)
     missing = [*_missing(connection, made.xml), *_missing_disks(made.xml, [*places])]
+    missing += [problem for image in images for problem in image.problems]
     missing += _taken(connection, images, name, uuid, overwrite=params["overwrite"])
-    missing += _room(images)
+    missing += _too_small(images)
     if missing:
         raise LiveBackupError(
             f"Domain {name!r} cannot be restored on this host yet, and nothing was written: {'; '.join(missing)}.", None, missing=missing
         )
-    return Plan(name, uuid, str(backup), stamp, images, made.xml, made.removed, existing is not None)
+    devices = [image.path for image in images if image.is_block]
+    if devices and not params["exclusive"]:
+        raise LiveBackupError(
+            f"Disks of domain {name!r} go to block devices ({', '.join(devices)}), where QEMU's lock does not show whether another host "
+            "uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory."
+        )
+    return Plan(name, uuid, str(backup), stamp, images, made.xml, made.removed, existing is not None, found["manifest"]["not_captured"])
 
 
 def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
@@ -108,8 +133,8 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
     name = domain.name()
     if not overwrite:
         raise LiveBackupError(
-            f"There is a domain {name!r} on this host. To put the backup in its place, shut it off and use overwrite; "
-            "to have both, give the restored one another name."
+            f"There is a domain {name!r} on this host. To put the backup in its place, shut it off and use overwrite (restore_overwrite "
+            "in the playbook); to have both, give the restored one another name."
         )
     if domain.isActive():
         raise LiveBackupError(f"Domain {name!r} is running. Shut it off before its disks are overwritten.")
@@ -119,37 +144,53 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
         raise LiveBackupError(f"Domain {name!r} has saved memory, which belongs to its old disks: virsh managedsave-remove removes it.")
     if domain.listAllSnapshots():
         raise LiveBackupError(f"Domain {name!r} has snapshots, which belong to its old disks. Delete them first.")
+    checkpoints = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
+    if checkpoints:
+        raise LiveBackupError(
+            f"Domain {name!r} has checkpoints ({', '.join(checkpoints)}), which belong to its old disks: an incremental backup since "
+            "one would be wrong. `virsh checkpoint-delete --metadata` removes them. The tool that made them must start with a full backup."
+        )
 
 
-def _disk_images(backup: Path, manifest: dict[str, Any], name: str, params: dict[str, Any]) -> Iterator[Image]:
+def _disk_images(backup: Path, manifest: dict[str, Any], name: str, params: dict[str, Any], volumes: VolumePlace) -> Iterator[Image]:
     for disk in manifest["disks"]:
         wanted = params["format"]
         kept = disk["source"]["format"] if disk["source"]["format"] in ("raw", "qcow2") else "qcow2"
         image_format = kept if wanted == "original" else wanted
         if params["directory"]:
-            path = Path(params["directory"]) / f"{file_name(name)}.{file_name(disk['target'])}.{image_format}"
-        elif disk["source"]["path"]:
-            path = Path(disk["source"]["path"])
+            path = str(Path(params["directory"]) / f"{file_name(name)}.{file_name(disk['target'])}.{image_format}")
+            place = OldPlace(path, path, False, None, (), ())
         else:
-            raise LiveBackupError(f"Disk {disk['target']} had no path on its hypervisor: name a directory to restore to.")
-        is_block = path.is_block_device()
+            place = old_place(disk["target"], disk["source"], volumes)
         yield Image(
             disk["target"],
             disk["file"],
             disk["format"],
             disk["digest"],
-            str(path),
-            "raw" if is_block else image_format,
-            is_block,
+            place.path,
+            image_format,
+            place.is_block,
             disk["capacity"],
-            0 if is_block else _needed(backup / disk["file"], disk, image_format),
+            _needed(backup / disk["file"], disk, image_format),
+            place.named,
+            place.volume,
+            place.problems,
+            place.differences,
         )
 
 
 def _needed(file: Path, disk: dict[str, Any], image_format: str) -> int:
+    """The bytes that will be written of a disk, whatever its virtual size: holes and zeroes take none."""
     if not file.exists():  # on another host yet
         return min(int(disk["capacity"]), int(disk["allocated"]))
-    return measure(file, disk["format"], image_format)
+    if image_format == disk["format"]:
+        return data_bytes(file)
+    # For a raw image qemu-img gives the virtual size, though it writes no zeroes.
+    return (
+        min(int(disk["capacity"]), measure(file, disk["format"], "qcow2"))
+        if image_format == "raw"
+        else measure(file, disk["format"], image_format)
+    )
 
 
 def _nvram_image(backup: Path, manifest: dict[str, Any], text: str, name: str, is_copy: bool) -> Iterator[Image]:
@@ -157,7 +198,8 @@ def _nvram_image(backup: Path, manifest: dict[str, Any], text: str, name: str, i
         if file["name"] == "nvram":
             old = parse_domain(text).nvram
             path = str(NVRAM_DIRECTORY / f"{file_name(name)}_VARS.fd") if is_copy or not old else old
-            yield Image("", "nvram", "", file["digest"], path, "", False, file["size"], file["size"])
+            problems = tuple(place_problems(path)) if path.startswith("/") else ()
+            yield Image("", "nvram", "", file["digest"], path, "", False, file["size"], file["size"], problems=problems)
 
 
 def _missing(connection: libvirt.virConnect, xml: str) -> Iterator[str]:
@@ -190,13 +232,17 @@ def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid:
     yield from (f"{path} is named for two disks" for path in sorted({path for path in paths if paths.count(path) > 1}))
     for image in images:
         path = Path(image.path)
+        if image.problems:
+            continue
         if not path.is_absolute():
             yield f"{path} is not an absolute path"
         elif not path.parent.is_dir():
             yield f"there is no directory {path.parent}"
+        elif len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
+            yield f"the name of {path} is too long for its file system"
         elif (path.is_symlink() and not image.is_block) or (path.exists() and not path.is_file() and not image.is_block):
-            yield f"{path} is no regular file"
-        elif path.exists() and not overwrite:
+            yield f"{path} is not a regular file"
+        elif os.path.lexists(path) and not overwrite:
             yield f"{path} exists (overwrite replaces it)"
         if image.is_block and _used_by_host(path):
             yield f"{path} is in use by this host (mounted, or part of a volume group or RAID)"
@@ -226,9 +272,8 @@ def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterato
     """Other domains that have a file as a disk or below one: no XML of theirs need name it."""
     for domain in connection.listAllDomains():
         if domain.name() != name:
-            text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)
-            images = [(disk.chain[0].path, disk.chain[0].format) for disk in parse_domain(text).disks if disk.chain]
-            for image, image_format in [*images, *_volumes(connection, text)]:
+            disks = read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks
+            for image, image_format in [(disk.chain[0].path, disk.chain[0].format) for disk in disks if disk.chain]:
                 if Path(image).is_file():
                     below = backing_chain(image, image_format)
                     if any(os.path.exists(one["filename"]) and path.samefile(one["filename"]) for one in below):
@@ -237,43 +282,22 @@ def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterato
                     yield domain.name()
 
 
-def _volumes(connection: libvirt.virConnect, text: str) -> Iterator[tuple[str, str]]:
-    """Path and format of each disk that is a volume of a pool."""
-    for disk in parse_xml(text).findall("devices/disk[@type='volume']"):
-        source, driver = disk.find("source"), disk.find("driver")
-        if source is not None:
-            path = _volume_path(connection, source.get("pool"), source.get("volume"))
-            yield path, "raw" if driver is None else driver.get("type", "raw")
-
-
-def _volume_path(connection: libvirt.virConnect, pool_name: str, volume: str) -> str:
-    """Where a volume is; empty where there is no such pool, so that nobody can use it either."""
-    try:
-        pool = connection.storagePoolLookupByName(pool_name)
-        with suppress(libvirt.libvirtError):
-            return pool.storageVolLookupByName(volume).path()
-        # libvirt knows the volumes of an active pool only, and there only those that it has seen.
-        return os.path.join(parse_xml(pool.XMLDesc()).findtext("target/path") or "", volume)
-    except libvirt.libvirtError:
-        return ""
-
-
-def _room(images: list[Image]) -> Iterator[str]:
-    """The file systems that are too small: old disks stay until the new ones are whole."""
+def _too_small(images: list[Image]) -> Iterator[str]:
+    """The file systems and devices that are too small: old disks stay until the new ones are whole."""
     needed: dict[int, tuple[Path, int]] = {}
     for image in images:
         directory = Path(image.path).parent
-        if directory.is_dir() and not image.is_block:
+        if image.is_block and not image.problems:
+            size = device_size(image.path)
+            least = image.needed if image.format == "qcow2" else image.capacity
+            if size < least:
+                yield f"{image.path} has {size} bytes, and the disk needs {least}"
+        elif directory.is_dir() and not image.problems:
             device = directory.stat().st_dev
             needed[device] = directory, needed.get(device, (directory, 0))[1] + image.needed
-        elif image.is_block and _size_of(image.path) < image.capacity:
-            yield f"{image.path} has {_size_of(image.path)} bytes, and the disk {image.capacity}"
     for directory, amount in needed.values():
-        room = os.statvfs(directory)
-        if room.f_bavail * room.f_frsize < amount:
-            yield f"{directory} has {room.f_bavail * room.f_frsize >> 20} MiB free, and {amount >> 20} MiB are needed"
-
-
-def _size_of(path: str) -> int:
-    with open(path, "rb") as device:
-        return image_size(device.fileno())
+        if free_bytes(directory) < amount:
+            yield f"{directory} has {free_bytes(directory) // MIB} MiB free, and {-(-amount // MIB)} MiB are needed"
+        problem = inode_problem(directory)
+        if problem:
+            yield problem

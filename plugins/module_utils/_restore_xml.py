@@ -22,11 +22,12 @@ _QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
 
 @dataclass(frozen=True)
 class Place:
-    """Where a disk is restored to."""
+    """Where a disk is restored to: a path, or the pool and the name of a volume."""
 
     path: str
     format: str
     is_block: bool
+    volume: tuple[str, str] | None = None
 
 
 @dataclass
@@ -82,6 +83,14 @@ def set_of(text: str) -> dict[str, str]:
     return {} if element is None else dict(element.attrib)
 
 
+def without_stamp(text: str) -> str:
+    """The XML without the note of what the domain was restored from: what is restored later is another set."""
+    root = parse_xml(text)
+    for old in root.findall(f"metadata/{_SET}"):
+        old.getparent().remove(old)
+    return etree.tostring(root, encoding="unicode")
+
+
 def sources_of_others(text: str, restored: list[str]) -> dict[str, str]:
     """The files of the disks that are not restored, by target dev."""
     found = {}
@@ -116,7 +125,7 @@ def _unique(values: Any) -> list[str]:
 
 
 def _place(disk: Any, place: Place) -> None:
-    disk.set("type", "block" if place.is_block else "file")
+    disk.set("type", "volume" if place.volume else "block" if place.is_block else "file")
     if disk.find("driver") is None:
         disk.insert(0, etree.Element("driver", name="qemu"))
     disk.find("driver").set("type", place.format)
@@ -124,7 +133,11 @@ def _place(disk: Any, place: Place) -> None:
         for old in disk.findall(tag):
             disk.remove(old)
     source = etree.Element("source")
-    source.set("dev" if place.is_block else "file", place.path)
+    if place.volume:
+        source.set("pool", place.volume[0])
+        source.set("volume", place.volume[1])
+    else:
+        source.set("dev" if place.is_block else "file", place.path)
     disk.insert(1, source)
 
 

@@ -14,14 +14,16 @@ from ._begin import begin, reserved, will_freeze
 from ._claim import Claim, claim_copy, overlay_path
 from ._clock import Clock
 from ._connection import explained
-from ._domain_xml import Disk, parse_domain, sources
+from ._domain_xml import Disk, sources
+from ._domains import read_domain
 from ._errors import LiveBackupError
 from ._facts import DomainFacts
+from ._filesystem import MIB
 from ._libraries import etree, libvirt
 from ._overlay import Overlay
 from ._plan import choose_disks
 from ._process import qemu_instance
-from ._space import MIB, overlay_room, planned_room, rooms
+from ._space import overlay_room, planned_room, rooms
 
 
 def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -104,6 +106,6 @@ def _snapshot(domain: libvirt.virDomain, claim: Claim) -> None:
     )
     with explained(f"put overlays on the disks of domain {claim.domain!r}"):
         # libvirt would put one on a disk that was plugged in since, too, and nobody would take it off.
-        if sources(parse_domain(domain.XMLDesc(0))) != claim.plan["sources"]:
+        if sources(read_domain(domain)) != claim.plan["sources"]:
             raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
         domain.snapshotCreateXML(claim.plan["snapshot_xml"], flags)

@@ -14,9 +14,9 @@ from typing import Any
 
 from ._clock import Clock
 from ._errors import LiveBackupError
+from ._filesystem import MIB, allocated, free_bytes
 from ._overlay import Overlay
 
-MIB = 1024 * 1024
 # What must be left when a copy is given up, so that the guest can write until its overlays are committed.
 RESERVE = 32 * MIB
 _RESERVE_SECONDS = 10
@@ -90,11 +90,10 @@ def rooms(overlays: list[Overlay]) -> Iterator[Room]:
         by_device.setdefault(os.stat(Path(overlay.path).parent).st_dev, []).append(overlay)
     for device, group in by_device.items():
         directory = str(Path(group[0].path).parent)
-        room = os.statvfs(directory)
         held = {overlay.path: allocated(overlay.path) for overlay in group}
         yield Room(
             directory,
-            room.f_bavail * room.f_frsize,
+            free_bytes(directory),
             sum(held.values()),
             sum(_growth(overlay, held[overlay.path]) for overlay in group if os.stat(overlay.base).st_dev == device),
         )
@@ -104,11 +103,3 @@ def _growth(overlay: Overlay, held: int) -> int:
     """What the commit of an overlay may add to its base: a raw file's holes at most, and all of it where the format grows."""
     status = os.stat(overlay.base)
     return max(0, min(held, status.st_size - status.st_blocks * 512)) if overlay.base_format == "raw" else held
-
-
-def allocated(path: str | Path) -> int:
-    """The bytes that a file takes; none if it is not there."""
-    try:
-        return os.stat(path).st_blocks * 512
-    except FileNotFoundError:
-        return 0

@@ -18,10 +18,11 @@ from ._clock import Clock
 from ._copy import Pace
 from ._copy_image import Copying
 from ._errors import LiveBackupError
+from ._filesystem import allocated
+from ._owner import require_no_restore
 from ._place import Found, Place, identity, place_of
 from ._plan import bytes_needed, check_room
 from ._qemu_img import image_info
-from ._space import allocated
 from ._ssh_copy import SCHEME
 
 
@@ -39,6 +40,7 @@ def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         return copy_capture(params, check_mode, clock)
     source, dest = Path(params["src"]), params["dest"]
     status = _status_of(source)
+    require_no_restore(f"copy {source}", "", "", [str(source), dest])
     info = image_info(source)
     copying = _copying(params, source, info["format"])
     if dest.startswith(SCHEME) and not copying.by_bytes:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import secrets
 import select
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from ._errors import LiveBackupError
+from ._filesystem import free_bytes, inode_problem, not_mounted
 from ._process import qemu_pid
 
 ANSWER_SECONDS = 30
@@ -80,13 +80,15 @@ def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: 
         if not target.is_dir():
             what = "is not a directory" if target.exists() else "does not exist"
             return {"problem": f"Target {target} {what}. Create it, or mount what it stands for; a backup never creates it."}
-        unmounted = _unmounted(target)
+        unmounted = not_mounted(target)
         if unmounted:
             return {"problem": f"Target {target} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted."}
-        room = os.statvfs(target)
-        facts = {"free": room.f_bavail * room.f_frsize, "device": target.stat().st_dev}
-        if room.f_flag & os.ST_RDONLY:
+        facts = {"free": free_bytes(target), "device": target.stat().st_dev}
+        if os.statvfs(target).f_flag & os.ST_RDONLY:
             return {"problem": f"Target {target} is on a read-only file system."}
+        no_inodes = inode_problem(target)
+        if no_inodes:
+            return {"problem": f"{no_inodes}."}
         if not _qemu_sees(target, domain):
             return {
                 "problem": f"QEMU does not see target {target}: it was mounted after the domain was started, and mounts do not "
@@ -95,17 +97,6 @@ def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: 
         return _probe_by_writing(target, qemu_user, facts) if write else _probe_by_looking(target, qemu_user, facts)
     except OSError as error:
         return {"problem": f"Target {target} cannot be used by this user: {error.strerror}."}
-
-
-def _unmounted(target: Path, fstab: Path = Path("/etc/fstab")) -> str:
-    """A mount point of this host's fstab that the target lies on and that is not mounted: what is written there would be hidden later."""
-    for line in fstab.read_text(encoding="utf-8").splitlines() if fstab.exists() else []:
-        fields = line.split("#")[0].split()
-        # fstab writes a space as \040.
-        point = Path(re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), fields[1])) if len(fields) > 1 else Path("none")
-        if point.is_absolute() and point in (target, *target.parents) and not os.path.ismount(point):
-            return str(point)
-    return ""
 
 
 def _qemu_sees(target: Path, domain: str) -> bool:

@@ -18,8 +18,9 @@ from pathlib import Path
 from ._backup_set import TOKEN, SetPaths, is_partial_of, release_domain_directory, unmarked_partial
 from ._claim import Claim, boot_id, remove_claim, save_claim, thaw_mark
 from ._clock import Clock
-from ._commit import COMMIT_SECONDS, Way, active, check_commit, commit_all, lookup, overlays_of
+from ._commit import COMMIT_SECONDS, Way, check_commit, commit_all, overlays_of
 from ._connection import FAILURES, connect, explain, explained, libvirt_failure
+from ._domains import active, lookup
 from ._errors import LiveBackupError
 from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
 from ._libraries import libvirt

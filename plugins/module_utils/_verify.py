@@ -17,6 +17,7 @@ from ._check import check_files, note_proof
 from ._clock import Clock
 from ._errors import LiveBackupError
 from ._image_check import image_problems, images_of
+from ._owner import require_no_restore
 
 
 def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -36,6 +37,7 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     found = at_target(params, check_files, domain=params["domain"], backup_id=params["backup_id"])
     if is_remote(params):
         require_set(found, address_of(params).host)
+    require_no_restore(f"prove a set of domain {found['domain']!r}", found["uuid"] or "", found["domain"])
     path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
     rto_ms, console = None, ""
     if manifest is not None:

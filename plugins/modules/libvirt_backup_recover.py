@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_backup_recover
-short_description: Bring a libvirt domain back to rest after an interrupted backup
+short_description: Bring a libvirt domain back to rest after an interrupted backup or restore
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
@@ -17,6 +17,8 @@ description:
     unfinished set, and removes the claim last.
   - Touches nothing that is not provably of that run. Where it cannot be proved that a base holds every write of the guest, it commits
     nothing, deletes nothing, fails with the reason and what to do, and fails again until that is done.
+  - Completes a restore that was interrupted, or undoes it where it had replaced nothing yet. It does not start the domain. A restore whose
+    set is gone while a block device holds a part of it is an error, since nothing can put that back.
   - The claim of a living run is an error. A claim lives while a step works on it, and for five minutes after each step.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt

@@ -190,6 +190,31 @@ domains:
         msg:
           description: The same in words.
           type: str
+    restore:
+      description: A restore of the domain, or over one of its disks, that was interrupted. V(null) for none.
+      type: dict
+      contains: &restore
+        name:
+          description: The name of the domain that is restored.
+          type: str
+        uuid:
+          description: Its UUID.
+          type: str
+        backup_id:
+          description: The backup that it is restored from.
+          type: str
+        path:
+          description: The directory of the set's files.
+          type: str
+        phase:
+          description:
+            - V(write) while nothing was replaced, V(swap) while files are replaced and devices are written, V(defined) when only old
+              files are left.
+            - V(undo) while it is undone, V(broken) where a block device holds only a part of the set.
+          type: str
+        msg:
+          description: The same in words. M(virtops.live_backup.libvirt_backup_recover) completes or undoes it.
+          type: str
     method:
       description: The backup method that suits the domain, V(push), V(legacy) or V(offline).
       type: str
@@ -206,6 +231,12 @@ claims:
   type: list
   elements: dict
   contains: *claim
+restores:
+  description: Every interrupted restore on the hypervisor, also of domains that are not defined.
+  returned: success
+  type: list
+  elements: dict
+  contains: *restore
 matched:
   description: Those of O(domains) that match a domain here, and V(*).
   returned: success

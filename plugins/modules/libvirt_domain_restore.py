@@ -16,11 +16,15 @@ description:
   - Says before anything is written what this host lacks, such as networks, firmware, the machine type or room.
   - Compares what is written with the set's digests meanwhile. A domain is never defined on an image that is not what was backed up.
   - New disks are written beside their places. Old ones stay until the new ones are in place and the domain is defined on them. A restore
-    that was interrupted is completed or undone by the next run.
+    that was interrupted is completed or undone by the next run, or by M(virtops.live_backup.libvirt_backup_recover). Until then the domain
+    is neither backed up nor proven, and none of its sets is removed.
+  - A disk that is restored to its old place goes where it was. It goes to the same volume, or through the same link. What is another kind
+    of place now, or is not mounted, is an error. Lesser differences are returned. Nothing is created below C(/dev).
   - A block device cannot be put aside. It is written, after everything is proved, as the last step before the domain is defined.
   - A domain that was restored under another name than its own gets a UUID and MAC addresses of its own. Disks, media, shared folders and
     passed-through devices that are not in the set are taken from it, and told.
-  - What set a domain was restored from stands in its metadata. A run that names the same set does nothing, whatever the disks hold by then.
+  - The domain's metadata names the set that it was restored from. A run that names the same set does nothing, whatever the disks hold by
+    then, unless O(again) is set.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
@@ -55,6 +59,16 @@ options:
     type: path
   overwrite:
     description: Whether disks and the definition of a domain of that name may be replaced. The domain must be shut off.
+    type: bool
+    default: false
+  exclusive:
+    description:
+      - Says that no other host uses the block devices that are written. Needed where there are any, since QEMU's lock does not show it.
+    type: bool
+    default: false
+  again:
+    description:
+      - Whether to restore a domain once more from the set that it was restored from. What it wrote since then is lost.
     type: bool
     default: false
   format:
@@ -118,6 +132,18 @@ removed:
   type: list
   elements: str
   sample: [the medium /srv/iso/install.iso of drive sda]
+differences:
+  description: What is not as it was when the backup was made, such as another mount point or the size of a device.
+  returned: success
+  type: list
+  elements: str
+  sample: [/srv/vm/db1.raw was on the file system mounted at /srv/vm, and is on that at / now]
+not_captured:
+  description: What the set lacks, such as the state of a virtual TPM.
+  returned: success
+  type: list
+  elements: str
+  sample: [the state of its virtual TPM (/var/lib/libvirt/swtpm)]
 missing:
   description: What this host lacks or what is in the way.
   returned: failure, where that is why
@@ -152,6 +178,8 @@ def main() -> None:
             "name": {"type": "str"},
             "directory": {"type": "path"},
             "overwrite": {"type": "bool", "default": False},
+            "exclusive": {"type": "bool", "default": False},
+            "again": {"type": "bool", "default": False},
             "format": {"type": "str", "choices": ["original", "qcow2", "raw"], "default": "original"},
             "start": {"type": "bool", "default": False},
         },

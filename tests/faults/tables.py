@@ -283,3 +283,51 @@ CUTS = [
     for module, stops in modules.items()
     for at, fault in stops.items()
 ] + [PowerCut(method, PUBLISH, "after the publishing", "", True) for method in _STOPS]
+
+
+# Where a restore dies: its journal, its new files, their names, the definition.
+RESTORE = {
+    "the journal": "_restore_journal.Journal.save",
+    "the first new disk": "_restore._write",
+    "the second new disk": "_restore._write#2",
+    "noting what is new": "_restore.note_identities",
+    "the last look": "_restore._require_unchanged",
+    "noting the swap": "_restore_journal.Journal.set_phase",
+    "the first disk": "_restore_files._put",
+    **{f"rename {number}": f"pathlib.Path.rename#{number}" for number in range(1, 6)},
+    "the second disk": "_restore_files._put#2",
+    "syncing the second disk": "_restore_files.sync_path#2",
+    "the definition": "defineXML",
+    "noting the definition": "_restore_journal.Journal.set_phase#2",
+    "the removal of the old disks": "_restore.remove_old",
+    "the end": "_restore.end",
+    "the removal of the journal": "_restore_journal.Journal.remove",
+}
+# Where its undoing dies, since another set is wanted by then.
+UNDO = {
+    "noting the undoing": "_restore_journal.Journal.set_phase",
+    "the first disk's return": "_restore_files._put_back",
+    "the second disk's return": "_restore_files._put_back#2",
+    "a file's removal": "pathlib.Path.unlink",
+    "syncing the return": "_restore_files.sync_path",
+    "the end of the undoing": "_restore_files.end",
+}
+# Where the recovery of a restore dies, which was killed between its disks.
+COMPLETION = {
+    "the second disk": "_restore_files._put",
+    "the definition": "defineXML",
+    "the removal of the old disks": "_restore.remove_old",
+    "the end": "_restore.end",
+}
+DEVICE = {
+    "noting the device": "_restore_journal.Journal.save#3",
+    "the device": "_restore_files._write_device",
+    "syncing the device": "_restore_files.sync_path",
+    "the definition": "defineXML",
+}
+RESTORES = [
+    *_cuts("restore", "restore", RESTORE),
+    *_cuts("restore", "undoing a restore", UNDO),
+    *_cuts("restore", "recovering a restore", COMPLETION),
+    *_cuts("restore", "restore of a device", DEVICE),
+]

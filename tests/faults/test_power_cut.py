@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from itertools import count
 from pathlib import Path
 
@@ -74,7 +75,7 @@ def test_the_power_fails(point: PowerCut, host: tuple[FaultyDisk, Hypervisor], t
     for module in run.modules[: run.modules.index(point.module) + 1]:
         if module == point.module and point.fault:
             stopped = run.start(module, point.fault)
-            wait_until(lambda: is_stopped(stopped), 60, f"{module} to stop")
+            wait_until(partial(is_stopped, stopped), 60, f"{module} to stop")
             assert stopped.poll() is None, f"it never came to {point}"
         else:
             result = result_of(run.start(module))

@@ -94,11 +94,11 @@ def test_round_trip(shape: str, method: str, make_guest: Callable[..., Guest], b
         else:
             image.unlink()
 
-    overwrite = shape == "block-device"
-    planned = restore(backup, check=True, overwrite=overwrite)
+    is_device = shape == "block-device"
+    planned = restore(backup, check=True, overwrite=is_device, exclusive=is_device)
     assert planned["changed"] and planned["planned"] and not planned["verified"], planned
     assert guest.state() == "undefined"
-    restored = restore(backup, overwrite=overwrite)
+    restored = restore(backup, overwrite=is_device, exclusive=is_device)
     assert restored.get("changed") and restored["verified"], restored
     assert guest.state() == "shut off"
     verdict = judge(guest.images, durable)
@@ -234,12 +234,12 @@ def left_of_a_restore(backup: Backup) -> list[str]:
 
 
 KILLS = [
-    "after _restore._save",
+    "after _restore_journal.Journal.save",
     "after _restore._write",
-    "before _restore._swap",
+    "before _restore.swap",
     "after pathlib.Path.rename",
-    "before _restore._complete",
-    "before _restore._end",
+    "before _restore.complete",
+    "before _restore.end",
 ]
 
 
@@ -292,7 +292,7 @@ def test_an_undo_that_is_killed_goes_on(make_guest: Callable[..., Guest], backup
     """What is back in its place is neither taken for what is new nor removed."""
     guest, backup = off(make_guest, backup_of)
     newest = digests(guest)
-    killed_restore(backup, "KILL before _restore._complete", backup_id="night-1")
+    killed_restore(backup, "KILL before _restore.complete", backup_id="night-1")
     # Now another set is wanted, so the first is undone; the first file is back when that is killed.
     killed_restore(backup, "KILL after pathlib.Path.rename", backup_id="night-2")
     killed_restore(backup, "KILL before _restore.plan_restore", backup_id="night-2")
@@ -301,6 +301,37 @@ def test_an_undo_that_is_killed_goes_on(make_guest: Callable[..., Guest], backup
     restored = restore(backup, backup_id="night-2", overwrite=True)
     assert restored["changed"] and judge(guest.images, 0).ok, restored
     assert left_of_a_restore(backup) == []
+
+
+def test_a_half_restored_domain_is_not_taken_for_a_sound_one(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """Killed between its disks: neither backed up, proven nor pruned. Recovered, it is of the set's instant."""
+    guest, backup = off(make_guest, backup_of)
+    killed_restore(backup, "KILL after pathlib.Path.rename", backup_id="night-1")
+    torn = digests(guest) if all(image.exists() for image, _format in guest.images) else []
+    given = {"domain": guest.name, "target": str(backup.target)}
+    for refused in (
+        backup.module("libvirt_backup_begin", **given, backup_id="night-3", method="offline"),
+        backup.module("libvirt_disk_snapshot", **given, backup_id="night-3"),
+        backup.module("backup_set_prune", target=str(backup.target), keep_last=1),
+        backup.module("backup_set_verify", **given),
+    ):
+        assert refused["failed"] and "from backup night-1 is not finished" in refused["msg"], refused
+    listed = backup.module("libvirt_domain_info", domains=[guest.name])
+    assert listed["restores"][0]["backup_id"] == listed["domains"][0]["restore"]["backup_id"] == "night-1", listed
+    planned = backup.recover(check=True)
+    assert [repair["action"] for repair in planned["repairs"]] == ["complete it"], planned
+    recovered = backup.recover()
+    assert recovered["changed"] and backup.recover()["changed"] is False, recovered
+    assert left_of_a_restore(backup) == [] and guest.state() == "shut off"
+    instants = [one["instant"] for one in backup.module("backup_set_info", target=str(backup.target))["sets"]]
+    assert len(instants) == 2
+    verdict = judge(guest.images, 0)
+    assert verdict.ok and digests(guest) != torn, str(verdict)
+    backup.backup_id = "night-3"
+    published = backed_up(backup, "offline")
+    assert backup.judge(published, 0).number == verdict.number
+    kept = backup.module("backup_set_prune", target=str(backup.target), keep_last=1)
+    assert [one["backup_id"] for one in kept["kept"]] == ["night-3"], kept
 
 
 @pytest.mark.parametrize("fault", ["TERM before defineXML", "TERM after defineXML"][0 if ALL else 1 :])
@@ -322,7 +353,7 @@ def test_a_domain_that_was_used_between_an_interruption_and_the_next_run(
     make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
 ) -> None:
     guest, backup = off(make_guest, backup_of)
-    killed_restore(backup, "KILL before _restore._complete", backup_id="night-1")
+    killed_restore(backup, "KILL before _restore.complete", backup_id="night-1")
     guest.start()
     for backup_id in ("night-1", "night-2"):
         refused = restore(backup, backup_id=backup_id, overwrite=True)
@@ -346,11 +377,11 @@ def test_a_device_that_the_host_uses(make_guest: Callable[..., Guest], backup_of
     point.mkdir()
     backup.hypervisor.run(["mount", device, point])
     try:
-        refused = restore(backup, overwrite=True)
+        refused = restore(backup, overwrite=True, exclusive=True)
         assert refused["failed"] and f"{device} is in use by this host" in refused["msg"], refused
     finally:
         backup.hypervisor.run(["umount", point])
-    assert restore(backup, overwrite=True)["changed"] and judge(guest.images, 0).ok
+    assert restore(backup, overwrite=True, exclusive=True)["changed"] and judge(guest.images, 0).ok
 
 
 def test_what_is_in_the_way(everyday: Guest, backup_of: Callable[..., Backup], tmp_path: Path) -> None:

@@ -8,11 +8,18 @@ from typing import Any
 import pytest
 from lxml import etree
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import Domain, Image, parse_domain, without_backing_stores
+from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import (
+    Domain,
+    Image,
+    VolumePlace,
+    parse_domain,
+    without_backing_stores,
+)
 
 
-def domain_of(devices: str = "", system: str = "", rest: str = "") -> Domain:
-    return parse_domain(f"<domain><name>db1</name><uuid>u-1</uuid><os>{system}</os><devices>{devices}</devices>{rest}</domain>")
+def domain_of(devices: str = "", system: str = "", rest: str = "", volumes: VolumePlace | None = None) -> Domain:
+    text = f"<domain><name>db1</name><uuid>u-1</uuid><os>{system}</os><devices>{devices}</devices>{rest}</domain>"
+    return parse_domain(text, volumes)
 
 
 def disk_xml(inner: str, attributes: str = "type='file' device='disk'", target: str = "dev='vda' bus='virtio'") -> str:
@@ -36,15 +43,15 @@ def test_name_and_uuid() -> None:
         ("", "<source file='/a'/>", [("file", "/a", "raw")]),
         ("type='block'", "<driver type='raw'/><source dev='/dev/vg/a'/>", [("block", "/dev/vg/a", "raw")]),
         ("type='network'", "<source protocol='rbd' name='pool/image'><host name='mon'/></source>", [("network", "", "raw")]),
-        ("type='volume'", f"{QCOW2}<source pool='p' volume='v'/>", [("volume", "", "qcow2")]),
+        ("type='volume'", f"{QCOW2}<source pool='p' volume='v'/>", [("volume", "", "qcow2", ("p", "v"))]),
         ("type='nvme'", "<source type='pci' namespace='1'><address domain='0'/></source>", [("nvme", "", "raw")]),
-        ("type='vhostuser'", "<source type='unix' path='/run/s'/>", [("vhostuser", "", "raw")]),
+        ("type='vhostuser'", "<source type='unix' path='/run/s'/>", [("vhostuser", "", "raw", None, (), ("path in <source>",))]),
         ("type='file' device='cdrom'", "", []),
         ("type='file' device='cdrom'", "<source/>", []),
         ("type='file' device='cdrom'", "<source file='/i.iso'/>", [("file", "/i.iso", "raw")]),
     ],
 )
-def test_source(attributes: str, inner: str, chain: list[tuple[str, str, str]]) -> None:
+def test_source(attributes: str, inner: str, chain: list[Any]) -> None:
     [disk] = domain_of(disk_xml(inner, attributes)).disks
     assert disk.chain == tuple(Image(*image) for image in chain)
 
@@ -86,6 +93,50 @@ def test_what_is_skipped_and_what_cannot_be_captured(attributes: str, inner: str
     [disk] = domain_of(disk_xml(inner, attributes, target)).disks
     assert disk.skip_reason == skip_reason
     assert obstacle in disk.obstacle and bool(obstacle) == bool(disk.obstacle)
+
+
+@pytest.mark.parametrize(
+    ("attributes", "inner", "obstacle", "copy_obstacle"),
+    [
+        ("type='file'", "<source file='/a' startupPolicy='optional' index='1'><seclabel model='dac'/></source>", "", ""),
+        ("type='file'", "<driver name='qemu' type='raw' cache='none' discard='unmap' iothread='1'/><source file='/a'/>", "", ""),
+        ("type='file'", "<source file='/a'><slices/></source>", "", "its <source> has slices"),
+        ("type='file'", "<source file='/a'><dataStore/></source>", "", "its <source> has dataStore"),
+        ("type='file'", "<source file='/a' fdgroup='g'/>", "", "its <source> has fdgroup"),
+        ("type='block'", "<source dev='/dev/a'><reservations managed='yes'/></source>", "", "its <source> has reservations"),
+        ("type='file'", "<source file='/a' window='8'/>", "its XML has window in <source>", ""),
+        ("type='file'", "<source file='/a'><layers/></source>", "its XML has layers in <source>", ""),
+        ("type='file'", "<driver type='raw' offset='8'/><source file='/a'/>", "its XML has offset in <driver>", ""),
+        ("type='file'", "<driver type='raw'><parts/></driver><source file='/a'/>", "its XML has parts in <driver>", ""),
+        (
+            "type='file'",
+            "<driver type='qcow2'/><source file='/a'/><backingStore type='file'><source file='/b' x='1'/></backingStore>",
+            "x in",
+            "",
+        ),
+        ("type='dir'", "<source dir='/a'/>", "type 'dir'", "which only push"),
+        (
+            "type='network'",
+            "<source protocol='rbd' name='p/i'><host name='m'/><auth/></source>",
+            "",
+            "it is of type network, which only push",
+        ),
+        ("type='file'", "<encryption format='luks'/><source file='/a'/>", "it is encrypted", ""),
+        ("type='volume'", "<source pool='p' volume='v'/>", "", "its volume 'v' is not found in pool 'p': start the pool"),
+    ],
+)
+def test_what_says_which_bytes_are_the_disk(attributes: str, inner: str, obstacle: str, copy_obstacle: str) -> None:
+    """What is not understood is refused by its name; what QEMU alone understands only QEMU copies."""
+    [disk] = domain_of(disk_xml(inner, attributes)).disks
+    assert obstacle in disk.obstacle and bool(obstacle) == bool(disk.obstacle), disk.obstacle
+    assert copy_obstacle in disk.copy_obstacle and bool(copy_obstacle) <= bool(disk.copy_obstacle), disk.copy_obstacle
+
+
+@pytest.mark.parametrize("place", [("file", "/pool/v"), ("block", "/dev/vg/v"), ("volume", "")])
+def test_a_volume_is_where_libvirt_says(place: tuple[str, str]) -> None:
+    [disk] = domain_of(disk_xml("<source pool='p' volume='v'/>", "type='volume'"), volumes=lambda *_names: place).disks
+    assert disk.chain == (Image(*place, "raw", ("p", "v")),)
+    assert bool(disk.copy_obstacle) == (not place[1])
 
 
 def test_disk_fields_and_lookup_by_target() -> None:

@@ -11,7 +11,7 @@ from tests.faults import points, tables
 from tests.faults.faulty import UTILS, place_of
 
 NEAR = {call for _modules, call in points.CALLS.values()} | {call for _module, call in points.WITHIN.values()}
-NEAR |= {row.call for row in [*tables.KILLS, *tables.PRUNES, *tables.PROOFS, *tables.RECOVERIES]}
+NEAR |= {row.call for row in [*tables.KILLS, *tables.PRUNES, *tables.PROOFS, *tables.RECOVERIES, *tables.RESTORES]}
 
 
 @pytest.mark.parametrize("call", sorted(NEAR - {call for call in NEAR if call[0].islower() and "." not in call}))

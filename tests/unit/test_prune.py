@@ -38,7 +38,7 @@ def today(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prune(target: Path, keep: int = 1, check_mode: bool = False, domains: tuple[str, ...] = (), keep_ids: tuple[str, ...] = ()) -> Result:
-    result = prune_sets(str(target), list(domains), {"last": keep}, list(keep_ids), check_mode)
+    result = prune_sets(str(target), list(domains), {"last": keep}, list(keep_ids), {}, check_mode)
     assert result["changed"] == bool(result["removed"])
     return result
 
@@ -117,7 +117,7 @@ def test_a_set_loses_its_name_before_its_files(target: Path, monkeypatch: pytest
         prune(target, domains=("db1",))
     monkeypatch.undo()
     assert {one["status"] for one in list_sets(str(target), ["db1"])["sets"]} == {"removing", "good"}
-    assert prune_sets(str(target), ["db1"], {}, [], False)["problems"] == [] and there(target) == ["app/n1", "app/n2", "db1/n3"]
+    assert prune_sets(str(target), ["db1"], {}, [], {}, False)["problems"] == [] and there(target) == ["app/n1", "app/n2", "db1/n3"]
 
 
 def test_the_proofs_of_removed_sets_go_and_others_stay(target: Path) -> None:

@@ -203,9 +203,9 @@ def instant(text: str) -> Edit:
 @pytest.mark.parametrize(
     ("edit", "finding"),
     [
-        (top(schema=2), "its schema is 2, and this collection knows 1; use a newer one"),
+        (top(schema=3), "its schema is 3, and this collection knows 2; use a newer one"),
         (top(schema=10**400), "use a newer one"),
-        (top(schema=True), "schema is not 1"),
+        (top(schema=True), "schema is none of 1, 2"),
         (top(more=1), "has an unknown 'more'"),
         (lambda manifest: manifest.pop("disks"), "lacks disks"),
         (top(disks=[]), "disks is empty"),

@@ -53,27 +53,6 @@ def test_a_target_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: 
     os.wait()
 
 
-@pytest.mark.parametrize(
-    ("fstab", "found"),
-    [
-        ("", False),
-        ("# a comment\n\n", False),
-        ("/dev/vda1 / ext4 defaults 0 1\n", False),
-        ("server:/x {mount} nfs defaults 0 0\n", True),
-        ("server:/x {parent} nfs defaults 0 0 # night\n", True),
-        ("server:/x {mount}/deeper nfs defaults 0 0\n", False),
-        ("#server:/x {mount} nfs defaults 0 0\n", False),
-        ("swap none swap sw 0 0\n", False),
-    ],
-)
-def test_a_mount_point_that_is_not_mounted(fstab: str, found: bool, tmp_path: Path) -> None:
-    target = tmp_path / "a b" / "target"
-    target.mkdir(parents=True)
-    names = {"mount": str(target).replace(" ", "\\040"), "parent": str(target.parent).replace(" ", "\\040")}
-    (tmp_path / "fstab").write_text(fstab.format(**names), encoding="utf-8")
-    assert bool(_target._unmounted(target, tmp_path / "fstab")) == found
-
-
 def test_a_child_that_dies_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def crash(*_arguments: Any) -> None:
         raise ZeroDivisionError

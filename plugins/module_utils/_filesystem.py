@@ -1,0 +1,88 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is free on a file system, what files take there, and what is mounted. Runs at the far end of an ssh:// target too."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from ._digest import data_extents, image_size
+from ._errors import LiveBackupError
+
+MIB = 1024 * 1024
+# A set with its temporary files and its proof has fewer files.
+INODES = 32
+_FSTAB = Path("/etc/fstab")
+_MOUNTS = Path("/proc/self/mountinfo")
+
+
+def free_bytes(path: str | Path) -> int:
+    """The bytes that can be written on the file system of a path; what is reserved for root does not count."""
+    found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
+def inode_problem(path: str | Path) -> str:
+    """Why no more files can be created there; empty where they can. A file system without a table of inodes has no limit."""
+    found = os.statvfs(path)
+    if found.f_files and found.f_favail < INODES:
+        return f"{path} has {found.f_favail} free inodes, and {INODES} are needed. `df -i` shows them; remove files there"
+    return ""
+
+
+def require_free(path: str | Path, needed: int, why: str) -> None:
+    """Fail where so many bytes and some files do not fit; `why` says what needs them, as in "the set needs them"."""
+    free = free_bytes(path)
+    if free < needed:
+        raise LiveBackupError(f"{path} has {free // MIB} MiB free, and {-(-needed // MIB)} MiB are needed: {why}.")
+    problem = inode_problem(path)
+    if problem:
+        raise LiveBackupError(f"{problem}: {why}.")
+
+
+def allocated(path: str | Path) -> int:
+    """The bytes that a file takes; none if it is not there."""
+    try:
+        return os.stat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def data_bytes(path: str | Path) -> int:
+    """The bytes of an image that are not in holes: what a copy takes. A preallocated file may hold few; a device has no holes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return sum(end - start for start, end in data_extents(descriptor, 0, image_size(descriptor)))
+    finally:
+        os.close(descriptor)
+
+
+def mount_of(path: str | Path) -> str:
+    """The mount point of the file system that a path lies on, or would lie on."""
+    there = Path(os.path.realpath(path))
+    points = {_unescaped(line.split()[4]) for line in _MOUNTS.read_text(encoding="utf-8").splitlines()}
+    return next((str(one) for one in (there, *there.parents) if str(one) in points), "/")
+
+
+def not_mounted(path: str | Path) -> str:
+    """A mount point of fstab that a path lies below and that is not mounted, so that what is written there would be hidden later."""
+    lines = _FSTAB.read_text(encoding="utf-8").splitlines() if _FSTAB.exists() else []
+    points = {_unescaped(fields[1]) for fields in (line.split("#")[0].split() for line in lines) if len(fields) > 1}
+    there = _with_parents(path)
+    return next((point for point in there if point in points and not os.path.ismount(point)), "")
+
+
+def _with_parents(path: str | Path) -> Iterable[str]:
+    """A path as it is named and as its links lead, and every directory above."""
+    for one in dict.fromkeys((Path(path), Path(os.path.realpath(path)))):
+        yield from map(str, (one, *one.parents))
+
+
+def _unescaped(text: str) -> str:
+    r"""As the kernel and fstab write it: a space is \040."""
+    return re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), text)
