@@ -40,6 +40,7 @@ WITHIN = {
     "the start of the push": ("libvirt_backup_begin", "backupBegin"),
 }
 BESIDE = ("nothing", "libvirtd is killed and started", "QEMU is killed and the domain started", "the guest shuts down")
+HANGS = "libvirtd hangs for a while"
 SHAPES = ("two-disks", "several", "transient", "block-device", "template")
 NEEDS_FREEZE = {"the freeze", "the thaw"}
 

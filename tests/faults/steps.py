@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import signal
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -86,6 +87,11 @@ def died(process: Inside, seconds: float = 120) -> bool:
     return process.wait(timeout=seconds) in (-signal.SIGKILL, 128 + signal.SIGKILL)
 
 
+def is_stopped(process: Inside) -> bool:
+    """Whether a module has stopped, or ended."""
+    return process.poll() is not None or Path(f"/proc/{process.command_pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+
+
 def assert_sets_whole(run: Run) -> list[str]:
     """Every set that can be seen is one instant of the guest, by the oracle, and there is nothing else; their names."""
     seen = sorted(path for path in run.place.glob("*/*") if path.is_dir() and not path.name.startswith("."))
@@ -104,6 +110,8 @@ def happen(backup: Backup, what: str) -> None:
     guest = backup.guest
     if what.startswith("libvirtd"):
         backup.hypervisor.restart_libvirtd(signal.SIGKILL)
+    elif what == "libvirtd hangs for a while":
+        hang_libvirtd(backup)
     elif what.startswith("QEMU"):
         guest.kill_qemu()
         wait_until(lambda: guest.state() in ("shut off", "undefined"), 60, "libvirt to notice")
@@ -113,6 +121,21 @@ def happen(backup: Backup, what: str) -> None:
     elif what.startswith("the guest"):
         guest.shutdown_inside()
         wait_until(lambda: guest.state() in ("shut off", "undefined"), 60, "the shutdown")
+
+
+def hang_libvirtd(backup: Backup) -> None:
+    """A recovery comes meanwhile: it waits, or is told that nothing answers."""
+    daemon = backup.hypervisor.daemon_pid("libvirtd")
+    assert daemon is not None
+    os.kill(daemon, signal.SIGSTOP)
+    try:
+        recovering = backup.start_module("libvirt_backup_recover", domain=backup.guest.uuid)
+        descriptors = Path(f"/proc/{recovering.command_pid}/fd")
+        # It has called.
+        wait_until(lambda: recovering.poll() is not None or any("socket:" in os.readlink(one) for one in descriptors.iterdir()), 60, "it")
+    finally:
+        os.kill(daemon, signal.SIGCONT)
+    result_of(recovering)
 
 
 def end_lease(backup: Backup) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import product
 
-from .points import BESIDE, FLOWS
+from .points import BESIDE, FLOWS, HANGS
 
 BEGIN, WAIT, PUBLISH = FLOWS["push"]
 SNAPSHOT, COPY, COMMIT = FLOWS["legacy"][:3]
@@ -104,7 +104,7 @@ class Kill:
 
 def _rows(method: str) -> list[Kill]:
     """Each call before and after, with nothing beside it and with one of the events by turns."""
-    besides = BESIDE_OFF if method == "offline" else BESIDE
+    besides = BESIDE_OFF if method == "offline" else (*BESIDE, HANGS)
     rows = []
     for number, ((module, at, call), when) in enumerate(
         product([(module, at, call) for module, calls in CALLS[method].items() for at, call in calls.items()], ("before", "after"))

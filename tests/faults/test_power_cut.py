@@ -17,7 +17,7 @@ from tests.rig.faulty import FaultyDisk
 from tests.rig.hypervisor import Hypervisor, Inside, rig_root
 from tests.rig.shell import run as run_here, wait_until
 
-from .steps import Run, assert_sets_whole, heal_and_check
+from .steps import Run, assert_sets_whole, heal_and_check, is_stopped
 from .tables import CUTS, PowerCut
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
@@ -34,10 +34,6 @@ def host() -> Iterator[tuple[FaultyDisk, Hypervisor]]:
             yield disk, hypervisor
         finally:
             hypervisor.power_off()
-
-
-def is_stopped(process: Inside) -> bool:
-    return process.poll() is not None or Path(f"/proc/{process.command_pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
 def cut(disk: FaultyDisk, hypervisor: Hypervisor, process: Inside | None = None) -> None:

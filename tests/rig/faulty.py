@@ -41,10 +41,11 @@ class FaultyDirectory:
 
     def end(self) -> None:
         """Kill the process behind it: nothing that it has not written out is left."""
-        self._process.kill()
-        self._process.wait()
-        # Whoever still has something open there does not keep it.
-        run(["umount", "--lazy", self.path])
+        if self._process.poll() is None:
+            self._process.kill()
+            self._process.wait()
+            # Whoever still has something open there does not keep it.
+            run(["umount", "--lazy", self.path])
 
     @contextmanager
     def fails(self, *faults: str) -> Iterator[None]:
@@ -52,7 +53,8 @@ class FaultyDirectory:
         # What is read next comes from the process, and not from the kernel's cache.
         for path in self.source.rglob("*"):
             if path.is_file():
-                (self.path / path.relative_to(self.source)).open("rb").close()
+                with (self.path / path.relative_to(self.source)).open("rb") as file:
+                    os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
         self._faults.write_text("\n".join(faults), encoding="ascii")
         try:
             yield
@@ -99,5 +101,7 @@ class FaultyDisk:
         run(["mount", "-o", "commit=900,noauto_da_alloc", self._device, self.path])
 
     def _unmount(self) -> None:
-        run(["umount", self.path])
+        # The mounts of a hypervisor that was powered off go after its processes.
+        unmount = ["umount", str(self.path)]
+        wait_until(lambda: subprocess.run(unmount, capture_output=True, check=False).returncode == 0, 30, f"{self.path} to be unmounted")
         run(["losetup", "--detach", self._device])

@@ -2,7 +2,8 @@
 """faulty_fs.py SOURCE MOUNT_POINT: shows a directory as it is, but for the errors that are asked for. A file system in user space.
 
 The file SOURCE.faults, read at every call, has lines `<operation> <errno> [<part of a path>]`, as in `fsync EIO` or `write EDQUOT .qcow2`;
-operations are those of fusepy.Operations, and `any`. With SOURCE.durable there, too, files have a volatile cache: what is written goes to
+operations are those of fusepy.Operations, and `any`. After `write LOST` writes seem to succeed and are forgotten: only the kernel's page
+cache has them. With SOURCE.durable there, too, files have a volatile cache: what is written goes to
 SOURCE, and with a sync to SOURCE.durable, which is what is left when this process is killed: a power cut.
 """
 
@@ -31,8 +32,11 @@ class Faulty(Operations):  # type: ignore[misc]
     def __call__(self, operation: str, path: str, *arguments: Any) -> Any:
         for line in self._faults.read_text(encoding="ascii").splitlines():
             which, name, *part = line.split()
-            if which in (operation, "any") and all(text in path for text in part):
-                raise FuseOSError(getattr(errno, name))
+            if which not in (operation, "any") or not all(text in path for text in part):
+                continue
+            if name == "LOST":
+                return self._lose(str(self._source) + path, *arguments)
+            raise FuseOSError(getattr(errno, name))
         return super().__call__(operation, str(self._source) + path, *arguments)
 
     def getattr(self, path: str, fh: int | None = None) -> dict[str, Any]:
@@ -62,6 +66,10 @@ class Faulty(Operations):  # type: ignore[misc]
         if self._volatile:
             self._written.setdefault(path, set()).add((offset, len(data)))
         return os.pwrite(fh, data, offset)
+
+    def _lose(self, path: str, data: bytes, offset: int, fh: int) -> int:
+        os.truncate(fh, max(os.fstat(fh).st_size, offset + len(data)))
+        return len(data)
 
     def truncate(self, path: str, length: int, fh: int | None = None) -> None:
         os.truncate(path, length)
@@ -114,4 +122,13 @@ class Faulty(Operations):  # type: ignore[misc]
 
 if __name__ == "__main__":
     options = {"foreground": True, "nothreads": True, "allow_other": True, "default_permissions": True}
-    FUSE(Faulty(Path(sys.argv[1])), sys.argv[2], fsname="faulty", big_writes=True, attr_timeout=0, entry_timeout=0, **options)
+    FUSE(
+        Faulty(Path(sys.argv[1])),
+        sys.argv[2],
+        fsname="faulty",
+        big_writes=True,
+        kernel_cache=True,
+        attr_timeout=0,
+        entry_timeout=0,
+        **options,
+    )
