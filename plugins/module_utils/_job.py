@@ -148,6 +148,8 @@ class JobWatch:
         # For how long the job was seen running over the present connection: a libvirtd that is restarted counts its
         # time from there (seen with libvirt 9.0).
         self.watched = 0.0
+        # Whether the job was seen running at all.
+        self.seen = False
 
     def until_ended(self, deadline: float) -> bool:
         """True when the job has ended, False when the deadline came first."""
@@ -178,6 +180,7 @@ class JobWatch:
             return False
         if self._targets is not None and running_backup(domain) != self._targets:
             return False
+        self.seen = True
         if self._first_seen is None:
             self._first_seen = now
         self.watched = now - self._first_seen

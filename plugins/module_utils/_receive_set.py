@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ._backup_set import SetPaths, check_backup_id, claim_domain_directory, domain_directory
+from ._backup_set import SENDER, SetPaths, check_backup_id, claim_domain_directory, domain_directory
 from ._errors import LiveBackupError
 from ._files import sync_path
 from ._filesystem import free_bytes, inode_problem
@@ -21,7 +21,6 @@ from ._sets import read_manifest
 
 # Holds its sender's token, and is locked while that lives; a partial set without it is made by a run on this host and is no concern
 # of ours.
-SENDER = ".sender"
 # The sets that this process writes, and removes if it ends before they are whole or left to a later one. Their locks end with it.
 _unfinished: list[Path] = []
 
@@ -92,11 +91,12 @@ def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, A
     problems = read_manifest(paths.partial, backup_id)[1]
     if problems:
         raise LiveBackupError(f"The set in {paths.partial} is not whole: {'; '.join(problems)}.")
-    (paths.partial / SENDER).unlink()
     sync_path(paths.partial)
     paths.partial.rename(paths.final)
     _unfinished.remove(paths.partial)
     sync_path(paths.directory)
+    # Not before: without it nobody could say whether the writer of a partial set lives.
+    (paths.final / SENDER).unlink()
     return {"path": str(paths.final)}
 
 
@@ -106,6 +106,9 @@ def _require_directory(target: str) -> None:
 
 
 def _remove_dead(left: Path) -> None:
+    # Empty, if its writer died before it could say that it lives; one that is not empty stays.
+    with suppress(OSError):
+        left.rmdir()
     with suppress(FileNotFoundError, BlockingIOError):
         descriptor = os.open(left / SENDER, os.O_RDWR | os.O_NOFOLLOW)
         try:

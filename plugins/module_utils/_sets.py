@@ -24,7 +24,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from ._backup_set import BACKUP_ID, MANIFEST, OWNER, TOKEN
+from ._backup_set import BACKUP_ID, MANIFEST, OWNER, SENDER, TOKEN
 from ._clock import is_ahead, wall_time
 from ._errors import LiveBackupError
 from ._manifest_schema import MOST, SCHEMA, VERSION, violations
@@ -304,7 +304,7 @@ def _look(path: Path, name: str, size: int) -> list[str]:
 
 def strangers(path: Path, manifest: dict[str, Any]) -> list[str]:
     """Files in a set that its manifest does not know."""
-    known = {*_entries(manifest), MANIFEST, GUIDE, SUMS, TOKEN}
+    known = {*_entries(manifest), MANIFEST, GUIDE, SUMS, SENDER, TOKEN}
     return [f"{name}: the manifest does not know it" for name in sorted(set(os.listdir(path)) - known)]
 
 

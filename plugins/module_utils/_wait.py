@@ -17,8 +17,10 @@ from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
 from ._connection import connect, explained, find_domain
+from ._digest import open_digest
 from ._errors import LiveBackupError
 from ._events import across_restarts
+from ._files import write_out
 from ._job import JobWatch, abort_and_wait, amounts, completed_job, judge_job, running_job
 from ._libraries import libvirt
 from ._numbers import VIR_ERR_NO_DOMAIN
@@ -95,7 +97,7 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
         if problem and not ended:
             problem = f"has not finished within {params['timeout']} s and was aborted"
         if not problem:
-            problem = _lost(opened)
+            problem = _lost(opened, watch.seen)
     if problem:
         failure = LiveBackupError(f"The backup of domain {claim.domain!r} {problem}. Nothing was published.", job=job)
         undo(uri, claim, clock, failure)
@@ -103,11 +105,20 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
     return job
 
 
-def _lost(opened: Sequence[BinaryIO]) -> str:
-    """What the target's file system lost of the images; empty if they have reached the disk."""
+def _lost(opened: Sequence[BinaryIO], told: bool) -> str:
+    """What the target's file system lost of the images; empty if they have reached the disk.
+
+    `told` is whether they were open while QEMU wrote. If not, a late error may have been told to QEMU alone, as it closed them: then the
+    page cache still holds what it wrote, and the disk does not.
+    """
     try:
         for image in opened:
+            written = "" if told else open_digest(image.fileno())
             os.fsync(image.fileno())
+            if written:
+                write_out(image.fileno(), 0, 0)
+                if open_digest(image.fileno()) != written:
+                    return f"is complete according to libvirt, but {image.name} on the target's disk is not what QEMU wrote"
     except OSError as error:
         return f"is complete by libvirt's word, but {image.name} did not reach the target's disk: {error.strerror}"
     return ""

@@ -2,9 +2,10 @@
 """faulty.py FAULT MODULE: run a module that dies, or stops, at one call. Only the tests load this.
 
 FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain or virConnect,
-or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`.
+or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`. `<call>#3` is
+the third such call. A call `far.<module>.<function>` is one of the program at the far end of an ssh:// target, which gets the signal then.
 With a number of seconds instead of before or after, libvirtd is killed so long after the call began, and then the module gets its signal.
-Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed.
+Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed; `creep`: so do pushes; or `nosync`: nothing is synced.
 """
 
 from __future__ import annotations
@@ -16,20 +17,64 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from xml.etree import ElementTree
 
 UTILS = "ansible_collections.virtops.live_backup.plugins.module_utils."
 
 
-def arm(number: str, when: str, call: str) -> None:
-    """Let the process get the signal at its first such call."""
+# What the far end's program runs before its main(): `module` is _far_end.
+_FAR = """
+import os, signal
+place, names = sys.modules["far.{module}"], "{name}"
+real, calls = getattr(place, names), 0
+def faulty(*arguments, **options):
+    global calls
+    calls += 1
+    if calls == {number} and "{when}" == "before":
+        os.kill(os.getpid(), signal.SIG{signal})
+    result = real(*arguments, **options)
+    if calls == {number} and "{when}" == "after":
+        os.kill(os.getpid(), signal.SIG{signal})
+    return result
+setattr(place, names, faulty)
+module.CALLS.update((key, faulty) for key, value in module.CALLS.items() if value is real)
+"""
+
+
+def arm(signal_name: str, when: str, call: str) -> None:
+    """Let the process get the signal at that call."""
+    call, _hash, number = call.partition("#")
+    if call.startswith("far."):
+        arm_far_end(signal_name, when, call, int(number or 1))
+        return
+    place, name = place_of(call)
+    real, calls = getattr(place, name), 0
 
     def strike() -> None:
-        os.kill(os.getpid(), getattr(signal, f"SIG{number}"))
+        os.kill(os.getpid(), getattr(signal, f"SIG{signal_name}"))
 
     def strike_libvirtd_first() -> None:
         os.kill(int(Path("/run/libvirtd.pid").read_text(encoding="ascii")), signal.SIGKILL)
         strike()
 
+    def faulty(*arguments, **options):  # type: ignore[no-untyped-def]
+        nonlocal calls
+        calls += 1
+        now = calls == int(number or 1)
+        if now and when == "before":
+            strike()
+        elif now and when != "after":
+            threading.Timer(float(when), strike_libvirtd_first).start()
+        result = real(*arguments, **options)
+        if now and when == "after":
+            strike()
+        return result
+
+    setattr(place, name, faulty)
+
+
+def place_of(call: str) -> tuple[object, str]:
+    """Where a call is looked up, and its name there."""
     if "." not in call:
         kind = "virDomain" if hasattr(importlib.import_module("libvirt").virDomain, call) else "virConnect"
         call = f"libvirt.{kind}.{call}"
@@ -38,19 +83,16 @@ def arm(number: str, when: str, call: str) -> None:
     place = importlib.import_module(UTILS + first if first.startswith("_") else first)
     for part in rest:
         place = getattr(place, part)
-    real = getattr(place, name)
+    return place, name
 
-    def faulty(*arguments, **options):  # type: ignore[no-untyped-def]
-        if when == "before":
-            strike()
-        elif when != "after":
-            threading.Timer(float(when), strike_libvirtd_first).start()
-        result = real(*arguments, **options)
-        if when == "after":
-            strike()
-        return result
 
-    setattr(place, name, faulty)
+def arm_far_end(signal_name: str, when: str, call: str, number: int) -> None:
+    """Let the far end's program get the signal."""
+    _far, module, name = call.split(".")
+    near = importlib.import_module(UTILS + "_ssh_copy")
+    begin, main, rest = near.program().decode().rpartition("sys.exit(module.main())")
+    text = begin + _FAR.format(module=module, name=name, number=number, when=when, signal=signal_name) + main + rest
+    near.program = text.encode
 
 
 def crawl() -> None:
@@ -64,10 +106,26 @@ def crawl() -> None:
     libvirt.virDomain.blockCommit = slow
 
 
+def creep() -> None:
+    """Let pushes begin with a limit of one byte a second."""
+    libvirt = importlib.import_module("libvirt")
+    real = libvirt.virDomain.backupBegin
+
+    def slow(domain, *arguments):  # type: ignore[no-untyped-def]
+        result = real(domain, *arguments)
+        for disk in ElementTree.fromstring(domain.backupGetXMLDesc()).iterfind("disks/disk[@backup='yes']"):
+            domain.blockJobSetSpeed(disk.get("name"), 1)
+        return result
+
+    libvirt.virDomain.backupBegin = slow
+
+
 if __name__ == "__main__":
     fault, module = sys.argv[1:]
-    if fault == "crawl":
-        crawl()
+    if fault in ("crawl", "creep"):
+        {"crawl": crawl, "creep": creep}[fault]()
+    elif fault == "nosync":
+        os.fsync = os.fdatasync = lambda _file: None
     elif fault:
         arm(*fault.split())
     sys.argv = [module]

@@ -8,6 +8,11 @@ from itertools import product
 
 # The modules of a backup, in order.
 FLOW = ("libvirt_disk_snapshot", "sparse_copy", "libvirt_blockcommit", "backup_set_publish")
+FLOWS = {
+    "legacy": FLOW,
+    "push": ("libvirt_backup_begin", "libvirt_job_wait", "backup_set_publish"),
+    "offline": ("libvirt_backup_begin", "sparse_copy", "backup_set_publish"),
+}
 # A commit that is ready late is pivoted by the module after the copy.
 _COMMITTING = FLOW[1:3]
 # Where they can die. Freeze and thaw are called only where there is something to freeze.
@@ -35,6 +40,7 @@ WITHIN = {
     "the start of the push": ("libvirt_backup_begin", "backupBegin"),
 }
 BESIDE = ("nothing", "libvirtd is killed and started", "QEMU is killed and the domain started", "the guest shuts down")
+HANGS = "libvirtd hangs for a while"
 SHAPES = ("two-disks", "several", "transient", "block-device", "template")
 NEEDS_FREEZE = {"the freeze", "the thaw"}
 

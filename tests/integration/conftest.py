@@ -166,7 +166,7 @@ class Backup:
         assert self.watchdogs() == []
         assert self.overlays() == []
         assert self.hypervisor.virsh("snapshot-list", "--name", self.guest.uuid).strip() == ""
-        assert self.guest.state() == "running"
+        assert self.guest.state() == self.guest.state_when_up
         if self.guest.shape.agent and self.guest.shape.channel:
             assert not self.guest.frozen()
         self.guest.wait_durable(self.guest.durable() + 10)

@@ -239,7 +239,7 @@ class Hypervisor:
     def start_libvirtd(self) -> None:
         """Start virtlogd and libvirtd where they do not run, and wait until libvirtd answers and has its guests back."""
         for daemon in ("virtlogd", "libvirtd"):
-            if self._daemon_pid(daemon) is None:
+            if self.daemon_pid(daemon) is None:
                 self.run([daemon, "--daemon"])
         listing = ["virsh", "--connect", "qemu:///system", "list"]
         wait_until(lambda: self.run(listing, check=False).returncode == 0, 60, f"libvirtd of {self.name} to answer")
@@ -256,7 +256,7 @@ class Hypervisor:
 
     def stop_libvirtd(self, sig: int = signal.SIGTERM) -> None:
         """Stop libvirtd (SIGKILL: let it crash); its guests go on."""
-        pid = self._daemon_pid("libvirtd")
+        pid = self.daemon_pid("libvirtd")
         if pid is not None:
             os.kill(pid, sig)
             # Until it is reaped, other threads of it may live and hold its files.
@@ -267,7 +267,8 @@ class Hypervisor:
         self.stop_libvirtd(sig)
         self.start_libvirtd()
 
-    def _daemon_pid(self, daemon: str) -> int | None:
+    def daemon_pid(self, daemon: str) -> int | None:
+        """The number, as seen outside, of libvirtd or virtlogd."""
         try:
             recorded = int(self.outside(f"/run/{daemon}.pid").read_text(encoding="ascii"))
             pid = self.outside_pid(recorded)

@@ -17,6 +17,7 @@ class Shape:
     uefi: bool = False
     persistent: bool = True
     running: bool = True
+    still: bool = False
     domain_name: str = "{}"
     file_name: str = "{}"
 
@@ -45,5 +46,10 @@ SHAPES = {
     "template": Shape("one qcow2 overlay, on a layer of its own, on a template that other guests share", ("template",)),
     "transient": Shape("two disks, a domain without persistent definition", _TWO, persistent=False),
     "shut-off": Shape("two disks, defined and never started", _TWO, running=False),
+    "still": Shape(
+        "a raw and a qcow2 disk; it is started paused and never boots: `Guest.write` writes in its place", _TWO, channel=False, still=True
+    ),
+    "still-transient": Shape("the same, without persistent definition", _TWO, channel=False, still=True, persistent=False),
+    "still-device": Shape("one disk, a block device; started paused", ("loop",), channel=False, still=True),
     "uefi": Shape("two disks, OVMF with NVRAM from its template", _TWO, uefi=True),
 }

@@ -3,21 +3,25 @@
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _receive_set
+from ansible_collections.virtops.live_backup.plugins.module_utils import _receive_set, _sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._receive_set import (
     begin_set,
     discard_unfinished,
+    finish_set,
     leave_set,
     resume_set,
     room_for,
 )
+
+from . import sets
 
 UUID = "11111111-1111-4111-8111-111111111111"
 
@@ -78,6 +82,49 @@ def test_what_nobody_goes_on_with_is_gone_when_the_next_set_needs_its_room(tmp_p
     assert partial.is_dir()
     assert room_for(str(tmp_path), "db1", UUID, check_mode=False)["free"] > 0
     assert not partial.exists()
+
+
+def test_a_writer_that_died_before_it_could_say_that_it_lives(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = os.open
+
+    def dies(path: str | Path, *arguments: int) -> int:
+        if str(path).endswith(_receive_set.SENDER):
+            raise KeyboardInterrupt
+        return real(path, *arguments)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "open", dies)
+        with pytest.raises(KeyboardInterrupt):
+            begin(tmp_path)
+    assert (tmp_path / "db1/.night-1.partial").is_dir()
+    assert begin(tmp_path).is_dir()
+
+
+@pytest.mark.parametrize("call", ["read_manifest", "sync_path", "Path.rename", "Path.unlink"])
+def test_a_writer_that_died_while_it_gave_the_set_its_name(call: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The set has its name or not, and the next one of that name is not hindered by what is left."""
+
+    def dies(*_arguments: object) -> None:
+        raise KeyboardInterrupt
+
+    sets.make_set(tmp_path, uuid=UUID)
+    partial = begin_set(str(tmp_path), "db1", UUID, "night-2", "mine", 0)["path"]
+    for path in (tmp_path / "db1/night-1").iterdir():
+        path.rename(Path(partial) / path.name)
+    with monkeypatch.context() as dying:
+        dying.setattr(_receive_set, "read_manifest", lambda _path, _backup_id: ({}, []))
+        owner, _dot, name = call.rpartition(".")
+        dying.setattr(getattr(_receive_set, owner) if owner else _receive_set, name, dies)
+        with pytest.raises(KeyboardInterrupt):
+            finish_set(str(tmp_path), "db1", UUID, "night-2")
+    monkeypatch.setattr(_receive_set, "_unfinished", [])
+    end_of_process(monkeypatch)
+    room_for(str(tmp_path), "db1", UUID, check_mode=False)
+    published = (tmp_path / "db1/night-2/manifest.json").exists()
+    assert published is (call == "Path.unlink") and not Path(partial).exists()
+    if published:
+        found = _sets.strangers(tmp_path / "db1/night-2", json.loads((tmp_path / "db1/night-2/manifest.json").read_text()))
+        assert found == []
 
 
 def test_a_target_that_is_not_there(tmp_path: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils import _wait
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
@@ -197,3 +198,34 @@ def test_a_claim_of_a_gone_domain_of_the_same_name_is_not_taken_for_this_one(beg
     assert begun.wait()["job"]["success"]
     claim = read_claim(begun.domain.uuid)
     assert claim is not None and "job" in claim.results
+
+
+def lose_what_is_cached(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The page cache holds what QEMU wrote, and the disk does not: seen when it is dropped. Returns what was dropped, as it grows."""
+    dropped: list[str] = []
+
+    def drop(_descriptor: int, _offset: int, _length: int) -> None:
+        dropped.append(path.name)
+        path.write_bytes(bytes(path.stat().st_size))
+
+    monkeypatch.setattr(_wait, "write_out", drop)
+    return dropped
+
+
+def test_a_late_error_that_only_qemu_was_told(begun: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The job was over before anybody looked: no descriptor of ours learns what went wrong as QEMU closed its own."""
+    image = Path(begun.begin()["disks"][0]["path"])
+    begun.domain.end_job()
+    image.write_bytes(b"data" * 4096)
+    dropped = lose_what_is_cached(image, monkeypatch)
+    with pytest.raises(LiveBackupError, match="on the target's disk is not what QEMU wrote"):
+        begun.wait()
+    assert dropped == [image.name]
+    assert_undone(begun)
+
+
+def test_what_was_open_while_qemu_wrote_is_not_read_again(begun: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped = lose_what_is_cached(Path(begun.begin()["disks"][0]["path"]), monkeypatch)
+    libvirt.host.turns = [lambda: None, begun.domain.end_job]
+    assert begun.wait()["job"]["success"]
+    assert dropped == []

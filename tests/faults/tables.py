@@ -1,0 +1,333 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Kill points of the other flows, on guests that stand still: each call, before and after, and what happens beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+
+from .points import BESIDE, FLOWS, HANGS
+
+BEGIN, WAIT, PUBLISH = FLOWS["push"]
+SNAPSHOT, COPY, COMMIT = FLOWS["legacy"][:3]
+# How a step notes that it is done: from then on the run holds a lease.
+END_OF_STEP = "_claim.save_claim#2"
+
+_MAKING = {
+    "the claim": "_claim.write_durably",
+    "the temporary of .domain.json": "_files._write_new#2",
+    "the link of .domain.json": "os.link",
+    "the mark of the partial set": "_backup_set.write_durably",
+    "the name of the partial set": "pathlib.Path.rename",
+    "noting the partial set": "_capture.save_claim",
+    "saving the definition": "_capture._save_definition",
+    "the file of the definition": "_capture.write_durably",
+    "the end of the begin": END_OF_STEP,
+}
+_PUBLISHING = {
+    "noting the publishing": "_claim.save_claim",
+    "describing an image": "_publish.image_entry",
+    "describing the second image": "_publish.image_entry#2",
+    "the guide": "_publish.write_durably",
+    "the manifest": "_publish.write_durably#2",
+    "the sums": "_publish.write_durably#3",
+    "the modes": "pathlib.Path.chmod",
+    "the publishing": "pathlib.Path.rename",
+    "syncing the name": "_publish._show",
+    "the end of the claim": "_publish.end_claim",
+    "the release of the directory": "_undo.release_domain_directory",
+    "the removal of the claim": "_undo.remove_claim",
+    "syncing the removal": "_claim.sync_path",
+}
+_COPYING = {
+    "noting the copy": "_claim.save_claim",
+    "noting the formats": "_capture_copy.save_claim",
+    "the copy": "_capture_copy.copy_image",
+    "the second copy": "_capture_copy.copy_image#2",
+    "naming the copy": "pathlib.Path.rename",
+    "noting a copy": "_capture_copy.save_claim#2",
+}
+CALLS: dict[str, dict[str, dict[str, str]]] = {
+    "push": {
+        BEGIN: {**_MAKING, "forgetting the last job": "_capture.drop_completed_job", "the start of the job": "backupBegin"},
+        WAIT: {
+            "noting the wait": "_claim.save_claim",
+            "the wait": "_wait._await",
+            "the judgement": "_wait.outcome",
+            "syncing the images": "_wait._lost",
+            "the result": END_OF_STEP,
+        },
+        PUBLISH: {**_PUBLISHING, "settling an image": "_publish._settle", "giving an image to root": "os.chown"},
+    },
+    "offline": {
+        BEGIN: {**_MAKING, "the look at rest": "_capture._at_rest"},
+        COPY: {**_COPYING, "the end of the copy": END_OF_STEP},
+        PUBLISH: _PUBLISHING,
+    },
+    # What points.py has not: what this flow does besides.
+    "legacy": {
+        SNAPSHOT: {
+            "keeping room": "_begin.keep_room",
+            "the claim's second copy": "_claim.write_durably#2",
+            "noting the partial set": "_capture.save_claim",
+            "saving the definition": "_capture._save_definition",
+            "the end of the snapshot": END_OF_STEP,
+        },
+        COPY: {"noting a commit": "_commit.remember", "noting a pivot": "_commit.Way._remember_pivot", "the end of the copy": END_OF_STEP},
+        COMMIT: {"noting the step": "_claim.save_claim", "the end of the commit": END_OF_STEP},
+        PUBLISH: {"the end of the copies": "_undo.save_claim", "the release of the directory": "_undo.release_domain_directory"},
+    },
+}
+# A domain that is shut off is started meanwhile, as far as the copy's lock lets it; one that runs meets what the others meet.
+BESIDE_OFF = ("nothing", "libvirtd is killed and started", "the domain is started")
+
+
+@dataclass(frozen=True)
+class Kill:
+    """One row: the module that dies at a call, and what happens beside that."""
+
+    method: str
+    module: str
+    at: str
+    call: str
+    when: str
+    beside: str
+    shape: str = "still"
+
+    @property
+    def fault(self) -> str:
+        return f"KILL {self.when} {self.call}"
+
+    def __str__(self) -> str:
+        return f"{self.method}: {self.when} {self.at}, {self.beside}"
+
+
+def _rows(method: str) -> list[Kill]:
+    """Each call before and after, with nothing beside it and with one of the events by turns."""
+    besides = BESIDE_OFF if method == "offline" else (*BESIDE, HANGS)
+    rows = []
+    for number, ((module, at, call), when) in enumerate(
+        product([(module, at, call) for module, calls in CALLS[method].items() for at, call in calls.items()], ("before", "after"))
+    ):
+        rows.append(Kill(method, module, at, call, when, besides[0]))
+        rows.append(Kill(method, module, at, call, when, besides[1 + (number // 2) % (len(besides) - 1)]))
+    return rows
+
+
+KILLS = [row for method in CALLS for row in _rows(method)]
+
+# How retention is cut off: it has two sets to remove.
+PRUNE = {
+    "the old set's hiding": "pathlib.Path.rename",
+    "syncing that": "_prune.sync_path",
+    "the removal of its proof": "pathlib.Path.unlink",
+    "the second set's hiding": "pathlib.Path.rename#2",
+    "the removal of the old set": "shutil.rmtree",
+    "a file of the old set": "os.unlink#2",
+    "another file of the old set": "os.unlink#5",
+    "the old set's directory": "os.rmdir",
+    "the removal of the second set": "shutil.rmtree#2",
+    "a file of the second set": "os.unlink#9",
+}
+PROOF = {
+    "reading the set": "_verify.at_target",
+    "noting the proof": "_check.note_proof",
+    "the proof's file": "_check.write_durably",
+    "the proof's name": "os.replace",
+}
+# How a recovery is cut off, and what it finds: overlays of a guest that is up or off, or a job.
+RECOVERY: dict[str, dict[str, str]] = {
+    "overlays": {
+        "giving up": "_recover.give_up",
+        "the first disk": "_undo.commit_all",
+        "the start of a commit": "blockCommit",
+        "a pivot": "blockJobAbort",
+        "noting a pivot": "_commit.Way._remember_pivot",
+        "a deletion": "_commit.Way._delete",
+        "syncing a deletion": "_commit.sync_path",
+        "the second disk": "_undo.commit_all#2",
+        "the second pivot": "blockJobAbort#2",
+        "the removal of the partial set": "shutil.rmtree",
+        "a file of the partial set": "os.rmdir",
+        "the end of the claim": "_undo.end_claim",
+        "noting that": "_undo.save_claim#2",
+        "the release of the directory": "_undo.release_domain_directory",
+        "the removal of the claim": "_undo.remove_claim",
+        "a file of the claim": "_claim.temporary_of#3",
+        "syncing the removal": "_claim.sync_path",
+    },
+    "overlays of a domain that is shut off": {
+        "the look at the overlay": "_commit._require_header",
+        "the commit": "_commit.commit",
+        "syncing the base": "_commit.sync_path",
+        "noting the commit": "_commit.remember#2",
+        "the definition": "defineXML",
+        "a deletion": "_commit.Way._delete",
+        "the second commit": "_commit.commit#2",
+        "the second definition": "defineXML#2",
+    },
+    "a job": {
+        "giving up": "_recover.give_up",
+        "the abortion": "abortJob",
+        "the job's end": "_undo.abort_and_wait",
+        "the removal of the partial set": "shutil.rmtree",
+        "the removal of the claim": "_undo.remove_claim",
+    },
+}
+# What the program at the far end of an ssh:// target dies of, by method; the near end sees a connection that is lost.
+FAR_END = {
+    "push": {
+        "looking for room": "far._receive_set.room_for",
+        "making the set": "far._receive_set.begin_set",
+        "receiving": "far._far_end.write_frames",
+        "proving what was received": "far._far_end.open_digest",
+        "looking at the set": "far._receive_set.read_manifest",
+        "syncing the set": "far._receive_set.sync_path",
+        "syncing its name": "far._receive_set.sync_path#2",
+        "naming the set": "far._receive_set.finish_set",
+    },
+    "offline": {
+        "making the set": "far._receive_set.begin_set",
+        "receiving": "far._far_end.receive",
+        "leaving the set": "far._receive_set.leave_set",
+        "finding it again": "far._receive_set.resume_set",
+        "naming the set": "far._receive_set.finish_set",
+    },
+}
+
+
+@dataclass(frozen=True)
+class Cut:
+    """One row of the tables of what is no backup, or not of this host."""
+
+    method: str
+    what: str
+    at: str
+    call: str
+    when: str
+
+    @property
+    def fault(self) -> str:
+        return f"KILL {self.when} {self.call}"
+
+    def __str__(self) -> str:
+        return f"{self.what}: {self.when} {self.at}"
+
+
+def _cuts(method: str, what: str, calls: dict[str, str]) -> list[Cut]:
+    return [Cut(method, what, at, call, when) for (at, call), when in product(calls.items(), ("before", "after"))]
+
+
+PRUNES = _cuts("prune", "prune", PRUNE)
+PROOFS = _cuts("verify", "verify", PROOF)
+RECOVERIES = [row for what, calls in RECOVERY.items() for row in _cuts("recover", what, calls)]
+FAR_ENDS = [row for method, calls in FAR_END.items() for row in _cuts(f"{method} to a server", method, calls)]
+
+
+@dataclass(frozen=True)
+class PowerCut:
+    """One row: the module that is stopped at a call, or has ended, when the power fails."""
+
+    method: str
+    module: str
+    at: str
+    fault: str
+    # Whether the set is there for certain then.
+    published: bool = False
+
+    def __str__(self) -> str:
+        return f"{self.method}: {self.at}"
+
+
+_STOPS: dict[str, dict[str, dict[str, str]]] = {
+    "legacy": {
+        SNAPSHOT: {
+            "before the snapshot": "before snapshotCreateXML",
+            "after the snapshot": "after snapshotCreateXML",
+            "before the bases are noted": "before _capture._save_definition",
+            "after the snapshot's step": "",
+        },
+        COPY: {
+            "before the name of a copy": "before pathlib.Path.rename",
+            "after the start of a commit": "after blockCommit",
+            "before a pivot is noted": "after blockJobAbort",
+            "before a deletion": "before _commit.Way._delete",
+            "after a deletion": "after os.unlink",
+            "after a deletion is synced": "after _commit.Way._delete",
+            "after the copy's step": "",
+        },
+        COMMIT: {"after the commit": ""},
+    },
+    "push": {
+        BEGIN: {
+            "after the claim": "after _claim.save_claim",
+            "after the mark of the partial set": "after _backup_set.make_partial",
+            "after the start of the job": "after backupBegin",
+            "after the begin": "",
+        },
+        WAIT: {"after the wait": ""},
+        PUBLISH: {
+            "after an image is settled": "after _publish._settle",
+            "after the manifest": "after _publish.write_durably#2",
+            "after the sums": "after _publish.write_durably#3",
+            "before the name is synced": "after pathlib.Path.rename",
+            "after the name is synced": "after _publish._show",
+            "before the removal of the claim": "before _undo.remove_claim",
+        },
+    },
+    "offline": {BEGIN: {"after the begin": ""}, COPY: {"before the name of a copy": "before pathlib.Path.rename", "after the copy": ""}},
+}
+CUTS = [
+    PowerCut(method, module, at, fault and f"STOP {fault}", at in ("after the name is synced", "before the removal of the claim"))
+    for method, modules in _STOPS.items()
+    for module, stops in modules.items()
+    for at, fault in stops.items()
+] + [PowerCut(method, PUBLISH, "after the publishing", "", True) for method in _STOPS]
+
+
+# Where a restore dies: its journal, its new files, their names, the definition.
+RESTORE = {
+    "the journal": "_restore_journal.Journal.save",
+    "the first new disk": "_restore._write",
+    "the second new disk": "_restore._write#2",
+    "noting what is new": "_restore.note_identities",
+    "the last look": "_restore._require_unchanged",
+    "noting the swap": "_restore_journal.Journal.set_phase",
+    "the first disk": "_restore_files._put",
+    **{f"rename {number}": f"pathlib.Path.rename#{number}" for number in range(1, 6)},
+    "the second disk": "_restore_files._put#2",
+    "syncing the second disk": "_restore_files.sync_path#2",
+    "the definition": "defineXML",
+    "noting the definition": "_restore_journal.Journal.set_phase#2",
+    "the removal of the old disks": "_restore.remove_old",
+    "the end": "_restore.end",
+    "the removal of the journal": "_restore_journal.Journal.remove",
+}
+# Where its undoing dies, since another set is wanted by then.
+UNDO = {
+    "noting the undoing": "_restore_journal.Journal.set_phase",
+    "the first disk's return": "_restore_files._put_back",
+    "the second disk's return": "_restore_files._put_back#2",
+    "a file's removal": "pathlib.Path.unlink",
+    "syncing the return": "_restore_files.sync_path",
+    "the end of the undoing": "_restore_files.end",
+}
+# Where the recovery of a restore dies, which was killed between its disks.
+COMPLETION = {
+    "the second disk": "_restore_files._put",
+    "the definition": "defineXML",
+    "the removal of the old disks": "_restore.remove_old",
+    "the end": "_restore.end",
+}
+DEVICE = {
+    "noting the device": "_restore_journal.Journal.save#3",
+    "the device": "_restore_files._write_device",
+    "syncing the device": "_restore_files.sync_path",
+    "the definition": "defineXML",
+}
+RESTORES = [
+    *_cuts("restore", "restore", RESTORE),
+    *_cuts("restore", "undoing a restore", UNDO),
+    *_cuts("restore", "recovering a restore", COMPLETION),
+    *_cuts("restore", "restore of a device", DEVICE),
+]

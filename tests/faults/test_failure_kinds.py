@@ -1,0 +1,273 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What fails is something else than a process of ours: storage, quotas, helpers, another run. Nothing is published that is not right."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import Backup, at_length, result_of
+from tests.rig.faulty import FaultyDirectory
+from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor, rig_root
+from tests.rig.shell import wait_until
+
+from .steps import Run, assert_sets_whole, end_lease, heal_and_check, is_stopped
+
+ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
+_numbers = count(1)
+
+
+@dataclass(frozen=True)
+class Host:
+    """A hypervisor whose guests' images, and whose targets, are in directories that fail when they are told to."""
+
+    hypervisor: Hypervisor
+    images: FaultyDirectory
+    targets: FaultyDirectory
+    guest: Guest
+
+    def run(self, method: str) -> Run:
+        """A backup that is about to begin, of a guest that has written."""
+        target = self.targets.path / f"target-{next(_numbers)}"
+        target.mkdir()
+        if self.guest.state() != self.guest.state_when_up:
+            self.guest.start()
+        self.guest.write(5)
+        return Run(Backup(self.hypervisor, self.guest, target, "night-1"), method)
+
+
+@pytest.fixture(scope="module")
+def host() -> Iterator[Host]:
+    name = f"faulty-{os.getpid()}"
+    directory = rig_root() / name
+    with FaultyDirectory(directory / "guests") as images, FaultyDirectory(directory / "targets") as targets:
+        hypervisor = Hypervisor.up(name)
+        try:
+            yield Host(hypervisor, images, targets, hypervisor.guest("g", "still"))
+        finally:
+            hypervisor.power_off()
+    shutil.rmtree(directory)
+
+
+def failed(run: Run) -> str:
+    """Go on until a module fails; what it says."""
+    for module in run.modules:
+        result = result_of(run.start(module))
+        if "failed" in result:
+            return result["msg"]
+    raise AssertionError("all succeeded")
+
+
+def fails_and_heals(host: Host, method: str, directory: FaultyDirectory, fault: str, says: str, scratch: Path) -> None:
+    run = host.run(method)
+    before, durable = run.backup.chain(), host.guest.durable()
+    if method == "offline":
+        host.guest.destroy()
+    with directory.fails(fault):
+        message = failed(run)
+    print(message)
+    assert says in message, message
+    assert assert_sets_whole(run) == []
+    end_lease(run.backup)
+    heal_and_check(run, before, durable, scratch)
+
+
+@pytest.mark.failure_kind("EIO while a disk is read")
+@pytest.mark.parametrize("method", ["push", "legacy", "offline"] if ALL else ["legacy"])
+def test_a_disk_cannot_be_read(method: str, host: Host, tmp_path: Path) -> None:
+    fails_and_heals(host, method, host.images, "read EIO vda.raw", "nput/output error", tmp_path)
+
+
+@pytest.mark.failure_kind("EIO at a sync")
+@pytest.mark.parametrize(
+    ("method", "what"), [("push", ".qcow2"), ("legacy", ".tmp"), ("offline", "manifest"), ("push", "claim")][:: 1 if ALL else 2]
+)
+def test_a_sync_fails(method: str, what: str, host: Host, tmp_path: Path) -> None:
+    fails_and_heals(host, method, host.targets, f"fsync EIO {what}", "nput/output error", tmp_path)
+
+
+@pytest.mark.failure_kind("EDQUOT")
+@pytest.mark.parametrize("method", ["push", "offline"] if ALL else ["push"])
+def test_a_quota_is_used_up(method: str, host: Host, tmp_path: Path) -> None:
+    fails_and_heals(host, method, host.targets, "write EDQUOT .qcow2", "uota exceeded", tmp_path)
+
+
+@pytest.mark.failure_kind("ESTALE")
+@pytest.mark.parametrize("method", ["push", "legacy"] if ALL else ["push"])
+def test_the_target_is_stale(method: str, host: Host, tmp_path: Path) -> None:
+    """Its server has come again as another one, in the middle: before the set is published."""
+    run = host.run(method)
+    before, durable = run.backup.chain(), host.guest.durable()
+    for module in run.modules[:-1]:
+        assert "failed" not in result_of(run.start(module))
+    with host.targets.fails("any ESTALE"):
+        result = result_of(run.start(run.modules[-1]))
+        assert result["failed"] and "tale file handle" in result["msg"], result
+        recovered = run.backup.recover()
+        assert recovered["failed"] and run.backup.claims() != [], recovered
+    end_lease(run.backup)
+    heal_and_check(run, before, durable, tmp_path)
+
+
+@pytest.mark.failure_kind("a write that fails when the job is over")
+def test_only_qemu_was_told_of_a_late_error(host: Host, tmp_path: Path) -> None:
+    """The page cache has what QEMU wrote, the disk has not, and every later sync succeeds."""
+    run = host.run("push")
+    before, durable = run.backup.chain(), host.guest.durable()
+    process = run.start(run.modules[0], "STOP before backupBegin")
+    wait_until(lambda: is_stopped(process), 60, "the begin to stop")
+    with host.targets.fails("write LOST vda.qcow2"):
+        for pid in (process.command_pid, process.pid):
+            os.kill(pid, signal.SIGCONT)
+        assert "failed" not in result_of(process)
+        wait_until(lambda: "None" in host.hypervisor.virsh("domjobinfo", host.guest.uuid), 60, "the job to end")
+    result = result_of(run.start(run.modules[1]))
+    assert result.get("failed") and "is not what QEMU wrote" in result["msg"], result
+    assert assert_sets_whole(run) == []
+    heal_and_check(run, before, durable, tmp_path)
+
+
+_KILLED = """#!/bin/sh
+# qemu-img, killed half way: as soon as it has written.
+[ "$1" = commit ] || exec {real} "$@"
+shift
+for base in {bases}; do before="$before $(stat -c %Y%Z%y "$base")"; done
+{real} commit -r 65536 "$@" &
+while kill -0 $! && now= && for base in {bases}; do now="$now $(stat -c %Y%Z%y "$base")"; done && [ "$now" = "$before" ]; do :; done
+kill -9 $!
+kill -9 $$
+"""
+
+
+@pytest.mark.failure_kind("qemu-img is killed")
+def test_qemu_img_is_killed_in_a_commit(
+    guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = guests("still")
+    run = Run(backup_of(guest, backup_id="half"))
+    before = run.backup.chain()
+    assert "failed" not in result_of(run.start(run.modules[0]))
+    guest.write(80)
+    guest.shutdown_inside()
+    durable = guest.durable()
+    end_lease(run.backup)
+    program = tmp_path / "qemu-img"
+    bases = " ".join(str(path) for path, _format in guest.images)
+    program.write_text(_KILLED.format(real=shutil.which("qemu-img"), bases=bases))
+    program.chmod(0o755)
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        recovered = run.backup.recover()
+    assert recovered.get("failed"), recovered
+    assert [path for path in run.backup.overlays() if path.endswith(".overlay")] != []
+    heal_and_check(run, before, durable, tmp_path)
+
+
+@at_length
+@pytest.mark.failure_kind("the watchdog is killed")
+def test_the_watchdog_is_killed(guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    """With the module that it watches: the guest stays frozen until the recovery."""
+    guest = guests("several")
+    run = Run(backup_of(guest, backup_id="frozen"))
+    before = run.backup.chain()
+    process = run.start(run.modules[0], "STOP after fsFreeze")
+    wait_until(lambda: is_stopped(process), 60, "the freeze")
+    for watchdog in run.backup.watchdogs():
+        os.kill(guest.hypervisor.outside_pid(int(watchdog)), signal.SIGKILL)
+    process.kill()
+    os.kill(process.pid, signal.SIGCONT)
+    process.wait()
+    assert guest.frozen()
+    durable = guest.durable()
+    assert any("frozen" in repair["what"] for repair in run.backup.recover(check=True)["repairs"])
+    heal_and_check(run, before, durable, tmp_path)
+
+
+@pytest.mark.failure_kind("two controllers with one backup_id")
+@pytest.mark.parametrize("method", ["push", "legacy"] if ALL else ["push"])
+def test_two_controllers_with_one_backup_id(
+    method: str, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path
+) -> None:
+    """Whoever is first, one set is published, and it is whole; each of them goes as far as it is let."""
+    guest = guests("still")
+    run = Run(backup_of(guest, backup_id="both"), method)
+    before, durable = run.backup.chain(), guest.durable()
+    published = []
+    for module in run.modules:
+        results = [result_of(process) for process in [run.start(module), run.start(module)]]
+        assert any("failed" not in result for result in results), results
+        assert sum(bool(result.get("changed")) for result in results) <= 1, results
+        published = [result["path"] for result in results if module == run.modules[-1] and "path" in result]
+    assert set(published) == {str(run.place / guest.name / "both")}
+    assert assert_sets_whole(run) == ["both"]
+    heal_and_check(run, before, durable, tmp_path)
+
+
+@pytest.mark.failure_kind("a recovery from a timer beside a slow run")
+@pytest.mark.parametrize("at", ["_capture_copy.copy_image", "_commit.Way._pivot"] if ALL else ["_commit.Way._pivot"])
+def test_a_timer_recovers_beside_a_slow_run(
+    at: str, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path
+) -> None:
+    """A step may last longer than any lease: its lock says that it lives."""
+    guest = guests("still")
+    run = Run(backup_of(guest, backup_id="slow"))
+    before, durable = run.backup.chain(), guest.durable()
+    assert "failed" not in result_of(run.start(run.modules[0]))
+    process = run.start(run.modules[1], f"STOP before {at}")
+    wait_until(lambda: is_stopped(process), 60, "the copy to stop")
+    [claim] = [path for path in run.backup.claims() if path.suffix == ".json"]
+    claim.write_text(claim.read_text().replace('"lease_until": ', '"lease_until": -'))
+    overlays = run.backup.overlays()
+    for refused in (run.backup.recover(check=True), run.backup.recover()):
+        assert refused["failed"] and "working on it right now" in refused["msg"], refused
+    assert run.backup.overlays() == overlays
+    for pid in (process.command_pid, process.pid):
+        os.kill(pid, signal.SIGCONT)
+    assert "failed" not in result_of(process)
+    for module in run.modules[2:]:
+        assert "failed" not in result_of(run.start(module))
+    assert assert_sets_whole(run) == ["slow"]
+    heal_and_check(run, before, durable, tmp_path)
+
+
+def as_written_before(now: Any, before: Any) -> Any:
+    """What the version before would have written: the keys that it knew, with what they are now."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        return {key: as_written_before(now.get(key, value), value) for key, value in before.items()}
+    if isinstance(before, list) and isinstance(now, list) and before and now:
+        return [as_written_before(one, before[0]) for one in now]
+    return now
+
+
+@pytest.mark.failure_kind("the collection is upgraded over a claim")
+@pytest.mark.parametrize("goes_on", [True, False], ids=["the run goes on", "the run is dead"])
+def test_a_claim_of_the_version_before(
+    goes_on: bool, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path
+) -> None:
+    guest = guests("still")
+    run = Run(backup_of(guest, backup_id="upgrade"))
+    before = run.backup.chain()
+    assert "failed" not in result_of(run.start(run.modules[0]))
+    guest.write(5)
+    old = json.loads(Path(__file__).with_name("claim-of-1.0.0-dev.1.json").read_text())
+    for path in run.backup.claims():
+        if path.suffix == ".json":
+            path.write_text(json.dumps(as_written_before(json.loads(path.read_text()), old)))
+    durable = guest.durable()
+    if goes_on:
+        for module in run.modules[1:]:
+            result = result_of(run.start(module))
+            assert "failed" not in result, result
+        assert assert_sets_whole(run) == ["upgrade"]
+    end_lease(run.backup)
+    heal_and_check(run, before, durable, tmp_path)
