@@ -478,10 +478,33 @@ def test_recover_says_what_it_leaves_to_a_run_that_may_live(everyday: Guest, pla
     assert timed.status == 0 and timed.changed == 0 and backup.overlays(), timed.output
     left = rf"{everyday.name} is not recovered: backup night-1 .* holds it for another \d+ s\. .* recover_take_over=true"
     assert re.search(left, timed.output), timed.output
-    assert timed.output.index("is not recovered: ") > timed.output.index("Heal what each dead claim names")
+    assert timed.output.index("is not recovered: ") > timed.output.index("Heal what each dead backup or restore has left")
     taken = player.run(recover_take_over=True, **book)
     assert taken.status == 0 and taken.changed == 1 and "is not recovered: " not in taken.output, taken.output
     assert backup.chain() == chain
     backup.assert_nothing_left()
     night = backup_of(everyday, player.target, backup_id="night-2")
     assert night.judge(night.run_legacy(), 0).ok
+
+
+def test_an_unfinished_restore_is_shown_and_recovered(
+    make_guest: Callable[..., Guest], player: Player, backup_of: Callable[..., Backup], tmp_path: Path
+) -> None:
+    """Its domain is not even defined yet."""
+    guest = make_guest("shut-off")
+    backup = backup_of(guest, player.target)
+    for done in (backup.begin(method="offline"), backup.copy(), backup.publish()):
+        assert "failed" not in done, done
+    copy = {"domain": guest.name, "target": str(player.target), "name": f"{guest.name}-copy", "directory": str(tmp_path)}
+    backup.start_module("libvirt_domain_restore", fault="KILL before defineXML", **copy).wait(timeout=60)
+    unfinished = f"the restore of domain '{guest.name}-copy' from backup night-1 is not finished"
+    reported = player.run(book="virtops.live_backup.report", backup_domains=[guest.name], status_report_directory=str(tmp_path))
+    [problem] = json.loads((tmp_path / "live_backup.json").read_text(encoding="utf-8"))["problems"]
+    assert problem["domain"] == f"{guest.name}-copy" and unfinished in problem["what"][0], reported.output
+    checked = player.run(book="virtops.live_backup.check", backup_domains=[guest.name])
+    assert checked.status != 0 and unfinished in checked.output, checked.output
+    for changed in (1, 0):
+        recovered = player.run(book="virtops.live_backup.recover", backup_target=None)
+        assert recovered.status == 0 and recovered.changed == changed, recovered.output
+    guest.hypervisor.virsh("undefine", f"{guest.name}-copy")
+    assert backup.claims() == []
