@@ -464,7 +464,7 @@ def test_what_a_set_lacks_is_told_by_backup_and_restore(make_guest: Callable[...
     for options in (("--check",), ()):
         restored = player.run(*options, restore_name=f"{guest.name}-copy", restore_directory=str(place), **book)
         assert restored.status == 0, restored.output
-        [told] = set(re.findall(rf'"msg": "({guest.name}-copy: .*)"', restored.output))
+        [told] = set(re.findall(rf'"msg": "({guest.name}-copy: [^"]*)"', restored.output))
         assert f"; not in the set: {lacks[0]}" in told and "  " not in told and " ;" not in told, restored.output
     guest.hypervisor.virsh("undefine", f"{guest.name}-copy")
 
