@@ -138,6 +138,7 @@ def _from_manifest(manifest: dict[str, Any], path: str) -> dict[str, Any]:
         "path": path,
         "disks": [{"target": disk["target"], "path": f"{path}/{disk['file']}", "format": disk["format"]} for disk in manifest["disks"]],
         "skipped_disks": manifest["skipped"],
+        "not_captured": manifest["not_captured"],
         "consistency": manifest["consistency"]["level"],
         "why": manifest["consistency"]["why"],
         "frozen_ms": manifest["consistency"]["frozen_ms"],
@@ -254,6 +255,7 @@ def _planned(plan: dict[str, Any]) -> dict[str, Any]:
         "disks": [{"target": disk["target"], "path": disk["path"], "format": disk["format"]} for disk in plan["disks"]],
         # Not `skipped`: Ansible takes a result with that key for a task that did not run.
         "skipped_disks": plan["skipped"],
+        "not_captured": plan["not_captured"],
         "bytes_needed": plan["bytes_needed"],
         "bytes_free": plan["bytes_free"],
         "consistency": "filesystem" if plan["freezes"] else "crash" if plan["method"] != "offline" or plan["saved"] else "offline",

@@ -207,13 +207,13 @@ def lease_runs(claim: Claim, now: float, this_boot: str) -> bool:
 
 def is_alive(claim: Claim, clock: Clock) -> bool:
     """Whether a living run owns the domain; takes nothing and changes nothing."""
-    return _is_locked(claim.uuid) or lease_runs(claim, clock.boottime(), boot_id())
+    return is_locked(claim.uuid) or lease_runs(claim, clock.boottime(), boot_id())
 
 
 def describe(claim: Claim, clock: Clock) -> str:
     """Who owns the domain, for an error message."""
     left = max(0, round(claim.lease_until - clock.boottime()))
-    state = "is working on it right now" if _is_locked(claim.uuid) else f"holds it for another {left} s"
+    state = "is working on it right now" if is_locked(claim.uuid) else f"holds it for another {left} s"
     return f"backup {claim.backup_id} (method {claim.method}, last step {claim.step or 'none'}) {state}"
 
 
@@ -240,7 +240,7 @@ def locked(name: str, patience: float, clock: Clock) -> Iterator[None]:
 
 def remove_stale_lock(uuid: str, clock: Clock) -> None:
     """Remove the lock file of a run that died before it had a claim, or after."""
-    if (CLAIMS / f"{uuid}.lock").exists() and not _is_locked(uuid):
+    if (CLAIMS / f"{uuid}.lock").exists() and not is_locked(uuid):
         with hold(uuid, clock):
             pass
 
@@ -266,7 +266,8 @@ def _locked(path: Path, patience: float, clock: Clock) -> int:
         os.close(descriptor)
 
 
-def _is_locked(uuid: str) -> bool:
+def is_locked(uuid: str) -> bool:
+    """Whether a step works on the domain right now."""
     try:
         descriptor = os.open(CLAIMS / f"{uuid}.lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:

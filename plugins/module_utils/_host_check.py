@@ -40,7 +40,7 @@ def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     # A staging directory may be set for all hypervisors, whatever their target is.
     params = {**params, "staging_dir": params["staging_dir"] if (params["target"] or "").startswith(SCHEME) else None}
     info = domain_info({**params, "unmatched": "tell"}, check_mode, clock)
-    found = [*_clock(params), *_unmatched(info), *_claims(info), *_agents(info, params)]
+    found = [*_clock(params), *_unmatched(info), *_claims(info), *_restores(info), *_agents(info, params)]
     if params["target"]:
         no_directory = _target_problem(_require_directory, params)
         found += no_directory
@@ -93,6 +93,18 @@ def _claims(info: dict[str, Any]) -> Iterator[Finding]:
                 "warning",
                 claim["domain"],
                 f"{claim['msg']}. The next backup heals it, and so does the playbook virtops.live_backup.recover.",
+            )
+
+
+def _restores(info: dict[str, Any]) -> Iterator[Finding]:
+    for restore in info["restores"]:
+        if not restore["alive"]:
+            yield _finding(
+                "restore",
+                "error",
+                restore["name"],
+                f"Do not start domain {restore['name']!r}: {restore['msg']}. Until it is, the domain is not backed up. Run the playbook "
+                "virtops.live_backup.recover, or the restore again.",
             )
 
 
@@ -180,7 +192,7 @@ def _plans(directory: Path, info: dict[str, Any], params: dict[str, Any], check_
     """What a backup of each domain would fail with, and whether all fit side by side."""
     needed, free = 0, []
     for domain in info["domains"]:
-        if domain["claim"] is not None:
+        if domain["claim"] is not None or domain["restore"] is not None:
             continue
         try:
             if domain["error"]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ._claim import Claim, all_claims, claim_of, describe, is_alive
+from ._claim import Claim, all_claims, claim_of, describe, is_alive, is_locked
 from ._clock import Clock
 from ._connection import FAILURES, connect, explain, explained
 from ._domain_xml import Disk
@@ -137,6 +137,7 @@ def _restore(journal: Journal) -> dict[str, Any]:
         "backup_id": journal.stamp["backup_id"],
         "path": journal.set_path,
         "phase": journal.phase,
+        "alive": is_locked(journal.uuid),
         "msg": f"{journal.words} is not finished",
     }
 

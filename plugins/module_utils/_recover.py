@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, lease_runs, remove_stale_lock, require_same_uri
+from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, is_locked, remove_stale_lock, require_same_uri
 from ._clock import Clock
 from ._commit import Way, memory_of, overlays_of
 from ._connection import connect
@@ -27,7 +27,8 @@ from ._wait import outcome
 def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Repair what a dead run left, of a restore or a backup.
 
-    A run that lives is an error, unless that of `backup_id` can go on.
+    A run that lives is an error, unless that of `backup_id` can go on. With `take_over` somebody knows that a backup is
+    dead although its lease still runs; a step that is at work says otherwise.
     """
     journal = restore_of(params["domain"])
     if journal is not None:
@@ -44,18 +45,21 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
     with connect(params["uri"]) as connection:
         if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim, clock):
             return _result([], check_mode)
-        if is_alive(claim, clock):
+        at_work = is_locked(claim.uuid)
+        if at_work or (is_alive(claim, clock) and not params["take_over"]):
             raise LiveBackupError(
                 f"Domain {claim.domain!r} is being backed up: {describe(claim, clock)}. "
                 "There is nothing to recover while that run may go on: wait until then, or go on with its backup_id."
+                + ("" if at_work else " If you know that the run is dead, use take_over (for the playbook, recover_take_over=true).")
             )
         if check_mode:
             return _result(list(find_repairs(params["uri"], connection, claim, clock, died=True)), check_mode)
         with hold(claim.uuid, clock):
-            _uuid, _name, claim = find_claim(params["uri"], claim.uuid)
+            seen = claim
+            _uuid, _name, claim = find_claim(params["uri"], seen.uuid)
             if claim is None:
                 return _result([], check_mode)
-            if lease_runs(claim, clock.boottime(), boot_id()):
+            if claim != seen:
                 raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.")
             give_up(claim)
             repairs = []

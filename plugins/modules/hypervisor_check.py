@@ -126,8 +126,8 @@ findings:
     check:
       description: >-
         V(target) and V(mounts) are about the target, V(backup) about a domain that a backup would fail for, V(space) about all of them
-        together, V(domains) about names that match none, V(denials) about AppArmor and SELinux, V(agent), V(claim) and V(clock) about
-        these.
+        together, V(domains) about names that match none, V(denials) about AppArmor and SELinux, V(claim) about an interrupted backup,
+        V(restore) about an interrupted restore, V(agent) and V(clock) about these.
       type: str
       sample: agent
     severity:

@@ -19,7 +19,8 @@ description:
     nothing, deletes nothing, fails with the reason and what to do, and fails again until that is done.
   - Completes a restore that was interrupted, or undoes it where it had replaced nothing yet. It does not start the domain. A restore whose
     set is gone while a block device holds a part of it is an error, since nothing can put that back.
-  - The claim of a living run is an error. A claim lives while a step works on it, and for five minutes after each step.
+  - The claim of a living run is an error, which says for how long the claim still holds. A claim lives while a step works on it, and for
+    five minutes after each step. O(take_over) ends the five minutes.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
@@ -38,6 +39,13 @@ options:
   backup_id:
     description: The backup that is to go on after this. If its job runs or has finished on the domain, it is left as it is.
     type: str
+  take_over:
+    description:
+      - Recovers although the run's last step ended less than five minutes ago. Use it only if you know that the run is dead, for example
+        because you have ended its C(ansible-playbook). If the run lives after all, its next step fails and its backup is lost.
+      - A step that works on the domain right now is never disturbed.
+    type: bool
+    default: false
 seealso:
   - module: virtops.live_backup.libvirt_backup_begin
 """
@@ -46,6 +54,11 @@ EXAMPLES = r"""
 - name: Heal what the last night left
   virtops.live_backup.libvirt_backup_recover:
     domain: db1
+
+- name: Do not wait for a run that was ended a minute ago
+  virtops.live_backup.libvirt_backup_recover:
+    domain: db1
+    take_over: true
 """
 
 RETURN = r"""
@@ -83,7 +96,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._recover impor
 
 
 def main() -> None:
-    run(recover, CONNECTION, DOMAIN, {"backup_id": {"type": "str"}})
+    run(recover, CONNECTION, DOMAIN, {"backup_id": {"type": "str"}, "take_over": {"type": "bool", "default": False}})
 
 
 if __name__ == "__main__":

@@ -137,6 +137,12 @@ skipped_disks:
   type: list
   elements: dict
   sample: [{target: sda, reason: cdrom}]
+not_captured:
+  description: What the domain needs and the set lacks, such as the state of a virtual TPM or a secret of libvirt.
+  returned: success
+  type: list
+  elements: str
+  sample: [the state of its virtual TPM (/var/lib/libvirt/swtpm)]
 consistency:
   description: >-
     V(filesystem) when the guest's file systems were frozen at that instant, otherwise V(crash).

@@ -191,7 +191,7 @@ domains:
           description: The same in words.
           type: str
     restore:
-      description: A restore of the domain, or over one of its disks, that was interrupted. V(null) for none.
+      description: A restore of the domain, or over one of its disks, that is under way or was interrupted. V(null) for none.
       type: dict
       contains: &restore
         name:
@@ -212,6 +212,9 @@ domains:
               files are left.
             - V(undo) while it is undone, V(broken) where a block device holds only a part of the set.
           type: str
+        alive:
+          description: Whether it is at work right now. Otherwise it was interrupted.
+          type: bool
         msg:
           description: The same in words. M(virtops.live_backup.libvirt_backup_recover) completes or undoes it.
           type: str
@@ -232,7 +235,7 @@ claims:
   elements: dict
   contains: *claim
 restores:
-  description: Every interrupted restore on the hypervisor, also of domains that are not defined.
+  description: Every restore that is under way or was interrupted on the hypervisor, also of domains that are not defined.
   returned: success
   type: list
   elements: dict

@@ -14,7 +14,7 @@ from ansible.module_utils.common.text.formatters import bytes_to_human
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339, wall_time
 
-from ._status import is_past, is_time, length
+from ._status import is_interrupted, is_past, is_time, length
 
 # Five weeks of columns fit on a desktop's screen, and daily sets are rarely kept for longer.
 DAYS = 35
@@ -27,7 +27,7 @@ _TEXTS = (
     "domain", "uuid", "hypervisor", "status", "backup_id", "method", "consistency", "instant", "started", "finished", "proof", "group",
     "group_problem", "msg",
 )  # fmt: skip
-_NOTHING: dict[str, Any] = {"status": [], "sets": [], "claims": [], "matched": [], "unmatched": []}
+_NOTHING: dict[str, Any] = {"status": [], "sets": [], "claims": [], "restores": [], "matched": [], "unmatched": []}
 
 
 def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: list[str], now: float, limit: str = "") -> dict[str, Any]:
@@ -94,7 +94,9 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
             elif not row["ok"]:
                 age, allowed = length(row["age_seconds"]), length(row["max_age_seconds"])
                 add("error", row, f"The last good backup is {age} old; it may be {allowed} old.")
-            if row["claim"] and not row["claim"]["alive"]:
+            if is_interrupted(row["restore"]):
+                add("error", row, _words_of_restore(row["restore"]))
+            if is_interrupted(row["claim"]):
                 add(
                     "error",
                     row,
@@ -106,6 +108,10 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
                         add("warning", row, f"Set {one['backup_id']} {says}: {' '.join(_findings(one)) or 'no reason is told.'}")
             if row["ahead"]:
                 add("warning", row, f"Not counted, since they seem to be from the future: {', '.join(row['ahead'])}.")
+        owned = {row["restore"]["uuid"] for row in look["status"] if row["restore"]}
+        for restore in look["restores"]:
+            if is_interrupted(restore) and restore["uuid"] not in owned:
+                add("error", {**look, "domain": restore["name"]}, _words_of_restore(restore))
         for claim in look["claims"]:
             if not claim["alive"] and claim["uuid"] not in {row["uuid"] for row in look["status"]}:
                 add(
@@ -117,6 +123,13 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
     for name in sorted({name for look in looks for name in look["unmatched"]} - matched):
         add("error", {"hypervisor": "", "domain": name}, f"No hypervisor that was reached has a domain {name}.")
     return found
+
+
+def _words_of_restore(restore: dict[str, Any]) -> str:
+    return (
+        f"Do not start it: {restore['msg']}. Until it is, the domain is neither backed up nor pruned. "
+        "Run the playbook recover, or the restore again."
+    )
 
 
 def _by_subject(problems: list[dict[str, str]]) -> list[dict[str, Any]]:

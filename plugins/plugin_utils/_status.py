@@ -71,9 +71,15 @@ def _of_domain(domain: dict[str, Any], sets: list[dict[str, Any]], hypervisor: s
         "damaged": [one["backup_id"] for one in sets if one["status"] == "damaged"],
         "disproved": [one["backup_id"] for one in sets if one["status"] == "good" and not one["good"]],
         "claim": domain["claim"],
+        "restore": domain["restore"],
         "error": domain["error"],
     }
     return {**row, "msg": _words(row)}
+
+
+def is_interrupted(owner: dict[str, Any] | None) -> bool:
+    """Whether a backup or a restore owns a domain, and nobody goes on with it."""
+    return owner is not None and not owner["alive"]
 
 
 def _last(good: list[dict[str, Any]], max_age: float, now: float) -> dict[str, Any]:
@@ -117,7 +123,8 @@ def _words(row: dict[str, Any]) -> str:
         what = f"{bytes_to_human(row['bytes'])}, {row['consistency']}-consistent"
         words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
     ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
-    return f"{row['domain']}: {words}{ahead}{'. ' * bool(row['error'])}{row['error']}"
+    restore = f"; {row['restore']['msg']}" if row["restore"] else ""
+    return f"{row['domain']}: {words}{ahead}{restore}{'. ' * bool(row['error'])}{row['error']}"
 
 
 _Number = Callable[[dict[str, Any]], Any]
@@ -137,8 +144,8 @@ _METRICS: list[tuple[str, str, _Number]] = [
      lambda row: row["rto_seconds"]),
     ("disproved_sets", "Sets whose last proof failed.", lambda row: len(row["disproved"])),
     ("damaged_sets", "Sets that are damaged.", lambda row: len(row["damaged"])),
-    ("interrupted", "Whether an interrupted backup waits to be healed; its guest may run on an overlay.",
-     lambda row: None if row["error"] else int(bool(row["claim"]) and not row["claim"]["alive"])),
+    ("interrupted", "Whether an interrupted backup or restore waits to be recovered; its guest may run on an overlay or on mixed disks.",
+     lambda row: None if row["error"] else int(is_interrupted(row["claim"]) or is_interrupted(row["restore"]))),
 ]  # fmt: skip
 # Prometheus' way to tell a word: one series for each, and 1 for the one that holds.
 _WORDS = [

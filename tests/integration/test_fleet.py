@@ -329,6 +329,17 @@ def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: 
     assert all(counts["changed"] == 0 for counts in busy.recap.values()), busy.output
 
 
+def test_a_group_waits_for_no_other_domain(fleet: Fleet, target: Path) -> None:
+    """Its rows come last, and the others alone would take every fork and every turn, waiting for captures that nobody could finish."""
+    members, others = ("g12", "g22"), ("g11", "g21")
+    options: dict[str, Any] = {"backup_groups": {"shop": members}, "backup_group_max_spread": 5000, "backup_method": "legacy"}
+    played = play(fleet, forks=len(members), backup_target=str(target), backup_parallel=1, backup_domains=[*others, *members], **options)
+    assert played.status == 0, played.output
+    assert {name: row["group"] for name, row in played.rows.items()} == {**dict.fromkeys(members, "shop"), **dict.fromkeys(others, "")}
+    for member, other in zip(members, others):
+        assert wall_time(played.rows[member]["finished"]) <= wall_time(played.rows[other]["started"]), played.rows
+
+
 @at_length
 def test_how_many_write_to_one_target(fleet: Fleet, target: Path) -> None:
     """Each hypervisor has its share; a target with fewer places than hypervisors is refused before anything is done."""

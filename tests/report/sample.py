@@ -27,7 +27,7 @@ def uuid(name: str) -> str:
 
 
 def domain(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "uuid": uuid(name), "claim": None, "error": "", **more}
+    return {"name": name, "uuid": uuid(name), "claim": None, "restore": None, "error": "", **more}
 
 
 def backup_set(name: str, began: datetime, seconds: float = 95.5, gib: float = 3, **more: Any) -> dict[str, Any]:
@@ -75,6 +75,7 @@ def look(hypervisor: str, domains: list[dict[str, Any]], sets: list[dict[str, An
         "status": rows,
         "sets": brief(sets),
         "claims": [],
+        "restores": [],
         "matched": ["*"],
         "unmatched": [],
         "msg": "",

@@ -119,6 +119,8 @@ class Fleet:
                 **os.environ,
                 "ANSIBLE_COLLECTIONS_PATH": str(_REPOSITORY / ".build/tree"),
                 "ANSIBLE_SHOW_CUSTOM_STATS": "1",
+                # The strategy of the controller's own configuration must not matter.
+                "ANSIBLE_STRATEGY": "free",
                 "ANSIBLE_HOME": str(self.directory / "ansible"),
                 "LC_ALL": "C.UTF-8",
                 # No moment may depend on the controller's time zone.

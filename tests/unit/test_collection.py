@@ -35,6 +35,12 @@ def test_every_module_that_asks_libvirt_is_in_the_action_group() -> None:
     assert group == [name for name in MODULES if name not in WITHOUT_LIBVIRT]
 
 
+@pytest.mark.parametrize("book", sorted(path.name for path in (ROOT / "playbooks").glob("*.yml")))
+def test_every_play_names_its_strategy(book: str) -> None:
+    """That of the controller's configuration may not know run_once, nor add hosts once for all."""
+    assert all("strategy" in play for play in load(f"playbooks/{book}"))
+
+
 def options_of(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
     """The argument spec that a module gives to Ansible."""
     specs: list[dict[str, Any]] = []

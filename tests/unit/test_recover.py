@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _recover
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, hold, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._freeze import Watchdog
 
@@ -89,6 +89,44 @@ def test_a_living_run_is_left_alone(backup: Backup, check: bool) -> None:
     backup.begin()
     with pytest.raises(LiveBackupError, match="is being backed up"):
         backup.recover(check=check)
+    assert backup.domain.job is not None and backup.partial.exists()
+
+
+def test_an_error_says_when_it_can_be_recovered_and_how_at_once(backup: Backup) -> None:
+    backup.begin()
+    backup.clock.sleep(1)
+    with pytest.raises(LiveBackupError, match=r"holds it for another 299 s\. .* use take_over"):
+        backup.recover()
+
+
+def test_a_person_takes_over_a_run_whose_lease_is_not_over(backup: Backup) -> None:
+    backup.begin()
+    listed = backup.recover(take_over=True, check=True)
+    assert repaired(listed) == ["backup job", "unfinished backup set", "claim"] and backup.domain.job is not None
+    assert backup.recover(take_over=True) == {**listed, "planned": False}
+    backup.assert_nothing_left()
+
+
+@pytest.mark.parametrize("check", [False, True])
+def test_nobody_takes_over_while_a_step_works(backup: Backup, check: bool) -> None:
+    backup.begin()
+    with hold(backup.domain.uuid, backup.clock), pytest.raises(LiveBackupError, match="is working on it right now") as refused:
+        backup.recover(take_over=True, check=check)
+    assert "take_over" not in str(refused.value)
+    assert backup.domain.job is not None and backup.partial.exists()
+
+
+def test_a_run_that_went_on_between_look_and_lock_is_not_taken_over(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its step came and went: it lives, whatever the person thought."""
+    backup.begin()
+
+    def late(uuid: str, clock: Any) -> Any:
+        die(backup, in_step=False, step="wait", lease_until=clock.boottime() + 300)
+        return hold(uuid, clock)
+
+    monkeypatch.setattr(_recover, "hold", late)
+    with pytest.raises(LiveBackupError, match="just now"):
+        backup.recover(take_over=True)
     assert backup.domain.job is not None and backup.partial.exists()
 
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import DAYS, calendar, page, report, timeline
-from tests.report.sample import HOSTILE, NIGHT, NOW, bad_night, domain, failed, look, nights, partial, proof, result
+from tests.report.sample import HOSTILE, NIGHT, NOW, bad_night, domain, failed, look, nights, partial, proof, result, uuid
 
 
 def told(looks: list[dict[str, Any]], results: list[dict[str, Any]] | None = None, hosts: list[str] | None = None) -> dict[str, Any]:
@@ -45,6 +45,16 @@ def test_a_backup_that_is_under_way_is_no_problem_and_an_interrupted_one_is() ->
     assert problems(look("kvm1", [domain("db1", claim=claim)], nights("db1", 1))) == []
     [(severity, _hypervisor, _domain, what)] = problems(look("kvm1", [domain("db1", claim={**claim, "alive": False})], nights("db1", 1)))
     assert severity == "error" and "interrupted" in what and "At the copy." in what
+
+
+def test_a_restore_that_goes_on_is_no_problem_and_an_interrupted_one_is_one_problem() -> None:
+    restore = {"name": "db1", "uuid": uuid("db1"), "alive": True, "msg": "the restore of db1 is not finished"}
+    good = nights("db1", 1)
+    assert problems(look("kvm1", [domain("db1", restore=restore)], good, restores=[restore])) == []
+    restore["alive"] = False
+    [(severity, _hypervisor, name, what)] = problems(look("kvm1", [domain("db1", restore=restore)], good, restores=[restore]))
+    assert (severity, name) == ("error", "db1") and what.count("the restore of db1 is not finished. Until it is") == 1
+    assert problems(look("kvm1", [], [], restores=[restore])) == [("error", "kvm1", "db1", what)], "it has no domain yet"
 
 
 def test_a_hypervisor_of_which_nothing_is_known_was_not_reached() -> None:

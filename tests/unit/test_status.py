@@ -110,9 +110,15 @@ def test_metrics_of_a_domain_without_a_backup() -> None:
     ]
 
 
-@pytest.mark.parametrize(("claim", "value"), [(None, 0), ({"alive": True}, 0), ({"alive": False}, 1)])
-def test_the_metric_of_an_interrupted_backup(claim: dict[str, Any] | None, value: int) -> None:
-    assert f'live_backup_interrupted{{domain="db1"}} {value}\n' in metrics([row_of([], claim=claim)], NOW)
+@pytest.mark.parametrize("kind", ["claim", "restore"])
+@pytest.mark.parametrize(("owner", "value"), [(None, 0), ({"alive": True, "msg": ""}, 0), ({"alive": False, "msg": ""}, 1)])
+def test_the_metric_of_an_interrupted_backup_or_restore(kind: str, owner: dict[str, Any] | None, value: int) -> None:
+    assert f'live_backup_interrupted{{domain="db1"}} {value}\n' in metrics([row_of([], **{kind: owner})], NOW)
+
+
+def test_an_unfinished_restore_is_told() -> None:
+    restore = {"alive": False, "msg": "the restore of db1 is not finished"}
+    assert row_of([], restore=restore)["msg"] == "db1: no good backup; the restore of db1 is not finished"
 
 
 def test_the_metrics_of_words() -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _turn
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, remove_claim, save_claim
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, locked, remove_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import wall_time
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
@@ -68,6 +68,20 @@ def test_what_is_under_way_or_only_planned_waits_for_nobody(backup: Backup) -> N
     assert not backup.begin(parallel=1)["changed"]
     assert backup.begin(parallel=1, check=True)["planned"] is False
     assert backup.clock.boottime() == began
+
+
+def test_what_is_captured_goes_on_whoever_waits_for_a_turn(backup: Backup) -> None:
+    """A group may be larger than `parallel`, and who waits holds the lock of turns: the group alone can end what that one waits for."""
+    backup.begin(at=backup.clock.wall() + 1)
+    for number in range(3):
+        under_way(backup, f"u-{number}", 1000)
+
+    def waits(_seconds: float) -> None:
+        raise AssertionError("it waits")
+
+    with locked("turn", 0, backup.clock):
+        backup.clock.sleep = waits  # type: ignore[method-assign]
+        assert not backup.begin(parallel=2)["changed"]
 
 
 def test_nobody_else_has_a_turn_before_the_claim_is_written(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
