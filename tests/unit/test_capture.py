@@ -29,7 +29,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._overlay impor
 from ansible_collections.virtops.live_backup.plugins.module_utils._space import MIB, Room
 from ansible_collections.virtops.live_backup.plugins.module_utils._target import TargetFacts
 
-from .backup import UUID, Backup
+from .backup import UUID, Backup, Killed
 from .fake import libvirt
 from .test_recover import die, repaired
 
@@ -199,10 +199,6 @@ def test_libvirtd_restarts_during_the_commit(capture: Backup) -> None:
 
 
 # What dies on the way
-
-
-class Killed(BaseException):
-    """Nothing of the run goes on after this."""
 
 
 def flow(backup: Backup) -> None:

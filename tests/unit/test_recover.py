@@ -12,7 +12,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import _recove
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
-from .backup import UUID, Backup
+from .backup import UUID, Backup, Killed
 from .fake import libvirt
 
 NOTHING = {"changed": False, "planned": False, "repairs": [], "diff": {"before": "", "after": ""}}
@@ -297,9 +297,6 @@ def test_when_libvirt_fails_the_claim_stays(dead: Backup, method: str) -> None:
 
 
 def test_a_run_killed_at_each_call_of_libvirt_while_it_begins_is_recovered(backup: Backup) -> None:
-    class Killed(BaseException):
-        """Nothing of the run goes on after this."""
-
     def kill() -> None:
         raise Killed
 
