@@ -20,7 +20,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._copy import P
 from ansible_collections.virtops.live_backup.plugins.module_utils._digest import CHUNK, image_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._far_end import FRAME, MARK
-from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd, parse
+from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_address import parse
+from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd
 
 from .clock import FakeClock
 
