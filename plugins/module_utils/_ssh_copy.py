@@ -16,6 +16,7 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
@@ -277,7 +278,7 @@ class FarEnd:
             raise self._ended from None
 
     def _require_expected(self, function: str, answer: Any) -> None:
-        problems = "; ".join(unexpected(function, answer))
+        problems = "; ".join(islice(unexpected(function, answer), 5))
         if problems:
             raise self._not_understood(foreign(problems, _MOST_CHARACTERS))
 

@@ -80,6 +80,7 @@ def find_repairs(
     if domain is not None and died and _may_be_frozen(claim):
         evidence = "the run died in the step that freezes, and its watchdog has not thawed"
         yield Repair("possibly frozen file systems", evidence, "thaw them", lambda: _thaw(domain))
+    _await_late_snapshot(domain, claim)
     yield from _overlay_repairs(uri, connection, claim, clock)
     if domain is not None:
         yield from _job_repairs(uri, domain, claim, clock)
@@ -160,6 +161,17 @@ def give_up(claim: Claim) -> None:
     """From now on no later step of the run accepts the claim, the publishing least of all."""
     claim.results["recovering"] = True
     save_claim(claim)
+
+
+def _await_late_snapshot(domain: libvirt.virDomain | None, claim: Claim) -> None:
+    """Wait until a snapshot is over that libvirtd still makes for somebody who is gone, or has given its answer up.
+
+    libvirt answers no question about a domain's block jobs before that.
+    """
+    if domain is not None and claim.step == "begin":
+        for overlay in overlays_of(claim)[:1]:
+            with explained(f"examine domain {claim.domain!r}"):
+                domain.blockJobInfo(overlay.target)
 
 
 def _overlay_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:

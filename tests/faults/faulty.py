@@ -4,7 +4,9 @@
 FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain or virConnect,
 or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`.
 With a number of seconds instead of before or after, libvirtd is killed so long after the call began, and then the module gets its signal.
-Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed.
+Or the signal is HANG: libvirtd is stopped instead, and the module gives up what does not answer after seconds rather than minutes; or
+DEAF, the same where it does not give libvirt up.
+Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed; or `impatient`: what hangs is given up after seconds.
 """
 
 from __future__ import annotations
@@ -20,14 +22,29 @@ from pathlib import Path
 UTILS = "ansible_collections.virtops.live_backup.plugins.module_utils."
 
 
+def be_impatient(keepalive: tuple[int, int] = (1, 1)) -> None:
+    """Give up after seconds."""
+    connection, signals = (importlib.import_module(UTILS + name) for name in ("_connection", "_signals"))
+    connection.KEEPALIVE, connection.OPEN_SECONDS, signals.DEAF_SECONDS = keepalive, 2.0, 3.0
+
+
 def arm(number: str, when: str, call: str) -> None:
     """Let the process get the signal at its first such call."""
 
+    def libvirtd() -> int:
+        return int(Path("/run/libvirtd.pid").read_text(encoding="ascii"))
+
     def strike() -> None:
-        os.kill(os.getpid(), getattr(signal, f"SIG{number}"))
+        if number in ("HANG", "DEAF"):
+            os.kill(libvirtd(), signal.SIGSTOP)
+        else:
+            os.kill(os.getpid(), getattr(signal, f"SIG{number}"))
+
+    if number in ("HANG", "DEAF"):
+        be_impatient((1, 1) if number == "HANG" else (-1, 0))
 
     def strike_libvirtd_first() -> None:
-        os.kill(int(Path("/run/libvirtd.pid").read_text(encoding="ascii")), signal.SIGKILL)
+        os.kill(libvirtd(), signal.SIGKILL)
         strike()
 
     if "." not in call:
@@ -68,6 +85,8 @@ if __name__ == "__main__":
     fault, module = sys.argv[1:]
     if fault == "crawl":
         crawl()
+    elif fault == "impatient":
+        be_impatient()
     elif fault:
         arm(*fault.split())
     sys.argv = [module]
