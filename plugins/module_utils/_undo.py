@@ -134,8 +134,8 @@ def _undo(uri: str, claim: Claim, clock: Clock, error: BaseException, reason: Li
 
     # Wherever it was: nothing between the freeze and the thaw has to expect this.
     died = not isinstance(error, FAILURES)
-    # Who interrupts a run does not want to wait for a libvirtd that hangs.
-    patience = 0.0 if isinstance(error, Interrupted) else SILENCE_SECONDS
+    # Who interrupts a run does not want to wait for a libvirtd that hangs; what fails in the cleaning after it comes in its place.
+    patience = 0.0 if any(isinstance(one, Interrupted) for one in _with_contexts(error)) else SILENCE_SECONDS
 
     def repair(connection: libvirt.virConnect, _answered: Callable[[], None]) -> LiveBackupError | None:
         try:
@@ -155,6 +155,13 @@ def _undo(uri: str, claim: Claim, clock: Clock, error: BaseException, reason: Li
         raise LiveBackupError(
             f"{reason.msg} What it left could not be removed: {left} Run libvirt_backup_recover when that is mended.", reason.libvirt_error
         ) from why
+
+
+def _with_contexts(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those in whose handling it came."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def give_up(claim: Claim) -> None:

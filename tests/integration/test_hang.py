@@ -97,6 +97,7 @@ def test_a_signal_ends_what_hangs(backup: Backup, fault: str) -> None:
         domain=backup.guest.name,
         backup_id=backup.backup_id,
         target=str(backup.target),
+        quiesce="never",
     )
     wait_until(backup.hypervisor.libvirtd_hangs, 60, "libvirtd to hang")
     process.send_signal(signal.SIGTERM)

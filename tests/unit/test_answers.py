@@ -42,7 +42,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
         "open_set": {**found, "findings": ["a: it is missing"]},
         "check_files": check_files(str(target), "db1", "y2021"),
         "note_proof": proof,
-        "prune_sets": {**prune_sets(str(target), [], {"last": 1}, [], True), "problems": ["no"]},
+        "prune_sets": {**prune_sets(str(target), [], {"last": 1}, [], {}, True), "problems": ["no"]},
         "room_for": {"free": 1},
         "begin_set": {"path": "/a"},
         "error": {"error": "no", "errno": 2, "file": "/a", "refused": False},

@@ -20,6 +20,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import _claim,
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import all_claims, find_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import Interrupted, LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._signals import interruptible
+from tests.rig.shell import wait_until
 
 from .backup import Backup
 from .fake import libvirt
@@ -108,6 +109,9 @@ def test_a_module_that_hears_nothing_ends_in_words() -> None:
     process.stdin = None
     said = process.stderr.read(5)
     assert said == b"ready", said + process.stderr.read()
+    # With one thread that runs Python there is nothing else to sleep for than the lock.
+    stat = Path(f"/proc/{process.pid}/stat")
+    wait_until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "S", 30, "the module to hang")
     process.terminate()
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err

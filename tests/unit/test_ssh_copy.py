@@ -150,7 +150,7 @@ def test_a_server_that_stops_to_read_is_given_up(ssh: Callable[[str], None], mon
 @pytest.mark.parametrize("script", ["", f"echo {MARK}; "])
 def test_a_line_without_an_end_is_not_kept(ssh: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, script: str) -> None:
     monkeypatch.setattr(_ssh_copy, "_MOST_BYTES", 1 << 20)
-    ssh(script + "exec tr '\\0' x </dev/zero")
+    ssh(script + "tr '\\0' x </dev/zero")
     with pytest.raises(LiveBackupError, match="a line has no end"), FarEnd(parse("ssh://far/a", None, [])) as far_end:
         far_end.look()
 
