@@ -33,6 +33,8 @@ from ._target import probe_target
 from ._thaw_watchdog import AGENT_SECONDS
 
 ABORT_SECONDS = 60.0
+# How long a backup may take to begin.
+_LATE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -80,7 +82,7 @@ def find_repairs(
     if domain is not None and died and _may_be_frozen(claim):
         evidence = "the run died in the step that freezes, and its watchdog has not thawed"
         yield Repair("possibly frozen file systems", evidence, "thaw them", lambda: _thaw(domain))
-    _await_late_snapshot(domain, claim)
+    _await_late_begin(domain, claim, clock)
     yield from _overlay_repairs(uri, connection, claim, clock)
     if domain is not None:
         yield from _job_repairs(uri, domain, claim, clock)
@@ -170,15 +172,24 @@ def give_up(claim: Claim) -> None:
     save_claim(claim)
 
 
-def _await_late_snapshot(domain: libvirt.virDomain | None, claim: Claim) -> None:
-    """Wait until a snapshot is over that libvirtd still makes for somebody who is gone, or has given its answer up.
-
-    libvirt answers no question about a domain's block jobs before that.
-    """
-    if domain is not None and claim.step == "begin":
-        for overlay in overlays_of(claim)[:1]:
-            with explained(f"examine domain {claim.domain!r}"):
-                domain.blockJobInfo(overlay.target)
+def _await_late_begin(domain: libvirt.virDomain | None, claim: Claim, clock: Clock) -> None:
+    """Wait until libvirtd has come to the end of what it still begins for somebody who is gone, or has given its answer up."""
+    if domain is None or claim.step != "begin":
+        return
+    # It answers no question about a domain's block jobs before the end of a snapshot.
+    for overlay in overlays_of(claim)[:1]:
+        with explained(f"examine domain {claim.domain!r}"):
+            domain.blockJobInfo(overlay.target)
+    give_up_at = clock.boottime() + _LATE_SECONDS
+    while claim.method == "push":
+        try:
+            running_job(domain)
+            return
+        except LiveBackupError:
+            # So it is while a backup begins.
+            if clock.boottime() > give_up_at:
+                raise
+        clock.sleep(0.2)
 
 
 def _overlay_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:
