@@ -34,7 +34,9 @@ options:
   ssh_options:
     description:
       - Options of C(ssh) as its C(-o) takes them, for example V(UserKnownHostsFile=/etc/live_backup/known_hosts).
-      - C(BatchMode) and C(StrictHostKeyChecking) are always V(yes) and cannot be set.
+      - Options that protect this host or show that the server is the right one cannot be set. C(BatchMode), C(StrictHostKeyChecking) and
+        C(ClearAllForwardings) are always V(yes). C(ForwardAgent), C(ForwardX11), C(GSSAPIDelegateCredentials), C(PermitLocalCommand),
+        C(Tunnel), C(ControlMaster) and C(NoHostAuthenticationForLocalhost) are always V(no), and C(ControlPath) is always V(none).
     type: list
     elements: str
     default: []

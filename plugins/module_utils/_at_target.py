@@ -13,28 +13,13 @@ from typing import Any
 from ._backup_set import check_target
 from ._clock import Clock
 from ._errors import LiveBackupError
-from ._manifest_schema import SCHEMA, violations
 from ._prune import prune_sets
 from ._restore_journal import all_journals
 from ._retention import RULES
 from ._sets import list_sets
-from ._ssh_copy import SCHEME, Address, FarEnd, parse
-
-# What others build on in the answer about a set.
-_ABOUT_SET: dict[str, Any] = {
-    "type": "object",
-    "required": ["domain", "uuid", "backup_id", "path", "status", "instant", "findings", "manifest"],
-    "properties": {
-        "domain": {"type": "string"},
-        "uuid": {"type": ["string", "null"]},
-        "backup_id": SCHEMA["properties"]["backup_id"],
-        "path": {"type": "string"},
-        "status": {"enum": ["good", "damaged"]},
-        "instant": {"type": ["string", "null"]},
-        "findings": {"type": "array", "items": {"type": "string"}},
-        "manifest": {**SCHEMA, "type": ["object", "null"]},
-    },
-}
+from ._ssh_address import SCHEME, Address, parse
+from ._ssh_copy import FarEnd
+from ._text import foreign
 
 
 def at_target(params: dict[str, Any], function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
@@ -44,14 +29,6 @@ def at_target(params: dict[str, Any], function: Callable[..., dict[str, Any]], *
         with FarEnd(address) as far_end:
             return far_end.call(function.__name__, {"target": address.path, **arguments})
     return function(str(check_target(params["target"])), **arguments)
-
-
-def require_set(found: Any, host: str) -> None:
-    """Refuse what is not the answer about a set: it is checked as what is found on a disk is."""
-    known = {name: found[name] for name in _ABOUT_SET["properties"] if name in found} if isinstance(found, dict) else found
-    problems = list(violations(known, _ABOUT_SET, "it"))
-    if problems:
-        raise LiveBackupError(f"What {host} says of the set is not what the program says that was sent to it: {'; '.join(problems)}.")
 
 
 def address_of(params: dict[str, Any]) -> Address:
@@ -96,5 +73,5 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     result["diff"] = {"before": paths[0] + paths[1], "after": paths[1]}
     if problems:
         where = f"On {address_of(params).host}: " if is_remote(params) else ""
-        raise LiveBackupError(where + " ".join(problems), **result)
+        raise LiveBackupError(where + " ".join(foreign(problem, 1000) for problem in problems), **result)
     return result

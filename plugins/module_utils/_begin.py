@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from ._capture import Capture, capture_claimed
 from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_alive, keep_room, step
 from ._clock import Clock
 from ._commit import chain_of
-from ._connection import FAILURES, connect, explain, explained, find_domain
+from ._connection import connect, explain, explained, find_domain
 from ._disk_place import noted_place
 from ._domain_xml import Disk, sources
 from ._domains import read_domain
@@ -37,7 +38,7 @@ from ._send_set import sent_set
 from ._space import overlay_room
 from ._target import probe_target
 from ._turn import turn
-from ._undo import paths_of, undo
+from ._undo import paths_of, undoing
 
 # What a method adds to the plan. A domain is Any here: this is evaluated where libvirt is missing too.
 Planner = Callable[[Any, DomainFacts, dict[str, Any]], dict[str, Any]]
@@ -298,16 +299,12 @@ def _begin(
         uri=params["uri"],
         copies=plan.pop("copies", []),
     )
-    try:
-        with step(claim, "begin", clock):
-            end_turn()
-            if plan.get("overlays"):
-                keep_room(claim)
-            claim.results["begin"] = {**_planned(plan), **capture_claimed(domain, claim, target, params, clock, capture)}
-    except FAILURES as error:
-        reason = explain(error, f"begin the backup of domain {name!r}")
-        undo(params["uri"], claim, clock, reason)
-        raise reason from error
+    in_words = partial(explain, action=f"begin the backup of domain {name!r}")
+    with undoing(params["uri"], claim, clock, in_words), step(claim, "begin", clock):
+        end_turn()
+        if plan.get("overlays"):
+            keep_room(claim)
+        claim.results["begin"] = {**_planned(plan), **capture_claimed(domain, claim, target, params, clock, capture)}
     return {**claim.results["begin"], "changed": True}
 
 

@@ -61,7 +61,7 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None
             "when it is up, as console_pattern."
         )
     with ExitStack() as stack:
-        connection = stack.enter_context(connect(uri, events=True))
+        connection = stack.enter_context(connect(uri))
         user = _qemu_user(connection)
         scratch = stack.enter_context(scratch_directory())
         # Others pass through and cannot list it.
@@ -138,7 +138,7 @@ def _started(uri: str, connection: libvirt.virConnect, name: str, xml: str, cloc
         yield domain
     finally:
         # libvirtd may have been restarted: then our connection is dead, and what was to end with it goes on.
-        across_restarts(uri, clock.boottime() + _END_SECONDS, clock, lambda again, _answered: _end(again, name), events=False)
+        across_restarts(uri, clock.boottime() + _END_SECONDS, clock, lambda again, _answered: _end(again, name))
 
 
 def _end(connection: libvirt.virConnect, name: str) -> None:
@@ -162,7 +162,7 @@ def _wait(
 ) -> str:
     """Why it is not up; empty as soon as it is."""
     events = (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE)
-    with turns(connection, domain, events) as turn:
+    with turns(connection, domain, events, clock) as turn:
         while clock.boottime() < deadline:
             if pattern is None and _agent_answers(domain):
                 return ""

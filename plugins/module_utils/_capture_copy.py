@@ -37,7 +37,7 @@ from ._progress import Amounts, tell
 from ._send_set import naming
 from ._space import RoomWatch
 from ._ssh_copy import FarEnd
-from ._undo import paths_of, undo
+from ._undo import paths_of, undoing
 
 # How often the room of the overlays is looked at.
 _LOOK_SECONDS = 0.5
@@ -61,16 +61,13 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         if not todo:
             return {"changed": False, "planned": False, "disks": _copied(claim)}
         copies = _Copies(claim, todo, params, clock)
-        try:
-            with step(claim, "copy", clock):
-                copies.run()
-        except FAILURES as error:
+
+        def in_words(error: BaseException) -> LiveBackupError:
             reason = explain(error, f"copy the disks of domain {name!r}")
-            failure = LiveBackupError(
-                f"The backup of domain {name!r} was given up. {reason.msg} Nothing was published.", reason.libvirt_error
-            )
-            undo(params["uri"], claim, clock, failure, copies.require_ended)
-            raise failure from error
+            return LiveBackupError(f"The backup of domain {name!r} was given up. {reason.msg} Nothing was published.", reason.libvirt_error)
+
+        with undoing(params["uri"], claim, clock, in_words, copies.require_ended), step(claim, "copy", clock):
+            copies.run()
         return {"changed": True, "planned": False, "disks": _copied(claim)}
 
 
@@ -98,7 +95,7 @@ def _copied(claim: Claim) -> list[dict[str, Any]]:
 
 
 class _Copies:
-    """Copies under way, each in a thread; this thread watches them, and libvirt."""
+    """Copies under way, each in a thread; this thread watches them, and libvirt, another one the room of the overlays."""
 
     def __init__(self, claim: Claim, todo: list[dict[str, Any]], params: dict[str, Any], clock: Clock) -> None:
         self._claim = claim
@@ -127,13 +124,14 @@ class _Copies:
         save_claim(self._claim)
         with self._undisturbed(), self._receiving():
             # One that a target holds keeps the overlays from nothing.
-            threads = DaemonThreads(len(self._todo) + 1)
+            threads = DaemonThreads(len(self._todo) + 2)
             told = threads.submit(self._tell)
+            threads.submit(self._watch_room)
             try:
                 for disk in self._todo:
                     self._pending[disk["target"]] = threads.submit(partial(self._copy, disk))
-                across_restarts(self._params["uri"], _FOREVER, self._clock, self._watch, events=False)
-            except FAILURES as error:
+                across_restarts(self._params["uri"], _FOREVER, self._clock, self._watch)
+            except BaseException as error:
                 self._pace.give_up(explain(error, "watch the copy"))
                 self._all_end(_END_SECONDS)
                 raise
@@ -230,7 +228,7 @@ class _Copies:
                 raise self._pace.given_up or error from error
 
     def _watch(self, connection: libvirt.virConnect, answered: Callable[[], None]) -> None:
-        """Until all is copied: begin commits, watch the overlays' room, note what is done."""
+        """Until all is copied or given up: begin commits, note what is done."""
         while True:
             with suppress(queue.Empty):
                 told, target = self._news.get(timeout=_LOOK_SECONDS)
@@ -250,10 +248,16 @@ class _Copies:
                 return
             if self._claim.method == "offline" and active(lookup(connection, self._claim.uuid)) is not None:
                 raise LiveBackupError("The domain was started while its disks were copied.")
-            problem = self._room.problem()
-            if problem is not None:
-                raise problem
+            self._pace.check()
             answered()
+
+    def _watch_room(self) -> None:
+        """In a thread of its own, since the overlays grow while libvirtd hangs, too."""
+        try:
+            while not self._over.wait(_LOOK_SECONDS):
+                self._room.check()
+        except FAILURES as error:
+            self._pace.give_up(explain(error, "watch the overlays"))
 
     def _tell(self) -> None:
         """In a thread of its own, since it looks at the target, which may hang."""

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from datetime import datetime, timezone
 
@@ -24,6 +25,10 @@ class Clock:
 
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
+
+    def wait(self, event: threading.Event, seconds: float) -> None:
+        """Wait for an event, at most so long."""
+        event.wait(seconds)
 
 
 def rfc3339(wall: float) -> str:

@@ -211,7 +211,7 @@ def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float
             domain = active(lookup(connection, claim.uuid))
             # There are no events of a domain that does not run, and nothing to wait for.
             events = (VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)
-            with nullcontext() if domain is None else turns(connection, domain, events) as turn:
+            with nullcontext() if domain is None else turns(connection, domain, events, clock) as turn:
                 while left := [overlay.target for overlay in overlays if not way.advance(connection, overlay)]:
                     answered()
                     if domain is not None:

@@ -8,14 +8,24 @@ from __future__ import annotations
 
 import os
 import re
+import threading
 from collections.abc import Iterator
+from concurrent.futures import TimeoutError as TooLate
 from contextlib import contextmanager, suppress
+from functools import cache, partial
 from urllib.parse import urlsplit
 
-from ._errors import LiveBackupError, from_os_error
+from ._daemon_threads import DaemonThreads
+from ._errors import Interrupted, LiveBackupError, from_os_error
 from ._libraries import libvirt, require_libraries
 from ._numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OK, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
 from ._text import foreign
+
+# libvirt asks its daemon for a sign of life after so many seconds without one, and that often, before every call fails. A daemon that
+# lives answers while a call waits for a domain's lock (30 s) or for a guest's agent.
+KEEPALIVE = (5, 6)
+# How long the daemon may take to accept a connection, which nothing watches before it is there.
+OPEN_SECONDS = 45.0
 
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
@@ -55,11 +65,19 @@ def _undecoded(action: str, error: SystemError | UnicodeDecodeError) -> LibvirtF
 FAILURES = (LiveBackupError, OSError) if libvirt is None else (LiveBackupError, OSError, libvirt.libvirtError)
 
 
-def explain(error: Exception, action: str) -> LiveBackupError:
-    """One of FAILURES in words."""
+class NoAnswer(LiveBackupError):
+    """libvirt's daemon does not answer."""
+
+
+def explain(error: BaseException, action: str) -> LiveBackupError:
+    """What ended an action, in words: one of FAILURES, a signal, or a defect of the code."""
     if isinstance(error, LiveBackupError):
         return error
-    return from_os_error(error) if isinstance(error, OSError) else libvirt_failure(action, error)
+    if isinstance(error, OSError):
+        return from_os_error(error)
+    if libvirt is not None and isinstance(error, libvirt.libvirtError):
+        return libvirt_failure(action, error)
+    return LiveBackupError(str(error) if isinstance(error, Interrupted) else f"Could not {action}: {foreign(repr(error))}.")
 
 
 @contextmanager
@@ -89,31 +107,49 @@ def check_local(uri: str) -> None:
 
 
 @contextmanager
-def connect(uri: str, *, readonly: bool = False, events: bool = False) -> Iterator[libvirt.virConnect]:
-    """One connection, opened once and always closed.
-
-    With `events` the caller must run libvirt's event loop, or the idle connection is dropped.
-    """
+def connect(uri: str, *, readonly: bool = False) -> Iterator[libvirt.virConnect]:
+    """One connection, opened once and always closed. Its calls fail when libvirt's daemon hangs."""
     require_libraries()
     check_local(uri)
     # libvirt prints every error on stderr unless it is told not to.
     libvirt.registerErrorHandler(lambda context, error: None, None)
-    if events:
-        # Before the connection is opened, or registering for events fails.
-        libvirt.virEventRegisterDefaultImpl()
+    _run_event_loop()
+    # Python hears of no signal while its main thread is in a call of libvirt's, and of every one while it waits for another thread.
+    opening = DaemonThreads(1)
+    opened = opening.submit(partial(libvirt.openReadOnly if readonly else libvirt.open, uri))
+    opening.close()
     try:
-        connection = (libvirt.openReadOnly if readonly else libvirt.open)(uri)
+        connection = opened.result(OPEN_SECONDS)
+    except TooLate:
+        raise NoAnswer(
+            f"Could not connect to {uri}: libvirtd (or virtqemud) runs, and has not answered for {OPEN_SECONDS:g} s. It hangs: look at its "
+            "log, and restart it. Guests run on meanwhile."
+        ) from None
     except libvirt.libvirtError as error:
         advice = "Is libvirtd (or virtqemud) running on this host?"
         if os.geteuid() != 0:
             advice = "The user of this task may not manage libvirt: use become. If he may, is libvirtd (or virtqemud) running?"
         raise libvirt_failure(f"connect to {uri}", error, advice) from error
     try:
+        with suppress(libvirt.libvirtError):  # a driver without a daemon needs none
+            connection.setKeepAlive(*KEEPALIVE)
         yield connection
     finally:
         # Closing a connection that the daemon has already dropped is an error for libvirt, not for us.
         with suppress(libvirt.libvirtError):
             connection.close()
+
+
+@cache
+def _run_event_loop() -> None:
+    """libvirt watches its connections, and has its events, by a loop that must be there before the first is opened."""
+    libvirt.virEventRegisterDefaultImpl()
+
+    def run() -> None:
+        while True:
+            libvirt.virEventRunDefaultImpl()
+
+    threading.Thread(target=run, daemon=True).start()
 
 
 def find_domain(connection: libvirt.virConnect, domain: str) -> libvirt.virDomain:

@@ -30,6 +30,10 @@ class LiveBackupError(Exception):
         return result
 
 
+class Interrupted(BaseException):
+    """A signal came. Not an Exception: whoever goes on after errors must not go on after this."""
+
+
 def from_os_error(error: OSError) -> LiveBackupError:
     """An operating system error, named with its file."""
     what = os.strerror(error.errno) if error.errno else str(error)

@@ -6,12 +6,13 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, TypeVar
 
 from ._clock import Clock
-from ._connection import connect
+from ._connection import NoAnswer, connect
 from ._errors import LiveBackupError
 from ._libraries import libvirt
 from ._numbers import VIR_ERR_NO_DOMAIN
@@ -24,10 +25,8 @@ SILENCE_SECONDS = 300.0
 T = TypeVar("T")
 
 
-def across_restarts(
-    uri: str, deadline: float, clock: Clock, watch: Callable[[libvirt.virConnect, Callable[[], None]], T], *, events: bool = True
-) -> T:
-    """The result of `watch(connection, answered)`, begun anew while libvirtd restarts, or QEMU dies and libvirt is not aware of it yet.
+def across_restarts(uri: str, deadline: float, clock: Clock, watch: Callable[[libvirt.virConnect, Callable[[], None]], T]) -> T:
+    """The result of `watch(connection, answered)`, begun anew while libvirtd restarts or hangs, or QEMU dies and libvirt is not aware yet.
 
     `watch` calls `answered()` whenever libvirt has told it something: the patience counts from there.
     """
@@ -39,30 +38,36 @@ def across_restarts(
 
     while True:
         try:
-            with connect(uri, events=events) as connection:
+            with connect(uri) as connection:
                 return watch(connection, answered)
         except libvirt.libvirtError as error:
             if error.get_error_code() == VIR_ERR_NO_DOMAIN or clock.boottime() > min(deadline, last_answer + SILENCE_SECONDS):
                 raise
         except LiveBackupError as error:
-            if error.libvirt_error is None or clock.boottime() > min(deadline, last_answer + SILENCE_SECONDS):
+            said_by_libvirt = isinstance(error, NoAnswer) or error.libvirt_error is not None
+            if not said_by_libvirt or clock.boottime() > min(deadline, last_answer + SILENCE_SECONDS):
                 raise
         clock.sleep(0.2)
 
 
 @contextmanager
-def turns(connection: libvirt.virConnect, domain: libvirt.virDomain, events: tuple[int, ...]) -> Iterator[Callable[[], None]]:
+def turns(connection: libvirt.virConnect, domain: libvirt.virDomain, events: tuple[int, ...], clock: Clock) -> Iterator[Callable[[], None]]:
     """A function that waits for one of these events of the domain, or a second: after it the state is to be read again."""
 
-    def wake(*_event: Any) -> None:
-        """The event only ends one turn of the loop."""
+    woken = threading.Event()
 
-    timer = libvirt.virEventAddTimeout(round(POLL_SECONDS * 1000), wake, None)
+    def wake(*_event: Any) -> None:
+        """Called in the thread of libvirt's event loop; the event only ends one turn."""
+        woken.set()
+
+    def turn() -> None:
+        clock.wait(woken, POLL_SECONDS)
+        woken.clear()
+
     callbacks = [connection.domainEventRegisterAny(domain, event, wake, None) for event in events]
     try:
-        yield libvirt.virEventRunDefaultImpl
+        yield turn
     finally:
-        libvirt.virEventRemoveTimeout(timer)
         with suppress(libvirt.libvirtError):
             for callback in callbacks:
                 connection.domainEventDeregisterAny(callback)

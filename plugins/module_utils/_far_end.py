@@ -7,9 +7,9 @@
 It runs as a program of its own, made of the texts of this module and of those that it imports, which need nothing but Python's
 standard library.
 
-It is told what to do in lines of JSON, and answers each with one. After `receive` come frames of data, and after an empty
-frame a line with the image's digest. What was written is read again from the disk, and has its name only if it has that
-digest. If the input ends before, or anything fails, nothing is left.
+It is told what to do in lines of JSON, and answers each with one, before which empty ones show that it works. After `receive` come
+frames of data, and after an empty frame a line with the image's digest. What was written is read again from the disk, and has its name
+only if it has that digest. If the input ends before, or anything fails, nothing is left.
 """
 
 from __future__ import annotations
@@ -23,8 +23,10 @@ import stat
 import struct
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import ExitStack
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any
 
 from ._check import check_files, note_proof
@@ -39,6 +41,9 @@ from ._sets import find_set, list_sets, reading_set
 MARK = "live_backup far end"
 # A frame's offset in the image and its length.
 FRAME = struct.Struct(">QI")
+# How often work shows that it goes on, and the least of the processor's time that is work.
+_SIGN_SECONDS = 10.0
+_WORK_SECONDS = 0.001
 _ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 
 
@@ -68,17 +73,10 @@ def call(function: str, arguments: dict[str, Any]) -> Any:
 def look(path: str) -> Any:
     """What is at a path and beside it."""
     directory = os.path.dirname(path)
+    found: Any = {"directory": False, "writable": False, "free": 0, "dest": None, "is_file": True, "mode": None, "record": None}
     if not os.path.isdir(directory):
-        return {"directory": False}
-    found: Any = {
-        "directory": True,
-        "writable": os.access(directory, os.W_OK | os.X_OK),
-        "free": free_bytes(directory),
-        "dest": None,
-        "is_file": True,
-        "mode": None,
-        "record": None,
-    }
+        return found
+    found.update(directory=True, writable=os.access(directory, os.W_OK | os.X_OK), free=free_bytes(directory))
     try:
         status = os.lstat(path)
         found.update(dest=identity(status), is_file=stat.S_ISREG(status.st_mode), mode=stat.S_IMODE(status.st_mode))
@@ -272,7 +270,10 @@ def serve(actions: dict[str, Callable[..., Any]]) -> int:
     while True:
         try:
             request = json.loads(read_line())
-            answer = actions[request.pop("do")](**request)
+            do = request.pop("do")
+            # What is sent shows itself that it goes on, and nothing may come between.
+            with nullcontext() if do == "send" else showing_work():
+                answer = actions[do](**request)
         except EOFError:
             return 0
         except LiveBackupError as error:
@@ -282,6 +283,30 @@ def serve(actions: dict[str, Callable[..., Any]]) -> int:
         say(json.dumps(answer))
         if "error" in answer:
             return 1
+
+
+@contextmanager
+def showing_work() -> Iterator[None]:
+    """Say an empty line now and then while there is work, which uses the processor; who waits for a disk that hangs does not."""
+    over = threading.Event()
+
+    def show() -> None:
+        used = time.process_time() - time.thread_time()
+        while not over.wait(_SIGN_SECONDS):
+            before, used = used, time.process_time() - time.thread_time()
+            if used - before > _WORK_SECONDS:
+                say("")
+
+    thread = threading.Thread(target=show, daemon=True)
+    # It must not be given a signal that is blocked where the work is done.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 def say(line: str) -> None:

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from ._at_target import address_of, require_set
+from ._at_target import address_of
 from ._backup_set import MANIFEST
 from ._errors import LiveBackupError
 from ._files import SCRATCH, scratch_directory, sync_path
@@ -34,7 +34,6 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: 
         with FarEnd(address) as far_end:
             arguments = {"target": address.path, "domain": params["domain"], "backup_id": params["backup_id"]}
             found = far_end.call("open_set", arguments)
-            require_set(found, address.host)
             manifest = found["manifest"]
             if manifest is None:
                 raise LiveBackupError(f"Backup set {found['path']} at {address.host} is damaged: {'; '.join(found['findings'])}.")

@@ -25,7 +25,7 @@ from ._info import domain_info
 from ._process import daemon_pid
 from ._sets import list_sets
 from ._snapshot import snapshot_disks
-from ._ssh_copy import SCHEME
+from ._ssh_address import SCHEME
 from ._target import probe_target
 
 Finding = dict[str, str]

@@ -163,7 +163,9 @@ class JobWatch:
     def _watch(self, deadline: float, connection: libvirt.virConnect, answered: Callable[[], None]) -> bool:
         domain = connection.lookupByUUIDString(self._uuid)
         self._first_seen, self.watched = None, 0.0
-        with turns(connection, domain, (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE)) as turn:
+        with turns(
+            connection, domain, (libvirt.VIR_DOMAIN_EVENT_ID_JOB_COMPLETED, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE), self._clock
+        ) as turn:
             while self._is_active(domain):
                 answered()
                 if self._look is not None:

@@ -6,17 +6,17 @@
 
 from __future__ import annotations
 
-import signal
+import sys
 from collections.abc import Callable
-from types import FrameType
 from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
 from ._clock import Clock
 from ._connection import FAILURES, explain
-from ._errors import LiveBackupError
+from ._errors import Interrupted
 from ._progress import end as end_progress
+from ._signals import interruptible
 
 CONNECTION: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
 DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
@@ -35,32 +35,33 @@ CAPTURE: dict[str, Any] = {
 PROGRESS: dict[str, Any] = {"progress_interval": {"type": "int", "default": 0}}
 SSH: dict[str, Any] = {"ssh_key": {"type": "path"}, "ssh_options": {"type": "list", "elements": "str", "default": []}}
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
 Operation = Callable[[dict[str, Any], bool, Clock], dict[str, Any]]
-
-
-def _interrupted(number: int, _frame: FrameType | None) -> None:
-    """Let the step that is interrupted clean up after itself, undisturbed by a second signal: a guest must not be left on an overlay."""
-    for other in _SIGNALS:
-        signal.signal(other, signal.SIG_IGN)
-    raise LiveBackupError(f"It was interrupted by signal {signal.Signals(number).name}.")
 
 
 def run(operation: Operation, *options: dict[str, Any], **rules: Any) -> None:
     """Run `operation(params, check_mode, clock)` as a module with these options, and rules between them; its result is the module's."""
     spec = {name: option for one in options for name, option in one.items()}
     module = AnsibleModule(argument_spec=spec, supports_check_mode=True, **rules)
-    for number in _SIGNALS:
-        signal.signal(number, _interrupted)
-    try:
-        result = operation(module.params, module.check_mode, Clock())
-    except FAILURES as error:
-        module.fail_json(**_as_text(explain(error, "finish the task").as_result()))
-    else:
-        module.exit_json(**_as_text(result))
-    finally:
-        end_progress()
+
+    def last_words(msg: str) -> None:
+        try:
+            module.fail_json(msg=msg)
+        finally:
+            end_progress()
+            sys.stdout.flush()
+
+    with interruptible(last_words) as settle:
+        try:
+            try:
+                result = operation(module.params, module.check_mode, Clock())
+            finally:
+                settle()
+        except (*FAILURES, Interrupted) as error:
+            module.fail_json(**_as_text(explain(error, "finish the task").as_result()))
+        else:
+            module.exit_json(**_as_text(result))
+        finally:
+            end_progress()
 
 
 def _as_text(value: Any) -> Any:

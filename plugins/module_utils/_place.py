@@ -21,7 +21,8 @@ from ._copy_image import Copying, copy_image
 from ._errors import LiveBackupError
 from ._files import write_durably
 from ._filesystem import free_bytes
-from ._ssh_copy import SCHEME, FarEnd, parse
+from ._ssh_address import SCHEME, parse
+from ._ssh_copy import FarEnd
 
 
 @dataclass(frozen=True)

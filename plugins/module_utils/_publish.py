@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ._backup_set import (
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock, wall_time
 from ._commit import overlays_of
-from ._connection import FAILURES, explain
+from ._connection import explain
 from ._digest import file_digest
 from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
@@ -34,7 +35,7 @@ from ._owner import require_no_restore
 from ._send_set import send_set, sent_set
 from ._sets import GUIDE, SUMS
 from ._target import probe_target
-from ._undo import end_claim, paths_of, undo
+from ._undo import end_claim, paths_of, undoing
 
 
 def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -108,12 +109,8 @@ def _missing_step(claim: Claim) -> str:
 
 def _send(params: dict[str, Any], claim: Claim, paths: SetPaths, manifest: dict[str, Any], clock: Clock) -> str:
     """Publish the set on another host. What was made here is removed, whether that succeeds or not."""
-    try:
+    with undoing(params["uri"], claim, clock, partial(explain, action="send the set")):
         path = send_set(params, claim, paths.partial, manifest, clock)
-    except FAILURES as error:
-        failure = explain(error, "send the set")
-        undo(params["uri"], claim, clock, failure)
-        raise failure from error
     shutil.rmtree(paths.partial)
     release_domain_directory(paths.directory, claim.uuid)
     return path
@@ -127,16 +124,10 @@ def _show(paths: SetPaths) -> str:
 
 def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
     """Sync the images and write what tells about them."""
-    for disk in claim.plan["disks"]:
-        if disk["sent"]:
-            continue
-        try:
-            _settle(Path(disk["path"]))
-        except OSError as error:
-            # The kernel tells a failed write once: the next sync would succeed, and the image be broken all the same.
-            failure = LiveBackupError(f"{disk['path']} did not reach the target's disk: {error.strerror}. Back the domain up again.")
-            undo(params["uri"], claim, clock, failure)
-            raise failure from error
+    with undoing(params["uri"], claim, clock, partial(explain, action="sync the images")):
+        for disk in claim.plan["disks"]:
+            if not disk["sent"]:
+                _settle(Path(disk["path"]))
     copies = claim.results.get("copies", {})
     disks = [image_entry(disk, copies.get(disk["target"])) for disk in claim.plan["disks"]]
     images = {disk["file"] for disk in disks}
@@ -157,6 +148,10 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
 
 def _settle(image: Path) -> None:
     """Bring an image that QEMU has written to the disk, and make it root's alone."""
-    sync_path(image)
-    os.chown(image, os.geteuid(), os.getegid())
-    image.chmod(0o600)
+    try:
+        sync_path(image)
+        os.chown(image, os.geteuid(), os.getegid())
+        image.chmod(0o600)
+    except OSError as error:
+        # The kernel tells a failed write once: the next sync would succeed, and the image be broken all the same.
+        raise LiveBackupError(f"{image} did not reach the target's disk: {error.strerror}. Back the domain up again.") from error

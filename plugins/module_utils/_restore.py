@@ -24,13 +24,13 @@ from ._at_target import is_remote
 from ._backup_set import check_backup_id, check_target
 from ._claim import hold, require_same_uri
 from ._clock import Clock
-from ._connection import connect, explained
+from ._connection import connect, explain, explained
 from ._copy import Pace
 from ._copy_image import Copying, copy_image
 from ._digest import file_digest, image_digest
 from ._disk_place import is_below_dev
 from ._domains import read_domain
-from ._errors import LiveBackupError
+from ._errors import Interrupted, LiveBackupError
 from ._fetch import fetched
 from ._files import sync_path, write_durably
 from ._filesystem import mount_of, not_mounted
@@ -319,12 +319,12 @@ def complete(journal: Journal) -> None:
             try:
                 with explained(f"define domain {journal.name!r}"):
                     connection.defineXML(journal.xml)
-            except LiveBackupError as error:
+            except (LiveBackupError, Interrupted) as error:
                 # It may have been defined all the same: then, and where libvirt cannot answer, the next run completes it.
                 with connect(journal.uri) as again:
                     if not _is_restored(again, journal.name, journal.stamp):
                         undo(journal)
-                        raise _undone(journal, error) from error
+                        raise _undone(journal, explain(error, "define it")) from error
                 raise
             journal.set_phase("defined")
         remove_old(journal)

@@ -17,7 +17,8 @@ from ._clock import Clock
 from ._copy import Pace
 from ._errors import LiveBackupError
 from ._sets import GUIDE, SUMS, list_sets
-from ._ssh_copy import Address, FarEnd
+from ._ssh_address import Address
+from ._ssh_copy import FarEnd
 
 
 def naming(address: Address, claim: Claim) -> dict[str, Any]:

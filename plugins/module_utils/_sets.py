@@ -37,7 +37,7 @@ GUIDE = "RESTORE.md"
 _MOST_BYTES = 16 * 1024 * 1024
 _HIDDEN = re.compile(rf"\.(?P<id>{BACKUP_ID})\.(?P<kind>partial|removing)")
 _UNMARKED = re.compile(r"\.[0-9a-f-]{16,}\.new")
-_PROOF = {
+PROOF = {
     "type": "object",
     "required": ["backup_id", "manifest", "level", "verified", "at", "rto_ms", "findings"],
     "properties": {
@@ -324,7 +324,7 @@ def read_proof(path: Path) -> dict[str, Any] | None:
         return None
     try:
         proof = _read_json(proof_file(path))
-        of_this = not list(violations(proof, _PROOF, "proof")) and proof["manifest"] == manifest_digest(path)
+        of_this = not list(violations(proof, PROOF, "proof")) and proof["manifest"] == manifest_digest(path)
     except ValueError:
         return None
     return proof if of_this else None

@@ -64,8 +64,8 @@ class RoomWatch:
         self._clock = clock
         self._seen: dict[str, tuple[float, int]] = {}
 
-    def problem(self) -> LiveBackupError | None:
-        """The error for which the copy is to be given up."""
+    def check(self) -> None:
+        """Fail when the copy is to be given up."""
         now = self._clock.boottime()
         for room in rooms(self._overlays):
             before, used = self._seen.setdefault(room.path, (now, room.used))
@@ -74,13 +74,12 @@ class RoomWatch:
             if now - before > _RESERVE_SECONDS:
                 self._seen[room.path] = (now, room.used)
             if is_threatened(room, growth):
-                return LiveBackupError(
+                raise LiveBackupError(
                     f"The overlays threaten to fill {room.path}: {room.free / MIB:.0f} MiB are free, and they hold "
                     f"{room.used / MIB:.0f} MiB. "
-                    "The copy was given up, so that the guest need not stop. Free some room, choose another overlay_dir, or back up when "
-                    "the guest writes less."
+                    "The copy was given up, so that the overlays are committed, as soon as libvirt answers, before the guest has to stop. "
+                    "Free some room, choose another overlay_dir, or back up when the guest writes less."
                 )
-        return None
 
 
 def rooms(overlays: list[Overlay]) -> Iterator[Room]:

@@ -23,7 +23,7 @@ from ._owner import require_no_restore
 from ._place import Found, Place, identity, place_of
 from ._plan import bytes_needed, check_room
 from ._qemu_img import image_info
-from ._ssh_copy import SCHEME
+from ._ssh_address import SCHEME
 
 
 def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-import re
 import shutil
 import subprocess
 import tempfile
@@ -17,34 +16,31 @@ import threading
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
-from io import FileIO
+from itertools import islice
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, cast
 
+from ._answers import unexpected
 from ._clock import Clock
 from ._copy import LocalFile, Pace, copy_data
 from ._digest import image_size
 from ._errors import LiveBackupError
 from ._far_end import FRAME, MARK
 from ._far_program import program
+from ._pipes import Endless, Pipes, Silence
+from ._ssh_address import Address
+from ._text import foreign
 
-SCHEME = "ssh://"
-# The path is taken as it stands: what would be escaped in a URL is part of a file's name.
-_URL = re.compile(
-    r"""ssh://
-    (?:(?P<user>[^@/:\s-][^@/:\s]*)@)?
-    (?:\[(?P<six>[0-9a-fA-F:.%\w]+)\]|(?P<host>[^@/:\[\]\s-][^@/:\[\]\s]*))
-    (?::(?P<port>\d+))?
-    (?P<path>/(?:.|\n)*[^/])""",
-    re.VERBOSE,
-)
-# These are not to be changed: a host key is never taken on trust, and nobody is there to be asked.
-_FIXED = {"BatchMode": "yes", "StrictHostKeyChecking": "yes"}
-_DEFAULTS = {"ConnectTimeout": "30", "ServerAliveInterval": "15", "ServerAliveCountMax": "4", "ClearAllForwardings": "yes"}
-# Lines that a far login shell may print before the program begins.
+# How long no byte may move. The program at the far end sends some while it works, however long that takes.
+SILENCE_SECONDS = 120.0
+# Lines that a far login shell may print before the program begins, and their length.
 _NOISE_LINES = 1000
+_NOISE_BYTES = 64 * 1024
+# A list of very many sets, each with its manifest.
+_MOST_BYTES = 128 * 1024 * 1024
+# How much is shown of what the server says of an error.
+_MOST_CHARACTERS = 1000
 _END_SECONDS = 30
 
 # What ssh says, and what it means.
@@ -68,46 +64,6 @@ _FAR_FAILURES = {
     errno.EPERM: "the user may not write there",
     errno.EROFS: "the file system is read-only",
 }
-
-
-@dataclass(frozen=True)
-class Address:
-    """A file on another host, and how to get there."""
-
-    url: str
-    path: str
-    host: str
-    arguments: list[str]
-
-
-def parse(url: str, key: str | None, options: list[str]) -> Address:
-    """Understand `ssh://[user@]host[:port]/path`."""
-    match = _URL.fullmatch(url)
-    if match is None:
-        raise LiveBackupError(f"dest {url!r} is not of the form ssh://[user@]host[:port]/absolute/path.")
-    for option in options:
-        name = re.split(r"[\s=]", option.strip(), maxsplit=1)[0]
-        if name.lower() in {fixed.lower() for fixed in _FIXED}:
-            raise LiveBackupError(f"ssh_options must not set {name}: host keys are always checked, and nobody is asked.")
-    arguments = ["-T", *_options(_FIXED)]
-    for option in options:
-        arguments += ["-o", option]
-    # ssh heeds the first that it is given.
-    arguments += _options(_DEFAULTS)
-    if key:
-        if not os.path.isfile(key):
-            raise LiveBackupError(f"ssh_key {key} is not a file on this host.")
-        arguments += ["-i", key, "-o", "IdentitiesOnly=yes"]
-    if match["port"]:
-        arguments += ["-p", match["port"]]
-    if match["user"]:
-        arguments += ["-l", match["user"]]
-    host = match["six"] or match["host"]
-    return Address(url, match["path"], host, [*arguments, "--", host])
-
-
-def _options(values: dict[str, str]) -> list[str]:
-    return [word for name, value in values.items() for word in ("-o", f"{name}={value}")]
 
 
 class FarEnd:
@@ -134,11 +90,12 @@ class FarEnd:
             ["ssh", *self._address.arguments, begin], bufsize=0, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self._said
         )
         self._in, self._out = cast(IO[bytes], self._process.stdin), cast(IO[bytes], self._process.stdout)
+        self._pipes = Pipes(self._in.fileno(), self._out.fileno(), SILENCE_SECONDS)
         with ExitStack() as undo:
             undo.push(self)
             self._send(text)
             for _line in range(_NOISE_LINES):
-                if self._answer_line().strip() == MARK.encode():
+                if self._line(_NOISE_BYTES).strip() == MARK.encode():
                     self._answers = True
                     undo.pop_all()
                     return self
@@ -161,7 +118,9 @@ class FarEnd:
 
     def call(self, function: str, arguments: dict[str, Any]) -> Any:
         """What one of the functions that _far_end.CALLS names returns there."""
-        return self._ask("call", function=function, arguments=arguments).get("returned")
+        returned = self._ask("call", function=function, arguments=arguments).get("returned")
+        self._require_expected(function, returned)
+        return returned
 
     def note(self, record: dict[str, Any]) -> None:
         """Write the record of a copy beside it."""
@@ -178,7 +137,7 @@ class FarEnd:
         source_free()
         self._send(FRAME.pack(0, 0))
         self._send_line({"digest": digest})
-        written = self._answer()
+        written = self._answer("receive")
         return {
             "size": size,
             "data_bytes": data_bytes,
@@ -229,9 +188,7 @@ class FarEnd:
 
     def _begin_send(self, path: str, **part: int) -> int:
         """Have a file or a part of it sent; the bytes of the file."""
-        size = self._ask("send", path=path, **part).get("size")
-        if not isinstance(size, int) or not 0 <= size < 2**63:
-            raise self._not_understood()
+        size: int = self._ask("send", path=path, **part)["size"]
         return size
 
     def _pieces(self, first: int, last: int) -> Iterator[tuple[int, memoryview]]:
@@ -243,17 +200,13 @@ class FarEnd:
             if not first <= offset <= offset + length <= last:
                 raise self._not_understood()
             yield offset, self._read(length)
-        self._answer()
+        self._answer("sent")
 
     def _read(self, length: int) -> memoryview:
         data = memoryview(bytearray(length))
-        done = 0
-        while done < length:
-            got = cast(FileIO, self._out).readinto(data[done:])
-            if not got:
-                self._ended = self._failure()
-                raise self._ended
-            done += got
+        with self._listening():
+            if not self._pipes.read_into(data):
+                raise EOFError
         return data
 
     def write(self, offset: int, data: memoryview) -> None:
@@ -265,7 +218,7 @@ class FarEnd:
 
     def _ask(self, do: str, **arguments: Any) -> dict[str, Any]:
         self._send_line({"do": do, **arguments})
-        return self._answer()
+        return self._answer(do)
 
     def _send_line(self, message: dict[str, Any]) -> None:
         self._send(json.dumps(message).encode() + b"\n")
@@ -273,49 +226,75 @@ class FarEnd:
     def _send(self, data: bytes | memoryview) -> None:
         if self._ended is not None:
             raise self._ended
-        view = memoryview(data)
         try:
-            while view:
-                view = view[self._in.write(view) :]
+            with self._listening():
+                self._pipes.write(data)
         except BrokenPipeError:
             if self._answers:
                 # It may have said why it ended.
-                self._answer()
+                self._answer("call")
             raise self._failure() from None
 
-    def _answer(self) -> dict[str, Any]:
-        line = self._answer_line()
+    def _answer(self, do: str) -> dict[str, Any]:
+        # Empty lines only show that it works.
+        while not (line := self._line(_MOST_BYTES)):
+            pass
         answer: Any = None
         with suppress(ValueError, RecursionError):
             answer = json.loads(line)
-        if not isinstance(answer, dict):
-            raise self._not_understood()
-        if answer.get("refused"):
-            self._ended = LiveBackupError(f"On {self._address.host}: {answer['error']}")
+        if isinstance(answer, dict) and "error" in answer:
+            self._require_expected("error", answer)
+            error = foreign(answer["error"], _MOST_CHARACTERS)
+            if answer.get("refused"):
+                self._ended = LiveBackupError(f"On {self._address.host}: {error}")
+            else:
+                why = _FAR_FAILURES.get(answer.get("errno") or 0, error)
+                self._ended = LiveBackupError(f"{self._address.url} was not written: {why}{_on(answer.get('file'))}.")
             raise self._ended
-        if "error" in answer:
-            number = answer.get("errno")
-            why = _FAR_FAILURES.get(number, answer["error"]) if isinstance(number, int) else answer["error"]
-            self._ended = LiveBackupError(f"{self._address.url} was not written: {why}{_on(answer.get('file'))}.")
-            raise self._ended
-        return answer
+        self._require_expected(do, answer)
+        known: dict[str, Any] = answer
+        return known
 
-    def _answer_line(self) -> bytes:
-        line = self._out.readline()
-        if not line.endswith(b"\n"):
+    def _line(self, most: int) -> bytes:
+        with self._listening():
+            return self._pipes.line(most)
+
+    @contextmanager
+    def _listening(self) -> Iterator[None]:
+        """What is the matter when nothing comes, nothing more, or no end of it."""
+        try:
+            yield
+        except EOFError:
             self._ended = self._failure()
-            raise self._ended
-        return line
+            raise self._ended from None
+        except Endless:
+            raise self._not_understood("a line has no end") from None
+        except Silence:
+            self.give_up(
+                f"{self._address.host} was given up: it has not answered for {SILENCE_SECONDS:g} s. Its disk, its login shell or the "
+                "network hangs"
+            )
+            self._ended = self._failure()
+            raise self._ended from None
 
-    def _not_understood(self) -> LiveBackupError:
-        self._ended = LiveBackupError(f"{self._address.host} does not answer as the program does that was sent to it.")
+    def _require_expected(self, function: str, answer: Any) -> None:
+        problems = "; ".join(islice(unexpected(function, answer), 5))
+        if problems:
+            raise self._not_understood(foreign(problems, _MOST_CHARACTERS))
+
+    def _not_understood(self, why: str = "") -> LiveBackupError:
+        what = f"{self._address.host} does not answer as the program does that was sent to it"
+        self._ended = LiveBackupError(f"{what}: {why}." if why else f"{what}.")
         return self._ended
 
     def _failure(self) -> LiveBackupError:
         """Why ssh ended."""
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END_SECONDS)
+        self._process.kill()
         status = self._process.wait()
         self._said.seek(0)
-        said = self._said.read().decode(errors="replace")
+        said = self._said.read(_NOISE_BYTES).decode(errors="replace")
         host = self._address.host
         if self._given_up:
             what = self._given_up
@@ -327,9 +306,9 @@ class FarEnd:
             what = f"There is no python3 on {host}, which is needed there: install it"
         else:
             what = f"The program at {host} ended with status {status}"
-        words = " ".join(line for line in said.split() if not set(line) <= {"@"})
+        words = foreign(" ".join(line for line in said.split() if not set(line) <= {"@"}), _MOST_CHARACTERS)
         return LiveBackupError(f"{what}: {words}" if words else f"{what}.")
 
 
 def _on(path: str | None) -> str:
-    return f" ({path})" if path else ""
+    return f" ({foreign(path)})" if path else ""

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -21,7 +22,8 @@ from ._clock import Clock
 from ._commit import COMMIT_SECONDS, Way, check_commit, commit_all, overlays_of
 from ._connection import FAILURES, LibvirtFailure, connect, explain, explained
 from ._domains import active, lookup
-from ._errors import LiveBackupError
+from ._errors import Interrupted, LiveBackupError
+from ._events import SILENCE_SECONDS, across_restarts
 from ._freeze import thaw
 from ._job import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
 from ._libraries import libvirt
@@ -34,6 +36,8 @@ from ._thaw_watchdog import GIVE_UP_SECONDS
 
 ABORT_SECONDS = 60.0
 _FROZEN = "possibly frozen file systems"
+# How long a backup may take to begin.
+_LATE_SECONDS = 10.0
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ def find_repairs(
     if domain is not None and died and _may_be_frozen(claim):
         evidence = "the run died in the step that freezes, and its watchdog has not thawed"
         yield Repair(_FROZEN, evidence, "thaw them", partial(_thaw, connection, claim, unanswered))
+    _await_late_begin(domain, claim, clock)
     yield from _overlay_repairs(uri, connection, claim, clock)
     if domain is not None:
         yield from _job_repairs(uri, domain, claim, clock)
@@ -110,27 +115,88 @@ def _require_target(claim: Claim, paths: SetPaths) -> None:
         )
 
 
-def undo(uri: str, claim: Claim, clock: Clock, reason: LiveBackupError, require_ended: Callable[[], None] = _nobody_writes) -> None:
-    """Repair everything after a step that failed for `reason`, the claim last.
+@contextmanager
+def undoing(
+    uri: str,
+    claim: Claim,
+    clock: Clock,
+    in_words: Callable[[BaseException], LiveBackupError],
+    require_ended: Callable[[], None] = _nobody_writes,
+) -> Iterator[None]:
+    """Undo the backup when the block fails, whatever the error is, and say so in words. A defect of the code is raised as it is."""
+    try:
+        yield
+    except BaseException as error:
+        failure = in_words(error)
+        _undo(uri, claim, clock, error, failure, require_ended)
+        if isinstance(error, (*FAILURES, Interrupted)):
+            raise failure from error
+        raise
 
-    Over a connection of its own, since that of the step may be what failed.
+
+def _undo(uri: str, claim: Claim, clock: Clock, error: BaseException, reason: LiveBackupError, require_ended: Callable[[], None]) -> None:
+    """Repair everything after a step that failed by `error`, which is `reason` in words, the claim last.
+
+    Over a connection of its own, since that of the step may be what failed. It is waited for: a guest is not left on its overlays because
+    libvirtd restarts, or hangs for a while.
     """
+
+    # Wherever it was: nothing between the freeze and the thaw has to expect this.
+    died = not isinstance(error, FAILURES)
+    # Who interrupts a run does not want to wait for a libvirtd that hangs; what fails in the cleaning after it comes in its place.
+    patience = 0.0 if any(isinstance(one, Interrupted) for one in _with_contexts(error)) else SILENCE_SECONDS
+
+    def repair(connection: libvirt.virConnect, _answered: Callable[[], None]) -> LiveBackupError | None:
+        try:
+            for one in find_repairs(uri, connection, claim, clock, died=died, require_ended=require_ended):
+                one.do()
+        except FAILURES as error:
+            return explain(error, "remove it")
+        return None
+
     try:
         give_up(claim)
-        with connect(uri) as connection:
-            for repair in find_repairs(uri, connection, claim, clock, died=False, require_ended=require_ended):
-                repair.do()
-    except FAILURES as error:
-        left = explain(error, "remove it").msg
+        problem = across_restarts(uri, clock.boottime() + patience, clock, repair)
+        if problem is not None:
+            raise problem
+    except (*FAILURES, Interrupted) as why:
+        left = explain(why, "remove it").msg
         raise LiveBackupError(
             f"{reason.msg} What it left could not be removed: {left} Run libvirt_backup_recover when that is mended.", reason.libvirt_error
-        ) from error
+        ) from why
+
+
+def _with_contexts(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, and those in whose handling it came."""
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def give_up(claim: Claim) -> None:
     """From now on no later step of the run accepts the claim, the publishing least of all."""
     claim.results["recovering"] = True
     save_claim(claim)
+
+
+def _await_late_begin(domain: libvirt.virDomain | None, claim: Claim, clock: Clock) -> None:
+    """Wait until libvirtd has come to the end of what it still begins for somebody who is gone, or has given its answer up."""
+    if domain is None or claim.step != "begin":
+        return
+    # It answers no question about a domain's block jobs before the end of a snapshot.
+    for overlay in overlays_of(claim)[:1]:
+        with explained(f"examine domain {claim.domain!r}"):
+            domain.blockJobInfo(overlay.target)
+    give_up_at = clock.boottime() + _LATE_SECONDS
+    while claim.method == "push":
+        try:
+            running_job(domain)
+            return
+        except LiveBackupError:
+            # So it is while a backup begins.
+            if clock.boottime() > give_up_at:
+                raise
+        clock.sleep(0.2)
 
 
 def _overlay_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:

@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
-from ._connection import connect, explained, find_domain
+from ._connection import connect, explain, explained, find_domain
 from ._digest import open_digest
 from ._errors import LiveBackupError
 from ._events import across_restarts
@@ -25,7 +25,7 @@ from ._job import JobWatch, abort_and_wait, amounts, completed_job, judge_job, r
 from ._libraries import libvirt
 from ._numbers import VIR_ERR_NO_DOMAIN
 from ._progress import tell
-from ._undo import ABORT_SECONDS, planned_files, undo
+from ._undo import ABORT_SECONDS, planned_files, undoing
 
 _FOREVER = float("inf")
 
@@ -91,17 +91,14 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
             with connect(uri) as connection:
                 abort_and_wait(watch, find_domain(connection, claim.uuid), ABORT_SECONDS, clock)
         # libvirtd may go away just now, too.
-        problem, job = across_restarts(
-            uri, _FOREVER, clock, lambda connection, _answered: outcome(connection, claim, watch.watched, clock), events=False
-        )
+        problem, job = across_restarts(uri, _FOREVER, clock, lambda connection, _answered: outcome(connection, claim, watch.watched, clock))
         if problem and not ended:
             problem = f"has not finished within {params['timeout']} s and was aborted"
         if not problem:
             problem = _lost(opened, watch.seen)
     if problem:
-        failure = LiveBackupError(f"The backup of domain {claim.domain!r} {problem}. Nothing was published.", job=job)
-        undo(uri, claim, clock, failure)
-        raise failure
+        with undoing(uri, claim, clock, partial(explain, action="wait for it")):
+            raise LiveBackupError(f"The backup of domain {claim.domain!r} {problem}. Nothing was published.", job=job)
     return job
 
 

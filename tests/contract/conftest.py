@@ -122,10 +122,10 @@ class FakeLab(Lab):
 
     def wait_ready(self, disk: str) -> None:
         while not self._state().commits[disk].ready:
-            fake_libvirt.virEventRunDefaultImpl()
+            fake_libvirt.host.turn()
 
     def wait_idle(self) -> None:
-        fake_libvirt.virEventRunDefaultImpl()
+        fake_libvirt.host.turn()
         assert self.domain.jobStats() == {"type": 0}
 
     def vanished_domain(self) -> Any:

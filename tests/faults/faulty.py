@@ -5,7 +5,10 @@ FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty 
 or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`. `<call>#3` is
 the third such call. A call `far.<module>.<function>` is one of the program at the far end of an ssh:// target, which gets the signal then.
 With a number of seconds instead of before or after, libvirtd is killed so long after the call began, and then the module gets its signal.
-Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed; `creep`: so do pushes; or `nosync`: nothing is synced.
+Or the signal is HANG: libvirtd is stopped instead, and the module gives up what does not answer after seconds rather than minutes; or
+DEAF, the same where it does not give libvirt up.
+Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed; `creep`: so do pushes; `nosync`: nothing is synced; or
+`impatient`: what hangs is given up after seconds.
 """
 
 from __future__ import annotations
@@ -41,6 +44,12 @@ module.CALLS.update((key, faulty) for key, value in module.CALLS.items() if valu
 """
 
 
+def be_impatient(keepalive: tuple[int, int] = (1, 1)) -> None:
+    """Give up after seconds."""
+    connection, signals = (importlib.import_module(UTILS + name) for name in ("_connection", "_signals"))
+    connection.KEEPALIVE, connection.OPEN_SECONDS, signals.DEAF_SECONDS = keepalive, 2.0, 3.0
+
+
 def arm(signal_name: str, when: str, call: str) -> None:
     """Let the process get the signal at that call."""
     call, _hash, number = call.partition("#")
@@ -50,11 +59,20 @@ def arm(signal_name: str, when: str, call: str) -> None:
     place, name = place_of(call)
     real, calls = getattr(place, name), 0
 
+    def libvirtd() -> int:
+        return int(Path("/run/libvirtd.pid").read_text(encoding="ascii"))
+
     def strike() -> None:
-        os.kill(os.getpid(), getattr(signal, f"SIG{signal_name}"))
+        if signal_name in ("HANG", "DEAF"):
+            os.kill(libvirtd(), signal.SIGSTOP)
+        else:
+            os.kill(os.getpid(), getattr(signal, f"SIG{signal_name}"))
+
+    if signal_name in ("HANG", "DEAF"):
+        be_impatient((1, 1) if signal_name == "HANG" else (-1, 0))
 
     def strike_libvirtd_first() -> None:
-        os.kill(int(Path("/run/libvirtd.pid").read_text(encoding="ascii")), signal.SIGKILL)
+        os.kill(libvirtd(), signal.SIGKILL)
         strike()
 
     def faulty(*arguments, **options):  # type: ignore[no-untyped-def]
@@ -124,6 +142,8 @@ if __name__ == "__main__":
     fault, module = sys.argv[1:]
     if fault in ("crawl", "creep"):
         {"crawl": crawl, "creep": creep}[fault]()
+    elif fault == "impatient":
+        be_impatient()
     elif fault == "nosync":
         os.fsync = os.fdatasync = lambda _file: None
     elif fault:

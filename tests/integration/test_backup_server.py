@@ -3,15 +3,19 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from threading import Event
 from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import prune
+from ansible_collections.virtops.live_backup.plugins.module_utils import _far_program, _pipes, _ssh_copy
+from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import address_of, prune, set_info
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import Clock
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._fetch import fetched
@@ -19,7 +23,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._retention imp
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets import list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd
 from ansible_collections.virtops.live_backup.plugins.module_utils._verify import verify_set
-from tests.rig.shell import run
+from tests.rig.shell import family, run
 from tests.rig.sshd import Sshd
 from tests.unit.sets import INSTANT, make_set, replace_images
 
@@ -120,3 +124,48 @@ def test_a_server_that_goes_while_qemu_reads_is_told_as_it_is(sshd: Sshd, tmp_pa
     with pytest.raises(LiveBackupError, match="^The connection to 127.0.0.1 was lost"):
         check(sshd, tmp_path / "vault")
     assert list_sets(str(tmp_path / "vault"))["sets"][0]["proof"] is None
+
+
+def test_a_server_that_hangs_is_given_up(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sshd answers as ever; the program there does nothing."""
+    make_set(tmp_path / "vault")
+    ask = FarEnd._ask
+    stopped: list[int] = []
+
+    def stop_and_ask(far_end: FarEnd, do: str, **arguments: Any) -> dict[str, Any]:
+        for pid in family(sshd.pid):
+            if b"zlib.decompress" in Path(f"/proc/{pid}/cmdline").read_bytes():
+                stopped.append(pid)
+                os.kill(pid, signal.SIGSTOP)
+        far_end._pipes._patience = 1.0
+        return ask(far_end, do, **arguments)
+
+    monkeypatch.setattr(FarEnd, "_ask", stop_and_ask)
+    try:
+        with pytest.raises(LiveBackupError, match="^127.0.0.1 was given up: it has not answered for "):
+            set_info(params(sshd, tmp_path / "vault", domains=[]), False, Clock())
+    finally:
+        for pid in stopped:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+    assert stopped
+
+
+def test_a_long_proof_shows_that_it_goes_on(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that works says so before it answers."""
+    replace_images(make_set(tmp_path / "vault"), lambda path: path.write_bytes(os.urandom(1 << 20) * 128))
+    program = _far_program.program().replace(b"_SIGN_SECONDS = 10.0", b"_SIGN_SECONDS = 0.01")
+    monkeypatch.setattr(_ssh_copy, "program", lambda: program)
+    signs = []
+    line = _pipes.Pipes.line
+
+    def counted(pipes: _pipes.Pipes, most: int) -> bytes:
+        said = line(pipes, most)
+        signs.append(said)
+        return said
+
+    monkeypatch.setattr(_pipes.Pipes, "line", counted)
+    asked = params(sshd, tmp_path / "vault")
+    with FarEnd(address_of(asked)) as far_end:
+        found = far_end.call("check_files", {"target": str(tmp_path / "vault"), "domain": "db1", "backup_id": "night-1"})
+    assert found["findings"] == [] and b"" in signs

@@ -267,6 +267,25 @@ class Hypervisor:
         self.stop_libvirtd(sig)
         self.start_libvirtd()
 
+    def hang_libvirtd(self) -> None:
+        """Let libvirtd live and do nothing, until ``wake_libvirtd``."""
+        os.kill(self._require_libvirtd(), signal.SIGSTOP)
+
+    def wake_libvirtd(self) -> None:
+        """Let it go on."""
+        os.kill(self._require_libvirtd(), signal.SIGCONT)
+
+    def libvirtd_hangs(self) -> bool:
+        """Whether it is stopped."""
+        stat = Path(f"/proc/{self._require_libvirtd()}/stat").read_text(encoding="utf-8", errors="replace")
+        return stat.rpartition(")")[2].split()[0] == "T"
+
+    def _require_libvirtd(self) -> int:
+        pid = self.daemon_pid("libvirtd")
+        if pid is None:
+            raise RigError(f"libvirtd of {self.name} does not run")
+        return pid
+
     def daemon_pid(self, daemon: str) -> int | None:
         """The number, as seen outside, of libvirtd or virtlogd."""
         try:

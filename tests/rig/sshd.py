@@ -97,6 +97,11 @@ class Sshd:
         options = ["BatchMode=yes", "StrictHostKeyChecking=yes", "IdentitiesOnly=yes", f"UserKnownHostsFile={self.known_hosts}"]
         return ["ssh", "-p", str(self.port), "-i", str(self.key), *[word for option in options for word in ("-o", option)]]
 
+    @property
+    def pid(self) -> int:
+        """Its process; that of each connection is below it."""
+        return self._process.pid
+
     def cut(self) -> None:
         """Break every connection."""
         for child in self._children():

@@ -26,10 +26,13 @@ def code_lines(source: str, tree: ast.Module) -> int:
 
 
 def broad_excepts(tree: ast.Module) -> Iterator[int]:
+    """Those that catch everything and end otherwise than by raising it again."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ExceptHandler):
             caught = node.type.elts if isinstance(node.type, ast.Tuple) else [node.type]
-            if any(kind is None or getattr(kind, "id", "") in BROAD for kind in caught):
+            last = node.body[-1]
+            raises_again = isinstance(last, ast.Raise) and last.exc is None
+            if not raises_again and any(kind is None or getattr(kind, "id", "") in BROAD for kind in caught):
                 yield node.lineno
 
 

@@ -25,6 +25,10 @@ UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
 REMOTE: dict[str, Any] = {"staging_dir": None, "ssh_key": None, "ssh_options": [], "keep_formats": ["raw", "qcow2"]}
 
 
+class Killed(BaseException):
+    """Nothing of the run goes on after this."""
+
+
 @dataclass
 class Backup:
     """A domain, a target, and the operations as the modules call them."""

@@ -3,6 +3,9 @@
 
 from __future__ import annotations
 
+import threading
+from collections.abc import Callable
+
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import Clock
 
 
@@ -13,6 +16,8 @@ class FakeClock(Clock):
         self._boottime = boottime
         self._wall = wall
         self._end = boottime + 1_000_000
+        # What happens while somebody waits for an event.
+        self.at_wait: Callable[[], None] = lambda: self.sleep(1.0)
 
     def boottime(self) -> float:
         return self._boottime
@@ -24,3 +29,6 @@ class FakeClock(Clock):
         self._boottime += seconds
         self._wall += seconds
         assert self._boottime < self._end, "this waits for ever"
+
+    def wait(self, event: threading.Event, seconds: float) -> None:
+        self.at_wait()

@@ -18,6 +18,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import (
     _capture_copy,
     _claim,
     _commit,
+    _copy,
     _copy_image,
     _snapshot,
     _space,
@@ -29,7 +30,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._overlay impor
 from ansible_collections.virtops.live_backup.plugins.module_utils._space import MIB, Room
 from ansible_collections.virtops.live_backup.plugins.module_utils._target import TargetFacts
 
-from .backup import UUID, Backup
+from .backup import UUID, Backup, Killed
 from .fake import libvirt
 from .test_recover import die, repaired
 
@@ -199,10 +200,6 @@ def test_libvirtd_restarts_during_the_commit(capture: Backup) -> None:
 
 
 # What dies on the way
-
-
-class Killed(BaseException):
-    """Nothing of the run goes on after this."""
 
 
 def flow(backup: Backup) -> None:
@@ -763,6 +760,44 @@ def test_overlays_that_threaten_to_fill_their_file_system_are_committed(capture:
     capture.assert_on_bases()
     capture.assert_nothing_left()
     assert content(capture.domain.disks["vda"])[3] == 9
+
+
+def test_the_overlays_are_watched_while_libvirt_hangs(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are committed as soon as it answers."""
+    capture.snapshot()
+    capture.domain.write("vda", 3, 9)
+    given_up = threading.Event()
+    give_up, opened = _copy.Pace.give_up, libvirt.open
+
+    def give_up_and_tell(pace: _copy.Pace, why: LiveBackupError) -> None:
+        give_up(pace, why)
+        given_up.set()
+
+    def answer_late(uri: str) -> libvirt.virConnect:
+        assert given_up.wait(20), "nobody watched the overlays"
+        return opened(uri)
+
+    monkeypatch.setattr(_space, "rooms", lambda overlays: [Room("/images", 31 * MIB, MIB, 0)])
+    monkeypatch.setattr(_copy.Pace, "give_up", give_up_and_tell)
+    monkeypatch.setattr(libvirt, "open", answer_late)
+    with pytest.raises(LiveBackupError, match="threaten to fill /images.* as soon as libvirt answers"):
+        capture.copy(bandwidth=1)
+    capture.assert_on_bases()
+    capture.assert_nothing_left()
+    assert content(capture.domain.disks["vda"])[3] == 9
+
+
+def test_overlays_that_cannot_be_watched_are_committed(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture.snapshot()
+
+    def fail(_overlays: Any) -> None:
+        raise OSError(116, "Stale file handle", "/images")
+
+    monkeypatch.setattr(_space, "rooms", fail)
+    with pytest.raises(LiveBackupError, match="was given up.*refused on '/images': Stale file handle"):
+        capture.copy(bandwidth=1)
+    capture.assert_on_bases()
+    capture.assert_nothing_left()
 
 
 def test_a_full_target_gives_the_copy_up_and_commits(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:

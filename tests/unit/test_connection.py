@@ -3,10 +3,13 @@
 
 from __future__ import annotations
 
+import threading
+
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _libraries
+from ansible_collections.virtops.live_backup.plugins.module_utils import _connection, _libraries
 from ansible_collections.virtops.live_backup.plugins.module_utils._connection import (
+    NoAnswer,
     check_local,
     connect,
     explained,
@@ -78,6 +81,19 @@ def test_why_there_is_no_connection(monkeypatch: pytest.MonkeyPatch, user: int, 
     with pytest.raises(LiveBackupError, match=advice) as caught, connect("qemu:///system"):
         pass
     assert caught.value.libvirt_error == {"code": code, "domain": 10, "message": "no"}
+
+
+@pytest.mark.parametrize("readonly", [False, True])
+def test_a_daemon_that_does_not_answer_is_given_up(monkeypatch: pytest.MonkeyPatch, readonly: bool) -> None:
+    monkeypatch.setattr(libvirt, "openReadOnly" if readonly else "open", lambda uri: threading.Event().wait())
+    monkeypatch.setattr(_connection, "OPEN_SECONDS", 0.05)
+    with pytest.raises(NoAnswer, match="has not answered for 0.05 s"), connect("qemu:///system", readonly=readonly):
+        raise AssertionError("connected")
+
+
+def test_every_connection_is_watched(host: libvirt.Host) -> None:
+    with connect("qemu:///system"):
+        assert host.calls == ["open", "setKeepAlive"]
 
 
 @pytest.mark.parametrize("domain", ["db1", UUID, UUID.upper()])

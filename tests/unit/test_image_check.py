@@ -19,7 +19,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._far_end impor
 from ansible_collections.virtops.live_backup.plugins.module_utils._qcow2 import is_self_contained, read_header
 from ansible_collections.virtops.live_backup.plugins.module_utils._qemu_img import check_image
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets import list_sets
-from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd, parse
+from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_address import parse
+from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd
 from ansible_collections.virtops.live_backup.plugins.module_utils._verify import verify_set
 
 from .clock import FakeClock

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+import threading
 from typing import Any
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils import _connection
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._job import (
     JobWatch,
@@ -180,6 +182,17 @@ def test_the_wait_goes_on_over_a_restart_of_libvirtd(domain: libvirt.DomainState
     libvirt.host.turns = [libvirt.host.restart, lambda: None, domain.end_job]
     assert watch(domain, clock).until_ended(clock.boottime() + 100)
     assert domain.job is None and libvirt.host.calls.count("open") == 2
+
+
+def test_the_wait_goes_on_when_libvirtd_answers_again(
+    domain: libvirt.DomainState, clock: FakeClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(domain, clock)
+    opened, tries = libvirt.open, iter([threading.Event().wait, threading.Event().wait])
+    monkeypatch.setattr(libvirt, "open", lambda uri: next(tries, lambda: opened(uri))())
+    monkeypatch.setattr(_connection, "OPEN_SECONDS", 0.05)
+    libvirt.host.turns = [domain.end_job]
+    assert watch(domain, clock).until_ended(clock.boottime() + 100)
 
 
 def test_the_wait_ends_when_a_transient_domain_is_gone(domain: libvirt.DomainState, clock: FakeClock) -> None:

@@ -13,7 +13,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim import 
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._freeze import Watchdog
 
-from .backup import UUID, Backup
+from .backup import UUID, Backup, Killed
 from .fake import libvirt
 
 NOTHING = {"changed": False, "planned": False, "repairs": [], "diff": {"before": "", "after": ""}}
@@ -340,9 +340,6 @@ def test_a_run_killed_at_each_call_of_libvirt_while_it_begins_is_recovered(backu
         watchdog._process.kill()
         watchdog._process.wait()
         return True
-
-    class Killed(BaseException):
-        """Nothing of the run goes on after this."""
 
     def kill() -> None:
         raise Killed

@@ -9,18 +9,20 @@ import json
 import os
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _far_program, _ssh_copy
+from ansible_collections.virtops.live_backup.plugins.module_utils import _far_end, _far_program, _ssh_copy
 from ansible_collections.virtops.live_backup.plugins.module_utils._copy import Pace
 from ansible_collections.virtops.live_backup.plugins.module_utils._digest import CHUNK, image_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._far_end import FRAME, MARK
-from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd, parse
+from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_address import parse
+from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd
 
 from .clock import FakeClock
 
@@ -79,10 +81,120 @@ def test_options_come_before_the_defaults_and_after_what_is_fixed(tmp_path: Path
     assert words[words.index("-i") + 1] == str(tmp_path / "key")
 
 
-@pytest.mark.parametrize("option", ["StrictHostKeyChecking=no", "stricthostkeychecking accept-new", " BatchMode=no"])
-def test_options_that_would_take_the_host_on_trust(option: str) -> None:
-    with pytest.raises(LiveBackupError, match="host keys are always checked"):
+@pytest.mark.parametrize(
+    "option",
+    [
+        "StrictHostKeyChecking=no",
+        "stricthostkeychecking accept-new",
+        " BatchMode=no",
+        "ForwardAgent=yes",
+        "PermitLocalCommand yes",
+        "controlPath=/x",
+    ],
+)
+def test_options_that_protect_are_not_the_users(option: str) -> None:
+    with pytest.raises(LiveBackupError, match="must not set"):
         parse("ssh://far/a", None, [option])
+
+
+def test_the_server_gets_nothing_of_this_host_whatever_the_users_own_file_says(tmp_path: Path) -> None:
+    config = tmp_path / "config"
+    wanted = "ForwardAgent yes\nForwardX11 yes\nPermitLocalCommand yes\nLocalCommand id\nTunnel yes\n"
+    wanted += "RemoteForward 1 far:2\nLocalForward 3 far:4\n"
+    config.write_text(f"{wanted}ControlMaster auto\nControlPath /tmp/x\nNoHostAuthenticationForLocalhost yes\nRemoteCommand id\n")
+    done = subprocess.run(
+        ["ssh", "-F", config, "-G", *parse("ssh://far/a", None, []).arguments], capture_output=True, text=True, check=True
+    )
+    used = dict(line.split(" ", 1) for line in done.stdout.splitlines() if " " in line)
+    for name in ("forwardagent", "forwardx11", "permitlocalcommand", "nohostauthenticationforlocalhost", "tunnel", "controlmaster"):
+        assert used[name] in ("no", "false"), name
+    assert used["clearallforwardings"] == "yes" and used["stricthostkeychecking"] == "true"
+    assert not {"controlpath", "remotecommand", "remoteforward", "localforward"} & {name for name, value in used.items() if value != "none"}
+
+
+def answering(ssh: Callable[[str], None], tmp_path: Path, *answers: Any) -> None:
+    """A server that says so and listens to nothing."""
+    said = tmp_path / "answers"
+    said.write_text("".join(f"{one if isinstance(one, str) else json.dumps(one)}\n" for one in (MARK, *answers)))
+    ssh(f"cat {said}; cat >/dev/null")
+
+
+HANGS = {
+    "its login shell": "exec sleep 60",
+    "the program": f"echo {MARK}; exec sleep 60",
+    "after a sign of work": f"echo {MARK}; echo; echo; exec sleep 60",
+    "in a line": f"echo {MARK}; printf x; exec sleep 60",
+}
+
+
+@pytest.mark.parametrize("what", HANGS)
+def test_a_server_that_hangs_is_given_up(ssh: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, what: str) -> None:
+    monkeypatch.setattr(_ssh_copy, "SILENCE_SECONDS", 0.3)
+    ssh(HANGS[what])
+    with (
+        pytest.raises(LiveBackupError, match="^far was given up: it has not answered for 0.3 s"),
+        FarEnd(parse("ssh://far/a", None, [])) as far_end,
+    ):
+        far_end.call("list_sets", {"target": "/a"})
+
+
+def test_a_server_that_stops_to_read_is_given_up(ssh: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, image: Path) -> None:
+    monkeypatch.setattr(_ssh_copy, "SILENCE_SECONDS", 0.3)
+    with image.open("r+b") as file:
+        file.write(os.urandom(1 << 20))
+    ssh(f"echo {MARK}; exec sleep 60")
+    with pytest.raises(LiveBackupError, match="^far was given up: it has not answered for 0.3 s"):
+        copy(image, Path("/a"))
+
+
+@pytest.mark.parametrize("script", ["", f"echo {MARK}; "])
+def test_a_line_without_an_end_is_not_kept(ssh: Callable[[str], None], monkeypatch: pytest.MonkeyPatch, script: str) -> None:
+    monkeypatch.setattr(_ssh_copy, "_MOST_BYTES", 1 << 20)
+    ssh(script + "tr '\\0' x </dev/zero")
+    with pytest.raises(LiveBackupError, match="a line has no end"), FarEnd(parse("ssh://far/a", None, [])) as far_end:
+        far_end.look()
+
+
+def test_signs_of_work_are_no_answer(ssh: Callable[[str], None], tmp_path: Path) -> None:
+    answering(ssh, tmp_path, "", "", {"returned": {"free": 5}}, "", {"returned": {"free": 6}})
+    with FarEnd(parse("ssh://far/a", None, [])) as far_end:
+        assert [far_end.call("room_for", {})["free"] for _time in range(2)] == [5, 6]
+
+
+@pytest.mark.parametrize(
+    "answer", ["[]", "x", '{"error": 5}', '{"error": null}', '{"error": "a", "errno": "b"}', '{"error": "a", "file": []}', "{}"]
+)
+def test_what_is_no_answer(ssh: Callable[[str], None], tmp_path: Path, answer: str) -> None:
+    answering(ssh, tmp_path, answer)
+    with pytest.raises(LiveBackupError, match="does not answer as the program does"), FarEnd(parse("ssh://far/a", None, [])) as far_end:
+        far_end.call("room_for", {})
+
+
+def test_what_a_server_says_is_one_line(ssh: Callable[[str], None], tmp_path: Path) -> None:
+    answering(ssh, tmp_path, {"error": "\x1b[2Jno\nTASK [all is well]" + "x" * 9999, "refused": True})
+    with pytest.raises(LiveBackupError) as told, FarEnd(parse("ssh://far/a", None, [])) as far_end:
+        far_end.look()
+    assert told.value.msg.startswith("On far: no TASK [all is well]xx") and len(told.value.msg) < 1100
+
+
+def test_only_work_shows_itself(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who waits for a disk uses no processor."""
+    used, over = iter([1.0, 1.5, 1.5, 1.5005, 2.0, 2.0]), threading.Event()
+    said: list[str] = []
+
+    def process_time() -> float:
+        value = next(used, None)
+        if value is None:
+            over.set()
+        return value or 2.0
+
+    monkeypatch.setattr(_far_end, "_SIGN_SECONDS", 0.001)
+    monkeypatch.setattr(_far_end, "say", said.append)
+    monkeypatch.setattr(_far_end.time, "process_time", process_time)
+    monkeypatch.setattr(_far_end.time, "thread_time", lambda: 0.0)
+    with _far_end.showing_work():
+        assert over.wait(30)
+    assert said == ["", ""]
 
 
 def test_a_copy(ssh: object, image: Path, tmp_path: Path) -> None:
@@ -211,7 +323,9 @@ def test_what_is_there(receiver: Receiver) -> None:
     receiver.path.symlink_to("elsewhere")
     assert not Receiver(receiver.path).talk(ask)[0]["is_file"]
     gone = json.dumps({"do": "look", "path": "/no/where"}).encode() + b"\n"
-    assert Receiver(receiver.path).talk(gone) == [{"directory": False}]
+    assert Receiver(receiver.path).talk(gone) == [
+        {"directory": False, "writable": False, "free": 0, "dest": None, "is_file": True, "mode": None, "record": None}
+    ]
 
 
 def test_a_directory_that_is_gone(receiver: Receiver) -> None:

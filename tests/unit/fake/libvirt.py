@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import subprocess
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -97,7 +98,7 @@ class Job:
 
 @dataclass
 class Commit:
-    """An active commit: it becomes ready by turns of the event loop."""
+    """An active commit: it becomes ready by waits for an event."""
 
     end: int
     turns: int
@@ -338,13 +339,15 @@ class Host:
     def __init__(self, *domains: DomainState, clock: Any = None) -> None:
         self.domains = {domain.uuid: domain for domain in domains}
         self.clock = clock or HostClock()
+        if clock is not None:
+            clock.at_wait = self.turn
         self.libvirt = 9_000_000
         self.qemu = 7_002_000
         self.running = True
         self.daemons = 1
         self.connections: list[virConnect] = []
         self.calls: list[str] = []
-        # What happens at the next turns of the event loop, one entry a turn.
+        # What happens at the next waits for an event, one entry a wait.
         self.turns: list[Callable[[], None]] = []
         # What happens before a method of that name does its work; it may raise.
         self.before: dict[str, Callable[[], None]] = {}
@@ -365,7 +368,7 @@ class Host:
         return f"{self.daemons}@1"
 
     def turn(self) -> None:
-        """One turn of the event loop: at most a second passes, and the next thing happens."""
+        """One wait for an event: at most a second passes, and the next thing happens."""
         self.clock.sleep(1.0)
         for domain in list(self.domains.values()):
             domain.qemu_jobs = dict.fromkeys(domain.qemu_jobs, "ready")
@@ -554,7 +557,7 @@ class virDomain:  # noqa: N801
         state = self._enter("abortJob", writes=True, running=True)
         if state.job is None:
             raise libvirtError(VIR_ERR_OPERATION_INVALID, "Requested operation is not valid: no job is active on the domain")
-        # QEMU is only asked; the end comes at the next turn of the event loop.
+        # QEMU is only asked; the end comes at the next wait for an event.
         state.job.aborted = True
         return 0
 
@@ -717,6 +720,10 @@ class virConnect:  # noqa: N801
     def isAlive(self) -> int:  # noqa: N802
         return int(self.alive)
 
+    def setKeepAlive(self, interval: int, count: int) -> int:  # noqa: N802
+        self.enter("setKeepAlive")
+        return 0
+
     def close(self) -> int:
         self.alive, self.closed = False, True
         return 0
@@ -770,15 +777,6 @@ def virEventRegisterDefaultImpl() -> None:  # noqa: N802
     """There is only one event loop."""
 
 
-def virEventAddTimeout(milliseconds: int, callback: Callable[..., None], opaque: Any) -> int:  # noqa: N802
-    """Each turn of the loop ends after a second at most."""
-    return 1
-
-
-def virEventRemoveTimeout(timer: int) -> None:  # noqa: N802
-    """See virEventAddTimeout."""
-
-
 def virEventRunDefaultImpl() -> None:  # noqa: N802
-    """One turn."""
-    host.turn()
+    """The event loop's thread never has anything to do: what happens comes when somebody waits for it."""
+    threading.Event().wait()

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""libvirtd lives and does nothing: every module ends in words, signals work, and no guest is left on its overlays."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._space import RESERVE
+from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor
+from tests.rig.oracle import judge
+from tests.rig.shell import wait_until
+
+from .conftest import ALL, Backup, result_of
+
+CRAWL = "64K"
+
+
+@pytest.fixture(scope="module")
+def guest(make_shared_guest: Callable[..., Guest]) -> Guest:
+    return make_shared_guest("two-disks")
+
+
+@pytest.fixture
+def backup(guest: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> Iterator[Backup]:
+    yield backup_of(guest)
+    # Where a test has failed the others must not.
+    hypervisor.wake_libvirtd()
+
+
+def claim_of(backup: Backup) -> dict[str, Any]:
+    for path in backup.claims():
+        if path.suffix == ".json":
+            claim: dict[str, Any] = json.loads(path.read_text())
+            return claim
+    return {}
+
+
+def test_every_module_says_that_libvirtd_hangs(backup: Backup) -> None:
+    one = {"domain": backup.guest.name, "backup_id": backup.backup_id}
+    modules: dict[str, dict[str, Any]] = {
+        "libvirt_domain_info": {},
+        "libvirt_backup_begin": {**one, "target": str(backup.target)},
+        "libvirt_disk_snapshot": {**one, "target": str(backup.target)},
+        "libvirt_job_wait": one,
+        "libvirt_job_abort": {"domain": backup.guest.name},
+        "sparse_copy": one,
+        "libvirt_blockcommit": one,
+        "backup_set_publish": {**one, "target": str(backup.target)},
+        "libvirt_backup_recover": {"domain": backup.guest.name},
+    }
+    backup.hypervisor.hang_libvirtd()
+    under_way = {name: backup.start_module(name, fault="impatient", **options) for name, options in modules.items()}
+    results = {name: result_of(process) for name, process in under_way.items()}
+    backup.hypervisor.wake_libvirtd()
+    for name, result in results.items():
+        assert result.get("failed") and "has not answered for 2 s" in result["msg"], (name, result)
+    backup.assert_nothing_left()
+
+
+# What libvirtd is asked for reaches it all the same, as soon as it goes on, while the module is undoing.
+CALLS = {
+    "libvirt_disk_snapshot": ["before snapshotCreateXML", "after snapshotCreateXML", "before XMLDesc"],
+    "libvirt_backup_begin": ["before backupBegin", "after backupBegin"],
+}
+
+
+@pytest.mark.parametrize(("module", "call"), [(module, call) for module, calls in CALLS.items() for call in (calls if ALL else calls[:1])])
+def test_a_begin_that_meets_it_is_undone_as_soon_as_it_goes_on(backup: Backup, module: str, call: str) -> None:
+    chain = backup.chain()
+    process = backup.start_module(
+        module, fault=f"HANG {call}", domain=backup.guest.name, backup_id=backup.backup_id, target=str(backup.target)
+    )
+    wait_until(lambda: process.poll() is not None or claim_of(backup).get("results", {}).get("recovering", False), 60, "the undo")
+    assert process.poll() is None and backup.hypervisor.libvirtd_hangs()
+    backup.hypervisor.wake_libvirtd()
+    result = result_of(process)
+    assert result["failed"] and "could not be removed" not in result["msg"], result
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+
+
+@pytest.mark.parametrize("fault", ["HANG", "DEAF"])
+def test_a_signal_ends_what_hangs(backup: Backup, fault: str) -> None:
+    """Where no call is given up, it ends without its undo, as by SIGKILL; recovery does the rest."""
+    chain = backup.chain()
+    process = backup.start_module(
+        "libvirt_disk_snapshot",
+        fault=f"{fault} before snapshotCreateXML",
+        domain=backup.guest.name,
+        backup_id=backup.backup_id,
+        target=str(backup.target),
+        quiesce="never",
+    )
+    wait_until(backup.hypervisor.libvirtd_hangs, 60, "libvirtd to hang")
+    process.send_signal(signal.SIGTERM)
+    result = result_of(process)
+    wanted = "interrupted by signal SIGTERM" if fault == "HANG" else "interrupted by a signal, and ended without cleaning up"
+    assert result["failed"] and wanted in result["msg"], result
+    backup.hypervisor.wake_libvirtd()
+    assert backup.recover()["changed"]
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+
+
+def test_the_overlays_are_watched_while_it_hangs(backup: Backup, hypervisor: Hypervisor) -> None:
+    """The copy is given up before they fill their file system, and they are committed as soon as libvirtd goes on."""
+    guest, chain = backup.guest, backup.chain()
+    small = hypervisor.small_filesystem("hung-overlays", 220 << 20)
+    assert backup.snapshot(overlay_dir=str(small))["changed"]
+    copying = backup.start_module("sparse_copy", fault="impatient", domain=guest.name, backup_id=backup.backup_id, bandwidth=CRAWL)
+
+    def copies() -> bool:
+        return any(name.endswith(".tmp") for name in backup.files())
+
+    wait_until(copies, 60, "the copy to begin")
+    hypervisor.hang_libvirtd()
+    free = os.statvfs(hypervisor.outside(small))
+    hypervisor.run(["fallocate", "--length", str(free.f_bavail * free.f_frsize - RESERVE + (2 << 20)), small / "hog"])
+    wait_until(lambda: not copies(), 60, "the copy to be given up")
+    assert copying.poll() is None and hypervisor.libvirtd_hangs()
+    hypervisor.wake_libvirtd()
+    copied = result_of(copying)
+    assert copied["failed"] and "threaten to fill" in copied["msg"] and "could not be removed" not in copied["msg"], copied
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+    durable = guest.durable()
+    guest.destroy()
+    verdict = judge(guest.images, durable)
+    guest.start()
+    assert verdict.ok, f"the guest's own disks: {verdict}"
+
+
+@pytest.mark.parametrize("call", ["before blockCommit", "before blockJobAbort"])
+def test_a_commit_goes_on_when_it_does(backup: Backup, call: str) -> None:
+    """What it was asked for comes late, and is not asked for twice."""
+    chain = backup.chain()
+    assert backup.snapshot()["changed"]
+    process = backup.start_module("sparse_copy", fault=f"HANG {call}", domain=backup.guest.name, backup_id=backup.backup_id)
+    wait_until(lambda: process.poll() is not None or backup.hypervisor.libvirtd_hangs(), 60, "libvirtd to hang")
+    # The call is given up when there is another connection.
+    before = _sockets(process.command_pid)
+    wait_until(lambda: process.poll() is not None or _sockets(process.command_pid) != before, 60, "the call to be given up")
+    backup.hypervisor.wake_libvirtd()
+    result = result_of(process)
+    assert result.get("changed"), result
+    committed = backup.commit()
+    assert "failed" not in committed, committed
+    assert backup.chain() == chain
+    verdict = backup.judge(backup.publish(), 0)
+    assert verdict.ok, str(verdict)
+    backup.assert_at_rest()
+
+
+def _sockets(pid: int) -> set[str]:
+    links = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir() if one.is_symlink()]
+    return {link for link in links if link.startswith("socket:")}
