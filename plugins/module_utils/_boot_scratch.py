@@ -26,7 +26,7 @@ from ._space import MIB, Growth, Room, is_threatened, least_room
 _SECTOR = 512
 # QEMU's own memory beside its guest's.
 _QEMU_BYTES = 256 * MIB
-# Descriptors below it may be used by the shell that starts a server.
+# The first descriptors are taken where a server starts.
 _LEAST_DESCRIPTOR = 10
 
 
@@ -98,26 +98,14 @@ class Scratch:
                 os.close(overlay)
 
     def _start(self, node: str, overlay: int, listening: int) -> subprocess.Popen[bytes]:
-        # The kernel keeps the bound even if nobody can watch: a file that would be longer ends its server.
-        server = [
-            "setpriv",
-            "--pdeathsig",
-            "KILL",
-            "nice",
-            "-n",
-            "19",
-            "prlimit",
-            f"--fsize={self._size}",
-            "qemu-nbd",
-            "--persistent",
-            node,
-        ]
-        # systemd's protocol wants the socket as descriptor 3.
-        script = f'exec 3<&{listening}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
+        # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
+        modestly = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "19", "prlimit", f"--fsize={self._size}"]
+        # systemd's protocol wants the socket as descriptor 3. A small shell knows no descriptors of two digits.
+        script = 'exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
         return subprocess.Popen(
             ["sh", "-c", script, "sh", *modestly, "qemu-nbd", "--persistent", node],
-            pass_fds=[overlay, listening],
-            stdin=subprocess.DEVNULL,
+            pass_fds=[overlay],
+            stdin=listening,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )
@@ -125,9 +113,9 @@ class Scratch:
     def problem(self) -> LiveBackupError | None:
         """The error for which the proof is to be given up. It is about this host, not about the set."""
         room = self._room()
-        if room.used > self._size:
+        if room.used > self._size or any(os.fstat(file).st_size >= self._size for file in self._files):
             why = (
-                f"its guest has written {room.used // MIB} MiB, and scratch_size allows {self._size // MIB} MiB. "
+                f"its guest writes more than the {self._size // MIB} MiB that scratch_size allows. "
                 "Raise scratch_size (backup_verify_scratch_size)"
             )
         elif is_threatened(room, self._growth.rate(room.used)):
@@ -141,7 +129,7 @@ class Scratch:
                 "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host"
             )
         elif any(server.poll() is not None for server in self._servers):
-            why = "a qemu-nbd that serves its images has ended, at scratch_size or for lack of memory. The host's log may say more"
+            why = "a qemu-nbd that serves its images has ended, perhaps for lack of memory. The host's log may say more"
         else:
             return None
         return LiveBackupError(f"The proof was given up: {why}. This says nothing about the set.")

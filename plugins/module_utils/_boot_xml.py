@@ -82,9 +82,9 @@ def boot_xml(text: str, disks: dict[str, str], directory: Path, size: Size, *, k
         if element is not None and (kvm or tag != "cpu"):
             domain.append(element)
     # They would have to fit the memory and the processors.
-    for tag in ("topology", "numa"):
-        for element in domain.findall(f"cpu/{tag}"):
-            element.getparent().remove(element)
+    for cpu in domain.findall("cpu"):
+        for element in [*cpu.findall("topology"), *cpu.findall("numa")]:
+            cpu.remove(element)
     etree.SubElement(domain, "vcpu").text = str(size.vcpus)
     _boot_from(original, domain, str(directory / "nvram"))
     etree.SubElement(domain, "on_poweroff").text = "destroy"

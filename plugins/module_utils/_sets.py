@@ -102,9 +102,8 @@ def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = Tr
     if not wanted:
         what = f"no set {backup_id}" if backup_id else "no good set"
         there = ", ".join(f"{one['backup_id']} ({_why_not(one)})" for one in found) or "none"
-        advice = (
-            " Name one in backup_id to use it all the same." if backup_id is None and any(one["status"] == "good" for one in found) else ""
-        )
+        can_be_named = backup_id is None and any(one["status"] == "good" for one in found)
+        advice = " Name one in backup_id to use it all the same." * can_be_named
         raise LiveBackupError(f"There is {what} of domain {domain!r} below {target}. There are: {there}.{advice}")
     return wanted[0]
 

@@ -71,9 +71,8 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
         "console": boot.console,
     }
     if outcome != "verified":
-        raise LiveBackupError(
-            f"Backup set {found['backup_id']} of domain {found['domain']!r} {_words(outcome, findings, boot)}", None, **result
-        )
+        words = _words(outcome, findings, boot)
+        raise LiveBackupError(f"Backup set {found['backup_id']} of domain {found['domain']!r} {words}", None, **result)
     return {"changed": False, **result}
 
 
