@@ -26,7 +26,7 @@ from ._clock import Clock
 from ._connection import connect, libvirt_failure
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
-from ._events import across_restarts, turns
+from ._events import POLL_SECONDS, across_restarts, turns
 from ._files import scratch_directory
 from ._libraries import libvirt, libvirt_qemu
 from ._memory import memory_available
@@ -183,13 +183,23 @@ def _give_way(domain: libvirt.virDomain) -> None:
                 os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Signs:
     """What is looked at while a guest boots."""
 
     scratch: Scratch
     console: Console
     ends: list[int]
+    next_ping: float = 0.0
+
+    def is_up(self, domain: libvirt.virDomain, pattern: str | None, clock: Clock) -> bool:
+        shown = self.console.lines()
+        if pattern is not None:
+            return re.search(pattern, "\n".join(shown), re.MULTILINE) is not None
+        if clock.boottime() < self.next_ping:
+            return False
+        self.next_ping = clock.boottime() + POLL_SECONDS
+        return _agent_answers(domain)
 
 
 def _wait(
@@ -199,14 +209,15 @@ def _wait(
     events = (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE)
     with turns(connection, domain, events) as turn:
         while clock.boottime() < deadline:
+            if not connection.isAlive():
+                # It says why. Asked each time, it would end the turn that it follows.
+                domain.isActive()
             given_up = signs.scratch.problem()
             if given_up is not None:
                 raise given_up
-            shown = signs.console.lines()
-            if _agent_answers(domain) if terms.pattern is None else re.search(terms.pattern, "\n".join(shown), re.MULTILINE):
+            if signs.is_up(domain, terms.pattern, clock):
                 return "", False
-            # The connection may be dead, and then no event comes.
-            if not _is_active(domain) and signs.ends:
+            if signs.ends:
                 return _stopped(signs.ends[0]), False
             turn()
     waited = f"within {terms.timeout:g} s"
@@ -221,15 +232,6 @@ def _stopped(detail: int) -> str:
         "The proof was given up: its QEMU was killed or failed, or somebody destroyed its domain. This says nothing about the set. "
         "The log of the host may say more; prove the set again."
     )
-
-
-def _is_active(domain: libvirt.virDomain) -> bool:
-    try:
-        return bool(domain.isActive())
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != VIR_ERR_NO_DOMAIN:  # that says nothing about the set
-            raise
-        return False
 
 
 def _agent_answers(domain: libvirt.virDomain) -> bool:

@@ -27,7 +27,7 @@ NAME = "live-backup-proof-"
 @pytest.fixture
 def small(hypervisor: Hypervisor) -> Iterator[Path]:
     """A small file system to write to."""
-    mount_point = hypervisor.small_filesystem("scratch", 104 * MIB)
+    mount_point = hypervisor.small_filesystem("scratch", 92 * MIB)
     yield mount_point
     hypervisor.remove_filesystem(mount_point)
 
