@@ -93,7 +93,7 @@ def test_too_little_free_space_and_memory_are_found_before_anything_starts(
         hypervisor.remove_filesystem(full)
     missing = verify(backup, level="boot", scratch_dir=str(full))
     assert missing["failed"] and "is not a directory" in missing["msg"], missing
-    change(published, "<memory unit='KiB'>[0-9]+<", f"<memory unit='KiB'>{1 << 30}<")
+    change(published, "<memory unit=.KiB.>[0-9]+<", f"<memory unit='KiB'>{1 << 30}<")
     refused = verify(backup, level="boot")
     assert refused["failed"] and "The guest has 1048576 MiB of memory" in refused["msg"], refused
     assert "started" not in everyday.hypervisor.virsh("list", "--all", "--name")
