@@ -19,7 +19,6 @@ from ._errors import LiveBackupError
 from ._image_check import image_problems, images_of
 from ._owner import require_no_restore
 from ._space import MIB
-from ._text import foreign
 
 # As much of the console is in the message.
 _SHOWN_LINES = 5
@@ -78,7 +77,7 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
 
 def _words(outcome: str, findings: list[str], boot: Boot) -> str:
     last = " / ".join(boot.console.splitlines()[-_SHOWN_LINES:])
-    shown = f" Its console ends: {foreign(last, _SHOWN_CHARACTERS)}" if last else ""
+    shown = f" Its console ends: {last[-_SHOWN_CHARACTERS:]}" if last else ""
     if outcome == "failed":
         return f"is not good: {'; '.join(findings)}.{shown}"
     return (
