@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from ._boot_console import Console, tail
-from ._boot_scratch import Scratch, memory_problem, spare_memory
+from ._boot_scratch import NICE, Scratch, memory_problem, spare_memory
 from ._boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
 from ._clock import Clock
 from ._connection import connect, libvirt_failure
@@ -42,8 +42,6 @@ from ._sets import read_small
 _PING_SECONDS = 5
 # For how long libvirtd may be away when the domain is to be ended.
 _END_SECONDS = 60
-# The share of the processor beside others that want it: a tenth of the default at most.
-_SHARES = 10
 
 
 @dataclass(frozen=True)
@@ -174,13 +172,14 @@ def _ends(connection: libvirt.virConnect, name: str) -> list[int]:
 def _give_way(domain: libvirt.virDomain) -> None:
     """Let the other guests of this host have processor and memory first."""
     with suppress(libvirt.libvirtError):  # a host without control groups
-        domain.setSchedulerParametersFlags({"cpu_shares": _SHARES}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+        shares = domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE).get("cpu_shares", 1024)
+        domain.setSchedulerParametersFlags({"cpu_shares": shares // 4}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
     pid = qemu_pid(domain.name())
     with suppress(FileNotFoundError, ProcessLookupError):  # it has ended by itself
         if pid is not None:
             Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
             for thread in Path(f"/proc/{pid}/task").iterdir():
-                os.setpriority(os.PRIO_PROCESS, int(thread.name), 19)
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), NICE)
 
 
 @dataclass

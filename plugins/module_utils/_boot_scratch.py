@@ -24,6 +24,8 @@ from ._qemu_img import create_overlay
 from ._space import MIB, Growth, Room, is_threatened, least_room
 
 _SECTOR = 512
+# About a third of what another process gets of a busy processor, so that a busy host does not make each proof time out.
+NICE = 5
 # QEMU's own memory beside its guest's.
 _QEMU_BYTES = 256 * MIB
 # The first descriptors are taken where a server starts.
@@ -99,7 +101,7 @@ class Scratch:
 
     def _start(self, node: str, overlay: int, listening: int) -> subprocess.Popen[bytes]:
         # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
-        modestly = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", "19", "prlimit", f"--fsize={self._size}"]
+        modestly = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
         # systemd's protocol wants the socket as descriptor 3. A small shell knows no descriptors of two digits.
         script = 'exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
         return subprocess.Popen(

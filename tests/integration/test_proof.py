@@ -127,7 +127,7 @@ def test_the_guest_of_a_proof_is_nobodys_domain_and_gives_way(everyday: Guest, b
         pid = proof_pid(backup)
         threads = [int(thread.name) for thread in Path(f"/proc/{pid}/task").iterdir()]
         wait_until(lambda: Path(f"/proc/{pid}/oom_score_adj").read_text(encoding="ascii") == "1000\n", 10, "its memory to go first")
-        wait_until(lambda: {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {19}, 10, "its priority to be low")
+        wait_until(lambda: {os.getpriority(os.PRIO_PROCESS, thread) for thread in threads} == {5}, 10, "its priority to be low")
         held = [path for path in hypervisor.outside("/run/live_backup").rglob("*") if path.is_file()]
         assert held == [], "neither its console nor what it writes is in memory"
     finally:
