@@ -15,6 +15,7 @@ from typing import Any
 from ._at_target import at_target, is_remote, made_in
 from ._backup_set import SetPaths, check_backup_id, domain_directory, published_manifest
 from ._backup_xml import push_backup_xml
+from ._boot_xml import is_proof
 from ._capture import Capture, capture_claimed
 from ._claim import Claim, all_claims, boot_id, claim_of, describe, hold, is_alive, keep_room, step
 from ._clock import Clock
@@ -61,6 +62,8 @@ def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, p
     with connect(params["uri"], readonly=True) as connection:
         domain = find_domain(connection, params["domain"])
         name, uuid = domain.name(), domain.UUIDString()
+        if is_proof(domain):
+            raise LiveBackupError(f"{name!r} is the guest of a proof that boots a backup set: it is not backed up.")
         probe_target(target, name, None, write=False)
         begun = _begun_before(target, domain, params["backup_id"], clock) or _sent_before(params, uuid)
         if begun is not None:

@@ -4,9 +4,8 @@
 
 """Boot a backup set as a transient domain on throw-away overlays, and see whether it comes up.
 
-QEMU's user may not read the set, and libvirt would give it the files it opens. So a qemu-nbd of root's reads each image and
-keeps what the guest writes in a file without a name; the domain knows but its socket. Domain, servers and files end with us,
-however we end.
+QEMU's user may not read the set, and libvirt would give it the files it opens. So a qemu-nbd of root's reads each image, and
+writes to a file without a name; the domain knows only its socket. Domain, servers and files end with us, however we end.
 """
 
 from __future__ import annotations
@@ -14,73 +13,97 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
-import socket
-import subprocess
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._boot_xml import boot_xml
+from ._boot_console import Console, tail
+from ._boot_scratch import NICE, Scratch, memory_problem, spare_memory
+from ._boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
 from ._clock import Clock
 from ._connection import LibvirtFailure, connect, explained, libvirt_failure
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
-from ._events import across_restarts, turns
-from ._files import SCRATCH, scratch_directory
+from ._events import POLL_SECONDS, across_restarts, turns
+from ._files import scratch_directory
 from ._libraries import libvirt, libvirt_qemu
-from ._numbers import VIR_ERR_NO_DOMAIN
+from ._memory import memory_available
+from ._numbers import (
+    VIR_DOMAIN_EVENT_STOPPED,
+    VIR_DOMAIN_EVENT_STOPPED_CRASHED,
+    VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN,
+    VIR_ERR_NO_DOMAIN,
+)
+from ._process import qemu_pid
 from ._sets import read_small
 
-_TAIL_BYTES = 2000
 _PING_SECONDS = 5
 # For how long libvirtd may be away when the domain is to be ended.
 _END_SECONDS = 60
-# How the names of these domains begin; the name of the directory of their servers follows.
-_NAME = "live-backup-proof-"
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a proof may take, and what it waits for: a pattern on the console, or without one the guest's agent."""
+
+    pattern: str | None
+    timeout: float
+    scratch_dir: Path
+    scratch_size: int
+    max_memory: int | None
+    max_vcpus: int
 
 
 @dataclass(frozen=True)
 class Boot:
-    """How it went: the milliseconds until it was up, or why it is not, with the end of its console."""
+    """How it went: the milliseconds until it was up, or why it is not, with the end of its console.
+
+    A guest that `timed_out` did not come up in time, and may have, given more: that is no proof of anything.
+    """
 
     rto_ms: int | None
     problem: str
+    timed_out: bool
     console: str
 
 
-def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None, timeout: float, clock: Clock) -> Boot:
+def boot_set(uri: str, path: Path, manifest: dict[str, Any], terms: Terms, clock: Clock) -> Boot:
     """Start the set, wait until its guest agent answers or the console shows the pattern, and end it."""
     began = clock.boottime()
     text = _definition(path)
-    if pattern is None and parse_domain(text).agent == "absent":
+    if terms.pattern is None and parse_domain(text).agent == "absent":
         raise LiveBackupError(
             f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so name what it prints on its first serial port "
             "when it is up, as console_pattern."
         )
+    size = boot_size(text, terms.max_memory, terms.max_vcpus)
     with ExitStack() as stack:
         connection = stack.enter_context(connect(uri))
         user = _qemu_user(connection)
-        scratch = stack.enter_context(scratch_directory())
+        directory = stack.enter_context(scratch_directory())
         # Others pass through and cannot list it.
-        scratch.chmod(0o711)
+        directory.chmod(0o711)
         _end_left(connection)
-        sockets = {disk["target"]: scratch / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
+        short = memory_problem(size.memory, memory_available(), spare_memory())
+        if short:
+            raise LiveBackupError(f"Backup set {manifest['backup_id']} cannot be booted here. {short}")
+        scratch = Scratch(terms.scratch_dir, terms.scratch_size, clock)
+        scratch.require_room(sum(disk["allocated"] for disk in manifest["disks"]))
+        sockets = {disk["target"]: directory / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
         for disk in manifest["disks"]:
-            stack.enter_context(_served(path / disk["file"], disk["format"], sockets[disk["target"]], user))
-        nvram = scratch / "nvram"
+            served = scratch.served(path / disk["file"], disk["format"], disk["capacity"], sockets[disk["target"]], user)
+            stack.enter_context(served)
         if (path / "nvram").exists():
-            nvram.write_bytes(read_small(path / "nvram"))
-        console = scratch / "console"
-        served = {target: str(one) for target, one in sockets.items()}
-        name = f"{_NAME}{scratch.name}"
-        kvm = Path("/dev/kvm").exists()
-        xml = boot_xml(text, name, served, str(console), str(nvram), kvm=kvm)
-        domain = stack.enter_context(_started(uri, connection, name, xml, clock))
-        problem = _wait(connection, domain, console, pattern, began + timeout, clock)
-        return Boot(None if problem else round((clock.boottime() - began) * 1000), problem, _tail(console))
+            (directory / "nvram").write_bytes(read_small(path / "nvram"))
+        console = stack.enter_context(closing(Console(directory / "console")))
+        xml = boot_xml(text, {target: str(one) for target, one in sockets.items()}, directory, size, kvm=Path("/dev/kvm").exists())
+        ends = _ends(connection, f"{PROOF_NAME}{directory.name}")
+        domain = stack.enter_context(_started(uri, connection, f"{PROOF_NAME}{directory.name}", xml, clock))
+        _give_way(domain)
+        problem, timed_out = _wait(connection, domain, _Signs(scratch, console, ends), terms, began + terms.timeout, clock)
+        return Boot(None if problem else round((clock.boottime() - began) * 1000), problem, timed_out, tail(console.lines()))
 
 
 def _definition(path: Path) -> str:
@@ -97,34 +120,6 @@ def _qemu_user(connection: libvirt.virConnect) -> tuple[int, int] | None:
         if ids:
             return int(ids[1]), int(ids[2])
     return None
-
-
-@contextmanager
-def _served(image: Path, image_format: str, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
-    """Serve an image, read-only, with what is written kept aside, to QEMU's user alone."""
-    if shutil.which("qemu-nbd") is None:
-        raise LiveBackupError("qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).")
-    with socket.socket(socket.AF_UNIX) as listening:
-        # It listens before the server runs, so there is nothing to wait for. systemd's protocol wants it as descriptor 3.
-        listening.bind(str(path))
-        path.chmod(0o600)
-        if user:
-            os.chown(path, *user)
-        listening.listen()
-        server = ["setpriv", "--pdeathsig", "KILL", "qemu-nbd", "--snapshot", "--persistent", "--format", image_format, str(image)]
-        script = f'exec 3<&{listening.fileno()}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
-        process = subprocess.Popen(
-            ["sh", "-c", script, "sh", *server],
-            pass_fds=[listening.fileno()],
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
-    try:
-        yield
-    finally:
-        process.kill()
-        process.wait()
 
 
 @contextmanager
@@ -152,35 +147,90 @@ def _end(connection: libvirt.virConnect, name: str) -> None:
 def _end_left(connection: libvirt.virConnect) -> None:
     """End the domains of proofs that were killed while libvirtd was away. Those that live have their directory still."""
     for domain in connection.listAllDomains():
-        scratch = SCRATCH / domain.name().removeprefix(_NAME)
-        if domain.name().startswith(_NAME) and not scratch.exists() and f"{scratch}/" in domain.XMLDesc(0):
-            _end(connection, domain.name())
+        if domain.name().startswith(PROOF_NAME):
+            try:
+                directory = proof_directory(domain.XMLDesc(0))
+                if directory and not Path(directory).exists():
+                    domain.destroy()
+            except libvirt.libvirtError as error:
+                if error.get_error_code() != VIR_ERR_NO_DOMAIN:  # it has ended by itself
+                    raise
+
+
+def _ends(connection: libvirt.virConnect, name: str) -> list[int]:
+    """Will have, when the domain has stopped, libvirt's number of how; from before it starts, so that no end is missed."""
+    details: list[int] = []
+
+    def note(_connection: Any, domain: libvirt.virDomain, event: int, detail: int, _opaque: Any) -> None:
+        if event == VIR_DOMAIN_EVENT_STOPPED and domain.name() == name:
+            details.append(detail)
+
+    connection.domainEventRegisterAny(None, libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, note, None)
+    return details
+
+
+def _give_way(domain: libvirt.virDomain) -> None:
+    """Let the other guests of this host have processor and memory first."""
+    with suppress(libvirt.libvirtError):  # a host without control groups
+        shares = domain.schedulerParametersFlags(libvirt.VIR_DOMAIN_AFFECT_LIVE).get("cpu_shares", 1024)
+        domain.setSchedulerParametersFlags({"cpu_shares": shares // 4}, libvirt.VIR_DOMAIN_AFFECT_LIVE)
+    pid = qemu_pid(domain.name())
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended by itself
+        if pid is not None:
+            Path(f"/proc/{pid}/oom_score_adj").write_text("1000", encoding="ascii")
+            for thread in Path(f"/proc/{pid}/task").iterdir():
+                os.setpriority(os.PRIO_PROCESS, int(thread.name), NICE)
+
+
+@dataclass
+class _Signs:
+    """What is looked at while a guest boots."""
+
+    scratch: Scratch
+    console: Console
+    ends: list[int]
+    next_ping: float = 0.0
+
+    def is_up(self, domain: libvirt.virDomain, pattern: str | None, clock: Clock) -> bool:
+        shown = self.console.lines()
+        if pattern is not None:
+            return re.search(pattern, "\n".join(shown), re.MULTILINE) is not None
+        if clock.boottime() < self.next_ping:
+            return False
+        self.next_ping = clock.boottime() + POLL_SECONDS
+        return _agent_answers(domain)
 
 
 def _wait(
-    connection: libvirt.virConnect, domain: libvirt.virDomain, console: Path, pattern: str | None, deadline: float, clock: Clock
-) -> str:
-    """Why it is not up; empty as soon as it is."""
+    connection: libvirt.virConnect, domain: libvirt.virDomain, signs: _Signs, terms: Terms, deadline: float, clock: Clock
+) -> tuple[str, bool]:
+    """Why it is not up, and whether only the time was over; empty as soon as it is up."""
     events = (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE)
     with turns(connection, domain, events, clock) as turn:
         while clock.boottime() < deadline:
-            if pattern is None and _agent_answers(domain):
-                return ""
-            if pattern is not None and re.search(pattern, _read(console), re.MULTILINE):
-                return ""
-            if not _is_active(domain):
-                return "it stopped by itself"
+            if not connection.isAlive():
+                # It says why. Asked each time, it would end the turn that it follows.
+                domain.isActive()
+            given_up = signs.scratch.problem()
+            if given_up is not None:
+                raise given_up
+            if signs.is_up(domain, terms.pattern, clock):
+                return "", False
+            if signs.ends:
+                return _stopped(signs.ends[0]), False
             turn()
-    return "its guest agent did not answer in time" if pattern is None else f"its console did not show {pattern!r} in time"
+    waited = f"within {terms.timeout:g} s"
+    return f"its {'guest agent did not answer' if terms.pattern is None else f'console did not show {terms.pattern!r}'} {waited}", True
 
 
-def _is_active(domain: libvirt.virDomain) -> bool:
-    try:
-        return bool(domain.isActive())
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != VIR_ERR_NO_DOMAIN:  # that says nothing about the set
-            raise
-        return False
+def _stopped(detail: int) -> str:
+    """Why the guest of a set stopped by itself; an error where something else has ended it."""
+    if detail in (VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN, VIR_DOMAIN_EVENT_STOPPED_CRASHED):
+        return "it stopped by itself"
+    raise LiveBackupError(
+        "The proof was given up: its QEMU was killed or failed, or somebody destroyed its domain. This says nothing about the set. "
+        "The log of the host may say more; prove the set again."
+    )
 
 
 def _agent_answers(domain: libvirt.virDomain) -> bool:
@@ -191,15 +241,3 @@ def _agent_answers(domain: libvirt.virDomain) -> bool:
     except LibvirtFailure:
         return False
     return True
-
-
-def _read(console: Path) -> str:
-    try:
-        return console.read_text(encoding="utf-8", errors="replace")
-    except FileNotFoundError:
-        return ""
-
-
-def _tail(console: Path) -> str:
-    shown = "".join(one for one in _read(console)[-_TAIL_BYTES:] if one.isprintable() or one in "\n\t")
-    return shown.strip()

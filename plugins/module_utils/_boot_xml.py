@@ -2,38 +2,91 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The XML that a backup set is booted with: from the set's own XML only what an allow-list names."""
+"""The XML that a backup set is booted with: from the set's own XML only what an allow-list names. And who has such an XML."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from ._domain_xml import AGENT_CHANNEL, parse_domain, parse_xml
 from ._errors import LiveBackupError
-from ._libraries import etree
+from ._libraries import etree, libvirt
+from ._numbers import VIR_ERR_NO_DOMAIN
 
+# How the names of these domains begin; the name of the directory of their servers follows.
+PROOF_NAME = "live-backup-proof-"
+# What says that one is: a user's domain may have any name.
+_NAMESPACE = "https://github.com/virtops/live_backup/proof/1"
+_PROOF = f"{{{_NAMESPACE}}}proof"
 # Nothing here names a network, a device, a folder or a file of the host, but for firmware and a kernel, which are only read.
-_WHOLE = ("memory", "cpu", "clock", "features")
+_WHOLE = ("cpu", "clock", "features")
 _OS = ("type", "loader", "firmware", "kernel", "initrd", "cmdline", "boot", "bios")
 _CONTROLLERS = ("scsi", "sata", "ide", "virtio-serial", "pci")
 _OF_DISK = ("serial", "wwn", "product", "vendor", "boot")
 
 
-def boot_xml(text: str, name: str, disks: dict[str, str], console: str, nvram: str, *, kvm: bool) -> str:
+@dataclass(frozen=True)
+class Size:
+    """The memory, in bytes, and the processors of a guest."""
+
+    memory: int
+    vcpus: int
+
+
+def boot_size(text: str, max_memory: int | None, max_vcpus: int) -> Size:
+    """What a domain gets for a proof: what it has, and no more than these."""
+    original = parse_xml(text)
+    memory = original.find("memory")
+    # libvirt itself always writes KiB.
+    if memory is None or memory.get("unit", "KiB") != "KiB" or not (memory.text or "").strip().isdigit():
+        raise LiveBackupError("The set's domain.xml does not tell the domain's memory in KiB, as libvirt does.")
+    had = int(memory.text) * 1024
+    return Size(min(had, max_memory or had), min(int(original.findtext("vcpu", "1")), max_vcpus))
+
+
+def is_proof(domain: libvirt.virDomain) -> bool:
+    """Whether a domain is the guest of a proof. Its XML is only read where its name may be that of one."""
+    if not domain.name().startswith(PROOF_NAME):
+        return False
+    try:
+        return proof_directory(domain.XMLDesc(0)) != ""
+    except libvirt.libvirtError as error:
+        if error.get_error_code() != VIR_ERR_NO_DOMAIN:
+            raise
+        # It has just ended, as they do.
+        return True
+
+
+def proof_directory(text: str) -> str:
+    """The directory of the proof whose guest has this XML; empty for any other domain."""
+    element = parse_xml(text).find(f"metadata/{_PROOF}")
+    return "" if element is None else element.get("directory", "")
+
+
+def boot_xml(text: str, disks: dict[str, str], directory: Path, size: Size, *, kvm: bool) -> str:
     """The XML of a transient domain without network whose disks are NBD exports, by target dev at these sockets.
 
-    It writes its first serial port to the file `console`, and its NVRAM, if it has one, to the file `nvram`.
+    In the directory are its first serial port, the pipe `console`, and its NVRAM, if it has one, the file `nvram`.
     """
     original = parse_xml(text)
     domain = etree.Element("domain", type=original.get("type", "kvm") if kvm else "qemu")
-    etree.SubElement(domain, "name").text = name
+    etree.SubElement(domain, "name").text = f"{PROOF_NAME}{directory.name}"
+    metadata = etree.SubElement(domain, "metadata")
+    metadata.append(etree.Element(_PROOF, {"directory": str(directory)}, nsmap={"live_backup": _NAMESPACE}))
+    etree.SubElement(domain, "memory", unit="KiB").text = str(size.memory // 1024)
     for tag in _WHOLE:
         element = original.find(tag)
         # Without KVM QEMU knows no processor but its own.
         if element is not None and (kvm or tag != "cpu"):
             domain.append(element)
-    etree.SubElement(domain, "vcpu").text = original.findtext("vcpu", "1")
-    _boot_from(original, domain, nvram)
+    # They would have to fit the memory and the processors.
+    for cpu in domain.findall("cpu"):
+        for element in [*cpu.findall("topology"), *cpu.findall("numa")]:
+            cpu.remove(element)
+    etree.SubElement(domain, "vcpu").text = str(size.vcpus)
+    _boot_from(original, domain, str(directory / "nvram"))
     etree.SubElement(domain, "on_poweroff").text = "destroy"
     # One that cannot boot would do so for ever.
     etree.SubElement(domain, "on_reboot").text = "destroy"
@@ -48,8 +101,8 @@ def boot_xml(text: str, name: str, disks: dict[str, str], console: str, nvram: s
         if target not in found:
             raise LiveBackupError(f"The set's domain.xml has no disk {target}.")
         _add_disk(devices, found[target], target, socket)
-    serial = etree.SubElement(devices, "serial", type="file")
-    etree.SubElement(serial, "source", path=console)
+    serial = etree.SubElement(devices, "serial", type="pipe")
+    etree.SubElement(serial, "source", path=str(directory / "console"))
     if parse_domain(text).agent != "absent":
         channel = etree.SubElement(devices, "channel", type="unix")
         etree.SubElement(channel, "target", type="virtio", name=AGENT_CHANNEL)

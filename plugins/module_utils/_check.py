@@ -17,7 +17,7 @@ from ._clock import rfc3339
 from ._digest import file_digest, image_digest
 from ._errors import LiveBackupError
 from ._files import write_durably
-from ._sets import GUIDE, PROOFS, SUMS, manifest_digest, proof_file, read_small, reading_set, strangers
+from ._sets import GUIDE, PROOFS, SUMS, manifest_digest, proof_file, read_proof, read_small, reading_set, strangers
 
 
 def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
@@ -70,8 +70,8 @@ def _sums(path: Path) -> list[str]:
     return findings
 
 
-def note_proof(target: str, path: str, level: str, findings: list[str], rto_ms: int | None) -> dict[str, Any]:
-    """Record, beside the sets, how the last proof of a set went."""
+def note_proof(target: str, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> dict[str, Any]:
+    """Record, beside the sets, how the last proof of a set went. One that timed out proves nothing, and takes no failure back."""
     if Path(target) not in Path(path).parents:
         raise LiveBackupError(f"{path} is not below {target}.")
     try:
@@ -79,11 +79,15 @@ def note_proof(target: str, path: str, level: str, findings: list[str], rto_ms: 
     except ValueError:
         # There is nothing to tie it to, and such a set is damaged for everybody who looks.
         return {}
+    last = read_proof(Path(path))
+    if outcome == "timed out" and last is not None and last["outcome"] == "failed":
+        return last
     record = {
         "backup_id": os.path.basename(path),
         "manifest": digest,
         "level": level,
-        "verified": not findings,
+        "verified": outcome == "verified",
+        "outcome": outcome,
         "at": rfc3339(time.time()),
         "rto_ms": rto_ms,
         "findings": findings,

@@ -23,6 +23,7 @@ from . import (
     _receive_set,
     _retention,
     _sets,
+    _text,
 )
 
 # The far end and the modules that it imports, which come first.
@@ -35,6 +36,7 @@ FAR_MODULES = (
     _filesystem,
     _backup_set,
     _manifest_schema,
+    _text,
     _sets,
     _check,
     _retention,

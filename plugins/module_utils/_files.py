@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 # For what is small and only root's; gone when the host starts.
@@ -82,15 +82,25 @@ def _write_new(path: Path, data: bytes, mode: int) -> None:
 def scratch_directory(parent: Path = SCRATCH, prefix: str = "") -> Iterator[Path]:
     """A directory of ours for a while. Those of processes that were killed are removed first."""
     if parent == SCRATCH:
-        # QEMU's user passes through.
-        parent.mkdir(mode=0o711, exist_ok=True)
+        parent.mkdir(exist_ok=True)
+        # QEMU's user passes through, whatever the umask is.
+        parent.chmod(0o711)
     remove_scratch(parent, prefix)
-    directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
-    with _owned(directory):
+    with ExitStack() as stack:
+        directory = _new_owned(parent, prefix, stack)
         try:
             yield directory
         finally:
             shutil.rmtree(directory)
+
+
+def _new_owned(parent: Path, prefix: str, stack: ExitStack) -> Path:
+    """A new directory that is locked. Until it is, another process may take it for one that was left, and remove it."""
+    while True:
+        directory = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        with suppress(BlockingIOError, FileNotFoundError):
+            stack.enter_context(_owned(directory))
+            return directory
 
 
 def remove_scratch(parent: Path, prefix: str = "") -> None:
@@ -105,6 +115,8 @@ def _owned(directory: Path) -> Iterator[None]:
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        # FileNotFoundError where it was removed in between.
+        os.stat(directory)
         yield
     finally:
         os.close(descriptor)

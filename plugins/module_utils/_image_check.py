@@ -20,6 +20,7 @@ from typing import Any
 
 from ._at_target import address_of, is_remote
 from ._errors import LiveBackupError
+from ._memory import memory_available
 from ._nbd import served
 from ._qcow2 import HEADER_BYTES, read_header
 from ._qemu_img import check_image
@@ -52,25 +53,25 @@ def image_problems(image: Image, disk: dict[str, Any]) -> list[str]:
             return ["it needs another file, which no full backup does"]
         size = header.size
         _require_memory(header.memory_of_counts(image.size), disk["file"])
-    if size != disk["capacity"]:
+    # QEMU rounds the size of a raw file up to whole sectors; its copy and what libvirt says of it may be as long as the file.
+    if _sectors(size) != _sectors(disk["capacity"]):
         return [f"the disk in it has {size} bytes, not {disk['capacity']}"]
     # Only qcow2 has a structure of its own.
     return check_image(image.node, image.descriptors) if disk["format"] == "qcow2" else []
 
 
+def _sectors(size: int) -> int:
+    return -(-size // _SECTOR)
+
+
 def _require_memory(needed: int, name: str) -> None:
     """The host's guests need the rest; a sparse file of some terabytes costs whoever sends it nothing."""
-    available = _memory_available()
+    available = memory_available()
     if needed > available // 2:
         raise LiveBackupError(
             f"qemu-img check of {name} would take {needed >> 20} MiB of memory, and this host has {available >> 20} MiB to spare. "
             "Free some, or prove the set on another host."
         )
-
-
-def _memory_available() -> int:
-    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text(encoding="ascii").splitlines())
-    return int(fields["MemAvailable"].split()[0]) * 1024
 
 
 @contextmanager
@@ -106,5 +107,5 @@ def _there(far_end: FarEnd, path: str) -> Iterator[Image]:
             return known + far_end.read(path, offset + len(known), length - len(known))
 
         # QEMU reads whole sectors, and waits for ever for the rest of one that is not whole; there come zeroes, as from a file.
-        with served(-(-size // _SECTOR) * _SECTOR, read) as descriptor:
+        with served(_sectors(size) * _SECTOR, read) as descriptor:
             yield Image(size, header, {"driver": "nbd", "server": {"type": "fd", "str": str(descriptor)}}, (descriptor,))

@@ -9,6 +9,7 @@ from __future__ import annotations
 from fnmatch import fnmatchcase
 from typing import Any
 
+from ._boot_xml import is_proof
 from ._claim import Claim, all_claims, claim_of, describe, is_alive, is_locked
 from ._clock import Clock
 from ._connection import FAILURES, connect, explain, explained
@@ -41,7 +42,10 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
     """The chosen domains of this hypervisor, by name."""
     with connect(params["uri"], readonly=True) as connection:
         with explained("list the domains"):
-            domains = {domain.name(): domain for domain in connection.listAllDomains()}
+            domains, proofs = users_domains(connection.listAllDomains())
+        named = sorted(proofs & {*params["domains"]})
+        if named:
+            raise LiveBackupError(f"{named[0]!r} is not one of your domains: it is the guest of a proof that boots a backup set.")
         names, unmatched = choose_names(sorted(domains), params["domains"], params["exclude_domains"])
         if unmatched and params["unmatched"] == "fail":
             kind = "domain" if not set("*?[") & set(unmatched[0]) else "domain that matches"
@@ -62,6 +66,13 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
                 "supports_push": versions.supports_push,
             },
         }
+
+
+def users_domains(domains: list[libvirt.virDomain]) -> tuple[dict[str, libvirt.virDomain], set[str]]:
+    """The domains by name, and the names of the guests of proofs, which no run backs up, counts or reports."""
+    by_name = {domain.name(): domain for domain in domains}
+    proofs = {name for name, domain in by_name.items() if is_proof(domain)}
+    return {name: domain for name, domain in by_name.items() if name not in proofs}, proofs
 
 
 def choose_names(names: list[str], wanted: list[str], excluded: list[str]) -> tuple[list[str], list[str]]:

@@ -30,10 +30,15 @@ def _command(*arguments: str | Path) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "qemu-img", *map(str, arguments)]
 
 
-def _run(*arguments: str | Path, pace: Pace | None = None, writes: int | None = None) -> str:
+def _run(*arguments: str | Path, pace: Pace | None = None, writes: int | None = None, descriptors: tuple[int, ...] = ()) -> str:
     """What a command prints. What it writes to the open file `writes` is given to the disk meanwhile."""
     with subprocess.Popen(
-        _command(*arguments), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        _command(*arguments),
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
     ) as process:
         if pace is not None:
             pace.on_give_up(process.kill)
@@ -135,6 +140,11 @@ def convert(
         _run("convert", "-f", source_format, "-O", to_format, *options, source, destination, pace=pace, writes=writes)
     finally:
         os.close(descriptor)
+
+
+def create_overlay(descriptor: int, size: int) -> None:
+    """Make an open file, which needs no name, an empty image that whoever opens it puts over another one."""
+    _run("create", "-q", "-f", "qcow2", f"/proc/self/fd/{descriptor}", str(size), descriptors=(descriptor,))
 
 
 def commit(overlay: str | Path) -> None:

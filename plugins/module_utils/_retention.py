@@ -52,7 +52,7 @@ def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float,
         else:
             ranked.append(one)
     ranked.sort(key=lambda one: (one["instant"], one["backup_id"]), reverse=True)
-    failed = [one["backup_id"] for one in published if one["proof"] and not one["proof"]["verified"]]
+    failed = [one["backup_id"] for one in published if one["proof"] and one["proof"]["outcome"] == "failed"]
     if failed:
         everything = {name: why or ["nothing is removed"] for name, why in reasons.items()}
         return Plan(everything, [], f"the last proof of {', '.join(failed)} failed")

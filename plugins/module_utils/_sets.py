@@ -28,6 +28,7 @@ from ._backup_set import BACKUP_ID, MANIFEST, OWNER, SENDER, TOKEN
 from ._clock import is_ahead, wall_time
 from ._errors import LiveBackupError
 from ._manifest_schema import MOST, SCHEMA, VERSION, violations
+from ._text import foreign
 
 PROOFS = ".proofs"
 REMOVING = ".removing"
@@ -45,6 +46,8 @@ PROOF = {
         "manifest": {"type": "string"},
         "level": {"enum": ["check", "boot"]},
         "verified": {"enum": [True, False]},
+        # Since 1.0.0; what is older has only succeeded or failed.
+        "outcome": {"enum": ["verified", "failed", "timed out"]},
         "at": {"type": "string"},
         "rto_ms": {"type": ["integer", "null"], "minimum": 0, "maximum": MOST},
         "findings": {"type": "array", "items": {"type": "string"}},
@@ -98,9 +101,20 @@ def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = Tr
         wanted = [one for one in wanted if not one["ahead"]][-1:]
     if not wanted:
         what = f"no set {backup_id}" if backup_id else "no good set"
-        there = ", ".join(f"{one['backup_id']} ({one['status']}{', from the future' * one['ahead']})" for one in found) or "none"
-        raise LiveBackupError(f"There is {what} of domain {domain!r} below {target}. There are: {there}.")
+        there = ", ".join(f"{one['backup_id']} ({_why_not(one)})" for one in found) or "none"
+        can_be_named = backup_id is None and any(one["status"] == "good" for one in found)
+        advice = " Name one in backup_id to use it all the same." * can_be_named
+        raise LiveBackupError(f"There is {what} of domain {domain!r} below {target}. There are: {there}.{advice}")
     return wanted[0]
+
+
+def _why_not(one: dict[str, Any]) -> str:
+    """Why a set is not found without its name."""
+    words = [one["status"]]
+    if one["status"] == "good" and not one["good"]:
+        proof = one["proof"]
+        words = [f"its {proof['level']} proof of {foreign(proof['at'][:10])} failed: {foreign('; '.join(proof['findings']))}"]
+    return ", ".join([*words, *["from the future"] * one["ahead"]])
 
 
 def _matches(name: str, pattern: str) -> bool:
@@ -242,7 +256,7 @@ def _facts(
         "directory": str(path.parent),
         "path": str(path),
         "status": status,
-        "good": status == "good" and (proof is None or proof["verified"]),
+        "good": status == "good" and (proof is None or proof["outcome"] != "failed"),
         "findings": findings,
         "method": about.get("method"),
         "level": about.get("level"),
@@ -327,4 +341,4 @@ def read_proof(path: Path) -> dict[str, Any] | None:
         of_this = not list(violations(proof, PROOF, "proof")) and proof["manifest"] == manifest_digest(path)
     except ValueError:
         return None
-    return proof if of_this else None
+    return {"outcome": "verified" if proof["verified"] else "failed", **proof} if of_this else None

@@ -56,24 +56,33 @@ def is_threatened(room: Room, growth: float) -> bool:
     return room.free < RESERVE + room.commit + growth * _RESERVE_SECONDS
 
 
+class Growth:
+    """By how many bytes a second something grows, over some seconds, since a guest writes in bursts."""
+
+    def __init__(self, clock: Clock, used: int) -> None:
+        self._clock = clock
+        self._before = (clock.boottime(), used)
+
+    def rate(self, used: int) -> float:
+        now, (then, before) = self._clock.boottime(), self._before
+        if now - then > _RESERVE_SECONDS:
+            self._before = (now, used)
+        return max(0, used - before) / (now - then) if now - then > 1 else 0.0
+
+
 class RoomWatch:
     """Watches the room of a backup's overlays while they grow."""
 
     def __init__(self, overlays: list[Overlay], clock: Clock) -> None:
         self._overlays = overlays
         self._clock = clock
-        self._seen: dict[str, tuple[float, int]] = {}
+        self._growth: dict[str, Growth] = {}
 
     def check(self) -> None:
         """Fail when the copy is to be given up."""
-        now = self._clock.boottime()
         for room in rooms(self._overlays):
-            before, used = self._seen.setdefault(room.path, (now, room.used))
-            # Over some seconds, since a guest writes in bursts.
-            growth = max(0, room.used - used) / (now - before) if now - before > 1 else 0.0
-            if now - before > _RESERVE_SECONDS:
-                self._seen[room.path] = (now, room.used)
-            if is_threatened(room, growth):
+            growth = self._growth.setdefault(room.path, Growth(self._clock, room.used))
+            if is_threatened(room, growth.rate(room.used)):
                 raise LiveBackupError(
                     f"The overlays threaten to fill {room.path}: {room.free / MIB:.0f} MiB are free, and they hold "
                     f"{room.used / MIB:.0f} MiB. "

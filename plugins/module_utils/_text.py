@@ -23,12 +23,17 @@ def foreign(text: str | bytes, most: int = MOST_CHARACTERS) -> str:
 def screen(text: str | bytes) -> list[str]:
     """The lines that a terminal would show of a foreign text: no control sequences, and a carriage return overwrites its line."""
     known = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace").decode()
+    # As systemd shows a job that goes on: back to the line before, and erase it.
+    known = re.sub(r"\r\x1b\[[02]?K", "\r\0", re.sub(r"\r?\n\x1bM", "\r", known))
     return [_overwritten(line) for line in re.split(r"\r?\n|[\v\f\x85\u2028\u2029]", _ESCAPES.sub("", known))]
 
 
 def _overwritten(line: str) -> str:
-    shown = ""
+    # A list, in which each part is written in place: a guest may send as many as it likes.
+    shown: list[str] = []
     for part in line.split("\r"):
-        visible = "".join(one for one in part.replace("\t", " ") if one.isprintable())
-        shown = visible + shown[len(visible) :]
-    return shown
+        if part.startswith("\0"):
+            shown.clear()
+        visible = [one for one in part.replace("\t", " ") if one.isprintable()]
+        shown[: len(visible)] = visible
+    return "".join(shown)

@@ -90,9 +90,11 @@ sets:
     finished: {description: When it was published., type: str, sample: '2026-11-22T18:46:45.559Z'}
     bytes: {description: What its images occupied when it was published., type: int, sample: 3221225472}
     proof:
-      description: How the last proof of it went, with C(level), C(verified), C(at), C(rto_ms) and C(findings); null if there was none.
+      description:
+        - How the last proof of it went, with C(level), C(outcome) (V(verified), V(failed), V(timed out)), C(verified), C(at), C(rto_ms) and
+          C(findings); null if there was none.
       type: dict
-      sample: {level: boot, verified: true, at: '2026-11-22T19:02:01.100Z', rto_ms: 8123, findings: []}
+      sample: {level: boot, outcome: verified, verified: true, at: '2026-11-22T19:02:01.100Z', rto_ms: 8123, findings: []}
     manifest: {description: 'The manifest, as in C(docs/manifest.schema.json); null if it is damaged.', type: dict}
 findings:
   description: What is below the target and looks like a set and is none.

@@ -14,7 +14,7 @@ author:
 description:
   - Reads every byte of a backup set and compares it with the digests in its manifest, and lets C(qemu-img check) look at its images.
   - If asked, boots the set as a transient domain, without network, on throw-away overlays, and measures how long that takes.
-  - Fails if the set is not good, and names each file that is not and why.
+  - Fails if the set is not good, and names each file that is not and why. Fails also if the guest of a set is not up in time.
   - Writes nothing into the set. Records the proof beside it, in C(<target>/<domain>/.proofs/), where M(virtops.live_backup.backup_set_info)
     and M(virtops.live_backup.backup_set_prune) find it.
 extends_documentation_fragment:
@@ -54,9 +54,34 @@ options:
       - Without it the guest agent must answer.
     type: str
   timeout:
-    description: The longest time in seconds until the guest must be up.
+    description:
+      - The longest time in seconds until the guest must be up.
+      - A guest that is not up in time proves nothing. The module fails, and the set counts as not proven, whatever was proven before.
     type: int
     default: 300
+  scratch_dir:
+    description:
+      - For O(level=boot), an existing directory on the module's host. Whatever the guest writes is in files without a name there.
+      - The files are gone when the proof ends, in whatever way it ends.
+    type: path
+    default: /var/tmp
+  scratch_size:
+    description:
+      - For O(level=boot), the most bytes that the guest may write, all disks together, for example V(50G).
+      - The proof is given up when the guest has written more, or when O(scratch_dir) is about to fill. That says nothing about the set.
+    type: bytes
+    default: 10G
+  max_memory:
+    description:
+      - For O(level=boot), the most memory in bytes that the guest gets, for example V(4G). The default is what the domain has.
+      - >-
+        The proof is refused where its guest would leave other guests less than a twentieth of the host's memory, and given up where less is
+        left while it runs. Huge pages are not used.
+    type: bytes
+  max_vcpus:
+    description: For O(level=boot), the most virtual processors that the guest gets. They run with low priority.
+    type: int
+    default: 4
 seealso:
   - module: virtops.live_backup.backup_set_info
   - module: virtops.live_backup.libvirt_domain_restore
@@ -85,10 +110,15 @@ EXAMPLES = r"""
 
 RETURN = r"""
 verified:
-  description: Whether the set is good.
+  description: Whether the set was proven to be good.
   returned: always, once the set was found
   type: bool
   sample: true
+outcome:
+  description: V(verified), V(failed) where the set is not good, or V(timed out) where its files are right and its guest was not up in time.
+  returned: always, once the set was found
+  type: str
+  sample: verified
 findings:
   description: What is wrong with it, each with the name of the file.
   returned: always, once the set was found
@@ -111,7 +141,7 @@ rto_seconds:
   type: float
   sample: 8.123
 console:
-  description: For O(level=boot), the end of what the guest printed on its first serial port.
+  description: For O(level=boot), the last lines that the guest printed on its first serial port, as a terminal shows them.
   returned: always, once the set was found
   type: str
   sample: 'db1 login:'
@@ -138,6 +168,10 @@ def main() -> None:
             "level": {"type": "str", "choices": ["check", "boot"], "default": "check"},
             "console_pattern": {"type": "str"},
             "timeout": {"type": "int", "default": 300},
+            "scratch_dir": {"type": "path", "default": "/var/tmp"},
+            "scratch_size": {"type": "bytes", "default": "10G"},
+            "max_memory": {"type": "bytes"},
+            "max_vcpus": {"type": "int", "default": 4},
         },
     )
 

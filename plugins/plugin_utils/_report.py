@@ -262,7 +262,7 @@ def _mark(one: dict[str, Any]) -> str:
         return "damaged" if one["status"] == "damaged" else "partial"
     if not one["good"]:
         return "disproved"
-    return "proven" if one["proof"] else "good"
+    return "proven" if one["proof"] and one["proof"]["verified"] else "good"
 
 
 def _utc(wall: float) -> datetime:

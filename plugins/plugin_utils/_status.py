@@ -89,7 +89,8 @@ def _last(good: list[dict[str, Any]], max_age: float, now: float) -> dict[str, A
             "consistency": "", "proof": "", "proved": "", "rto_seconds": None,
         }  # fmt: skip
     last = max(good, key=lambda one: str(one["instant"]))
-    proof = last["proof"] or {}
+    # A boot that timed out has proven nothing.
+    proof = last["proof"] if _is_proven(last) else {}
     age = int(now - wall_time(last["instant"]))
     return {
         "ok": age <= max_age,
@@ -109,9 +110,15 @@ def _last(good: list[dict[str, Any]], max_age: float, now: float) -> dict[str, A
 
 def _last_proof(sets: list[dict[str, Any]], now: float) -> dict[str, Any] | None:
     proofs = [
-        {"backup_id": one["backup_id"], **one["proof"]} for one in sets if one["good"] and one["proof"] and is_past(one["proof"]["at"], now)
+        {"backup_id": one["backup_id"], **one["proof"]}
+        for one in sets
+        if one["good"] and _is_proven(one) and is_past(one["proof"]["at"], now)
     ]
     return max(proofs, key=lambda proof: wall_time(proof["at"]), default=None)
+
+
+def _is_proven(one: dict[str, Any]) -> bool:
+    return bool(one["proof"] and one["proof"]["verified"])
 
 
 def _words(row: dict[str, Any]) -> str:

@@ -30,7 +30,7 @@ def target(tmp_path: Path) -> Path:
         make_set(path, f"y{year}", name="dö 'b", instant=f"{year}-01-01T00:00:00.000Z")
         make_set(path, f"y{year}", name="app", uuid=OTHER, instant=f"{year}-01-01T00:00:00.000Z")
     (path / "app/y2021/manifest.json").write_bytes(b'{"schema": [], "disks": {"a": "\xc3\xa4"}}')
-    note_proof(str(path), str(path / "app/y2023"), "boot", [], 8123)
+    note_proof(str(path), str(path / "app/y2023"), "boot", "verified", [], 8123)
     shutil.copytree(path / "app/y2022", path / "app/.x.removing")
     (path / "app/.y.partial").mkdir()
     (path / "app/link").symlink_to("/")
@@ -91,7 +91,7 @@ def test_without_rules_only_a_removal_is_completed(ssh: object, target: Path, ch
 
 @pytest.mark.parametrize("where", ["", "ssh://far"])
 def test_problems_come_with_what_was_done_and_say_where(ssh: object, target: Path, where: str) -> None:
-    note_proof(str(target), str(target / "app/y2023"), "boot", ["it does not boot"], None)
+    note_proof(str(target), str(target / "app/y2023"), "boot", "failed", ["it does not boot"], None)
     with pytest.raises(LiveBackupError, match="Nothing of domain 'app' was removed: the last proof of y2023 failed") as failure:
         prune(params(f"{where}{target}", keep_last=1), False, FakeClock())
     assert failure.value.msg.startswith("On far: ") == bool(where)

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Callable
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +15,14 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._check import check_files, note_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets import list_sets, read_proof, reading, removing
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets import (
+    find_set,
+    list_sets,
+    proof_file,
+    read_proof,
+    reading,
+    removing,
+)
 
 from .sets import content, make_set, write_manifest
 
@@ -126,7 +135,7 @@ def test_a_set_that_came_without_its_directorys_owner(one: Path) -> None:
 def test_a_proof_is_noted_beside_the_sets(one: Path) -> None:
     before = content(one)
     status = one.stat()
-    note_proof(str(one.parent), str(one), "boot", [], 8123)
+    note_proof(str(one.parent), str(one), "boot", "verified", [], 8123)
     assert content(one) == before and one.stat() == status
     proof = read_proof(one)
     assert proof is not None and (proof["level"], proof["verified"], proof["rto_ms"], proof["findings"]) == ("boot", True, 8123, [])
@@ -137,13 +146,54 @@ def test_a_proof_is_noted_beside_the_sets(one: Path) -> None:
 
 def test_the_last_proof_counts(one: Path) -> None:
     for findings in (["vda.qcow2: broken"], []):
-        note_proof(str(one.parent), str(one), "check", findings, None)
+        note_proof(str(one.parent), str(one), "check", "failed" if findings else "verified", findings, None)
         [found] = list_sets(str(one.parent.parent))["sets"]
         assert (found["proof"]["findings"], found["good"], found["status"]) == (findings, not findings, "good")
 
 
+@pytest.mark.parametrize(
+    ("before", "after", "good"), [(None, "timed out", True), ("verified", "timed out", True), ("failed", "failed", False)]
+)
+def test_a_proof_that_timed_out_proves_nothing_and_takes_no_failure_back(one: Path, before: str | None, after: str, good: bool) -> None:
+    if before:
+        note_proof(str(one.parent), str(one), "boot", before, [], None)
+    note_proof(str(one.parent), str(one), "boot", "timed out", ["boot: its guest agent did not answer within 300 s"], None)
+    [found] = list_sets(str(one.parent.parent))["sets"]
+    assert (found["proof"]["outcome"], found["proof"]["verified"], found["good"]) == (after, False, good)
+    note_proof(str(one.parent), str(one), "check", "verified", [], None)
+    assert list_sets(str(one.parent.parent))["sets"][0]["good"]
+
+
+@pytest.mark.parametrize(("verified", "outcome"), [(True, "verified"), (False, "failed")])
+def test_a_record_from_before_outcomes(one: Path, verified: bool, outcome: str) -> None:
+    note_proof(str(one.parent), str(one), "boot", outcome, [], None)
+    record = json.loads(proof_file(one).read_bytes())
+    del record["outcome"]
+    proof_file(one).write_text(json.dumps(record), encoding="utf-8")
+    assert read_proof(one) == {**record, "outcome": outcome}
+    assert list_sets(str(one.parent.parent))["sets"][0]["good"] == verified
+
+
+def test_a_set_that_is_passed_over_says_why_and_how_to_use_it(one: Path) -> None:
+    target = str(one.parent.parent)
+    note_proof(str(one.parent), str(one), "boot", "failed", ["boot: it stopped by itself"], None)
+    with pytest.raises(LiveBackupError) as caught:
+        find_set(target, "db1", None)
+    today = datetime.now(timezone.utc).date()
+    assert re.search(
+        rf"There are: night-1 \(its boot proof of {today} failed: boot: it stopped by itself\)\. Name one in", caught.value.msg
+    )
+    assert "(good)" not in caught.value.msg and find_set(target, "db1", "night-1")["path"] == str(one)
+    with pytest.raises(LiveBackupError) as caught:
+        find_set(target, "db1", "night-2")
+    assert "Name one" not in caught.value.msg
+    (one / "vda.qcow2").unlink()
+    with pytest.raises(LiveBackupError, match=r"There are: night-1 \(damaged\)\.$"):
+        find_set(target, "db1", None)
+
+
 def test_a_proof_is_of_one_manifest(one: Path) -> None:
-    note_proof(str(one.parent), str(one), "check", ["failed"], None)
+    note_proof(str(one.parent), str(one), "check", "failed", ["failed"], None)
     text = (one / "manifest.json").read_bytes()
     edit(one, lambda manifest: manifest["consistency"].update(frozen_ms=0))
     assert read_proof(one) is None
@@ -152,7 +202,7 @@ def test_a_proof_is_of_one_manifest(one: Path) -> None:
 
 
 def test_a_proof_is_not_of_another_set_of_that_name(one: Path) -> None:
-    note_proof(str(one.parent), str(one), "check", ["failed"], None)
+    note_proof(str(one.parent), str(one), "check", "failed", ["failed"], None)
     one.rename(one.with_name("moved"))
     make_set(one.parent.parent, one.name, instant="2026-10-01T00:00:00.000Z")
     assert read_proof(one) is None
@@ -162,18 +212,18 @@ def test_a_proof_is_not_of_another_set_of_that_name(one: Path) -> None:
 def test_of_a_set_without_a_manifest_nothing_is_noted(one: Path, become: Callable[[Path], None]) -> None:
     (one / "manifest.json").unlink()
     become(one / "manifest.json")
-    note_proof(str(one.parent), str(one), "check", check(one), None)
+    note_proof(str(one.parent), str(one), "check", "failed", check(one), None)
     assert not (one.parent / ".proofs").exists()
 
 
 def test_a_link_in_the_place_of_the_proofs_is_not_followed(one: Path, tmp_path: Path) -> None:
-    note_proof(str(one.parent), str(one), "check", ["failed"], None)
+    note_proof(str(one.parent), str(one), "check", "failed", ["failed"], None)
     (one.parent / ".proofs").rename(tmp_path / "outside")
     (one.parent / ".proofs").symlink_to(tmp_path / "outside")
     before = content(tmp_path / "outside")
     assert read_proof(one) is None
     with pytest.raises(LiveBackupError, match="is a link, and is not followed"):
-        note_proof(str(one.parent), str(one), "check", [], None)
+        note_proof(str(one.parent), str(one), "check", "verified", [], None)
     assert content(tmp_path / "outside") == before
 
 

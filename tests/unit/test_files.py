@@ -3,14 +3,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import shutil
 import stat
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._files import write_durably, write_exclusively
+from ansible_collections.virtops.live_backup.plugins.module_utils._files import scratch_directory, write_durably, write_exclusively
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -97,3 +101,50 @@ def test_write_exclusively_that_fails_leaves_nothing(tmp_path: Path, monkeypatch
     with pytest.raises(PermissionError):
         write_exclusively(tmp_path / "owner", b"first", "me")
     assert content(tmp_path) == {}
+
+
+def hold(directory: Path) -> None:
+    """As another process that has taken it for one that was left, and is about to remove it."""
+    fcntl.flock(os.open(directory, os.O_RDONLY), fcntl.LOCK_EX)
+
+
+@pytest.mark.parametrize("other", [hold, shutil.rmtree])
+def test_a_scratch_directory_that_another_process_takes_for_one_that_was_left(
+    other: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[Path] = []
+    mkdtemp = tempfile.mkdtemp
+
+    def make(**options: Any) -> str:
+        made.append(Path(mkdtemp(**options)))
+        if len(made) == 1:
+            other(made[0])
+        return str(made[-1])
+
+    monkeypatch.setattr(tempfile, "mkdtemp", make)
+    with scratch_directory(tmp_path) as directory:
+        assert directory == made[1] and directory.is_dir()
+    assert not directory.exists()
+
+
+def test_a_scratch_directory_that_is_removed_before_its_lock_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[str] = []
+    flock = fcntl.flock
+
+    def late(descriptor: int, how: int) -> None:
+        if not taken:
+            taken.append(os.readlink(f"/proc/self/fd/{descriptor}"))
+            shutil.rmtree(taken[0])
+        flock(descriptor, how)
+
+    monkeypatch.setattr(fcntl, "flock", late)
+    with scratch_directory(tmp_path) as directory:
+        assert str(directory) != taken[0] and directory.is_dir()
+
+
+def test_what_is_raised_within_is_raised_and_what_was_left_is_removed(tmp_path: Path) -> None:
+    (tmp_path / "left").mkdir()
+    with pytest.raises(FileNotFoundError, match="of the body"), scratch_directory(tmp_path) as directory:
+        assert list(tmp_path.iterdir()) == [directory]
+        raise FileNotFoundError("of the body")
+    assert list(tmp_path.iterdir()) == []

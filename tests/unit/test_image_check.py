@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _image_check
+from ansible_collections.virtops.live_backup.plugins.module_utils import _image_check, _memory
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._far_end import FRAME, MARK
 from ansible_collections.virtops.live_backup.plugins.module_utils._qcow2 import is_self_contained, read_header
@@ -33,6 +33,7 @@ DAMAGED = "qemu-img check finds it damaged: "
 
 def verify(where: str, target: Path) -> dict[str, Any]:
     asked = {"domain": "db1", "backup_id": "night-1", "level": "check", "console_pattern": None, "timeout": 1}
+    asked |= {"scratch_dir": "/var/tmp", "scratch_size": 10 << 30, "max_memory": None, "max_vcpus": 4}
     return verify_set({"target": f"{where}{target}", "ssh_key": None, "ssh_options": [], **asked}, False, FakeClock())
 
 
@@ -132,6 +133,18 @@ def test_a_raw_image_has_but_its_size(ssh: object, tmp_path: Path, size: int) ->
     assert told[0] == told[1] == ([] if size == CAPACITY else [f"vda.qcow2: {short}", f"vdb.qcow2: {short}"])
 
 
+@pytest.mark.parametrize(("size", "capacity"), [(1_000_000, 1_000_448), (1_000_000, 1_000_000), (1_000_448, 1_000_000)])
+def test_a_raw_image_that_is_no_whole_sectors(ssh: object, tmp_path: Path, size: int, capacity: int) -> None:
+    """QEMU rounds it up; a copy by bytes, and libvirt for a domain that is shut off, do not."""
+    one = make_set(tmp_path / "target")
+    replace_images(one, lambda path: path.write_bytes(bytes(size)), format="raw", capacity=capacity)
+    for where in ("", "ssh://far"):
+        assert verify(where, tmp_path / "target")["verified"], where
+    replace_images(one, lambda path: path.write_bytes(bytes(size)), format="raw", capacity=capacity + 1024)
+    with pytest.raises(LiveBackupError, match=f"has {size} bytes, not {capacity + 1024}"):
+        verify("", tmp_path / "target")
+
+
 def test_the_header_that_is_judged_is_the_one_that_qemu_sees(ssh: object, tmp_path: Path) -> None:
     """Or a server could show a sound one first, and then one that names a file of the hypervisor."""
     image, other = tmp_path / "image", tmp_path / "other"
@@ -168,15 +181,15 @@ def test_what_would_take_the_memory_of_the_guests(
 
     replace_images(make_set(tmp_path / "target"), vast)
     for where in ("", "ssh://far"):
-        monkeypatch.setattr(_image_check, "_memory_available", lambda: 2 * needed - 1)
+        monkeypatch.setattr(_image_check, "memory_available", lambda: 2 * needed - 1)
         with pytest.raises(LiveBackupError, match=f"qemu-img check of vda.qcow2 would take {needed >> 20} MiB of memory"):
             verify(where, tmp_path / "target")
-    monkeypatch.setattr(_image_check, "_memory_available", lambda: 2 * needed)
+    monkeypatch.setattr(_image_check, "memory_available", lambda: 2 * needed)
     assert verify("", tmp_path / "target")["verified"]
 
 
 def test_the_memory_that_is_there() -> None:
-    assert 1 << 20 < _image_check._memory_available() < 1 << 50
+    assert 1 << 20 < _memory.memory_available() < _memory.memory_total() < 1 << 50
 
 
 def test_no_backing_file_is_opened(tmp_path: Path) -> None:

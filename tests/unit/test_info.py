@@ -123,6 +123,49 @@ def test_a_transient_domain_that_goes_while_it_is_listed_does_not_hide_the_other
     assert [domain["name"] for domain in info(backup)["domains"]] == ["db1"]
 
 
+PROOF = "<metadata><p:proof xmlns:p='https://github.com/virtops/live_backup/proof/1' directory='/run/live_backup/abc'/></metadata>"
+
+
+def add(name: str, number: int, **options: Any) -> libvirt.DomainState:
+    state = libvirt.DomainState(name, f"{number:08}-2222-4222-8222-222222222222", **options)
+    libvirt.host.domains[state.uuid] = state
+    return state
+
+
+def test_the_guest_of_a_proof_is_no_domain_of_anybody(backup: Backup) -> None:
+    add("live-backup-proof-abc", 1, metadata=PROOF)
+    add("live-backup-proof-mine", 2)
+    add("db2", 3, metadata=PROOF)
+    assert [domain["name"] for domain in info(backup)["domains"]] == ["db1", "db2", "live-backup-proof-mine"]
+    assert [domain["name"] for domain in info(backup, domains=["live-*"])["domains"]] == ["live-backup-proof-mine"]
+    assert "XMLDesc" not in libvirt.host.calls[: libvirt.host.calls.index("listAllDomains")]
+    with pytest.raises(LiveBackupError) as caught:
+        info(backup, domains=["nobody"])
+    assert "proof-abc" not in caught.value.msg and "live-backup-proof-mine" in caught.value.msg
+    for unmatched in ("fail", "tell"):
+        with pytest.raises(LiveBackupError, match="'live-backup-proof-abc' is not one of your domains: it is the guest of a proof"):
+            info(backup, domains=["db1", "live-backup-proof-abc"], unmatched=unmatched)
+
+
+def test_the_guest_of_a_proof_may_end_while_it_is_looked_at(backup: Backup) -> None:
+    gone = add("live-backup-proof-abc", 1, metadata=PROOF, persistent=False)
+
+    def end() -> None:
+        if gone.uuid in libvirt.host.domains:
+            gone.shut_off()
+
+    libvirt.host.before["XMLDesc"] = end
+    assert [domain["name"] for domain in info(backup)["domains"]] == ["db1"]
+
+
+def test_the_guest_of_a_proof_is_not_backed_up(backup: Backup) -> None:
+    backup.domain.metadata = PROOF
+    backup.domain.name = "live-backup-proof-abc"
+    with pytest.raises(LiveBackupError, match="is the guest of a proof that boots a backup set"):
+        backup.begin()
+    assert list(backup.target.iterdir()) == []
+
+
 # Abort
 
 

@@ -122,7 +122,7 @@ def test_a_set_loses_its_name_before_its_files(target: Path, monkeypatch: pytest
 
 def test_the_proofs_of_removed_sets_go_and_others_stay(target: Path) -> None:
     for name in ("n1", "n3"):
-        note_proof(str(target), str(target / "db1" / name), "check", [], None)
+        note_proof(str(target), str(target / "db1" / name), "check", "verified", [], None)
     prune(target)
     assert os.listdir(target / "db1/.proofs") == ["n3.json"]
 
@@ -141,7 +141,7 @@ def spoil_owner_link(directory: Path) -> None:
 
 
 def spoil_proof(directory: Path) -> None:
-    note_proof(str(directory), str(directory / "n1"), "check", ["failed"], None)
+    note_proof(str(directory), str(directory / "n1"), "check", "failed", ["failed"], None)
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
@@ -229,7 +229,7 @@ def test_what_is_found_out_before_the_removal_counts(target: Path, monkeypatch: 
 
     def removing(directory: Path) -> Any:
         if directory.name == "db1":
-            note_proof(str(target), str(directory / "n3"), "boot", ["it does not boot"], None)
+            note_proof(str(target), str(directory / "n3"), "boot", "failed", ["it does not boot"], None)
         return _prune_removing(directory)
 
     _prune_removing = _prune.removing

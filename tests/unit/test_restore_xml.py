@@ -3,11 +3,13 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
 from xml.etree import ElementTree
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._boot_xml import boot_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._boot_xml import Size, boot_size, boot_xml, proof_directory
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore_xml import Place, needs, restored_xml, set_of
 
@@ -140,7 +142,7 @@ def test_what_a_host_needs() -> None:
 
 def test_a_proof_boots_with_the_sets_disks_and_nothing_else() -> None:
     sockets = {"vda": "/run/x/0.socket", "vdb": "/run/x/1.socket"}
-    root = ElementTree.fromstring(boot_xml(DOMAIN, "proof", sockets, "/run/x/console", "/run/x/nvram", kvm=True))
+    root = ElementTree.fromstring(boot_xml(DOMAIN, sockets, Path("/run/x"), Size(1 << 30, 2), kvm=True))
     assert {child.tag for child in root.find("devices") or []} == {"disk", "controller", "serial", "channel", "memballoon"}
     assert [host.get("socket") for host in root.iter("host")] == list(sockets.values())
     text = ElementTree.tostring(root, encoding="unicode")
@@ -166,12 +168,38 @@ def test_a_proof_boots_with_the_sets_disks_and_nothing_else() -> None:
 
 
 def test_without_kvm_it_boots_all_the_same() -> None:
-    root = ElementTree.fromstring(boot_xml(DOMAIN, "proof", {"vda": "/s"}, "/c", "/n", kvm=False))
+    root = ElementTree.fromstring(boot_xml(DOMAIN, {"vda": "/s"}, Path("/run/x"), Size(1 << 30, 2), kvm=False))
     assert root.get("type") == "qemu" and root.find("cpu") is None
 
 
 def test_what_cannot_be_booted() -> None:
     with pytest.raises(LiveBackupError, match="has no disk vdz"):
-        boot_xml(DOMAIN, "proof", {"vdz": "/s"}, "/c", "/n", kvm=True)
+        boot_xml(DOMAIN, {"vdz": "/s"}, Path("/run/x"), Size(1 << 30, 2), kvm=True)
     with pytest.raises(LiveBackupError, match="not that of a full virtual machine"):
-        boot_xml(DOMAIN.replace(">hvm<", ">exe<"), "proof", {"vda": "/s"}, "/c", "/n", kvm=True)
+        boot_xml(DOMAIN.replace(">hvm<", ">exe<"), {"vda": "/s"}, Path("/run/x"), Size(1 << 30, 2), kvm=True)
+
+
+def test_a_proof_gets_what_it_may_and_says_what_it_is() -> None:
+    numa = "<cpu mode='host-model'><topology sockets='1' cores='8' threads='1'/><numa><cell id='0' cpus='0-7' memory='8'/></numa></cpu>"
+    text = re.sub("<cpu.*?(/>|</cpu>)", numa, DOMAIN, count=1, flags=re.DOTALL)
+    assert numa in text
+    text = text.replace("<devices>", "<memoryBacking><hugepages/></memoryBacking><devices>", 1)
+    root = ElementTree.fromstring(boot_xml(text, {"vda": "/s"}, Path("/run/x/abc"), Size(1 << 30, 2), kvm=True))
+    assert root.findtext("name") == "live-backup-proof-abc" and proof_directory(ElementTree.tostring(root, "unicode")) == "/run/x/abc"
+    assert (root.findtext("memory"), root.findtext("vcpu")) == (str(1 << 20), "2")
+    assert list(root.iter("numa")) == list(root.iter("topology")) == list(root.iter("memoryBacking")) == []
+    assert root.find("cpu") is not None and proof_directory(text) == ""
+
+
+@pytest.mark.parametrize(
+    ("max_memory", "max_vcpus", "size"), [(None, 99, Size(8 << 30, 6)), (1 << 30, 4, Size(1 << 30, 4)), (1 << 50, 1, Size(8 << 30, 1))]
+)
+def test_the_size_of_a_proof(max_memory: int | None, max_vcpus: int, size: Size) -> None:
+    text = f"<domain><memory unit='KiB'>{8 << 20}</memory><vcpu placement='static' current='2'>6</vcpu></domain>"
+    assert boot_size(text, max_memory, max_vcpus) == size
+
+
+@pytest.mark.parametrize("memory", ["", "<memory unit='GiB'>8</memory>", "<memory>much</memory>", "<memory/>"])
+def test_a_memory_that_libvirt_would_not_write(memory: str) -> None:
+    with pytest.raises(LiveBackupError, match="does not tell the domain's memory"):
+        boot_size(f"<domain>{memory}<vcpu>1</vcpu></domain>", None, 4)

@@ -14,18 +14,19 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._retention imp
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc).timestamp()
 HOUR, DAY = 3600, 86400
-MODES = ["good", "good", "good", "good", "good", "proved", "damaged", "partial", "removing", "failed", "damaged and failed"]
+MODES = ["good", "good", "good", "good", "timed out", "proved", "damaged", "partial", "removing", "failed", "damaged and failed"]
 
 
 def a_set(backup_id: str, age: float = 0, mode: str = "good", parent: str | None = None) -> dict[str, Any]:
     """What retention looks at of a set that is so many seconds old."""
-    status = {"proved": "good", "failed": "good", "damaged and failed": "damaged"}.get(mode, mode)
-    proof = {"verified": mode == "proved"} if mode in ("proved", "failed", "damaged and failed") else None
+    status = {"proved": "good", "timed out": "good", "failed": "good", "damaged and failed": "damaged"}.get(mode, mode)
+    outcomes = {"proved": "verified", "timed out": "timed out", "failed": "failed", "damaged and failed": "failed"}
+    proof = {"outcome": outcomes[mode]} if mode in outcomes else None
     described = status in ("good", "damaged")
     return {
         "backup_id": backup_id,
         "status": status,
-        "good": mode in ("good", "proved"),
+        "good": mode in ("good", "proved", "timed out"),
         "proof": proof,
         "instant": rfc3339(NOW - age) if described else None,
         "parent": parent if described else None,
@@ -76,7 +77,7 @@ def model(sets: list[dict[str, Any]], keep: dict[str, int], keep_ids: set[str]) 
     """What is kept and what goes, said as the documentation says it and not as the code does."""
     published = [one for one in sets if one["status"] in ("good", "damaged")]
     everything = {one["backup_id"] for one in published}
-    if not sum(keep.values()) or any(one["proof"] == {"verified": False} for one in published):
+    if not sum(keep.values()) or any(one["proof"] == {"outcome": "failed"} for one in published):
         return everything, set()
 
     def when(one: dict[str, Any]) -> datetime.datetime:

@@ -418,7 +418,7 @@ def test_the_newest_good_set(target: Path) -> None:
     os.truncate(make_set(target, "c", instant="2021-09-03T00:00:00.000Z") / "vda.qcow2", 0)
     assert find_set(str(target), "db1", None)["backup_id"] == find_set(str(target), UUID, None)["backup_id"] == "a"
     assert find_set(str(target), "db1", "b")["backup_id"] == "b"
-    note_proof(str(target), str(target / "db1/a"), "boot", ["it does not boot"], None)
+    note_proof(str(target), str(target / "db1/a"), "boot", "failed", ["it does not boot"], None)
     assert find_set(str(target), "db1", None)["backup_id"] == "b"
     # What is to be proven is the newest, whatever it is.
     assert find_set(str(target), "db1", None, good=False)["backup_id"] == "c"

@@ -36,6 +36,15 @@ def test_the_newest_good_set_counts_whatever_their_order() -> None:
     assert row["msg"] == f"db1: {backup_id(NIGHT)}, 5 h old, 3.00 GB, filesystem-consistent, never proven"
 
 
+def test_a_proof_that_timed_out_is_none() -> None:
+    old, last = nights("db1", 2)
+    old["proof"] = proof("check", NIGHT)
+    last["proof"] = proof("boot", NIGHT, verified=False)
+    row = row_of([old, last])
+    assert (row["ok"], row["backup_id"], row["proof"], row["disproved"]) == (True, last["backup_id"], "", [])
+    assert row["last_proof"]["backup_id"] == old["backup_id"] and row["msg"].endswith("never proven")
+
+
 def test_another_domains_sets_do_not_count() -> None:
     assert row_of(nights("web1", 1))["msg"] == "db1: no good backup"
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given, strategies as st
 
@@ -37,6 +39,20 @@ def test_it_is_cut() -> None:
 
 def test_lines_of_a_screen() -> None:
     assert screen("one\n\x1b[2K two\rTWO\n") == ["one", "TWOo", ""]
+
+
+@pytest.mark.parametrize("text", ["Job (1s)\r\n\x1bM\r\x1b[KJob", "long line\r\x1b[KJob", "long line\r\x1b[2KJob", "ab\n\x1bMJob"])
+def test_a_line_that_is_written_again(text: str) -> None:
+    assert screen(text) == ["Job"]
+
+
+@pytest.mark.parametrize(
+    "text", ["a" * 500_000 + "\r" * 500_000, "a" * 500_000 + "\rb" * 250_000, "\r\n\x1bM" * 250_000, "\x1b]" * 500_000]
+)
+def test_what_would_take_long(text: str) -> None:
+    began = time.process_time()
+    screen(text)
+    assert time.process_time() - began < 10
 
 
 @given(st.one_of(st.text(), st.binary()))

@@ -132,6 +132,7 @@ class DomainState:
     dropped: bool = False
     nvram: str = ""
     devices: str = ""
+    metadata: str = ""
     capacity: int = 1 << 20
     job: Job | None = None
     completed: dict[str, Any] = field(default_factory=lambda: dict(_NO_JOB))
@@ -169,7 +170,7 @@ class DomainState:
         channel = f"<channel type='unix'><target type='virtio' name='org.qemu.guest_agent.0' state='{connected}'/></channel>"
         nvram = f"<nvram>{self.nvram}</nvram>" if self.nvram else ""
         domain = ElementTree.fromstring(
-            f"<domain><name/><uuid>{self.uuid}</uuid><os>{nvram}</os>"
+            f"<domain><name/><uuid>{self.uuid}</uuid>{self.metadata}<os>{nvram}</os>"
             f"<devices>{disks}{self.devices}{'' if self.agent == 'absent' else channel}</devices></domain>"
         )
         domain[0].text = self.name
