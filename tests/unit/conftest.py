@@ -23,7 +23,7 @@ libvirt_qemu.qemuMonitorCommand = libvirt.qemuMonitorCommand  # type: ignore[att
 sys.modules.setdefault("libvirt_qemu", libvirt_qemu)
 
 # These import the plugins, and those import libvirt.
-from ansible_collections.virtops.live_backup.plugins.module_utils import _claim, _commit, _snapshot  # noqa: E402
+from ansible_collections.virtops.live_backup.plugins.module_utils import _claim, _commit, _look, _snapshot  # noqa: E402
 
 from .backup import UUID, Backup  # noqa: E402
 from .clock import FakeClock  # noqa: E402
@@ -67,9 +67,10 @@ def backup(tmp_path: Path, claims: Path, clock: FakeClock, outside_libvirt: Path
     target.mkdir()
     domain = libvirt.DomainState("db1", UUID)
     libvirt.host = libvirt.Host(domain, clock=clock)
-    for module in (_commit, _snapshot):
+    for module in (_commit, _look, _snapshot):
         monkeypatch.setattr(module, "qemu_instance", libvirt.host.instance)
-    monkeypatch.setattr(_commit, "daemon_instance", libvirt.host.daemon)
+    for module in (_commit, _look):
+        monkeypatch.setattr(module, "daemon_instance", libvirt.host.daemon)
     return Backup(domain, target, claims, clock, outside_libvirt)
 
 

@@ -19,6 +19,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import (
     _claim,
     _commit,
     _copy_image,
+    _look,
     _snapshot,
     _space,
 )
@@ -224,9 +225,10 @@ def assert_recovered(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     # A run that died before its first step, or between two, leaves a lease.
     backup.clock.sleep(301)
     monkeypatch.setattr(_claim, "CLAIMS", backup.claims)
-    for module in (_commit, _snapshot):
+    for module in (_commit, _look, _snapshot):
         monkeypatch.setattr(module, "qemu_instance", libvirt.host.instance)
-    monkeypatch.setattr(_commit, "daemon_instance", libvirt.host.daemon)
+    for module in (_commit, _look):
+        monkeypatch.setattr(module, "daemon_instance", libvirt.host.daemon)
     listed = backup.recover(check=True)
     # What is repaired later is seen only when what is before it has been repaired.
     assert repaired(backup.recover())[: len(listed["repairs"])] == repaired(listed)
