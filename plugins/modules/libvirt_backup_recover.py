@@ -38,6 +38,15 @@ options:
   backup_id:
     description: The backup that is to go on after this. If its job runs or has finished on the domain, it is left as it is.
     type: str
+  base_untouched:
+    description:
+      - Your word that nothing has written to the bases since the backup put the guest on its overlays, but the domain on its overlays and
+        their commit. No guest booted from an old definition did, no other host, and no tool.
+      - It is needed where nothing proves this. That can be so for a block device after a restart of the host, a new activation of the
+        device, or an end of the guest during a commit that no run watched. Recovery then fails and names this option.
+      - If the word is wrong, the commit destroys what is in the base. It changes nothing where it is known that a base was used.
+    type: bool
+    default: false
 seealso:
   - module: virtops.live_backup.libvirt_backup_begin
 """
@@ -46,6 +55,11 @@ EXAMPLES = r"""
 - name: Heal what the last night left
   virtops.live_backup.libvirt_backup_recover:
     domain: db1
+
+- name: Recover a domain on a block device that nobody else has used
+  virtops.live_backup.libvirt_backup_recover:
+    domain: db1
+    base_untouched: true
 """
 
 RETURN = r"""
@@ -83,7 +97,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._recover impor
 
 
 def main() -> None:
-    run(recover, CONNECTION, DOMAIN, {"backup_id": {"type": "str"}})
+    run(recover, CONNECTION, DOMAIN, {"backup_id": {"type": "str"}, "base_untouched": {"type": "bool", "default": False}})
 
 
 if __name__ == "__main__":
