@@ -9,6 +9,8 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -44,18 +46,22 @@ def stood_still(path: str | Path, before: dict[str, Any]) -> bool | None:
         # Of an older version, or of a file.
         return None
     sync_path(Path(path))
+    return compare(before, _counted(status.st_rdev), partial(_content, path))
+
+
+def compare(before: dict[str, Any], counted: dict[str, Any], look: Callable[[], dict[str, Any]]) -> bool | None:
+    """Whether a device stood still, by its counters if they prove it, and otherwise by its content."""
     # What has never counted a write may count none.
     counts = any(before["written"])
-    now = _counted(status.st_rdev)
-    if counts and now["instance"] == before["instance"]:
-        return bool(now["written"] == before["written"])
-    content = _content(path)
+    if counts and counted["instance"] == before["instance"]:
+        return bool(counted["written"] == before["written"])
+    content = look()
     if content["size"] != before["size"]:
         return None
     if content["traces"] != before["traces"]:
         return False
-    # Since it appeared again nothing was written; before, no file system of it can have been mounted.
-    return True if counts and now["written"] == [0, 0] and before["complete"] else None
+    # Since it appeared again nothing was written; before that, no file system of it can have been mounted.
+    return True if counts and counted["written"] == [0, 0] and before["complete"] else None
 
 
 def _counted(device: int) -> dict[str, Any]:

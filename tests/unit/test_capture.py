@@ -25,9 +25,10 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import (
 )
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._filesystem import MIB, is_on_disk
 from ansible_collections.virtops.live_backup.plugins.module_utils._fingerprint import fingerprint
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do
-from ansible_collections.virtops.live_backup.plugins.module_utils._space import MIB, Room
+from ansible_collections.virtops.live_backup.plugins.module_utils._space import Room
 from ansible_collections.virtops.live_backup.plugins.module_utils._target import TargetFacts
 
 from .backup import UUID, Backup
@@ -652,19 +653,49 @@ def no_directory(backup: Backup) -> str:
     return "is not there, or no absolute path"
 
 
-def block_device(backup: Backup) -> str:
-    backup.domain.devices_of_host.add("vda")
-    return "is a block device: say in overlay_dir"
-
-
 @pytest.mark.parametrize("check", [False, True])
-@pytest.mark.parametrize("trouble", [existing_overlay, link_in_place_of_the_overlay, no_directory, block_device])
+@pytest.mark.parametrize("trouble", [existing_overlay, link_in_place_of_the_overlay, no_directory])
 def test_places_where_no_overlay_can_be(capture: Backup, trouble: Callable[[Backup], str], check: bool) -> None:
     words = trouble(capture)
     before = state(capture)
     with pytest.raises(LiveBackupError, match=words):
         capture.snapshot(check=check, overlay_dir="/no/where" if trouble is no_directory else None)
     assert state(capture) == before and capture.claim_files() == [] and changes() == []
+
+
+def test_the_overlay_of_a_block_device_goes_beside_the_other_images(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never beside the device, which is in memory; and check mode says where."""
+    capture.domain.devices_of_host.add("vda")
+    images = Path(capture.domain.disks["vdb"]).parent
+    device = images.parent / "dev" / "volume"
+    device.parent.mkdir()
+    device.write_bytes(Path(capture.domain.disks["vda"]).read_bytes())
+    capture.domain.disks["vda"] = str(device)
+    planned = capture.snapshot(check=True)["overlays"]
+    assert [Path(overlay["path"]).parent for overlay in planned] == [images, images]
+
+
+@pytest.mark.parametrize(("on_disk", "room"), [(False, 1 << 40), (True, MIB)], ids=["in memory", "full"])
+def test_no_place_for_the_overlay_of_a_block_device(on_disk: bool, room: int, capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture.domain.devices_of_host |= {"vda", "vdb"}
+    images = Path(capture.domain.disks["vda"]).parent
+    monkeypatch.setattr(_snapshot, "_IMAGES", (images, images / "missing"))
+    assert Path(capture.snapshot(check=True)["overlays"][0]["path"]).parent == images
+    monkeypatch.setattr(_snapshot, "is_on_disk", lambda mounts, device: on_disk)
+    monkeypatch.setattr(_snapshot, "free_bytes", lambda place: room)
+    before = state(capture)
+    for check in (True, False):
+        with pytest.raises(LiveBackupError, match=f"vda .* is a block device, and none of {images}, {images}/missing is a directory"):
+            capture.snapshot(check=check)
+    assert state(capture) == before and capture.claim_files() == [] and changes() == []
+
+
+def test_what_is_kept_in_memory_is_no_disk() -> None:
+    mounts = "\n".join(
+        f"{number} 1 {device} / {point} rw shared:1 - {kind} source rw"
+        for number, (device, point, kind) in enumerate([("254:0", "/", "ext4"), ("0:6", "/dev", "devtmpfs"), ("0:25", "/run", "tmpfs")])
+    )
+    assert [is_on_disk(mounts, os.makedev(*device)) for device in ((254, 0), (0, 6), (0, 25))] == [True, False, False]
 
 
 def test_the_overlay_of_another_domain_is_never_touched(capture: Backup) -> None:
