@@ -636,6 +636,135 @@ def test_recovery_in_check_mode_changes_nothing(dead: Backup) -> None:
     dead.assert_on_bases()
 
 
+DAY = 86400.0
+
+
+@pytest.fixture
+def ended_in_the_commit(capture: Backup) -> Backup:
+    """QEMU ended in the middle of a commit, and the run with it; the guest had written to the overlay of vda."""
+    capture.snapshot()
+    capture.domain.write("vda", 3, 9)
+    capture.copy()
+    assert capture.domain.commits
+    capture.domain.shut_off()
+    die(capture, step="commit")
+    return capture
+
+
+def write_base(backup: Backup, after: float) -> float:
+    """The base of vda was last written so long after its overlay; when that was."""
+    moment = os.stat(overlay_of(backup)).st_mtime + after
+    os.utime(backup.domain.disks["vda"], (moment, moment))
+    return moment
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_base_that_was_written_after_the_end_of_its_commit(ended_in_the_commit: Backup, persistent: bool) -> None:
+    backup = ended_in_the_commit
+    if not persistent:
+        backup.domain.persistent = False
+        backup.domain.shut_off()
+    write_base(backup, DAY)
+    before = state(backup)
+    for check in (True, False, True, False):
+        with pytest.raises(
+            LiveBackupError, match="It is not proved that nobody used the base .*vda.raw.* ended in the middle of the commit"
+        ):
+            backup.recover(check=check)
+    assert state(backup) == before
+    assert repaired(backup.recover(check=True, base_untouched=True))[0] == "overlay of disk vda"
+    assert state(backup) == before
+    backup.recover(base_untouched=True)
+    backup.assert_on_bases()
+    assert content(backup.domain.disks["vda"])[:4] == [1, 0, 0, 9]
+
+
+def test_the_last_writes_of_a_commit_are_no_use_of_the_base(ended_in_the_commit: Backup) -> None:
+    """They may reach the base when the overlay had been written for the last time."""
+    write_base(ended_in_the_commit, 9)
+    ended_in_the_commit.recover()
+    ended_in_the_commit.assert_on_bases()
+
+
+def test_what_a_commit_was_seen_to_write_is_no_use_of_the_base(ended_in_the_commit: Backup) -> None:
+    """A guest may write nothing for as long as its commit takes."""
+    moment = write_base(ended_in_the_commit, DAY)
+    claim = read_claim(UUID)
+    assert claim is not None and claim.results["memory"]["vda"]["base_seen"] > 0
+    claim.results["memory"]["vda"]["base_seen"] = moment - 3
+    save_claim(claim)
+    ended_in_the_commit.recover()
+    ended_in_the_commit.assert_on_bases()
+
+
+def test_a_commit_by_qemu_img_that_was_killed_is_no_use_of_the_base(ended_in_the_commit: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes the base alone, and takes long."""
+    backup = ended_in_the_commit
+
+    def half(overlay: str) -> None:
+        write_base(backup, DAY)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(_commit, "commit", half)
+        backup.recover()
+    backup.recover()
+    backup.assert_on_bases()
+    assert content(backup.domain.disks["vda"])[:4] == [1, 0, 0, 9]
+
+
+def test_a_base_that_was_used_after_the_end_of_its_commit_was_seen(capture: Backup) -> None:
+    """The run saw it, and could not go on. From then on every write to the base is another's, however soon it comes."""
+    capture.snapshot()
+    capture.domain.write("vda", 3, 9)
+    capture.copy()
+    capture.domain.shut_off()
+    capture.domain.reason = 4
+    claim = read_claim(UUID)
+    assert claim is not None
+    with pytest.raises(LiveBackupError, match="was migrated away"):
+        _commit.commit_all("qemu:///system", claim, ["vda"], 60, capture.clock)
+    die(capture, step="commit")
+    capture.domain.reason = 2
+    write_base(capture, 0.001)
+    with pytest.raises(LiveBackupError, match="was used without its overlay"):
+        capture.recover(base_untouched=True)
+
+
+def test_the_power_fails_after_the_overlay_was_deleted(capture: Backup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And the definition on the base had not reached libvirt's disk. First everything that is needed then is brought there."""
+    definitions = tmp_path / "qemu"
+    definitions.mkdir()
+    monkeypatch.setattr(_commit, "_DEFINITIONS", definitions)
+    monkeypatch.setattr(_commit, "sync_existing", lambda path: order.append(str(path)))
+    unlink, order = os.unlink, []
+
+    def unlink_overlay(path: str, **options: Any) -> None:
+        unlink(path, **options)
+        if str(path).endswith("vda.night-1.overlay"):
+            claim = read_claim(UUID)
+            assert claim is not None and claim.results["memory"]["vda"]["merged"]
+            order.append("deleted")
+            raise Killed
+
+    capture.snapshot()
+    capture.domain.write("vda", 3, 9)
+    capture.copy()
+    before = [list(capture.domain.defined["vda"])]
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("os.unlink", unlink_overlay)
+        capture.commit()
+    assert order == [str(definitions), "deleted"]
+    die(capture, step="commit")
+    capture.domain.shut_off()
+    [capture.domain.defined["vda"]] = before
+    assert not overlay_of(capture).exists()
+    assert [repair["action"] for repair in capture.recover(check=True)["repairs"]][0] == Do.DEFINE.value
+    capture.recover()
+    assert capture.domain.chain("vda", inactive=True) == [(capture.domain.disks["vda"], "raw")]
+    assert content(capture.domain.disks["vda"])[3] == 9
+
+
 # What is refused before anything is done
 
 
