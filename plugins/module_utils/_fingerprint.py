@@ -50,18 +50,20 @@ def stood_still(path: str | Path, before: dict[str, Any]) -> bool | None:
 
 
 def compare(before: dict[str, Any], counted: dict[str, Any], look: Callable[[], dict[str, Any]]) -> bool | None:
-    """Whether a device stood still, by its counters if they prove it, and otherwise by its content."""
+    """Whether a device stood still, by its counters and its content."""
     # What has never counted a write may count none.
     counts = any(before["written"])
-    if counts and counted["instance"] == before["instance"]:
-        return bool(counted["written"] == before["written"])
+    same = counts and counted["instance"] == before["instance"]
+    if same and counted["written"] != before["written"]:
+        return False
     content = look()
-    if content["size"] != before["size"]:
-        return None
-    if content["traces"] != before["traces"]:
+    resized = content["size"] != before["size"]
+    # Another host's writes to a shared device are counted there.
+    if not resized and content["traces"] != before["traces"]:
         return False
     # Since it appeared again nothing was written; before that, no file system of it can have been mounted.
-    return True if counts and counted["written"] == [0, 0] and before["complete"] else None
+    unwritten = counts and counted["written"] == [0, 0] and before["complete"] and not resized
+    return True if same or unwritten else None
 
 
 def _counted(device: int) -> dict[str, Any]:
@@ -92,6 +94,8 @@ def _content(path: str | Path) -> dict[str, Any]:
         found = traces(lambda offset, length: os.pread(descriptor, length, offset), size)
         for offset, length in found.places:
             # A journal may have many MiB.
+            # What another host wrote is not in our page cache.
+            os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
             for piece in range(offset, offset + length, 1 << 20):
                 digest.update(os.pread(descriptor, min(1 << 20, offset + length - piece), piece))
     finally:

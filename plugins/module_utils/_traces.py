@@ -23,7 +23,7 @@ _MOST_PARTITIONS = 128
 # Too small for a file system that matters: a boot loader's place, or Microsoft's reserved one.
 _SMALL = 16 * MIB
 # Where a journal begins cannot be told from outside, so that it is read whole; one that is larger is not.
-_JOURNAL = 128 * MIB
+_JOURNAL = 64 * MIB
 _NTFS_RECORD = 1024 * 1024
 
 Read = Callable[[int, int], bytes]

@@ -165,7 +165,12 @@ def heal_and_check(backup: Backup, before: str, durable: int, scratch: Path, may
         assert "There is no domain" in backup.recover()["msg"]
         guest.start()
     planned = backup.recover(check=True)
-    recovered = backup.recover()
+    # When QEMU ended in a commit that nobody watched, nothing tells whether a device was used since; here nobody used it.
+    word = {"base_untouched": True} if "base_untouched" in planned.get("msg", "") and guest.shape.disks == ("loop",) else {}
+    if word:
+        assert backup.recover()["msg"] == planned["msg"]
+        planned = backup.recover(check=True, **word)
+    recovered = backup.recover(**word)
     if recovered.get("failed") and may_refuse:
         assert_refused(backup, recovered["msg"])
         return

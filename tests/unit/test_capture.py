@@ -731,7 +731,10 @@ def test_a_base_that_was_used_after_the_end_of_its_commit_was_seen(capture: Back
         capture.recover(base_untouched=True)
 
 
-def test_the_power_fails_after_the_overlay_was_deleted(capture: Backup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_power_fails_after_the_overlay_was_deleted(
+    answered: bool, capture: Backup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """And the definition on the base had not reached libvirt's disk. First everything that is needed then is brought there."""
     definitions = tmp_path / "qemu"
     definitions.mkdir()
@@ -751,8 +754,17 @@ def test_the_power_fails_after_the_overlay_was_deleted(capture: Backup, monkeypa
     capture.domain.write("vda", 3, 9)
     capture.copy()
     before = [list(capture.domain.defined["vda"])]
+    delete = _commit.Way._delete
+
+    def delete_without_answer(way: _commit.Way, connection: Any, overlay: Any) -> None:
+        """As one does that finds a domain on its base, and does not know what the pivot answered."""
+        _commit.remember(way._claim, overlay.target, merged=None)
+        delete(way, connection, overlay)
+
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr("os.unlink", unlink_overlay)
+        if not answered:
+            patch.setattr(_commit.Way, "_delete", delete_without_answer)
         capture.commit()
     assert order == [str(definitions), "deleted"]
     die(capture, step="commit")
