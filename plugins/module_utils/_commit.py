@@ -17,6 +17,7 @@ from typing import Any
 from ._claim import Claim, save_claim
 from ._clock import Clock
 from ._connection import explained
+from ._digest import image_size
 from ._domain_xml import Image, with_disk_source
 from ._domains import active, lookup
 from ._errors import LiveBackupError
@@ -136,6 +137,7 @@ class Way:
                 "ready: has the base's file system no room, or an I/O error? The guest runs on its overlay, and no write is lost. Mend it, "
                 "and recover."
             )
+        _require_large_base(overlay)
         self._remember_commit(overlay, instance=qemu_instance(self._claim.domain))
         with explained(f"commit the overlay of disk {overlay.target} of domain {self._claim.domain!r}"):
             domain = connection.lookupByUUIDString(self._claim.uuid)
@@ -202,6 +204,7 @@ class Way:
 
     def _commit_offline(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         _require_header(overlay)
+        _require_large_base(overlay)
         self._remember_commit(overlay, offline=True)
         # QEMU's image lock keeps the domain from starting meanwhile, and fails this where it runs, here or elsewhere.
         commit(overlay.path)
@@ -274,6 +277,23 @@ def _require_header(overlay: Overlay) -> None:
         raise Refusal(
             f"The overlay {overlay.path} of disk {overlay.target} is not on {overlay.base} ({overlay.base_format}) any more, but on "
             f"{named or 'nothing'} ({image_format}). It is not committed. Bring it back (`qemu-img rebase -u`), and recover again."
+        )
+
+
+def _require_large_base(overlay: Overlay) -> None:
+    """Fail where the guest's disk was made larger than its device, which no commit can enlarge."""
+    if (overlay.base_type, overlay.base_format) != ("block", "raw"):
+        return
+    needed = image_info(overlay.path)["virtual-size"]
+    descriptor = os.open(overlay.base, os.O_RDONLY)
+    try:
+        size = image_size(descriptor)
+    finally:
+        os.close(descriptor)
+    if size < needed:
+        raise Refusal(
+            f"Disk {overlay.target} was made larger while it was on its overlay {overlay.path}: it has {needed} bytes, and its device "
+            f"{overlay.base} has {size}. No write is lost. Make the device as large (for LVM `lvextend`), and recover again."
         )
 
 

@@ -39,6 +39,10 @@ class Volume:
             image.truncate(SIZE)
         self.activate()
 
+    def enlarge(self, size: int) -> None:
+        os.truncate(self._image, size)
+        run(["losetup", "--set-capacity", f"/dev/loop{self._number}"])
+
     def activate(self) -> None:
         numbers = (number for number in count(os.getpid() % 5000 * 10 + 1000) if not Path(f"/sys/block/loop{number}").exists())
         self._number = next(numbers)
@@ -221,3 +225,61 @@ def test_the_guest_ended_in_a_commit_that_nobody_watched(paused: Callable[[str],
     backup.guest.destroy()
     assert_refused(backup, "QEMU ended in the middle of the commit")
     assert_recovered(backup, base_of(backup.guest), base_untouched=True)
+
+
+def boot_from(guest: Guest, xml: str) -> None:
+    """As one does with an old definition: the domain runs on what that names, and stays defined on its overlay."""
+    old = guest.directory / "old.xml"
+    old.write_text(xml, encoding="utf-8")
+    guest.hypervisor.virsh("create", "--paused", old)
+
+
+def test_an_old_definition_is_started_after_a_commit_had_begun(paused: Callable[[str], Guest], backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(paused("one-raw"))
+    guest, base = backup.guest, base_of(backup.guest)
+    old = guest.xml("--inactive")
+    interrupted_in_the_commit(backup)
+    guest.destroy()
+    boot_from(guest, old)
+    write(guest, 5, PLACE)
+    assert_refused(backup, "was used without its overlay")
+    guest.destroy()
+    # It ran for a minute.
+    moment = os.stat(base).st_mtime + 60
+    os.utime(base, (moment, moment))
+    assert_refused(backup, "It is not proved that nobody used the base")
+
+
+def test_the_guest_ends_in_a_commit_and_is_started_again(paused: Callable[[str], Guest], backup_of: Callable[..., Backup]) -> None:
+    """On its overlay: nothing is doubtful then."""
+    backup = backup_of(paused("one-raw"))
+    interrupted_in_the_commit(backup)
+    backup.guest.destroy()
+    backup.hypervisor.virsh("start", "--paused", backup.guest.uuid)
+    assert_recovered(backup, base_of(backup.guest))
+
+
+def test_a_disk_is_made_larger_during_the_copy(paused: Callable[[str], Guest], backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(paused("one-raw"))
+    guest, base = backup.guest, base_of(backup.guest)
+    assert backup.snapshot()["changed"]
+    guest.hypervisor.virsh("blockresize", guest.uuid, "vda", f"{80 * MIB}B")
+    write(guest, 7, 70 * MIB)
+    for result in (backup.copy(), backup.commit(), published := backup.publish()):
+        assert "failed" not in result, result
+    assert [disk["size"] for disk in published["manifest"]["disks"]] == [SIZE], "the set holds the disk of its instant"
+    assert base.stat().st_size == 80 * MIB and str(base) in guest.hypervisor.virsh("domblklist", guest.uuid)
+    with base.open("rb") as disk:
+        disk.seek(70 * MIB)
+        assert disk.read(1) == b"\x07"
+
+
+def test_a_disk_is_made_larger_than_its_device(paused: Callable[[str], Guest], volume: Volume, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(paused("volume"))
+    guest = backup.guest
+    interrupted(backup)
+    guest.hypervisor.virsh("blockresize", guest.uuid, "vda", f"{80 * MIB}B")
+    recovered = backup.recover()
+    assert recovered.get("failed") and "was made larger while it was on its overlay" in recovered["msg"], recovered
+    volume.enlarge(80 * MIB)
+    assert_recovered(backup, volume.path)
