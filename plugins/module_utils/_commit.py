@@ -284,7 +284,7 @@ def _require_large_base(overlay: Overlay) -> None:
     """Fail where the guest's disk was made larger than its device, which no commit can enlarge."""
     if (overlay.base_type, overlay.base_format) != ("block", "raw"):
         return
-    needed = image_info(overlay.path)["virtual-size"]
+    needed = image_info(overlay.path, "qcow2")["virtual-size"]
     descriptor = os.open(overlay.base, os.O_RDONLY)
     try:
         size = image_size(descriptor)
