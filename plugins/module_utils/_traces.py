@@ -22,8 +22,9 @@ _HEAD = 128 * 1024
 _MOST_PARTITIONS = 128
 # Too small for a file system that matters: a boot loader's place, or Microsoft's reserved one.
 _SMALL = 16 * MIB
-# Where a journal begins cannot be told from outside, so that it is read whole; one that is larger is not.
+# Where a journal begins cannot be told from outside, so that it is read whole; one that is larger is not, nor are more together.
 _JOURNAL = 64 * MIB
+_JOURNALS = 256 * MIB
 _NTFS_RECORD = 1024 * 1024
 
 Read = Callable[[int, int], bytes]
@@ -46,19 +47,19 @@ def traces(read: Read, size: int) -> Traces:
 
     places = [((size - _SAMPLE) * sample // (_SAMPLES - 1), _SAMPLE) for sample in range(_SAMPLES)]
     volumes = [(0, size)] if _file_system(within, 0) is not None else [*_partitions(within, size)]
-    file_systems = 0
-    complete = True
+    file_systems, journals, complete = 0, 0, True
     for start, length in [(0, size), *volumes]:
         places += [(start, _EDGE), (start + length - _EDGE, _EDGE)]
     for start, length in volumes:
         found = _file_system(within, start)
         if found is not None:
             file_systems += 1
-            places += found
+            journals += sum(length for _offset, length in found)
+            places += found if journals <= _JOURNALS else []
         elif not (length <= _SMALL or _has_no_trace(within, start)):
             complete = False
     clipped = sorted({(max(0, offset), min(length, size - max(0, offset))) for offset, length in places if offset < size})
-    return Traces(clipped, complete and file_systems > 0)
+    return Traces(clipped, complete and file_systems > 0 and journals <= _JOURNALS)
 
 
 def _partitions(read: Read, size: int) -> Iterator[tuple[int, int]]:
