@@ -29,7 +29,7 @@ from ._errors import LiveBackupError
 from ._events import across_restarts
 from ._files import temporary_of
 from ._filesystem import allocated
-from ._fingerprint import fingerprint
+from ._fingerprint import stood_still
 from ._image_lock import images_locked
 from ._libraries import libvirt
 from ._overlay import Do
@@ -283,5 +283,6 @@ class _Copies:
             return
         [disk] = [disk for disk in self._todo if disk["target"] == target]
         domain = lookup(connection, self._claim.uuid)
-        if active(domain) is not None or fingerprint(disk["source"]["path"]) != self._claim.plan["prints"][target]:
+        # Where a device does not tell, the word is the user's that only this domain uses it.
+        if active(domain) is not None or stood_still(disk["source"]["path"], self._claim.plan["prints"][target]) is False:
             raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.")

@@ -17,33 +17,36 @@ from typing import Any
 from ._claim import Claim, save_claim
 from ._clock import Clock
 from ._connection import explained
-from ._domain_xml import Domain, Image, with_disk_source
-from ._domains import active, lookup, read_domain
+from ._digest import image_size
+from ._domain_xml import Image, with_disk_source
+from ._domains import active, lookup
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
-from ._files import sync_path
+from ._files import sync_existing, sync_path
 from ._filesystem import allocated
 from ._fingerprint import fingerprint
 from ._job import amounts
 from ._libraries import libvirt
-from ._monitor import close_in_qemu, commit_in_qemu, images_of_disks, in_qemu, pivot_in_qemu
+from ._look import last_write, look
+from ._monitor import close_in_qemu, commit_in_qemu, images_of_disks, pivot_in_qemu
 from ._numbers import (
     VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2,
-    VIR_DOMAIN_SHUTOFF_MIGRATED,
-    VIR_DOMAIN_SHUTOFF_SAVED,
     VIR_ERR_BLOCK_COPY_ACTIVE,
     VIR_ERR_NO_DOMAIN,
 )
 from ._overlay import PIVOT_SECONDS, Do, Memory, Overlay, Refusal, Seen, judge
-from ._process import daemon_instance, qemu_instance, qemu_lives
+from ._process import daemon_instance, qemu_instance
 from ._progress import tell
-from ._qemu_img import are_identical, backing_chain, commit, holds_data, image_info
+from ._qemu_img import backing_chain, commit, image_info
 
 COMMIT_SECONDS = 3600
 # A commit that ends by itself, as one whose base has no room, is begun again only so often.
 _TRIES = 3
-# How much later than the overlay's the base's last write may be, when QEMU died in a commit.
-_LAST_WRITES_NS = 10_000_000_000
+# For so long after QEMU was seen at work nobody else can have begun and ended with a base; and how often what it writes is noted.
+_WATCHED_SECONDS = 10.0
+_NOTE_SECONDS = 5.0
+# Where libvirt keeps definitions. It renames a new one into place, and does not sync that.
+_DEFINITIONS = Path("/etc/libvirt/qemu")
 _BY_MONITOR = "QEMU's monitor"
 
 
@@ -55,7 +58,7 @@ def overlays_of(claim: Claim, targets: list[str] | None = None) -> list[Overlay]
 
 def memory_of(claim: Claim, target: str) -> Memory:
     remembered = claim.results.get("memory", {}).get(target, {})
-    return Memory(claim.plan["instance"], claim.results.get("bases", {}).get(target), **remembered)
+    return Memory(**{"instance": claim.plan["instance"], "fingerprint": claim.results.get("bases", {}).get(target), **remembered})
 
 
 def remember(claim: Claim, target: str, **what: Any) -> None:
@@ -67,22 +70,42 @@ def remember(claim: Claim, target: str, **what: Any) -> None:
 class Way:
     """The way of a claim's disks back to their bases."""
 
-    def __init__(self, claim: Claim, clock: Clock) -> None:
+    def __init__(self, claim: Claim, clock: Clock, base_untouched: bool = False) -> None:
         self._claim = claim
         self._clock = clock
+        self._base_untouched = base_untouched
+        self._at_work: dict[str, float] = {}
         self._unsettled_since: dict[str, float] = {}
         self._begun: dict[str, int] = {}
 
     def next_step(self, connection: libvirt.virConnect, overlay: Overlay) -> Do:
         """What is to be done now; changes nothing."""
+        return judge(overlay, memory_of(self._claim, overlay.target), self._see(connection, overlay))
+
+    def _see(self, connection: libvirt.virConnect, overlay: Overlay) -> Seen:
         with explained(f"examine disk {overlay.target} of domain {self._claim.domain!r}"):
-            domain = lookup(connection, self._claim.uuid)
-            return judge(overlay, memory_of(self._claim, overlay.target), _look(domain, self._claim, overlay))
+            domain, memory = lookup(connection, self._claim.uuid), memory_of(self._claim, overlay.target)
+            watched = self._clock.boottime() - self._at_work.get(overlay.target, float("-inf")) <= _WATCHED_SECONDS
+            return look(domain, self._claim, overlay, memory, watched=watched, vouched=self._base_untouched)
+
+    def _note(self, overlay: Overlay, seen: Seen) -> None:
+        """Note what a commit has written to the base while its QEMU runs, and what the base was like when that had ended."""
+        memory = memory_of(self._claim, overlay.target)
+        if not memory.commit_begun or seen.lost:
+            return
+        if seen.running and seen.instance == memory.instance != "":
+            self._at_work[overlay.target] = self._clock.boottime()
+            if seen.base_written > memory.base_seen + _NOTE_SECONDS:
+                remember(self._claim, overlay.target, base_seen=seen.base_written)
+        elif not seen.running and seen.base_still and memory.ended is None:
+            remember(self._claim, overlay.target, ended=fingerprint(overlay.base))
 
     def advance(self, connection: libvirt.virConnect, overlay: Overlay) -> bool:
         """Do what can be done without waiting; True when the disk is on its base and its overlay is gone."""
         while True:
-            step = self.next_step(connection, overlay)
+            seen = self._see(connection, overlay)
+            self._note(overlay, seen)
+            step = judge(overlay, memory_of(self._claim, overlay.target), seen)
             if step == Do.NOTHING:
                 self._claim.results.setdefault("committed", {}).setdefault(overlay.target, 0)
                 return True
@@ -114,7 +137,8 @@ class Way:
                 "ready: has the base's file system no room, or an I/O error? The guest runs on its overlay, and no write is lost. Mend it, "
                 "and recover."
             )
-        remember(self._claim, overlay.target, commit_begun=True, pivot_asked="", merged=None)
+        _require_large_base(overlay)
+        self._remember_commit(overlay, instance=qemu_instance(self._claim.domain))
         with explained(f"commit the overlay of disk {overlay.target} of domain {self._claim.domain!r}"):
             domain = connection.lookupByUUIDString(self._claim.uuid)
             if step == Do.COMMIT_IN_QEMU:
@@ -123,6 +147,10 @@ class Way:
             # Shallow and with its base named: never deeper into a chain, which others may share.
             flags = libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_SHALLOW
             domain.blockCommit(overlay.target, overlay.base, None, 0, flags)
+
+    def _remember_commit(self, overlay: Overlay, **how: Any) -> None:
+        anew = {"commit_begun": True, "pivot_asked": "", "merged": None, "ended": None, "offline": False}
+        remember(self._claim, overlay.target, **{**anew, **how})
 
     def _pivot(self, connection: libvirt.virConnect, overlay: Overlay) -> bool:
         """False if libvirt is not ready for it yet: it learns of it later than QEMU says so."""
@@ -140,7 +168,7 @@ class Way:
 
     def _remember_pivot(self, overlay: Overlay, asked: str) -> None:
         # The file's own clock may be that of another host.
-        now = max(self._clock.wall(), _last_write(overlay.path) / 1e9)
+        now = max(self._clock.wall(), last_write(overlay.path) / 1e9)
         remember(self._claim, overlay.target, pivot_asked=asked, pivot_time=now)
 
     def _pivot_in_qemu(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
@@ -176,7 +204,8 @@ class Way:
 
     def _commit_offline(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         _require_header(overlay)
-        remember(self._claim, overlay.target, commit_begun=True, pivot_asked="", merged=None)
+        _require_large_base(overlay)
+        self._remember_commit(overlay, offline=True)
         # QEMU's image lock keeps the domain from starting meanwhile, and fails this where it runs, here or elsewhere.
         commit(overlay.path)
         if overlay.base_type == "file":
@@ -196,14 +225,17 @@ class Way:
         for who in names_image(connection, overlay.path):
             raise Refusal(f"{who} still names the overlay {overlay.path}, so it is kept. Remove that, and recover again.")
         self._claim.results.setdefault("committed", {})[overlay.target] = allocated(overlay.path)
+        # After a power cut the definition that names the base must be there; or at least the proof that nothing is lost with the overlay.
+        remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
+        sync_existing(_DEFINITIONS)
         os.unlink(overlay.path)
         sync_path(Path(overlay.path).parent)
         save_claim(self._claim)
 
 
-def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float, clock: Clock) -> list[str]:
+def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float, clock: Clock, base_untouched: bool = False) -> list[str]:
     """Bring disks back to their bases; those that are not after `seconds` are returned."""
-    way, deadline = Way(claim, clock), clock.boottime() + seconds
+    way, deadline = Way(claim, clock, base_untouched), clock.boottime() + seconds
     overlays = overlays_of(claim, targets)
 
     def watch(connection: libvirt.virConnect, answered: Callable[[], None]) -> list[str]:
@@ -233,66 +265,8 @@ def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float
                 raise
 
 
-def _look(domain: libvirt.virDomain | None, claim: Claim, overlay: Overlay) -> Seen:
-    running = active(domain) is not None
-    defined = domain is not None and bool(domain.isPersistent())
-    live = _domain(domain, 0).disk(overlay.target) if domain is not None and running else None
-    inactive = _domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disk(overlay.target) if domain is not None and defined else None
-    memory = memory_of(claim, overlay.target)
-    disk = live if running else inactive
-    image = disk.chain[0].path if disk is not None and disk.chain else ""
-    on_base = image in ("", overlay.base)
-    state = domain.state() if domain is not None else [0, 0]
-    instance, daemon = qemu_instance(claim.domain), daemon_instance()
-    lost = not running and qemu_lives(claim.domain, claim.uuid)
-    # Where a pivot has answered, or libvirt's daemon has lived through all that was asked of it, its XML is the truth.
-    in_doubt = {overlay.base: memory.merged is None, overlay.path: memory.pivot_asked not in ("", daemon)}.get(image, False)
-    qemu = None
-    if domain is not None and live is not None and in_doubt:
-        qemu = in_qemu(domain, overlay)
-        again = _domain(domain, 0).disk(overlay.target)
-        if again is None or again.chain != live.chain:
-            # libvirt has come to the end of a call only now, whose client is dead.
-            return _look(domain, claim, overlay)
-    exists = os.path.exists(overlay.path)
-    return Seen(
-        running=running,
-        defined=defined,
-        live=live,
-        inactive=inactive,
-        job=domain.blockJobInfo(overlay.target) if domain is not None and live is not None else {},
-        instance=instance,
-        daemon=daemon,
-        # Each of these is looked at only where it decides: a file in use costs a process.
-        fingerprint=fingerprint(overlay.base) if memory.fingerprint is not None and not memory.commit_begun else None,
-        overlay_print=fingerprint(overlay.path) if exists and memory.merged is not None else None,
-        overlay_written=_last_write(overlay.path) / 1e9 if exists else 0.0,
-        overlay_exists=exists,
-        # The copy of the claim lies there from before the snapshot to the end.
-        place_is_there="partial" not in claim.results or any(Path(copy).exists() for copy in claim.copies if _beside(copy, overlay)),
-        overlay_holds_data=exists and on_base and (qemu is not None and qemu.writes or holds_data(overlay.path)),
-        base_newer=exists and disk is None and _last_write(overlay.base) > _last_write(overlay.path) + _LAST_WRITES_NS,
-        identical=exists and not running and not lost and bool(memory.pivot_asked) and _same(overlay),
-        saved=domain is not None
-        and defined
-        and (bool(domain.hasManagedSaveImage()) or not running and state[1] == VIR_DOMAIN_SHUTOFF_SAVED),
-        lost=lost,
-        base_written=_last_write(overlay.base) / 1e9 if os.path.exists(overlay.base) else 0.0,
-        in_qemu=qemu,
-        migrated=state == [libvirt.VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_MIGRATED],
-    )
-
-
-def _domain(domain: libvirt.virDomain, flags: int) -> Domain:
-    return read_domain(domain, flags)
-
-
 def _inactive_xml(domain: libvirt.virDomain) -> str:
     return domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-
-
-def _beside(copy: str, overlay: Overlay) -> bool:
-    return Path(copy).parent == Path(overlay.path).parent
 
 
 def _require_header(overlay: Overlay) -> None:
@@ -306,12 +280,21 @@ def _require_header(overlay: Overlay) -> None:
         )
 
 
-def _last_write(path: str) -> int:
-    return os.stat(path).st_mtime_ns
-
-
-def _same(overlay: Overlay) -> bool:
-    return are_identical(overlay.path, "qcow2", overlay.base, overlay.base_format)
+def _require_large_base(overlay: Overlay) -> None:
+    """Fail where the guest's disk was made larger than its device, which no commit can enlarge."""
+    if (overlay.base_type, overlay.base_format) != ("block", "raw"):
+        return
+    needed = image_info(overlay.path, "qcow2")["virtual-size"]
+    descriptor = os.open(overlay.base, os.O_RDONLY)
+    try:
+        size = image_size(descriptor)
+    finally:
+        os.close(descriptor)
+    if size < needed:
+        raise Refusal(
+            f"Disk {overlay.target} was made larger while it was on its overlay {overlay.path}: it has {needed} bytes, and its device "
+            f"{overlay.base} has {size}. No write is lost. Make the device as large (for LVM `lvextend`), and recover again."
+        )
 
 
 def names_image(connection: libvirt.virConnect, path: str) -> list[str]:

@@ -27,6 +27,12 @@ def sync_path(path: Path) -> None:
         os.close(descriptor)
 
 
+def sync_existing(path: Path) -> None:
+    """Sync what may not be there."""
+    if path.exists():
+        sync_path(path)
+
+
 def write_out(descriptor: int, offset: int, length: int) -> None:
     """Let the disk begin to write what is dirty in a part of a file, and forget what is clean; a length of 0 means to its end.
 

@@ -62,6 +62,15 @@ def data_bytes(path: str | Path) -> int:
         os.close(descriptor)
 
 
+def is_on_disk(mountinfo: str, device: int) -> bool:
+    """Whether a file system, by its device number, is none that is kept in memory and gone at the next start of the host."""
+    for line in mountinfo.splitlines():
+        fields = line.split(" ")
+        if fields[2] == f"{os.major(device)}:{os.minor(device)}" and fields[fields.index("-") + 1] in ("tmpfs", "devtmpfs", "ramfs"):
+            return False
+    return True
+
+
 def mount_of(path: str | Path) -> str:
     """The mount point of the file system that a path lies on, or would lie on."""
     there = Path(os.path.realpath(path))

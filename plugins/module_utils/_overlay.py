@@ -58,14 +58,20 @@ class Overlay:
 class Memory:
     """What the claim remembers of one disk.
 
-    `fingerprint` is the base's, when it stood still. `pivot_asked` is the run of libvirt's daemon that was asked to pivot, and
+    `instance` is the run of QEMU that went onto the overlay, or that the last commit began in. `fingerprint` is the base's, when it
+    stood still. `pivot_asked` is the run of libvirt's daemon that was asked to pivot, and
     `pivot_time` when that was, and not before its overlay had last been written, in seconds since the epoch. `merged` is the
     fingerprint of the overlay when all that it held was in the base: an overlay that was written since is in use again.
+    Of a commit: whether it is one by `qemu-img`, when its base had last been written when QEMU was last seen, and the base's
+    fingerprint when that QEMU was seen to have ended.
     """
 
     instance: str = ""
     fingerprint: dict[str, Any] | None = None
     commit_begun: bool = False
+    offline: bool = False
+    base_seen: float = 0.0
+    ended: dict[str, Any] | None = None
     pivot_asked: str = ""
     pivot_time: float = 0.0
     merged: dict[str, Any] | None = None
@@ -85,7 +91,8 @@ class Seen:
     """What libvirt, the processes and the files say of one disk now.
 
     `live` and `inactive` are the disk in the domain's live and inactive XML, if the domain runs, is defined, and has it.
-    QEMU is asked only where libvirt's daemon may have died before it noted what QEMU had done.
+    QEMU is asked only where libvirt's daemon may have died before it noted what QEMU had done. `base_still` is whether nobody wrote
+    the base but our commit; None where nothing proves it, and then the user's word may: `base_vouched`.
     """
 
     running: bool
@@ -95,13 +102,13 @@ class Seen:
     job: dict[str, Any] = field(default_factory=dict)
     instance: str = ""
     daemon: str = ""
-    fingerprint: dict[str, Any] | None = None
+    base_still: bool | None = True
+    base_vouched: bool = False
     overlay_print: dict[str, Any] | None = None
     overlay_written: float = 0.0
     overlay_exists: bool = True
     place_is_there: bool = True
     overlay_holds_data: bool = True
-    base_newer: bool = False
     identical: bool = False
     saved: bool = False
     migrated: bool = False
@@ -191,6 +198,9 @@ def _judge_shut_off(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
             "again."
         )
     if not seen.overlay_exists:
+        if memory.merged is not None:
+            # It was deleted by us, and then the power failed before the definition on the base had reached libvirt's disk.
+            return Do.DEFINE
         raise Refusal(
             f"The overlay {overlay.path}, which disk {overlay.target} is defined on, is gone, and with it what the guest wrote to it."
         )
@@ -210,8 +220,6 @@ def _judge_gone(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     if memory.pivot_asked:
         raise _unsettled(overlay)
     _require_untouched(overlay, memory, seen)
-    if seen.base_newer:
-        raise _base_used(overlay, seen)
     return Do.COMMIT_OFFLINE
 
 
@@ -249,9 +257,11 @@ def _require_settled(overlay: Overlay, memory: Memory, seen: Seen) -> None:
 
 
 def _require_untouched(overlay: Overlay, memory: Memory, seen: Seen) -> None:
-    """Fail if the base was written although no commit has begun to write to it."""
-    if memory.fingerprint is not None and not memory.commit_begun and seen.fingerprint != memory.fingerprint:
+    """Fail unless nobody wrote the base but our commit. While one QEMU runs on the overlay, the domain cannot use the base."""
+    if seen.base_still is False:
         raise _base_used(overlay, seen)
+    if seen.base_still is None and not (_same_run(memory, seen) or seen.base_vouched):
+        raise _unproven(overlay, memory)
 
 
 def _base_used(overlay: Overlay, seen: Seen) -> Refusal:
@@ -264,6 +274,20 @@ def _base_used(overlay: Overlay, seen: Seen) -> Refusal:
         f"since? Neither is touched, since committing would destroy what is in the base. {f'The {last} was written last. ' * known}Keep "
         "a copy of both and decide which you want. `qemu-img commit` of the overlay is right only if the base was not written since. Then "
         "delete the overlay."
+    )
+
+
+def _unproven(overlay: Overlay, memory: Memory) -> Refusal:
+    why = (
+        "the guest's QEMU ended in the middle of the commit, and no run of ours was there to see how it left the base"
+        if memory.commit_begun
+        else "since the backup put the guest on its overlay, the host or the device was started again, or does not count what is written"
+    )
+    return Refusal(
+        f"It is not proved that nobody used the base {overlay.base} of disk {overlay.target} without its overlay {overlay.path}: {why}. "
+        "Neither is touched, since committing over a base that was used would destroy it. If you know that since then no guest, host or "
+        "tool has written to the base but the domain on its overlay, recover again with base_untouched (for the playbook "
+        "recover_base_untouched=true). If not, keep a copy of both and decide which you want."
     )
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from ._claim import Claim, boot_id, describe, find_claim, hold, is_alive, is_locked, remove_stale_lock, require_same_uri
@@ -53,7 +54,7 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
                 + ("" if at_work else " If you know that the run is dead, use take_over (for the playbook, recover_take_over=true).")
             )
         if check_mode:
-            return _result(list(find_repairs(params["uri"], connection, claim, clock, died=True)), check_mode)
+            return _result(list(_repairs(params, connection, claim, clock)), check_mode)
         with hold(claim.uuid, clock):
             seen = claim
             _uuid, _name, claim = find_claim(params["uri"], seen.uuid)
@@ -63,7 +64,7 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
                 raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.")
             give_up(claim)
             repairs = []
-            for repair in find_repairs(params["uri"], connection, claim, clock, died=True):
+            for repair in _repairs(params, connection, claim, clock):
                 repair.do()
                 repairs.append(repair)
         return _result(repairs, check_mode)
@@ -75,6 +76,10 @@ def _recovered(journal: Journal, uri: str, check_mode: bool, clock: Clock) -> Re
     journal.uri = uri
     evidence = f"the journal {journal.file} of {journal.words}, in phase {journal.phase}"
     return Repair("unfinished restore", evidence, recover_restore(journal, check_mode, clock), lambda: None)
+
+
+def _repairs(params: dict[str, Any], connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:
+    return find_repairs(params["uri"], connection, claim, clock, died=True, base_untouched=params["base_untouched"])
 
 
 def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:

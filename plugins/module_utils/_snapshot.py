@@ -18,12 +18,15 @@ from ._domain_xml import Disk, sources
 from ._domains import read_domain
 from ._errors import LiveBackupError
 from ._facts import DomainFacts
-from ._filesystem import MIB
+from ._filesystem import MIB, free_bytes, is_on_disk
 from ._libraries import etree, libvirt
 from ._overlay import Overlay
 from ._plan import choose_disks
 from ._process import qemu_instance
-from ._space import overlay_room, planned_room, rooms
+from ._space import least_room, overlay_room, planned_room, rooms
+
+# Where libvirt keeps images unless it is told otherwise, so that AppArmor and SELinux permit QEMU to write there.
+_IMAGES = (Path("/var/lib/libvirt/images"), Path("/var/lib/libvirt/qemu"))
 
 
 def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -33,7 +36,7 @@ def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
 
 def _plan_overlays(_domain: libvirt.virDomain, facts: DomainFacts, params: dict[str, Any]) -> dict[str, Any]:
     chosen, _skipped = choose_disks(facts.xml, params["exclude_disks"])
-    overlays = [_overlay(disk, facts, params) for disk in chosen]
+    overlays = [_overlay(disk, facts, params, chosen) for disk in chosen]
     _check_places(overlays)
     rooms_needed = {overlay.target: planned_room(overlay, facts.allocation[overlay.target]) for overlay in overlays}
     _check_room(overlays, rooms_needed, facts.xml.uuid)
@@ -48,15 +51,28 @@ def _plan_overlays(_domain: libvirt.virDomain, facts: DomainFacts, params: dict[
     }
 
 
-def _overlay(disk: Disk, facts: DomainFacts, params: dict[str, Any]) -> Overlay:
+def _overlay(disk: Disk, facts: DomainFacts, params: dict[str, Any], chosen: list[Disk]) -> Overlay:
     base = disk.chain[0]
-    if base.type == "block" and not params["overlay_dir"]:
-        raise LiveBackupError(
-            f"Disk {disk.target} of domain {facts.xml.name!r} is a block device: say in overlay_dir where its overlay can grow meanwhile."
-        )
-    directory = Path(params["overlay_dir"] or Path(base.path).parent)
-    path = overlay_path(directory, facts.xml.uuid, disk.target, params["backup_id"])
+    directory = params["overlay_dir"] or (_place_for_devices(disk, facts, chosen) if base.type == "block" else Path(base.path).parent)
+    path = overlay_path(Path(directory), facts.xml.uuid, disk.target, params["backup_id"])
     return Overlay(disk.target, base.path, base.format, base.type, str(path))
+
+
+def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk]) -> Path:
+    """Where the overlays of block devices go: where libvirt and QEMU have images already, on a disk, with enough free space."""
+    images = [other.chain[0] for other in facts.xml.disks if not other.skip_reason]
+    places = dict.fromkeys([*(Path(image.path).parent for image in images if image.type == "file"), *_IMAGES])
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    for place in filter(Path.is_dir, places):
+        device = os.stat(place).st_dev
+        there = [one for one in chosen if one.chain[0].type == "block" or os.stat(Path(one.chain[0].path).parent).st_dev == device]
+        needed = sum(least_room(facts.allocation[one.target]) for one in there) + reserved(device, facts.xml.uuid)
+        if is_on_disk(mounts, device) and free_bytes(place) >= needed:
+            return place
+    raise LiveBackupError(
+        f"Disk {disk.target} of domain {facts.xml.name!r} is a block device, and none of {', '.join(map(str, places))} is a directory on a "
+        "disk with enough free space for its overlay, which the guest writes to during the copy. Name a directory in overlay_dir."
+    )
 
 
 def _check_places(overlays: list[Overlay]) -> None:

@@ -74,13 +74,14 @@ def find_repairs(
     *,
     died: bool,
     require_ended: Callable[[], None] = _nobody_writes,
+    base_untouched: bool = False,
 ) -> Iterator[Repair]:
     """What the claimed backup left, in the order in which it is to be repaired; nothing is changed here.
 
     Each is looked for when the one before has been dealt with: a guest is thawed and resumed before anything touches a
     target that may hang. A guest whose agent does not answer the thaw keeps nothing else from being repaired.
     `died` is true where no step is left to clean up after itself; `require_ended` is called before the
-    target is touched, and fails if somebody still writes there.
+    target is touched, and fails if somebody still writes there. `base_untouched` is the user's word where nothing proves it of a base.
     """
     domain = active(lookup(connection, claim.uuid))
     unanswered: list[LibvirtFailure] = []
@@ -88,7 +89,7 @@ def find_repairs(
         evidence = "the run died in the step that freezes, and its watchdog has not thawed"
         yield Repair(_FROZEN, evidence, "thaw them", partial(_thaw, connection, claim, unanswered))
     _await_late_begin(domain, claim, clock)
-    yield from _overlay_repairs(uri, connection, claim, clock)
+    yield from _overlay_repairs(uri, connection, claim, clock, base_untouched)
     if domain is not None:
         yield from _job_repairs(uri, domain, claim, clock)
         yield from _open_file_repairs(domain, claim)
@@ -199,18 +200,19 @@ def _await_late_begin(domain: libvirt.virDomain | None, claim: Claim, clock: Clo
         clock.sleep(0.2)
 
 
-def _overlay_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:
+def _overlay_repairs(uri: str, connection: libvirt.virConnect, claim: Claim, clock: Clock, base_untouched: bool) -> Iterator[Repair]:
     """The overlays. A refusal for one of them comes before anything is done to another."""
-    way = Way(claim, clock)
+    way = Way(claim, clock, base_untouched)
     steps = [(overlay, way.next_step(connection, overlay)) for overlay in overlays_of(claim)]
     for overlay, do in steps:
         if do != Do.NOTHING:
             evidence = f"the claim names {overlay.path} on {overlay.base}"
-            yield Repair(f"overlay of disk {overlay.target}", evidence, do.value, partial(_bring_back, uri, claim, overlay, clock))
+            bring_back = partial(_bring_back, uri, claim, overlay, clock, base_untouched)
+            yield Repair(f"overlay of disk {overlay.target}", evidence, do.value, bring_back)
 
 
-def _bring_back(uri: str, claim: Claim, overlay: Overlay, clock: Clock) -> None:
-    left = commit_all(uri, claim, [overlay.target], COMMIT_SECONDS, clock)
+def _bring_back(uri: str, claim: Claim, overlay: Overlay, clock: Clock, base_untouched: bool) -> None:
+    left = commit_all(uri, claim, [overlay.target], COMMIT_SECONDS, clock, base_untouched)
     with connect(uri, readonly=True) as connection:
         check_commit(claim, left, COMMIT_SECONDS, connection)
 

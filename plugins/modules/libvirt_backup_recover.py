@@ -44,6 +44,13 @@ options:
       - Recovers although the run's last step ended less than five minutes ago. Use it only if you know that the run is dead, for example
         because you have ended its C(ansible-playbook). If the run lives after all, its next step fails and its backup is lost.
       - A step that works on the domain right now is never disturbed.
+  base_untouched:
+    description:
+      - Your word that nothing has written to the bases since the backup put the guest on its overlays, but the domain on its overlays and
+        their commit. No guest booted from an old definition did, no other host, and no tool.
+      - It is needed where nothing proves this. That can be so for a block device after a restart of the host, a new activation of the
+        device, or an end of the guest during a commit that no run watched. Recovery then fails and names this option.
+      - If the word is wrong, the commit destroys what is in the base. It changes nothing where it is known that a base was used.
     type: bool
     default: false
 seealso:
@@ -59,6 +66,10 @@ EXAMPLES = r"""
   virtops.live_backup.libvirt_backup_recover:
     domain: db1
     take_over: true
+- name: Recover a domain on a block device that nobody else has used
+  virtops.live_backup.libvirt_backup_recover:
+    domain: db1
+    base_untouched: true
 """
 
 RETURN = r"""
@@ -96,7 +107,16 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._recover impor
 
 
 def main() -> None:
-    run(recover, CONNECTION, DOMAIN, {"backup_id": {"type": "str"}, "take_over": {"type": "bool", "default": False}})
+    run(
+        recover,
+        CONNECTION,
+        DOMAIN,
+        {
+            "backup_id": {"type": "str"},
+            "take_over": {"type": "bool", "default": False},
+            "base_untouched": {"type": "bool", "default": False},
+        },
+    )
 
 
 if __name__ == "__main__":

@@ -44,7 +44,9 @@ options:
   overlay_dir:
     description:
       - An existing directory on the hypervisor for the overlays, as an absolute path. QEMU must be able to write there.
-      - The default is the directory of each base. Needed where a disk is a block device.
+      - The default is the directory of each base.
+      - For a block device it is the first of these that exists, is not in memory (tmpfs), and has enough free space - the directories of
+        the domain's other images, C(/var/lib/libvirt/images), C(/var/lib/libvirt/qemu). RV(overlays) shows it, in check mode too.
       - An overlay grows by what the guest writes, and frees, during the copy. The copy is given up before they fill the file system.
     type: path
 notes:

@@ -28,6 +28,7 @@ CALLS = {
     "ready": (_COMMITTING, "_commit.Way._pivot"),
     "the pivot": (_COMMITTING, "blockJobAbort"),
     "the deletion": (_COMMITTING, "_commit.Way._delete"),
+    "syncing the definitions": (_COMMITTING, "_commit.sync_existing"),
     "noting the deletion": (_COMMITTING, "_commit.sync_path"),
     "the publishing": (("backup_set_publish",), "pathlib.Path.rename"),
     "the end of the claim": (("backup_set_publish",), "_undo.remove_claim"),

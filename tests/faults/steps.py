@@ -215,7 +215,12 @@ def heal_and_check(run: Run, before: str, durable: int, scratch: Path, may_refus
         assert "There is no domain" in backup.recover()["msg"]
         guest.start()
     planned = backup.recover(check=True)
-    recovered = backup.recover()
+    # When QEMU ended in a commit that nobody watched, nothing proves that a device was not used since; here nobody used it.
+    word = {"base_untouched": True} if "base_untouched" in planned.get("msg", "") and guest.shape.disks == ("loop",) else {}
+    if word:
+        assert backup.recover()["msg"] == planned["msg"]
+        planned = backup.recover(check=True, **word)
+    recovered = backup.recover(**word)
     if recovered.get("failed") and may_refuse:
         assert_refused(backup, recovered["msg"])
         return

@@ -92,8 +92,7 @@ def test_every_shape(shape: str, consistency: str, make_guest: Callable[..., Gue
     guest = make_guest(shape, rate=100)
     backup = backup_of(guest)
     before, chain, below, owners = guest.durable(), backup.chain(), _below(guest), _owners(guest)
-    options = {"overlay_dir": str(backup.hypervisor.directory)} if shape == "block-device" else {}
-    published = backup.run_legacy(**options)
+    published = backup.run_legacy()
     assert published["manifest"]["consistency"]["level"] == consistency
     verdict = backup.judge(published, before)
     assert verdict.ok, str(verdict)

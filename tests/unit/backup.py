@@ -85,7 +85,7 @@ class Backup:
         return publish_set(self._params({"target": str(self.target), **remote}, options), check, self.clock)
 
     def recover(self, check: bool = False, **options: Any) -> dict[str, Any]:
-        return recover(self._params({"backup_id": None, "take_over": False}, options), check, self.clock)
+        return recover(self._params({"backup_id": None, "take_over": False, "base_untouched": False}, options), check, self.clock)
 
     def abort(self, check: bool = False, **options: Any) -> dict[str, Any]:
         return abort_job(self._params({"timeout": 60}, options), check, self.clock)

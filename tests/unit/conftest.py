@@ -23,7 +23,15 @@ libvirt_qemu.qemuMonitorCommand = libvirt.qemuMonitorCommand  # type: ignore[att
 sys.modules.setdefault("libvirt_qemu", libvirt_qemu)
 
 # These import the plugins, and those import libvirt.
-from ansible_collections.virtops.live_backup.plugins.module_utils import _capture, _claim, _commit, _process, _snapshot, _undo  # noqa: E402
+from ansible_collections.virtops.live_backup.plugins.module_utils import (  # noqa: E402
+    _capture,
+    _claim,
+    _commit,
+    _look,
+    _process,
+    _snapshot,
+    _undo,
+)
 
 from .backup import UUID, Backup, Killed  # noqa: E402
 from .clock import FakeClock  # noqa: E402
@@ -68,9 +76,10 @@ def backup(tmp_path: Path, claims: Path, clock: FakeClock, outside_libvirt: Path
     domain = libvirt.DomainState("db1", UUID)
     libvirt.host = libvirt.Host(domain, clock=clock)
     monkeypatch.setattr(_process, "RECORDS", tmp_path / "records")
-    for module in (_capture, _commit, _snapshot, _undo):
+    for module in (_capture, _commit, _look, _snapshot, _undo):
         monkeypatch.setattr(module, "qemu_instance", libvirt.host.instance)
-    monkeypatch.setattr(_commit, "daemon_instance", libvirt.host.daemon)
+    for module in (_commit, _look):
+        monkeypatch.setattr(module, "daemon_instance", libvirt.host.daemon)
     undo = _undo._undo
     monkeypatch.setattr(_undo, "_undo", lambda *run: None if isinstance(run[3], Killed) else undo(*run))
     return Backup(domain, target, claims, clock, outside_libvirt)

@@ -20,14 +20,16 @@ from ansible_collections.virtops.live_backup.plugins.module_utils import (
     _commit,
     _copy,
     _copy_image,
+    _look,
     _snapshot,
     _space,
 )
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._filesystem import MIB, is_on_disk
 from ansible_collections.virtops.live_backup.plugins.module_utils._fingerprint import fingerprint
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do
-from ansible_collections.virtops.live_backup.plugins.module_utils._space import MIB, Room
+from ansible_collections.virtops.live_backup.plugins.module_utils._space import Room
 from ansible_collections.virtops.live_backup.plugins.module_utils._target import TargetFacts
 
 from .backup import UUID, Backup, Killed
@@ -221,9 +223,10 @@ def assert_recovered(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     # A run that died before its first step, or between two, leaves a lease.
     backup.clock.sleep(301)
     monkeypatch.setattr(_claim, "CLAIMS", backup.claims)
-    for module in (_commit, _snapshot):
+    for module in (_commit, _look, _snapshot):
         monkeypatch.setattr(module, "qemu_instance", libvirt.host.instance)
-    monkeypatch.setattr(_commit, "daemon_instance", libvirt.host.daemon)
+    for module in (_commit, _look):
+        monkeypatch.setattr(module, "daemon_instance", libvirt.host.daemon)
     listed = backup.recover(check=True)
     # What is repaired later is seen only when what is before it has been repaired.
     assert repaired(backup.recover())[: len(listed["repairs"])] == repaired(listed)
@@ -630,6 +633,147 @@ def test_recovery_in_check_mode_changes_nothing(dead: Backup) -> None:
     dead.assert_on_bases()
 
 
+DAY = 86400.0
+
+
+@pytest.fixture
+def ended_in_the_commit(capture: Backup) -> Backup:
+    """QEMU ended in the middle of a commit, and the run with it; the guest had written to the overlay of vda."""
+    capture.snapshot()
+    capture.domain.write("vda", 3, 9)
+    capture.copy()
+    assert capture.domain.commits
+    capture.domain.shut_off()
+    die(capture, step="commit")
+    return capture
+
+
+def write_base(backup: Backup, after: float) -> float:
+    """The base of vda was last written so long after its overlay; when that was."""
+    moment = os.stat(overlay_of(backup)).st_mtime + after
+    os.utime(backup.domain.disks["vda"], (moment, moment))
+    return moment
+
+
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_base_that_was_written_after_the_end_of_its_commit(ended_in_the_commit: Backup, persistent: bool) -> None:
+    backup = ended_in_the_commit
+    if not persistent:
+        backup.domain.persistent = False
+        backup.domain.shut_off()
+    write_base(backup, DAY)
+    before = state(backup)
+    for check in (True, False, True, False):
+        with pytest.raises(
+            LiveBackupError, match="It is not proved that nobody used the base .*vda.raw.* ended in the middle of the commit"
+        ):
+            backup.recover(check=check)
+    assert state(backup) == before
+    assert repaired(backup.recover(check=True, base_untouched=True))[0] == "overlay of disk vda"
+    assert state(backup) == before
+    backup.recover(base_untouched=True)
+    backup.assert_on_bases()
+    assert content(backup.domain.disks["vda"])[:4] == [1, 0, 0, 9]
+
+
+def test_the_last_writes_of_a_commit_are_no_use_of_the_base(ended_in_the_commit: Backup) -> None:
+    """They may reach the base when the overlay had been written for the last time."""
+    write_base(ended_in_the_commit, 9)
+    ended_in_the_commit.recover()
+    ended_in_the_commit.assert_on_bases()
+
+
+def test_what_a_commit_was_seen_to_write_is_no_use_of_the_base(ended_in_the_commit: Backup) -> None:
+    """A guest may write nothing for as long as its commit takes."""
+    moment = write_base(ended_in_the_commit, DAY)
+    claim = read_claim(UUID)
+    assert claim is not None and claim.results["memory"]["vda"]["base_seen"] > 0
+    claim.results["memory"]["vda"]["base_seen"] = moment - 3
+    save_claim(claim)
+    ended_in_the_commit.recover()
+    ended_in_the_commit.assert_on_bases()
+
+
+def test_a_commit_by_qemu_img_that_was_killed_is_no_use_of_the_base(ended_in_the_commit: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It writes the base alone, and takes long."""
+    backup = ended_in_the_commit
+
+    def half(overlay: str) -> None:
+        write_base(backup, DAY)
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr(_commit, "commit", half)
+        backup.recover()
+    backup.recover()
+    backup.assert_on_bases()
+    assert content(backup.domain.disks["vda"])[:4] == [1, 0, 0, 9]
+
+
+def test_a_base_that_was_used_after_the_end_of_its_commit_was_seen(capture: Backup) -> None:
+    """The run saw it, and could not go on. From then on every write to the base is another's, however soon it comes."""
+    capture.snapshot()
+    capture.domain.write("vda", 3, 9)
+    capture.copy()
+    capture.domain.shut_off()
+    capture.domain.reason = 4
+    claim = read_claim(UUID)
+    assert claim is not None
+    with pytest.raises(LiveBackupError, match="was migrated away"):
+        _commit.commit_all("qemu:///system", claim, ["vda"], 60, capture.clock)
+    die(capture, step="commit")
+    capture.domain.reason = 2
+    write_base(capture, 0.001)
+    with pytest.raises(LiveBackupError, match="was used without its overlay"):
+        capture.recover(base_untouched=True)
+
+
+@pytest.mark.parametrize("answered", [True, False])
+def test_the_power_fails_after_the_overlay_was_deleted(
+    answered: bool, capture: Backup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """And the definition on the base had not reached libvirt's disk. First everything that is needed then is brought there."""
+    definitions = tmp_path / "qemu"
+    definitions.mkdir()
+    monkeypatch.setattr(_commit, "_DEFINITIONS", definitions)
+    monkeypatch.setattr(_commit, "sync_existing", lambda path: order.append(str(path)))
+    unlink, order = os.unlink, []
+
+    def unlink_overlay(path: str, **options: Any) -> None:
+        unlink(path, **options)
+        if str(path).endswith("vda.night-1.overlay"):
+            claim = read_claim(UUID)
+            assert claim is not None and claim.results["memory"]["vda"]["merged"]
+            order.append("deleted")
+            raise Killed
+
+    capture.snapshot()
+    capture.domain.write("vda", 3, 9)
+    capture.copy()
+    before = [list(capture.domain.defined["vda"])]
+    delete = _commit.Way._delete
+
+    def delete_without_answer(way: _commit.Way, connection: Any, overlay: Any) -> None:
+        """As one does that finds a domain on its base, and does not know what the pivot answered."""
+        _commit.remember(way._claim, overlay.target, merged=None)
+        delete(way, connection, overlay)
+
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        patch.setattr("os.unlink", unlink_overlay)
+        if not answered:
+            patch.setattr(_commit.Way, "_delete", delete_without_answer)
+        capture.commit()
+    assert order == [str(definitions), "deleted"]
+    die(capture, step="commit")
+    capture.domain.shut_off()
+    [capture.domain.defined["vda"]] = before
+    assert not overlay_of(capture).exists()
+    assert [repair["action"] for repair in capture.recover(check=True)["repairs"]][0] == Do.DEFINE.value
+    capture.recover()
+    assert capture.domain.chain("vda", inactive=True) == [(capture.domain.disks["vda"], "raw")]
+    assert content(capture.domain.disks["vda"])[3] == 9
+
+
 # What is refused before anything is done
 
 
@@ -647,19 +791,49 @@ def no_directory(backup: Backup) -> str:
     return "is not there, or no absolute path"
 
 
-def block_device(backup: Backup) -> str:
-    backup.domain.devices_of_host.add("vda")
-    return "is a block device: say in overlay_dir"
-
-
 @pytest.mark.parametrize("check", [False, True])
-@pytest.mark.parametrize("trouble", [existing_overlay, link_in_place_of_the_overlay, no_directory, block_device])
+@pytest.mark.parametrize("trouble", [existing_overlay, link_in_place_of_the_overlay, no_directory])
 def test_places_where_no_overlay_can_be(capture: Backup, trouble: Callable[[Backup], str], check: bool) -> None:
     words = trouble(capture)
     before = state(capture)
     with pytest.raises(LiveBackupError, match=words):
         capture.snapshot(check=check, overlay_dir="/no/where" if trouble is no_directory else None)
     assert state(capture) == before and capture.claim_files() == [] and changes() == []
+
+
+def test_the_overlay_of_a_block_device_goes_beside_the_other_images(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Never beside the device, which is in memory; and check mode says where."""
+    capture.domain.devices_of_host.add("vda")
+    images = Path(capture.domain.disks["vdb"]).parent
+    device = images.parent / "dev" / "volume"
+    device.parent.mkdir()
+    device.write_bytes(Path(capture.domain.disks["vda"]).read_bytes())
+    capture.domain.disks["vda"] = str(device)
+    planned = capture.snapshot(check=True)["overlays"]
+    assert [Path(overlay["path"]).parent for overlay in planned] == [images, images]
+
+
+@pytest.mark.parametrize(("on_disk", "room"), [(False, 1 << 40), (True, MIB)], ids=["in memory", "full"])
+def test_no_place_for_the_overlay_of_a_block_device(on_disk: bool, room: int, capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+    capture.domain.devices_of_host |= {"vda", "vdb"}
+    images = Path(capture.domain.disks["vda"]).parent
+    monkeypatch.setattr(_snapshot, "_IMAGES", (images, images / "missing"))
+    assert Path(capture.snapshot(check=True)["overlays"][0]["path"]).parent == images
+    monkeypatch.setattr(_snapshot, "is_on_disk", lambda mounts, device: on_disk)
+    monkeypatch.setattr(_snapshot, "free_bytes", lambda place: room)
+    before = state(capture)
+    for check in (True, False):
+        with pytest.raises(LiveBackupError, match=f"vda .* is a block device, and none of {images}, {images}/missing is a directory"):
+            capture.snapshot(check=check)
+    assert state(capture) == before and capture.claim_files() == [] and changes() == []
+
+
+def test_what_is_kept_in_memory_is_no_disk() -> None:
+    mounts = "\n".join(
+        f"{number} 1 {device} / {point} rw shared:1 - {kind} source rw"
+        for number, (device, point, kind) in enumerate([("254:0", "/", "ext4"), ("0:6", "/dev", "devtmpfs"), ("0:25", "/run", "tmpfs")])
+    )
+    assert [is_on_disk(mounts, os.makedev(*device)) for device in ((254, 0), (0, 6), (0, 25))] == [True, False, False]
 
 
 def test_the_overlay_of_another_domain_is_never_touched(capture: Backup) -> None:

@@ -14,7 +14,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._overlay impor
 OVERLAY = Overlay("vda", "/images/base.raw", "raw", "file", "/images/uuid.vda.n1.overlay")
 BASE, TOP = Image("file", OVERLAY.base, "raw"), Image("file", OVERLAY.path, "qcow2")
 USERS = Image("file", "/images/users.qcow2", "qcow2")
-PRINT, OTHER_PRINT = {"mtime_ns": 1}, {"mtime_ns": 2}
+PRINT = {"mtime_ns": 1}
 OVERLAY_PRINT, USED_AGAIN = {"mtime_ns": 3}, {"mtime_ns": 4}
 RAN = "100@5"
 NODES = ("libvirt-3-format", "libvirt-3-storage")
@@ -34,15 +34,15 @@ KNOWN = Memory(RAN, PRINT)
 
 
 def running(live: Disk | None, **more: Any) -> Seen:
-    return Seen(**{"running": True, "defined": True, "live": live, "inactive": live, "instance": RAN, "fingerprint": PRINT, **more})
+    return Seen(**{"running": True, "defined": True, "live": live, "inactive": live, "instance": RAN, **more})
 
 
 def shut_off(inactive: Disk | None, **more: Any) -> Seen:
-    return Seen(**{"running": False, "defined": True, "live": None, "inactive": inactive, "fingerprint": PRINT, **more})
+    return Seen(**{"running": False, "defined": True, "live": None, "inactive": inactive, **more})
 
 
 def gone(**more: Any) -> Seen:
-    return Seen(**{"running": False, "defined": False, "live": None, "inactive": None, "fingerprint": PRINT, **more})
+    return Seen(**{"running": False, "defined": False, "live": None, "inactive": None, **more})
 
 
 PIVOT_TIME = 1000.0
@@ -59,7 +59,7 @@ BEGUN = Memory(RAN, PRINT, commit_begun=True)
         (KNOWN, running(ON_OVERLAY), Do.COMMIT),
         (KNOWN, running(ON_OVERLAY, instance="200@9"), Do.COMMIT),
         (Memory(RAN), running(ON_OVERLAY), Do.COMMIT),
-        (BEGUN, running(ON_OVERLAY, fingerprint=OTHER_PRINT), Do.COMMIT),
+        (BEGUN, running(ON_OVERLAY), Do.COMMIT),
         (BEGUN, running(committing(), job=JOB), Do.WAIT),
         (BEGUN, running(committing("yes"), job=JOB), Do.PIVOT),
         (BEGUN, running(committing("pivot")), Do.LOOK_AGAIN),
@@ -76,7 +76,7 @@ BEGUN = Memory(RAN, PRINT, commit_begun=True)
         (KNOWN, running(ON_BASE, overlay_exists=False), Do.NOTHING),
         (KNOWN, running(ON_BASE, overlay_exists=False, inactive=ON_OVERLAY), Do.DEFINE),
         (KNOWN, shut_off(ON_OVERLAY), Do.COMMIT_OFFLINE),
-        (BEGUN, shut_off(ON_OVERLAY, fingerprint=OTHER_PRINT), Do.COMMIT_OFFLINE),
+        (BEGUN, shut_off(ON_OVERLAY), Do.COMMIT_OFFLINE),
         (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="1@1"), Do.COMMIT_OFFLINE),
         (PIVOT_ASKED, shut_off(ON_OVERLAY, daemon="2@2", identical=True), Do.DEFINE),
         (MERGED, shut_off(ON_OVERLAY, overlay_print=OVERLAY_PRINT), Do.DEFINE),
@@ -99,6 +99,13 @@ BEGUN = Memory(RAN, PRINT, commit_begun=True)
         (KNOWN, shut_off(ON_BASE, overlay_holds_data=False), Do.DELETE),
         (KNOWN, shut_off(ON_BASE, overlay_exists=False), Do.NOTHING),
         (KNOWN, gone(), Do.COMMIT_OFFLINE),
+        # One QEMU on the overlay keeps its domain from the base; of another one the user may know more.
+        (KNOWN, running(ON_OVERLAY, base_still=None), Do.COMMIT),
+        (KNOWN, running(ON_OVERLAY, instance="200@9", base_still=None, base_vouched=True), Do.COMMIT),
+        (KNOWN, shut_off(ON_OVERLAY, base_still=None, base_vouched=True), Do.COMMIT_OFFLINE),
+        (BEGUN, gone(base_still=None, base_vouched=True), Do.COMMIT_OFFLINE),
+        # We deleted it, and the power failed before libvirt's definition on the base was on the disk.
+        (MERGED, shut_off(ON_OVERLAY, overlay_exists=False), Do.DEFINE),
         (KNOWN, gone(overlay_exists=False), Do.NOTHING),
         (KNOWN, gone(overlay_holds_data=False), Do.DELETE),
         (MERGED, gone(overlay_print=OVERLAY_PRINT), Do.DELETE),
@@ -122,10 +129,14 @@ def test_the_next_step(memory: Memory, seen: Seen, step: Do) -> None:
         (KNOWN, running(ON_BASE, overlay_exists=False, place_is_there=False), "not mounted"),
         (KNOWN, gone(overlay_exists=False, place_is_there=False), "not mounted"),
         (KNOWN, shut_off(ON_BASE), "used without its overlay"),
-        (KNOWN, running(ON_OVERLAY, fingerprint=OTHER_PRINT), "used without its overlay"),
-        (KNOWN, shut_off(ON_OVERLAY, fingerprint=OTHER_PRINT), "used without its overlay"),
-        (KNOWN, gone(fingerprint=OTHER_PRINT), "used without its overlay"),
-        (BEGUN, gone(base_newer=True), "used without its overlay"),
+        (KNOWN, running(ON_OVERLAY, base_still=False), "used without its overlay"),
+        (KNOWN, shut_off(ON_OVERLAY, base_still=False), "used without its overlay"),
+        (KNOWN, gone(base_still=False), "used without its overlay"),
+        (KNOWN, shut_off(ON_OVERLAY, base_still=False, base_vouched=True), "used without its overlay"),
+        (KNOWN, running(ON_OVERLAY, instance="200@9", base_still=None), "or does not count what is written"),
+        (KNOWN, shut_off(ON_OVERLAY, base_still=None), "recover again with base_untouched"),
+        (BEGUN, shut_off(ON_OVERLAY, base_still=None), "QEMU ended in the middle of the commit"),
+        (BEGUN, gone(base_still=None), "It is not proved that nobody used the base"),
         (KNOWN, running(STACKED), "snapshot that was put on top"),
         (KNOWN, shut_off(STACKED), "snapshot that was put on top"),
         (KNOWN, running(disk(USERS)), "/images/users.qcow2"),
@@ -187,12 +198,12 @@ SEEN = st.builds(
     job=st.sampled_from([{}, JOB]),
     instance=st.sampled_from(["", RAN, "200@9"]),
     daemon=st.sampled_from(["1@1", "2@2"]),
-    fingerprint=st.sampled_from([PRINT, OTHER_PRINT]),
+    base_still=st.sampled_from([True, False, None]),
+    base_vouched=st.booleans(),
     overlay_print=st.sampled_from([OVERLAY_PRINT, USED_AGAIN]),
     overlay_exists=st.booleans(),
     place_is_there=st.booleans(),
     overlay_holds_data=st.booleans(),
-    base_newer=st.booleans(),
     identical=st.booleans(),
     saved=st.booleans(),
     migrated=st.booleans(),
@@ -219,6 +230,8 @@ def test_no_step_can_lose_a_write(memory: Memory, seen: Seen) -> None:
     if (seen.running or seen.defined) and seen.overlay_exists:
         # Whatever the user put there is left alone.
         assert path in (OVERLAY.path, OVERLAY.base)
+    if step == Do.DEFINE and not seen.overlay_exists and path == OVERLAY.path:
+        assert memory.merged is not None
     if step in (Do.DELETE, Do.DEFINE) and seen.overlay_exists:
         merged = memory.merged is not None and seen.overlay_print == memory.merged
         assert merged or memory.pivot_asked or not seen.overlay_holds_data
@@ -232,7 +245,8 @@ def test_no_step_can_lose_a_write(memory: Memory, seen: Seen) -> None:
         assert now.chain[1].path == OVERLAY.base
     if step in (Do.COMMIT, Do.COMMIT_OFFLINE):
         assert path in (OVERLAY.path, None)
-        assert memory.fingerprint is None or memory.commit_begun or seen.fingerprint == memory.fingerprint
+        assert seen.base_still is not False
+        assert seen.base_still or seen.base_vouched or seen.running and seen.instance == memory.instance != ""
     if step == Do.COMMIT_OFFLINE:
         assert not seen.running and seen.overlay_exists
         assert not (seen.defined and (seen.saved or seen.migrated))
