@@ -208,7 +208,7 @@ def test_two_controllers_with_one_backup_id(
         assert any("failed" not in result for result in results), results
         assert sum(bool(result.get("changed")) for result in results) <= 1, results
         published = [result["path"] for result in results if module == run.modules[-1] and "path" in result]
-    assert set(published) == {str(run.place / guest.name / "both")}
+    assert set(published) == {str(run.backup.target / guest.name / "both")}
     assert assert_sets_whole(run) == ["both"]
     heal_and_check(run, before, durable, tmp_path)
 
