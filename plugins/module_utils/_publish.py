@@ -29,7 +29,8 @@ from ._connection import FAILURES, explain
 from ._digest import file_digest
 from ._errors import LiveBackupError
 from ._files import sync_path, write_durably
-from ._manifest import build_manifest, image_entry, manifest_bytes, restore_guide
+from ._guide import restore_guide
+from ._manifest import build_manifest, image_entry, manifest_bytes
 from ._owner import require_no_restore
 from ._send_set import send_set, sent_set
 from ._sets import GUIDE, SUMS
@@ -146,7 +147,8 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
     manifest = build_manifest(claim, disks, files, clock.wall(), params["group"])
-    write_durably(paths.partial / GUIDE, restore_guide(manifest).encode())
+    devices = {disk["source"]["path"] for disk in disks if Path(disk["source"]["path"]).is_block_device()}
+    write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan["nvram"], devices).encode())
     write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
     sums = [f"{file_digest(paths.partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]
     write_durably(paths.partial / SUMS, "".join(sums).encode())
