@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from urllib.parse import urlsplit
 
-from ._errors import LiveBackupError, from_os_error
+from ._errors import LiveBackupError, advised, from_os_error
 from ._libraries import libvirt, require_libraries
 from ._numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
 from ._text import foreign
@@ -25,7 +25,6 @@ _ADVICE = {
         "Another job (backup, snapshot, migration, save) holds the domain, or its QEMU waits for storage that does not answer, such as a "
         "backup's target. Wait for it, end it or fix it, then run again."
     ),
-    VIR_ERR_SYSTEM_ERROR: ("Look at the permissions of the path and of its parents, and at AppArmor or SELinux denials in the host's log."),
 }
 
 
@@ -33,9 +32,10 @@ def libvirt_failure(action: str, error: libvirt.libvirtError, advice: str = "") 
     """What libvirt said, after what we were doing, before what to do."""
     code = error.get_error_code()
     message = foreign(error.get_error_message() or str(error))
+    said = f"Could not {action}: {message}"
     advice = advice or _ADVICE.get(code, "")
     return LiveBackupError(
-        f"Could not {action}: {message}.{' ' + advice if advice else ''}",
+        f"{said}. {advice}" if advice else advised(said, error.get_int1() if code == VIR_ERR_SYSTEM_ERROR else None),
         libvirt_error={"code": code, "domain": error.get_error_domain(), "message": message},
     )
 

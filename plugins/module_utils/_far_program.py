@@ -23,10 +23,12 @@ from . import (
     _receive_set,
     _retention,
     _sets,
+    _text,
 )
 
 # The far end and the modules that it imports, which come first.
 FAR_MODULES = (
+    _text,
     _errors,
     _clock,
     _files,

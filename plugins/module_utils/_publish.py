@@ -26,9 +26,11 @@ from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock, wall_time
 from ._commit import overlays_of
 from ._connection import FAILURES, explain
+from ._copy import Pace
+from ._copy_image import Copying, copy_image
 from ._digest import file_digest
 from ._errors import LiveBackupError
-from ._files import sync_path, write_durably
+from ._files import has_writer, sync_path, write_durably
 from ._guide import restore_guide
 from ._manifest import build_manifest, image_entry, manifest_bytes
 from ._owner import require_no_restore
@@ -132,7 +134,7 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
         if disk["sent"]:
             continue
         try:
-            _settle(Path(disk["path"]))
+            _settle(Path(disk["path"]), clock)
         except OSError as error:
             # The kernel tells a failed write once: the next sync would succeed, and the image be broken all the same.
             failure = LiveBackupError(f"{disk['path']} did not reach the target's disk: {error.strerror}. Back the domain up again.")
@@ -157,8 +159,11 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     return manifest
 
 
-def _settle(image: Path) -> None:
-    """Bring an image that QEMU has written to the disk, and make it root's alone."""
+def _settle(image: Path, clock: Clock) -> None:
+    """Bring an image that QEMU has written to the disk, and make it root's alone: a QEMU that keeps it open is left with another file."""
     sync_path(image)
     os.chown(image, os.geteuid(), os.getegid())
     image.chmod(0o600)
+    if has_writer(image):
+        # By its bytes, whatever its header says: nothing that QEMU's user has written is interpreted here.
+        copy_image(Copying(image, "raw", "raw", as_hashed=True), image, Pace(clock), clock, lambda: None)

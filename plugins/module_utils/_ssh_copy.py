@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import re
@@ -26,9 +25,10 @@ from typing import IO, Any, cast
 from ._clock import Clock
 from ._copy import LocalFile, Pace, copy_data
 from ._digest import image_size
-from ._errors import LiveBackupError
+from ._errors import LiveBackupError, advised
 from ._far_end import FRAME, MARK
 from ._far_program import program
+from ._text import foreign
 
 SCHEME = "ssh://"
 # The path is taken as it stands: what would be escaped in a URL is part of a file's name.
@@ -46,6 +46,8 @@ _DEFAULTS = {"ConnectTimeout": "30", "ServerAliveInterval": "15", "ServerAliveCo
 # Lines that a far login shell may print before the program begins.
 _NOISE_LINES = 1000
 _END_SECONDS = 30
+# As many characters are shown at most of what ssh says, or the far end.
+_MOST_SAID = 1000
 
 # What ssh says, and what it means.
 _SSH_FAILURES = [
@@ -61,13 +63,6 @@ _SSH_FAILURES = [
     ("No route to host", "{host} cannot be reached"),
     ("Network is unreachable", "{host} cannot be reached"),
 ]
-_FAR_FAILURES = {
-    errno.ENOSPC: "there is no room left",
-    errno.EDQUOT: "there is no room left within the user's quota",
-    errno.EACCES: "the user may not write there",
-    errno.EPERM: "the user may not write there",
-    errno.EROFS: "the file system is read-only",
-}
 
 
 @dataclass(frozen=True)
@@ -291,12 +286,12 @@ class FarEnd:
         if not isinstance(answer, dict):
             raise self._not_understood()
         if answer.get("refused"):
-            self._ended = LiveBackupError(f"On {self._address.host}: {answer['error']}")
+            self._ended = LiveBackupError(f"On {self._address.host}: {foreign(str(answer['error']), _MOST_SAID)}")
             raise self._ended
         if "error" in answer:
-            number = answer.get("errno")
-            why = _FAR_FAILURES.get(number, answer["error"]) if isinstance(number, int) else answer["error"]
-            self._ended = LiveBackupError(f"{self._address.url} was not written: {why}{_on(answer.get('file'))}.")
+            number, why, file = answer.get("errno"), foreign(str(answer["error"])), foreign(str(answer.get("file") or ""))
+            said = f"{self._address.url} was not written: {why}{f' ({file})' if file else ''}"
+            self._ended = LiveBackupError(advised(said, number if isinstance(number, int) else None))
             raise self._ended
         return answer
 
@@ -327,9 +322,5 @@ class FarEnd:
             what = f"There is no python3 on {host}, which is needed there: install it"
         else:
             what = f"The program at {host} ended with status {status}"
-        words = " ".join(line for line in said.split() if not set(line) <= {"@"})
+        words = foreign(" ".join(line for line in said.split() if not set(line) <= {"@"}), _MOST_SAID)
         return LiveBackupError(f"{what}: {words}" if words else f"{what}.")
-
-
-def _on(path: str | None) -> str:
-    return f" ({path})" if path else ""

@@ -17,7 +17,7 @@ from ._backup_set import check_backup_id
 from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
 from ._connection import connect, explained, find_domain
-from ._errors import LiveBackupError
+from ._errors import LiveBackupError, advised
 from ._events import across_restarts
 from ._job import JobWatch, abort_and_wait, amounts, completed_job, judge_job, running_job
 from ._libraries import libvirt
@@ -97,7 +97,7 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
         if not problem:
             problem = _lost(opened)
     if problem:
-        failure = LiveBackupError(f"The backup of domain {claim.domain!r} {problem}. Nothing was published.", job=job)
+        failure = LiveBackupError(advised(f"The backup of domain {claim.domain!r} {problem}. Nothing was published"), job=job)
         undo(uri, claim, clock, failure)
         raise failure
     return job
