@@ -30,8 +30,8 @@ for name, wanted in zip(sys.argv[1::2], sys.argv[2::2]):
         sys.exit(name + " is not what was backed up. Nothing was written.")"""
 
 
-def restore_guide(manifest: dict[str, Any], nvram: str, devices: set[str]) -> str:
-    """How to restore the set to where its disks were: `nvram` is the path of that file, `devices` are the disks on block devices."""
+def restore_guide(manifest: dict[str, Any], nvram: str) -> str:
+    """How to restore the set to where its disks were; `nvram` is the path of that file."""
     consistency = manifest["consistency"]
     lacks = [*manifest["not_captured"], *(f"disk {disk['target']}: {disk['reason']}" for disk in manifest["skipped"])]
     missing = "".join(f"- {_span(what)}\n" for what in lacks)
@@ -53,7 +53,7 @@ Then fix the cause and run the block again. The unfinished files end in `.restor
 To keep the old disks, change the paths in the block and in `domain.xml`.
 
 ```
-{chr(10).join(_block(manifest, nvram if any(file["name"] == "nvram" for file in manifest["files"]) else "", devices))}
+{chr(10).join(_block(manifest, nvram))}
 ```
 
 ## Digests
@@ -63,10 +63,11 @@ is the SHA-256 of the joined SHA-256 digests of the file's 64 KiB chunks.
 """
 
 
-def _block(manifest: dict[str, Any], nvram: str, devices: set[str]) -> Iterator[str]:
+def _block(manifest: dict[str, Any], nvram: str) -> Iterator[str]:
     """The lines to paste: a subshell, which is read whole before it begins, and whose end is not that of the person's shell."""
     uuid, name = _word(manifest["domain"]["uuid"]), foreign(manifest["domain"]["name"])
-    disks = [(f"new_{number}", disk, disk["source"]["path"]) for number, disk in enumerate(manifest["disks"], 1)]
+    disks = [(f"new_{number}", disk) for number, disk in enumerate(manifest["disks"], 1)]
+    on_files = [(new, disk) for new, disk in disks if disk["source"].get("type") != "block"]
     yield "("
     yield "set -e"
     yield "umask 077"
@@ -78,44 +79,52 @@ def _block(manifest: dict[str, Any], nvram: str, devices: set[str]) -> Iterator[
     yield "}"
     yield "running=$(virsh list --uuid)"
     yield f"case $running in *{uuid}*) stop {_word(f'Domain {name} is running. Shut it off.')};; esac"
-    for new, disk, path in disks:
-        shown = f"disk {foreign(disk['target'])}: {foreign(path)}"
-        if path in devices:
-            yield f"test -b {_word(path)} || stop {_word(f'This is not a block device: {shown}')}"
-        elif _is_place(path):
-            yield f"{new}=$(readlink -f -- {_word(path)}) || stop {_word(f'There is no directory for {shown}')}"
-        else:
-            told = f"{shown}: this was not a file or device. Write {disk['file']} to where domain.xml says, then remove this line."
-            yield f"stop {_word(told[:1].upper() + told[1:])}"
+    for new, disk in disks:
+        yield from _checked_place(new, disk)
     if nvram:
         yield f"new_nvram={_word(nvram)}"
     yield f"python3 - {' '.join(_digests(manifest))} <<'END'"
     yield _CHECK
     yield "END"
-    for new, disk, path in disks:
-        if path not in devices and _is_place(path):
-            yield f'qemu-img convert -p {_formats(disk)} -- {_word(disk["file"])} "${new}.restored"'
-            yield f'sync -- "${new}.restored"'
+    for new, disk in on_files:
+        yield f'qemu-img convert -p {_formats(disk)} -- {_word(disk["file"])} "${new}.restored"'
+        yield f'sync -- "${new}.restored"'
     if nvram:
         yield 'cp --remove-destination -- nvram "$new_nvram.restored"'
         yield 'sync -- "$new_nvram.restored"'
-    for _new, disk, path in disks:
-        if path in devices:
+    for new, disk in disks:
+        if (new, disk) not in on_files:
             # A device that was formatted is formatted again.
             into = "-n " if disk["source"]["format"] == "raw" else ""
-            yield f"qemu-img convert -p {into}{_formats(disk)} -- {_word(disk['file'])} {_word(path)}"
-            yield f"sync -- {_word(path)}"
-    yield from (f'replace "${new}"' for new, _disk, path in disks if path not in devices and _is_place(path))
+            yield f'qemu-img convert -p {into}{_formats(disk)} -- {_word(disk["file"])} "${new}"'
+            yield f'sync -- "${new}"'
+    yield from (f'replace "${new}"' for new, _disk in on_files)
     if nvram:
         yield 'replace "$new_nvram"'
+    for pool in sorted({disk["source"]["pool"] for _new, disk in disks if "pool" in disk["source"]}):
+        yield f"virsh pool-refresh -- {_word(pool)}"
     yield "virsh define domain.xml"
     yield f"virsh start {uuid}"
     yield ")"
 
 
-def _is_place(path: str) -> bool:
-    """Whether it can be a file's path; the shell takes the newlines off the end of what a command prints."""
-    return path.startswith("/") and not path.endswith("\n")
+def _checked_place(new: str, disk: dict[str, Any]) -> Iterator[str]:
+    """Note where a disk goes, and stop where that is not the place that it was."""
+    source, what = disk["source"], f"disk {foreign(disk['target'])}"
+    path, real = source["path"], source.get("real_path") or source["path"]
+    yield f"{new}={_word(real)}"
+    if source.get("elsewhere") or not path.startswith("/"):
+        why = source.get("elsewhere") or "it was neither a file nor a block device"
+        told = f"This block cannot restore {what}: {foreign(why)}. Write {disk['file']} to where it was, and remove the lines with {new}."
+        yield f"stop {_word(told)}"
+    elif source.get("type") == "block":
+        yield f'test -b "${new}" || stop {_word(f"The place of {what} is not a block device: {foreign(path)}")}'
+    else:
+        if source.get("mount", "/") != "/":
+            mount = source["mount"]
+            yield f"mountpoint -q -- {_word(mount)} || stop {_word(f'The file system of {what} is not mounted: {foreign(mount)}')}"
+        told = f"The place of {what} is gone, or a link leads elsewhere now: {foreign(path)}"
+        yield f'[ "$(readlink -f -- {_word(path)})" = "${new}" ] || stop {_word(told)}'
 
 
 def _digests(manifest: dict[str, Any]) -> Iterator[str]:

@@ -149,8 +149,7 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
     manifest = build_manifest(claim, disks, files, clock.wall(), params["group"])
-    devices = {disk["source"]["path"] for disk in disks if Path(disk["source"]["path"]).is_block_device()}
-    write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan["nvram"], devices).encode())
+    write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan["nvram"]).encode())
     write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
     sums = [f"{file_digest(paths.partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]
     write_durably(paths.partial / SUMS, "".join(sums).encode())

@@ -88,7 +88,7 @@ def make_set(
         disk.update(image_entry({**disk, "path": path / disk["file"]}, None))
     (path / "domain.xml").write_text("<domain/>", encoding="utf-8")
     manifest["files"][0]["digest"] = file_digest(path / "domain.xml")
-    (path / "RESTORE.md").write_text(restore_guide(manifest, "", set()), encoding="utf-8")
+    (path / "RESTORE.md").write_text(restore_guide(manifest, ""), encoding="utf-8")
     write_manifest(path, manifest)
     return path
 

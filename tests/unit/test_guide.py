@@ -25,10 +25,10 @@ from .backup import UUID, Backup
 # Every command of the block but those of the shell itself, and `test`, is one of these; it notes its words, and nothing else is found.
 STUBS = r"""
 note() { printf '%s\0' "$@" END >&3; }
-for one in cp mv sync chown qemu-img; do eval "$one() { note $one \"\$@\"; }"; done
+for one in cp mv sync chown qemu-img mountpoint; do eval "$one() { note $one \"\$@\"; }"; done
 virsh() { note virsh "$@"; if [ "$1" = list ]; then printf '%s' "$RUNNING"; fi; }
 python3() { note python3 "$@"; while read -r line; do :; done; }
-readlink() { note readlink "$@"; printf '%s\n' "${!#}"; }
+readlink() { note readlink "$@"; printf '%s\n' "${LEADS_TO-${!#}}"; }
 test() { note test "$@"; }
 PATH=/nowhere
 """
@@ -49,14 +49,14 @@ def block_of(guide: str) -> str:
     return block.content
 
 
-def pasted(block: str, tmp_path: Path, running: str = "", shell: str = "bash") -> tuple[int, list[list[str]]]:
+def pasted(block: str, tmp_path: Path, **answers: str) -> tuple[int, list[list[str]]]:
     """How the block ends, and each command that it calls with its words."""
     stubs, notes = tmp_path / "stubs", tmp_path / "notes"
     stubs.write_text(STUBS, encoding="utf-8")
     with notes.open("wb") as said:
         done = subprocess.run(
-            [shell, "-c", f". {stubs}; exec 3>&{said.fileno()}; {block}"],
-            env={"RUNNING": running, "LC_ALL": "C.UTF-8"},
+            ["bash", "-c", f". {stubs}; exec 3>&{said.fileno()}; {block}"],
+            env={"RUNNING": "", "LC_ALL": "C.UTF-8", **answers},
             pass_fds=[said.fileno()],
             check=False,
             capture_output=True,
@@ -79,10 +79,9 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
     manifest["skipped"] = [{"target": draw(HOSTILE), "reason": draw(HOSTILE)} for _ in range(draw(st.integers(0, 2)))]
     for disk in manifest["disks"]:
         disk["target"], disk["file"] = draw(HOSTILE), draw(st.sampled_from(["vda.qcow2", "-x.raw", "%2Ea.qcow2"]))
-        disk["source"] = {
-            "path": draw(PATHS.filter(lambda path: not path.endswith("\n"))),
-            "format": draw(st.sampled_from(["raw", "qcow2"])),
-        }
+        # The shell takes the newlines off the end of where a link leads, and the block stops.
+        path = draw(PATHS.filter(lambda path: not path.endswith("\n")))
+        disk["source"] = {"path": path, "format": draw(st.sampled_from(["raw", "qcow2"])), "mount": draw(PATHS), "pool": draw(HOSTILE)}
     manifest["files"].append({"name": "nvram", "size": 1, "digest": f"sha256:{1:064}"})
     return manifest
 
@@ -90,7 +89,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
 @given(manifests(), PATHS)
 @settings(deadline=None)
 def test_nothing_foreign_is_structure_or_command(tmp_path_factory: pytest.TempPathFactory, manifest: dict[str, Any], nvram: str) -> None:
-    guide = restore_guide(manifest, nvram, set())
+    guide = restore_guide(manifest, nvram)
     title, *others = headings(guide)
     assert title.startswith("Backup `night-1` of domain `") and others == ["Restore", "Digests"]
     tokens = MarkdownIt("gfm-like", {"linkify": False}).parse(guide)
@@ -107,7 +106,12 @@ def test_nothing_foreign_is_structure_or_command(tmp_path_factory: pytest.TempPa
     digests += [word for file in manifest["files"] for word in (file["name"], file["digest"])]
     assert calls == [
         ["virsh", "list", "--uuid"],
-        *(["readlink", "-f", "--", path] for path in places),
+        *(
+            call
+            for disk in (one, two)
+            for call in (["mountpoint", "-q", "--", disk["source"]["mount"]], ["readlink", "-f", "--", disk["source"]["path"]])
+            if call[-1] != "/"
+        ),
         ["python3", "-", *digests],
         *(
             call
@@ -124,6 +128,7 @@ def test_nothing_foreign_is_structure_or_command(tmp_path_factory: pytest.TempPa
                 ["mv", "-fT", "--", f"{path}.restored", path],
             )
         ),
+        *(["virsh", "pool-refresh", "--", pool] for pool in sorted({disk["source"]["pool"] for disk in (one, two)})),
         ["virsh", "define", "domain.xml"],
         ["virsh", "start", UUID],
     ]
@@ -134,9 +139,7 @@ def test_nothing_foreign_is_structure_or_command(tmp_path_factory: pytest.TempPa
 @settings(deadline=None, max_examples=20)
 def test_each_shell_can_read_the_block(manifest: dict[str, Any], nvram: str) -> None:
     for shell in ("bash", "dash"):
-        done = subprocess.run(
-            [shell, "-n"], input=block_of(restore_guide(manifest, nvram, {nvram})).encode(), capture_output=True, check=False
-        )
+        done = subprocess.run([shell, "-n"], input=block_of(restore_guide(manifest, nvram)).encode(), capture_output=True, check=False)
         assert done.returncode == 0 and done.stderr == b""
 
 
@@ -166,7 +169,7 @@ def test_its_first_lines_say_what_the_set_lacks(backup: Backup, tmp_path: Path) 
 
 def test_it_names_the_true_places(backup: Backup, tmp_path: Path) -> None:
     block = block_of(published(backup, tmp_path))
-    assert "new_1=$(readlink -f -- '/images/a b.qcow2') || stop 'There is no directory for disk vda: /images/a b.qcow2'\n" in block
+    assert "new_1='/images/a b.qcow2'\n" in block
     assert f"new_nvram={tmp_path}/nvram.fd\n" in block and "/path/to" not in block
 
 
@@ -178,23 +181,58 @@ def test_a_set_that_lacks_nothing(backup: Backup) -> None:
 
 
 def test_a_running_domain_is_not_touched(tmp_path: Path) -> None:
-    block = block_of(restore_guide(sets.manifest_of(), "", set()))
-    assert pasted(block, tmp_path, running=f"11111111-2222\n{UUID}\n") == (1, [["virsh", "list", "--uuid"]])
+    block = block_of(restore_guide(sets.manifest_of(), ""))
+    assert pasted(block, tmp_path, RUNNING=f"11111111-2222\n{UUID}\n") == (1, [["virsh", "list", "--uuid"]])
 
 
 @pytest.mark.parametrize("path", ["", "pool/image", "/images/a\n"])
 def test_a_disk_without_a_place_stops_the_block(path: str, tmp_path: Path) -> None:
     manifest = sets.manifest_of()
     manifest["disks"][1]["source"] = {"path": path, "format": "raw"}
-    status, calls = pasted(block_of(restore_guide(manifest, "", set())), tmp_path)
-    assert status == 1 and [call[0] for call in calls] == ["virsh", "readlink"]
+    status, calls = pasted(block_of(restore_guide(manifest, "")), tmp_path)
+    assert status == 1 and {call[0] for call in calls} <= {"virsh", "readlink"}
+
+
+def test_a_part_of_a_file_stops_the_block(tmp_path: Path) -> None:
+    manifest = sets.manifest_of()
+    manifest["disks"][0]["source"].update(elsewhere="its <source> has slices")
+    assert pasted(block_of(restore_guide(manifest, "")), tmp_path) == (1, [["virsh", "list", "--uuid"]])
+
+
+@pytest.mark.parametrize(("leads_to", "status"), [("/data/real", 0), ("/data/other", 1), ("", 1), ("/images/link", 1)])
+def test_a_link_must_lead_where_it_led(leads_to: str, status: int, tmp_path: Path) -> None:
+    manifest = sets.manifest_of()
+    manifest["disks"][1:] = []
+    manifest["disks"][0]["source"] = {"path": "/images/link", "format": "raw", "type": "file", "real_path": "/data/real"}
+    ended, calls = pasted(block_of(restore_guide(manifest, "")), tmp_path, LEADS_TO=leads_to)
+    assert ended == status and [call[-1] for call in calls if call[0] == "mv"] == ["/data/real"] * (not status)
+
+
+def test_a_file_system_that_is_not_mounted_stops_the_block(tmp_path: Path) -> None:
+    manifest = sets.manifest_of()
+    manifest["disks"][0]["source"].update(path="/images/a", mount="/images", type="file")
+    block = block_of(restore_guide(manifest, ""))
+    assert ["mountpoint", "-q", "--", "/images"] in pasted(block, tmp_path)[1]
+    assert pasted(block.replace("mountpoint ", "false "), tmp_path) == (1, [["virsh", "list", "--uuid"]])
+
+
+def test_a_pool_learns_of_its_new_volume_before_the_domain_starts(tmp_path: Path) -> None:
+    manifest = sets.manifest_of()
+    for disk in manifest["disks"]:
+        disk["source"].update(path=f"/pool/{disk['target']}", pool="a pool", volume=disk["target"], type="file")
+    calls = pasted(block_of(restore_guide(manifest, "")), tmp_path)[1]
+    assert [call[1:] for call in calls if call[0] == "virsh"][1:] == [
+        ["pool-refresh", "--", "a pool"],
+        ["define", "domain.xml"],
+        ["start", UUID],
+    ]
 
 
 def test_a_device_must_be_one_and_is_written_last(tmp_path: Path) -> None:
     manifest = sets.manifest_of()
-    manifest["disks"][0]["source"] = {"path": "/dev/vg/a b", "format": "raw"}
+    manifest["disks"][0]["source"] = {"path": "/dev/vg/a b", "format": "raw", "type": "block"}
     manifest["disks"][1]["source"] = {"path": "/images/b", "format": "raw"}
-    block = block_of(restore_guide(manifest, "", {"/dev/vg/a b"}))
+    block = block_of(restore_guide(manifest, ""))
     calls = pasted(block, tmp_path)[1]
     assert [call for call in calls if call[0] in ("test", "qemu-img", "mv")] == [
         ["test", "-b", "/dev/vg/a b"],
@@ -203,7 +241,7 @@ def test_a_device_must_be_one_and_is_written_last(tmp_path: Path) -> None:
         ["mv", "-fT", "--", "/images/b.restored", "/images/b"],
     ]
     manifest["disks"][0]["source"]["format"] = "qcow2"
-    assert "convert -p -f qcow2 -O qcow2 -- vda.qcow2 '/dev/vg/a b'\n" in restore_guide(manifest, "", {"/dev/vg/a b"})
+    assert 'convert -p -f qcow2 -O qcow2 -- vda.qcow2 "$new_1"\n' in restore_guide(manifest, "")
 
 
 @pytest.mark.parametrize("command", ["virsh", "readlink", "python3", "qemu-img", "sync", "mv"])
@@ -211,7 +249,7 @@ def test_the_first_line_that_fails_stops_it(command: str, tmp_path: Path) -> Non
     manifest = sets.manifest_of()
     for number, disk in enumerate(manifest["disks"]):
         disk["source"] = {"path": f"/images/{number}", "format": "raw"}
-    block = block_of(restore_guide(manifest, "", set())).replace(f"{command} ", "false ")
+    block = block_of(restore_guide(manifest, "")).replace(f"{command} ", "false ")
     status, calls = pasted(block, tmp_path)
     assert status == 1 and ["virsh", "start", UUID] not in calls
     assert command == "mv" or "mv" not in [call[0] for call in calls]
@@ -220,7 +258,7 @@ def test_the_first_line_that_fails_stops_it(command: str, tmp_path: Path) -> Non
 def test_it_compares_each_file_with_its_digest(tmp_path: Path) -> None:
     path = sets.make_set(tmp_path)
     sets.replace_images(path, lambda image: image.write_bytes(bytes(2 * CHUNK + 1234)))
-    guide = restore_guide(json.loads((path / "manifest.json").read_bytes()), "", set())
+    guide = restore_guide(json.loads((path / "manifest.json").read_bytes()), "")
     check = re.search(r"^python3 - .*?^END$", guide, re.MULTILINE | re.DOTALL)
     assert check is not None
 
