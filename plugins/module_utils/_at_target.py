@@ -19,7 +19,10 @@ from ._restore_journal import all_journals
 from ._retention import RULES
 from ._sets import list_sets
 from ._ssh_copy import SCHEME, Address, FarEnd, parse
+from ._text import foreign
 
+# As many characters are shown at most of what a server says is wrong.
+_MOST_SAID = 1000
 # What others build on in the answer about a set.
 _ABOUT_SET: dict[str, Any] = {
     "type": "object",
@@ -51,7 +54,9 @@ def require_set(found: Any, host: str) -> None:
     known = {name: found[name] for name in _ABOUT_SET["properties"] if name in found} if isinstance(found, dict) else found
     problems = list(violations(known, _ABOUT_SET, "it"))
     if problems:
-        raise LiveBackupError(f"What {host} says of the set is not what the program says that was sent to it: {'; '.join(problems)}.")
+        said = foreign("; ".join(problems), _MOST_SAID)
+        raise LiveBackupError(f"What {host} says of the set is not what the program says that was sent to it: {said}.")
+    found["findings"] = [foreign(one, _MOST_SAID) for one in found["findings"]]
 
 
 def address_of(params: dict[str, Any]) -> Address:
