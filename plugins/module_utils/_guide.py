@@ -90,7 +90,7 @@ def _block(manifest: dict[str, Any], nvram: str) -> Iterator[str]:
         yield f'qemu-img convert -p {_formats(disk)} -- {_word(disk["file"])} "${new}.restored"'
         yield f'sync -- "${new}.restored"'
     if nvram:
-        yield 'cp --remove-destination -- nvram "$new_nvram.restored"'
+        yield 'cp -T --remove-destination -- nvram "$new_nvram.restored"'
         yield 'sync -- "$new_nvram.restored"'
     for new, disk in disks:
         if (new, disk) not in on_files:
@@ -111,13 +111,14 @@ def _block(manifest: dict[str, Any], nvram: str) -> Iterator[str]:
 def _checked_place(new: str, disk: dict[str, Any]) -> Iterator[str]:
     """Note where a disk goes, and stop where that is not the place that it was."""
     source, what = disk["source"], f"disk {foreign(disk['target'])}"
-    path, real = source["path"], source.get("real_path") or source["path"]
-    yield f"{new}={_word(real)}"
+    path, is_block = source["path"], source.get("type") == "block"
+    # Not where a device's link led: /dev/dm-3 may be another volume after the next boot.
+    yield f"{new}={_word(path if is_block else source.get('real_path') or path)}"
     if source.get("elsewhere") or not path.startswith("/"):
         why = source.get("elsewhere") or "it was neither a file nor a block device"
         told = f"This block cannot restore {what}: {foreign(why)}. Write {disk['file']} to where it was, and remove the lines with {new}."
         yield f"stop {_word(told)}"
-    elif source.get("type") == "block":
+    elif is_block:
         yield f'test -b "${new}" || stop {_word(f"The place of {what} is not a block device: {foreign(path)}")}'
     else:
         if source.get("mount", "/") != "/":

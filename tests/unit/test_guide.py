@@ -118,7 +118,7 @@ def test_nothing_foreign_is_structure_or_command(tmp_path_factory: pytest.TempPa
             for path, words in zip(places, formats)
             for call in (["qemu-img", "convert", "-p", *words, f"{path}.restored"], ["sync", "--", f"{path}.restored"])
         ),
-        ["cp", "--remove-destination", "--", "nvram", f"{nvram}.restored"],
+        ["cp", "-T", "--remove-destination", "--", "nvram", f"{nvram}.restored"],
         ["sync", "--", f"{nvram}.restored"],
         *(
             call
@@ -230,7 +230,7 @@ def test_a_pool_learns_of_its_new_volume_before_the_domain_starts(tmp_path: Path
 
 def test_a_device_must_be_one_and_is_written_last(tmp_path: Path) -> None:
     manifest = sets.manifest_of()
-    manifest["disks"][0]["source"] = {"path": "/dev/vg/a b", "format": "raw", "type": "block"}
+    manifest["disks"][0]["source"] = {"path": "/dev/vg/a b", "real_path": "/dev/dm-3", "format": "raw", "type": "block"}
     manifest["disks"][1]["source"] = {"path": "/images/b", "format": "raw"}
     block = block_of(restore_guide(manifest, ""))
     calls = pasted(block, tmp_path)[1]
