@@ -10,6 +10,8 @@ import hashlib
 import json
 import os
 import re
+import shlex
+import stat
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,21 +133,53 @@ def domain_directory(target: Path, name: str, uuid: str) -> Path:
     raise _all_taken(target, name)
 
 
+def require_safe(target: Path) -> None:
+    """Refuse a target that others than root and this user could replace, as sshd does with a user's files: they would own the backups."""
+    real = target.resolve()
+    for directory in sorted({target, *target.parents, real, *real.parents}):
+        status = directory.stat()
+        if status.st_uid not in (0, os.geteuid()):
+            others, way = f"user {status.st_uid} owns", "chown root"
+        # In a sticky directory nobody renames what is another's.
+        elif status.st_mode & (stat.S_IWGRP | stat.S_IWOTH) and not status.st_mode & stat.S_ISVTX:
+            others, way = f"others can write to (mode {stat.S_IMODE(status.st_mode):04o})", "chmod go-w"
+        else:
+            continue
+        raise LiveBackupError(
+            f"Target {target} is not safe: {others} {directory}, and could exchange the backups. "
+            f"Run `{way} {shlex.quote(str(directory))}`, or choose another target."
+        )
+
+
 def claim_domain_directory(target: Path, name: str, uuid: str) -> Path:
     """Create the directory of a domain's sets, never sharing it with another domain of that name."""
+    require_safe(target)
     owner = json.dumps({"name": name, "uuid": uuid}).encode()
     for directory in _directories(target, name, uuid):
         if owned_by(directory) not in ("", uuid):
             continue
         # QEMU's user passes through to the files it writes, and can list nothing.
         directory.mkdir(mode=0o711, exist_ok=True)
-        if directory.is_symlink() or directory.stat().st_uid != os.geteuid():
-            raise LiveBackupError(f"{directory} is a link or belongs to another user, who could read or change the backups in it.")
-        directory.chmod(0o711)
+        _take(directory)
         sync_path(target)
         if write_exclusively(directory / OWNER, owner, uuid) or owned_by(directory) == uuid:
             return directory
     raise _all_taken(target, name)
+
+
+def _take(directory: Path) -> None:
+    """Let others but pass through a directory that must be ours; what is ours nobody else can exchange in a target that is safe."""
+    refused = LiveBackupError(f"{directory} is a link or belongs to another user, who could read or change the backups in it.")
+    try:
+        descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    except NotADirectoryError:
+        raise refused from None
+    try:
+        if os.fstat(descriptor).st_uid != os.geteuid():
+            raise refused
+        os.fchmod(descriptor, 0o711)
+    finally:
+        os.close(descriptor)
 
 
 def _directories(target: Path, name: str, uuid: str) -> tuple[Path, Path]:

@@ -25,6 +25,7 @@ from ._job import drop_completed_job, running_job
 from ._libraries import libvirt
 from ._process import qemu_instance
 from ._restore_xml import without_stamp
+from ._sets import read_small
 
 DOMAIN_XML = "domain.xml"
 NVRAM = "nvram"
@@ -69,7 +70,7 @@ def capture_claimed(
         capture(domain, claim)
         moments["instant"] = clock.wall()
         if plan["nvram"]:
-            moments["nvram"] = Path(plan["nvram"]).read_bytes()
+            moments["nvram"] = _nvram(plan["nvram"])
 
     if claim.method == "offline":
         capture_now()
@@ -114,6 +115,16 @@ def _save_definition(domain: libvirt.virDomain, claim: Claim, paths: SetPaths, m
     write_durably(paths.partial / DOMAIN_XML, without_stamp(without_backing_stores(xml)).encode())
     if claim.plan["nvram"]:
         write_durably(paths.partial / NVRAM, moments["nvram"])
+
+
+def _nvram(path: str) -> bytes:
+    """The NVRAM. QEMU's user may own its directory, so that a link or a pipe there is not followed or waited for: we are root."""
+    try:
+        return read_small(Path(path))
+    except ValueError as error:
+        raise LiveBackupError(
+            f"The NVRAM {path!r} of the domain {error}. If it is a symbolic link, name the file itself in the domain's XML."
+        ) from error
 
 
 def _at_rest(domain: libvirt.virDomain, plan: dict[str, Any]) -> Consistency:

@@ -18,6 +18,7 @@ from ._digest import file_digest, image_digest
 from ._errors import LiveBackupError
 from ._files import write_durably
 from ._sets import GUIDE, PROOFS, SUMS, manifest_digest, proof_file, read_proof, read_small, reading_set, strangers
+from ._text import one_line
 
 
 def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
@@ -36,7 +37,7 @@ def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, An
             for file in manifest["files"]:
                 if file["name"] not in broken:
                     findings += _proved(file["name"], lambda name: file_digest(path / name), file["digest"])
-    return {**found, "findings": findings}
+    return {**found, "findings": [one_line(one) for one in findings]}
 
 
 def _proved(name: str, digest_of: Callable[[str], str], wanted: str) -> list[str]:

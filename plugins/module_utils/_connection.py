@@ -16,7 +16,7 @@ from functools import cache, partial
 from urllib.parse import urlsplit
 
 from ._daemon_threads import DaemonThreads
-from ._errors import Interrupted, LiveBackupError, from_os_error
+from ._errors import Interrupted, LiveBackupError, advised, from_os_error
 from ._libraries import libvirt, require_libraries
 from ._numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OK, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
 from ._text import foreign
@@ -35,24 +35,27 @@ _ADVICE = {
         "Another job (backup, snapshot, migration, save) holds the domain, or its QEMU waits for storage that does not answer, such as a "
         "backup's target. Wait for it, end it or fix it, then run again."
     ),
-    VIR_ERR_SYSTEM_ERROR: ("Look at the permissions of the path and of its parents, and at AppArmor or SELinux denials in the host's log."),
 }
 
 
 class LibvirtFailure(LiveBackupError):
     """libvirt, or whoever it speaks for, refused or did not answer."""
 
-    def __init__(self, action: str, code: int, domain: int, said: str | bytes, advice: str = "") -> None:
+    def __init__(self, action: str, code: int, domain: int, said: str | bytes, advice: str = "", system_error: int | None = None) -> None:
         self.code, self.message = code, foreign(said)
-        msg = f"Could not {action}: {self.message}.{' ' + advice if advice else ''}"
-        super().__init__(msg, libvirt_error={"code": code, "domain": domain, "message": self.message})
+        words = f"Could not {action}: {self.message}"
+        super().__init__(
+            f"{words}. {advice}" if advice else advised(words, system_error),
+            libvirt_error={"code": code, "domain": domain, "message": self.message},
+        )
 
 
 def libvirt_failure(action: str, error: libvirt.libvirtError, advice: str = "") -> LibvirtFailure:
     """What libvirt said, after what we were doing, before what to do."""
     code = error.get_error_code()
     said = error.get_error_message() or str(error)
-    return LibvirtFailure(action, code, error.get_error_domain(), said, advice or _ADVICE.get(code, ""))
+    number = error.get_int1() if code == VIR_ERR_SYSTEM_ERROR else None
+    return LibvirtFailure(action, code, error.get_error_domain(), said, advice or _ADVICE.get(code, ""), number)
 
 
 def _undecoded(action: str, error: SystemError | UnicodeDecodeError) -> LibvirtFailure:

@@ -13,6 +13,7 @@ from typing import Any
 
 from ._errors import LiveBackupError
 from ._libraries import etree
+from ._text import foreign
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
 
@@ -288,4 +289,4 @@ def _secrets(root: Any) -> tuple[str, ...]:
     found += ["persistent memory (nvdimm)"] * len(root.findall("devices/memory[@model='nvdimm']"))
     secrets = [*root.iterfind("devices/disk//encryption/secret"), *root.iterfind("devices/disk//auth/secret")]
     found += [f"libvirt secret {secret.get('uuid') or secret.get('usage')}" for secret in secrets]
-    return tuple(found)
+    return tuple(foreign(one) for one in found)

@@ -28,6 +28,7 @@ from . import (
 
 # The far end and the modules that it imports, which come first.
 FAR_MODULES = (
+    _text,
     _errors,
     _clock,
     _files,

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
 import shutil
@@ -31,6 +32,21 @@ def sync_existing(path: Path) -> None:
     """Sync what may not be there."""
     if path.exists():
         sync_path(path)
+
+
+def has_writer(path: Path) -> bool:
+    """Whether somebody has a file open for writing, whoever owns it by now. Unknown, and so False, where there are no leases, as on NFS."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW)
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+    except OSError as error:
+        if error.errno not in (errno.EAGAIN, errno.EINVAL):
+            raise
+        return error.errno == errno.EAGAIN
+    finally:
+        # That ends the lease, too.
+        os.close(descriptor)
+    return False
 
 
 def write_out(descriptor: int, offset: int, length: int) -> None:

@@ -27,6 +27,7 @@ from ._sets import list_sets
 from ._snapshot import snapshot_disks
 from ._ssh_address import SCHEME
 from ._target import probe_target
+from ._text import one_line
 
 Finding = dict[str, str]
 
@@ -54,7 +55,7 @@ def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
 
 
 def _finding(check: str, severity: str, subject: str, msg: str) -> Finding:
-    return {"check": check, "severity": severity, "subject": subject, "msg": msg}
+    return {"check": check, "severity": severity, "subject": subject, "msg": one_line(msg)}
 
 
 def _clock(params: dict[str, Any]) -> Iterator[Finding]:

@@ -27,6 +27,7 @@ from ._numbers import (
     VIR_ERR_OPERATION_INVALID,
 )
 from ._progress import Amounts
+from ._text import foreign
 
 # libvirt counts a job's time from a moment inside the call that begins it.
 _SLACK_SECONDS = 2.0
@@ -49,7 +50,7 @@ def job_fields(stats: dict[str, Any]) -> dict[str, Any] | None:
         "data_total": stats.get("disk_total", 0),
         "data_processed": stats.get("disk_processed", 0),
         "data_remaining": stats.get("disk_remaining", 0),
-        "error": stats.get("errmsg", ""),
+        "error": foreign(stats.get("errmsg", "")),
     }
 
 

@@ -2,13 +2,12 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What a backup set says of itself: manifest.json for programs, RESTORE.md for people."""
+"""What a backup set says of itself to programs: manifest.json."""
 
 from __future__ import annotations
 
 import json
 import platform
-import shlex
 from pathlib import Path
 from typing import Any
 
@@ -72,49 +71,3 @@ def build_manifest(
 
 def manifest_bytes(manifest: dict[str, Any]) -> bytes:
     return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()
-
-
-def restore_guide(manifest: dict[str, Any]) -> str:
-    """How to restore the set with qemu-img and virsh alone."""
-    domain = manifest["domain"]
-    converts = "\n".join(
-        f"qemu-img convert -p -f {disk['format']} -O {disk['source']['format']} {shlex.quote(disk['file'])} "
-        f"{shlex.quote(disk['source']['path'] or '/path/to/' + disk['target'])}"
-        for disk in manifest["disks"]
-    )
-    missing = "".join(f"- not in this set: {what}\n" for what in manifest["not_captured"])
-    skipped = "".join(f"- disk {disk['target']} was not backed up: {disk['reason']}\n" for disk in manifest["skipped"])
-    nvram = any(file["name"] == "nvram" for file in manifest["files"])
-    return f"""# Backup {manifest["backup_id"]} of domain {domain["name"]}
-
-Taken from {domain["hypervisor"]} at {manifest["consistency"]["instant"]}, method {manifest["method"]}, consistency
-{manifest["consistency"]["level"]}: {manifest["consistency"]["why"]}.
-{missing}{skipped}
-## Check the files
-
-`sha256sum -c SHA256SUMS` checks `manifest.json` and this file. `manifest.json` holds the digests of the others. `sha256:` is
-what sha256sum prints. For an image, `sha256-64k:` is the SHA-256 of the joined SHA-256 digests of its 64 KiB chunks:
-
-```
-python3 - IMAGE <<'END'
-import hashlib, sys
-whole = hashlib.sha256()
-with open(sys.argv[1], "rb") as image:
-    while chunk := image.read(64 * 1024):
-        whole.update(hashlib.sha256(chunk).digest())
-print("sha256-64k:" + whole.hexdigest())
-END
-```
-
-## Restore
-
-The domain must be shut off. Run as root in this directory. These commands write over the domain's old disks; name other
-files, and change them in the XML, to keep those.
-
-```
-umask 077
-{converts}
-{"cp nvram /path/to/the/nvram/file/named/in/domain.xml" + chr(10) if nvram else ""}virsh define domain.xml
-virsh start {shlex.quote(domain["name"])}
-```
-"""

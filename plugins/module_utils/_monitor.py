@@ -15,6 +15,7 @@ from typing import Any
 from ._errors import LiveBackupError
 from ._libraries import libvirt, libvirt_qemu
 from ._overlay import InQemu, Overlay
+from ._text import foreign
 
 
 def _ask(domain: libvirt.virDomain, command: str, **arguments: Any) -> Any:
@@ -22,7 +23,7 @@ def _ask(domain: libvirt.virDomain, command: str, **arguments: Any) -> Any:
     named = {name.replace("_", "-"): value for name, value in arguments.items()}
     answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command, "arguments": named}), 0))
     if "error" in answer:
-        raise LiveBackupError(f"QEMU of domain {domain.name()!r} refuses {command}: {answer['error']['desc']}.")
+        raise LiveBackupError(f"QEMU of domain {domain.name()!r} refuses {command}: {foreign(answer['error']['desc'])}.")
     return answer["return"]
 
 

@@ -27,10 +27,13 @@ from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock, wall_time
 from ._commit import overlays_of
 from ._connection import explain
+from ._copy import Pace
+from ._copy_image import Copying, copy_image
 from ._digest import file_digest
 from ._errors import LiveBackupError
-from ._files import sync_path, write_durably
-from ._manifest import build_manifest, image_entry, manifest_bytes, restore_guide
+from ._files import has_writer, sync_path, write_durably
+from ._guide import restore_guide
+from ._manifest import build_manifest, image_entry, manifest_bytes
 from ._owner import require_no_restore
 from ._send_set import send_set, sent_set
 from ._sets import GUIDE, SUMS
@@ -127,7 +130,7 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     with undoing(params["uri"], claim, clock, partial(explain, action="sync the images")):
         for disk in claim.plan["disks"]:
             if not disk["sent"]:
-                _settle(Path(disk["path"]))
+                _settle(Path(disk["path"]), clock)
     copies = claim.results.get("copies", {})
     disks = [image_entry(disk, copies.get(disk["target"])) for disk in claim.plan["disks"]]
     images = {disk["file"] for disk in disks}
@@ -137,7 +140,7 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
     manifest = build_manifest(claim, disks, files, clock.wall(), params["group"])
-    write_durably(paths.partial / GUIDE, restore_guide(manifest).encode())
+    write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan["nvram"]).encode())
     write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
     sums = [f"{file_digest(paths.partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]
     write_durably(paths.partial / SUMS, "".join(sums).encode())
@@ -146,8 +149,8 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     return manifest
 
 
-def _settle(image: Path) -> None:
-    """Bring an image that QEMU has written to the disk, and make it root's alone."""
+def _settle(image: Path, clock: Clock) -> None:
+    """Bring an image that QEMU has written to the disk, and make it root's alone: a QEMU that keeps it open is left with another file."""
     try:
         sync_path(image)
         os.chown(image, os.geteuid(), os.getegid())
@@ -155,3 +158,6 @@ def _settle(image: Path) -> None:
     except OSError as error:
         # The kernel tells a failed write once: the next sync would succeed, and the image be broken all the same.
         raise LiveBackupError(f"{image} did not reach the target's disk: {error.strerror}. Back the domain up again.") from error
+    if has_writer(image):
+        # By its bytes, whatever its header says: nothing that QEMU's user has written is interpreted here.
+        copy_image(Copying(image, "raw", "raw", as_hashed=True), image, Pace(clock), clock, lambda: None)

@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
 from typing import IO, Any, cast
 
 from ._copy import Pace
-from ._errors import LiveBackupError
+from ._errors import LiveBackupError, advised
 from ._files import write_out
+from ._text import foreign, screen
 
 # As many characters of what it says are heard at most.
 _MOST_SAID = 2000
@@ -39,6 +41,7 @@ def _run(*arguments: str | Path, pace: Pace | None = None, writes: int | None = 
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        errors="backslashreplace",
     ) as process:
         if pace is not None:
             pace.on_give_up(process.kill)
@@ -51,9 +54,15 @@ def _run(*arguments: str | Path, pace: Pace | None = None, writes: int | None = 
     if pace is not None and pace.given_up:
         raise pace.given_up
     if process.returncode != 0:
-        said = " ".join(err.replace("qemu-img: ", "").split()) or f"it ended with status {process.returncode}"
-        raise LiveBackupError(f"qemu-img {arguments[0]} of {arguments[-1]} failed: {said}.")
+        said = _said(err) or f"it ended with status {process.returncode}"
+        raise LiveBackupError(advised(f"qemu-img {arguments[0]} of {arguments[-1]} failed: {said}"))
     return out
+
+
+def _said(text: str) -> str:
+    """What it says; of lines that differ in their numbers only, which each of its coroutines may print, one."""
+    lines = {re.sub(r"\d+", "", line): line for line in reversed(screen(text.replace("qemu-img: ", "")))}
+    return foreign(" ".join(reversed(lines.values())), _MOST_SAID)
 
 
 def image_info(path: str | Path, image_format: str = "") -> dict[str, Any]:
@@ -84,7 +93,7 @@ def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = ()) -> list
     # 2: corrupted, 3: only leaked clusters.
     if process.returncode in (0, 3):
         return []
-    words = " ".join(said.replace("qemu-img: ", "").replace(f"'{source}'", "it").split())
+    words = foreign(said.replace("qemu-img: ", "").replace(f"'{source}'", "it"), _MOST_SAID)
     return [f"qemu-img check finds it damaged: {words or 'its tables are corrupted'}"]
 
 
@@ -162,7 +171,7 @@ def remove_bitmaps(image: str | Path) -> None:
 def are_identical(one: str | Path, one_format: str, other: str | Path, other_format: str) -> bool:
     """Whether two images hold the same disk."""
     command = _command("compare", "-s", "-f", one_format, "-F", other_format, one, other)
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="backslashreplace", check=False)
     if done.returncode > 1:
-        raise LiveBackupError(f"{one} and {other} cannot be compared: {' '.join(done.stderr.split())}.")
+        raise LiveBackupError(advised(f"{one} and {other} cannot be compared: {_said(done.stderr)}"))
     return done.returncode == 0

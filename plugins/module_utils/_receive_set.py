@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from ._backup_set import SENDER, SetPaths, check_backup_id, claim_domain_directory, domain_directory
+from ._backup_set import SENDER, SetPaths, check_backup_id, claim_domain_directory, domain_directory, require_safe
 from ._errors import LiveBackupError
 from ._files import sync_path
 from ._filesystem import free_bytes, inode_problem
@@ -103,6 +103,7 @@ def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, A
 def _require_directory(target: str) -> None:
     if not os.path.isdir(target):
         raise LiveBackupError(f"Target {target} does not exist. Create it; a backup never does.")
+    require_safe(Path(target))
 
 
 def _remove_dead(left: Path) -> None:

@@ -25,7 +25,10 @@ from ._numbers import VIR_DOMAIN_SHUTOFF_MIGRATED, VIR_ERR_NO_DOMAIN
 from ._qemu_img import backing_chain, measure
 from ._restore_xml import Place, needs, restored_xml, sources_of_others
 from ._sets import read_small
+from ._text import foreign
 
+# As many characters are shown at most of one thing that is missing or removed.
+_MOST_SHOWN = 1000
 NVRAM_DIRECTORY = Path("/var/lib/libvirt/qemu/nvram")
 
 
@@ -115,6 +118,10 @@ def plan_restore(
     missing += [problem for image in images for problem in image.problems]
     missing += _taken(connection, images, name, uuid, overwrite=params["overwrite"])
     missing += _too_small(images)
+    # The set's XML and manifest say what is in them.
+    missing, removed, not_captured = (
+        [foreign(one, _MOST_SHOWN) for one in some] for some in (missing, made.removed, found["manifest"]["not_captured"])
+    )
     if missing:
         raise LiveBackupError(
             f"Domain {name!r} cannot be restored on this host yet, and nothing was written: {'; '.join(missing)}.", None, missing=missing
@@ -125,7 +132,7 @@ def plan_restore(
             f"Disks of domain {name!r} go to block devices ({', '.join(devices)}), where QEMU's lock does not show whether another host "
             "uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory."
         )
-    return Plan(name, uuid, str(backup), stamp, images, made.xml, made.removed, existing is not None, found["manifest"]["not_captured"])
+    return Plan(name, uuid, str(backup), stamp, images, made.xml, removed, existing is not None, not_captured)
 
 
 def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
@@ -243,7 +250,7 @@ def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid:
         elif (path.is_symlink() and not image.is_block) or (path.exists() and not path.is_file() and not image.is_block):
             yield f"{path} is not a regular file"
         elif os.path.lexists(path) and not overwrite:
-            yield f"{path} exists (overwrite replaces it)"
+            yield f"{path} exists (overwrite replaces it, restore_overwrite in the playbook)"
         if image.is_block and _used_by_host(path):
             yield f"{path} is in use by this host (mounted, or part of a volume group or RAID)"
         if path.exists():

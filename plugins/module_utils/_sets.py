@@ -28,7 +28,7 @@ from ._backup_set import BACKUP_ID, MANIFEST, OWNER, SENDER, TOKEN
 from ._clock import is_ahead, wall_time
 from ._errors import LiveBackupError
 from ._manifest_schema import MOST, SCHEMA, VERSION, violations
-from ._text import foreign
+from ._text import foreign, one_line
 
 PROOFS = ".proofs"
 REMOVING = ".removing"
@@ -76,7 +76,7 @@ def list_sets(target: str, domains: list[str] | None = None) -> dict[str, Any]:
             if problem and (found or owner is not None or os.path.lexists(directory / OWNER)):
                 findings.append(problem)
             sets += found
-    return {"sets": sets, "findings": findings}
+    return {"sets": sets, "findings": [one_line(one) for one in findings]}
 
 
 def sets_in(directory: Path, findings: list[str]) -> list[dict[str, Any]]:
@@ -257,7 +257,7 @@ def _facts(
         "path": str(path),
         "status": status,
         "good": status == "good" and (proof is None or proof["outcome"] != "failed"),
-        "findings": findings,
+        "findings": [one_line(one) for one in findings],
         "method": about.get("method"),
         "level": about.get("level"),
         "parent": about.get("parent"),

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import json
 import os
 import shutil
@@ -25,7 +24,7 @@ from ._answers import unexpected
 from ._clock import Clock
 from ._copy import LocalFile, Pace, copy_data
 from ._digest import image_size
-from ._errors import LiveBackupError
+from ._errors import LiveBackupError, advised
 from ._far_end import FRAME, MARK
 from ._far_program import program
 from ._pipes import Endless, Pipes, Silence
@@ -57,13 +56,6 @@ _SSH_FAILURES = [
     ("No route to host", "{host} cannot be reached"),
     ("Network is unreachable", "{host} cannot be reached"),
 ]
-_FAR_FAILURES = {
-    errno.ENOSPC: "there is no room left",
-    errno.EDQUOT: "there is no room left within the user's quota",
-    errno.EACCES: "the user may not write there",
-    errno.EPERM: "the user may not write there",
-    errno.EROFS: "the file system is read-only",
-}
 
 
 class FarEnd:
@@ -248,8 +240,9 @@ class FarEnd:
             if answer.get("refused"):
                 self._ended = LiveBackupError(f"On {self._address.host}: {error}")
             else:
-                why = _FAR_FAILURES.get(answer.get("errno") or 0, error)
-                self._ended = LiveBackupError(f"{self._address.url} was not written: {why}{_on(answer.get('file'))}.")
+                file = foreign(answer.get("file") or "")
+                said = f"{self._address.url} was not written: {error}{f' ({file})' if file else ''}"
+                self._ended = LiveBackupError(advised(said, answer.get("errno")))
             raise self._ended
         self._require_expected(do, answer)
         known: dict[str, Any] = answer
@@ -308,7 +301,3 @@ class FarEnd:
             what = f"The program at {host} ended with status {status}"
         words = foreign(" ".join(line for line in said.split() if not set(line) <= {"@"}), _MOST_CHARACTERS)
         return LiveBackupError(f"{what}: {words}" if words else f"{what}.")
-
-
-def _on(path: str | None) -> str:
-    return f" ({foreign(path)})" if path else ""

@@ -9,6 +9,7 @@ A dead network mount can hang any system call for ever, so all of it runs in a c
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import secrets
@@ -18,7 +19,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ._errors import LiveBackupError
+from ._backup_set import require_safe
+from ._errors import LiveBackupError, advised
 from ._filesystem import free_bytes, inode_problem, not_mounted
 from ._process import qemu_pid
 
@@ -35,7 +37,7 @@ class TargetFacts:
 
 
 def probe_target(target: Path, domain: str, qemu_user: tuple[int, int] | None, *, write: bool) -> TargetFacts:
-    """Fail with the likely cause when the QEMU of `domain` could not write a backup below `target`.
+    """Fail with the likely cause when the QEMU of `domain` could not write a backup below `target`, or others could exchange it.
 
     Without `write`, as in check mode, nothing is created: then only what can be seen is checked.
     """
@@ -83,6 +85,7 @@ def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: 
         unmounted = not_mounted(target)
         if unmounted:
             return {"problem": f"Target {target} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted."}
+        require_safe(target)
         facts = {"free": free_bytes(target), "device": target.stat().st_dev}
         if os.statvfs(target).f_flag & os.ST_RDONLY:
             return {"problem": f"Target {target} is on a read-only file system."}
@@ -95,8 +98,10 @@ def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: 
                 "propagate into QEMU's mount namespace. Run `mount --make-rshared /` before domains are started, or restart the domain."
             }
         return _probe_by_writing(target, qemu_user, facts) if write else _probe_by_looking(target, qemu_user, facts)
+    except LiveBackupError as error:
+        return {"problem": error.msg}
     except OSError as error:
-        return {"problem": f"Target {target} cannot be used by this user: {error.strerror}."}
+        return {"problem": advised(f"Target {target} cannot be used by this user: {error.strerror}", error.errno)}
 
 
 def _qemu_sees(target: Path, domain: str) -> bool:
@@ -112,11 +117,11 @@ def _qemu_sees(target: Path, domain: str) -> bool:
 
 def _probe_by_looking(target: Path, qemu_user: tuple[int, int] | None, facts: dict[str, Any]) -> dict[str, Any]:
     if not os.access(target, os.W_OK | os.X_OK):
-        return {"problem": _not_for_us(target, "Permission denied")}
+        return {"problem": _not_for_us(target, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))}
     if qemu_user:
         _become(qemu_user)
         if not os.access(target, os.X_OK, effective_ids=True):
-            return {"problem": _not_for_qemu(target, qemu_user, "Permission denied")}
+            return {"problem": _not_for_qemu(target, qemu_user, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))}
     return facts
 
 
@@ -132,14 +137,14 @@ def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None, facts: di
             os.chown(probe, *qemu_user)
     except OSError as error:
         _remove(directory, probe)
-        return {"problem": _not_for_us(target, str(error.strerror))}
+        return {"problem": _not_for_us(target, error)}
     real = os.getuid(), os.getgid()
     try:
         if qemu_user:
             _become(qemu_user)
         probe.write_bytes(b"probe")
     except OSError as error:
-        return {"problem": _not_for_qemu(target, qemu_user, str(error.strerror))}
+        return {"problem": _not_for_qemu(target, qemu_user, error)}
     finally:
         if qemu_user:
             _become(real)
@@ -161,15 +166,18 @@ def _remove(directory: Path, probe: Path) -> None:
         directory.rmdir()
 
 
-def _not_for_us(target: Path, why: str) -> str:
-    return (
-        f"Target {target} is not writable for {'root' if os.geteuid() == 0 else 'this user'}: {why}. "
-        "Run the task as root (become); on NFS the export needs no_root_squash."
-    )
+def _not_for_us(target: Path, error: OSError) -> str:
+    said = f"Target {target} is not writable for {'root' if os.geteuid() == 0 else 'this user'}: {error.strerror}"
+    if not isinstance(error, PermissionError):
+        return advised(said, error.errno)
+    return f"{said}. Run the task as root (become); on NFS the export needs no_root_squash."
 
 
-def _not_for_qemu(target: Path, user: tuple[int, int] | None, why: str) -> str:
+def _not_for_qemu(target: Path, user: tuple[int, int] | None, error: OSError) -> str:
+    said = f"Target {target} is not writable for QEMU's user {user[0] if user else ''}: {error.strerror}"
+    if not isinstance(error, PermissionError):
+        return advised(said, error.errno)
     return (
-        f"Target {target} is not writable for QEMU's user {user[0] if user else ''}: {why}. Every directory above it must let that user "
-        "pass (chmod o+x); on NFS, look for root_squash; with AppArmor or SELinux, for a denial in the host's log."
+        f"{said}. Every directory above it must let that user pass (chmod o+x); on NFS, look for root_squash; "
+        "with AppArmor or SELinux, for a denial in the host's log."
     )

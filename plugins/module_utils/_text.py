@@ -20,6 +20,12 @@ def foreign(text: str | bytes, most: int = MOST_CHARACTERS) -> str:
     return line if len(line) <= most else line[: most - 3] + "..."
 
 
+def one_line(text: str) -> str:
+    """A text of ours with names in it: printable, on one line and otherwise whole, since no name may hide what comes before or after it."""
+    known = text.encode("utf-8", "backslashreplace").decode()
+    return "".join(one if one.isprintable() else " " if one.isspace() else "" for one in known)
+
+
 def screen(text: str | bytes) -> list[str]:
     """The lines that a terminal would show of a foreign text: no control sequences, and a carriage return overwrites its line."""
     known = text.decode("utf-8", "backslashreplace") if isinstance(text, bytes) else text.encode("utf-8", "backslashreplace").decode()

@@ -18,7 +18,7 @@ from ._claim import Claim, find_claim, hold, require_claim, step
 from ._clock import Clock
 from ._connection import connect, explain, explained, find_domain
 from ._digest import open_digest
-from ._errors import LiveBackupError
+from ._errors import LiveBackupError, advised
 from ._events import across_restarts
 from ._files import write_out
 from ._job import JobWatch, abort_and_wait, amounts, completed_job, judge_job, running_job
@@ -98,7 +98,7 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
             problem = _lost(opened, watch.seen)
     if problem:
         with undoing(uri, claim, clock, partial(explain, action="wait for it")):
-            raise LiveBackupError(f"The backup of domain {claim.domain!r} {problem}. Nothing was published.", job=job)
+            raise LiveBackupError(advised(f"The backup of domain {claim.domain!r} {problem}. Nothing was published"), job=job)
     return job
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -15,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
+from xml.sax.saxutils import escape, quoteattr
 
 import pytest
 
@@ -35,15 +37,15 @@ class Machine:
     name: str
     uuid: str = field(default_factory=lambda: str(uuid4()))
 
-    def define(self, *disks: str) -> None:
+    def define(self, *disks: str, firmware: str = "") -> None:
         """Each disk as libvirt's XML has it, without its target."""
         elements = "".join(
             disk.replace("</disk>", f"<target dev='vd{letter}' bus='virtio'/></disk>") for disk, letter in zip(disks, "abcdef")
         )
         path = self.directory / "domain.xml"
         path.write_text(
-            f"<domain type='qemu'><name>{self.name}</name><uuid>{self.uuid}</uuid><memory unit='MiB'>32</memory>"
-            f"<os><type arch='x86_64'>hvm</type></os><devices>{elements}</devices></domain>",
+            f"<domain type='qemu'><name>{escape(self.name)}</name><uuid>{self.uuid}</uuid><memory unit='MiB'>32</memory>"
+            f"<os><type arch='x86_64'>hvm</type>{firmware}</os><features><acpi/></features><devices>{elements}</devices></domain>",
             encoding="utf-8",
         )
         self.hypervisor.virsh("define", path)
@@ -427,3 +429,65 @@ def test_checkpoints_and_bitmaps_of_another_tool(machine: Callable[..., Machine]
     restored = restore(backup)
     assert restored.get("changed"), restored
     assert "tool" not in run(["qemu-img", "info", "-f", "qcow2", image])
+
+
+def test_by_hand(machine: Callable[..., Machine], backup_of: Callable[..., Backup], pool: tuple[str, Path]) -> None:
+    """RESTORE.md's block, pasted: a volume, a link, a device and NVRAM, whose names are shell and Markdown."""
+    odd = " -`touch pwned` $(touch pwned)'\"; #"
+    made = machine(f"-x{odd}")
+    (made.directory / "data").mkdir()
+    link, real, nvram = made.directory / f"link{odd}", made.directory / f"data/real{odd}", made.directory / f"vars{odd}"
+    volume, device = pool[1] / f"-v{odd}", made.hypervisor.loop_device(2 * MIB)
+    places = (volume, real, made.hypervisor.outside(device), nvram)
+    link.symlink_to(real)
+    for seed, path in enumerate(places[:3]):
+        random_image(path, seed=seed)
+    shutil.copy("/usr/share/OVMF/OVMF_VARS_4M.fd", nvram)
+    made.hypervisor.virsh("pool-refresh", pool[0])
+    made.define(
+        f"<disk type='volume'><driver name='qemu' type='raw'/><source pool='{pool[0]}' volume={quoteattr(volume.name)}/></disk>",
+        f"<disk type='file'><driver name='qemu' type='raw'/><source file={quoteattr(str(link))}/></disk>",
+        f"<disk type='block'><driver name='qemu' type='raw'/><source dev='{device}'/></disk>",
+        firmware="<loader readonly='yes' type='pflash'>/usr/share/OVMF/OVMF_CODE_4M.fd</loader>" + f"<nvram>{escape(str(nvram))}</nvram>",
+    )
+
+    def found() -> list[bytes]:
+        return [path.read_bytes() for path in places]
+
+    saved = found()
+    backup = backup_of(made)
+    published = back_up(backup, "offline", exclusive=True)
+    guide = (published / "RESTORE.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+    block = block.replace("virsh start ", "virsh start --paused ")
+
+    def pasted() -> tuple[bool, str]:
+        """Whether all went well, and what was said; the shell goes on in either case."""
+        lines = f"cd {shlex.quote(str(published))}\n{block}echo ended with $?\n"
+        done = made.hypervisor.run(["bash"], input=lines)
+        assert re.search(r"ended with [01]\n$", done.stdout), done
+        return done.stdout.endswith("ended with 0\n"), done.stderr
+
+    for path in places:
+        with path.open("r+b") as file:
+            file.write(bytes(MIB // 4))
+    old = found()
+    assert all(one != other for one, other in zip(old, saved))
+    # The second and the last of what is written beside the old files.
+    for obstacle in (Path(f"{real}.restored"), Path(f"{nvram}.restored")):
+        obstacle.mkdir()
+        assert not pasted()[0] and found() == old
+        obstacle.rmdir()
+    link.unlink()
+    link.symlink_to(volume)
+    ended_well, said = pasted()
+    assert not ended_well and "a link leads elsewhere now" in said and found() == old
+    link.unlink()
+    link.symlink_to(real)
+    ended_well, said = pasted()
+    assert ended_well, said
+    made.destroy()
+    assert found() == saved and link.is_symlink()
+    left = [path.name for directory in (published, made.directory, pool[1]) for path in directory.rglob("*")]
+    assert "pwned" not in left and not [name for name in left if name.endswith(".restored")]
+    made.hypervisor.remove_loop_device(device)

@@ -8,6 +8,7 @@ import json
 import re
 import shlex
 import signal
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._digest import file_digest, image_digest
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Inside
 from tests.rig.oracle import judge
@@ -474,15 +476,35 @@ def test_the_hypervisor_lacks_something(make_guest: Callable[..., Guest], backup
     assert left_of_a_restore(backup) == []
 
 
-@pytest.mark.parametrize("shape", ["two-disks", "uefi", "odd-names", "block-device", "template"] if ALL else ["odd-names"])
+@pytest.mark.parametrize("shape", ["two-disks", "uefi", "odd-names", "block-device", "template"] if ALL else ["uefi"])
 def test_by_hand(shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
-    """With qemu-img and virsh alone, as the set's own RESTORE.md says."""
+    """With qemu-img and virsh alone: the block of the set's own RESTORE.md, pasted into a shell that goes on afterwards."""
     guest = make_guest(shape, rate=200)
     backup = backup_of(guest)
     published = backup.run()
     instant = backup.judge(published, 0)
+    guide = Path(published["path"], "RESTORE.md").read_text(encoding="utf-8")
+    [block] = re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
+
+    def pasted() -> subprocess.CompletedProcess[str]:
+        lines = f"cd {shlex.quote(published['path'])}\nsha256sum -c SHA256SUMS\n{block}echo ended with $?\n"
+        return backup.hypervisor.run(["bash"], input=lines)
+
+    refused = pasted()
+    assert refused.stdout == "manifest.json: OK\nRESTORE.md: OK\nended with 1\n" and " is running. Shut it off." in refused.stderr
     guest.destroy()
     nvram = re.search(r"<nvram[^>]*>([^<]+)<", guest.xml("--inactive"))
+    kept = {file["name"]: file["digest"] for file in published["manifest"]["files"]}
+    digests = [image_digest(path) for path, _format in guest.images]
+    files = [disk.image for disk in guest.disks.values() if disk.is_store and not disk.image.is_block_device()]
+    if len(files) > 1:
+        # The second disk cannot be written: the first one must not become another one beside it.
+        obstacle = Path(f"{files[-1]}.restored")
+        obstacle.mkdir()
+        failed = pasted()
+        assert failed.stdout.endswith("ended with 1\n") and "qemu-img: " in failed.stderr, failed
+        assert guest.state() == "shut off" and [image_digest(path) for path, _format in guest.images] == digests
+        obstacle.rmdir()
     guest.undefine()
     for image, _format in guest.images:
         if image.is_block_device():
@@ -490,24 +512,17 @@ def test_by_hand(shape: str, make_guest: Callable[..., Guest], backup_of: Callab
                 device.write(bytes(1 << 20))
         else:
             image.unlink()
-
-    def by_hand(commands: str) -> str:
-        return backup.hypervisor.run(["sh", "-ec", f"cd {shlex.quote(published['path'])}\n{commands}"]).stdout
-
-    guide = (Path(published["path"]) / "RESTORE.md").read_text(encoding="utf-8")
-    check, commands = re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
-    assert "`sha256sum -c SHA256SUMS`" in guide
-    assert by_hand("sha256sum -c SHA256SUMS") == "manifest.json: OK\nRESTORE.md: OK\n"
-    for disk in published["manifest"]["disks"]:
-        assert by_hand(check.replace("IMAGE", shlex.quote(disk["file"]), 1)) == f"{disk['digest']}\n"
-    assert "qemu-img convert" in commands and "virsh define" in commands, guide
-    define, start = commands.split("virsh start")[0], "virsh start" + commands.split("virsh start")[1]
-    if nvram:
-        assert "cp nvram " in define
-        define = define.replace("/path/to/the/nvram/file/named/in/domain.xml", nvram[1])
-    by_hand(define)
+    before_start, start = block.split("virsh start")
+    printed = guest.console()
+    block = f"{before_start})\n"
+    restored = pasted()
+    assert restored.stdout.endswith("ended with 0\n"), restored
     verdict = judge(guest.images, 0)
     assert verdict.ok and verdict.number == instant.number, f"{verdict}, not {instant}"
-    printed = guest.console()
-    by_hand(start)
+    assert not nvram or file_digest(backup.hypervisor.outside(nvram[1])) == kept["nvram"]
+    assert not [path for image in files for path in image.parent.glob("*.restored")]
+    # Once more, as it stands, over what is there now.
+    block = f"{before_start}virsh start{start}"
+    started = pasted()
+    assert started.stdout.endswith("ended with 0\n"), started
     guest.wait_writes_after(printed)

@@ -10,7 +10,8 @@ from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set import OWNER, file_name
 from ansible_collections.virtops.live_backup.plugins.module_utils._digest import file_digest
-from ansible_collections.virtops.live_backup.plugins.module_utils._manifest import image_entry, manifest_bytes, restore_guide
+from ansible_collections.virtops.live_backup.plugins.module_utils._guide import restore_guide
+from ansible_collections.virtops.live_backup.plugins.module_utils._manifest import image_entry, manifest_bytes
 
 from .backup import UUID
 
@@ -87,7 +88,7 @@ def make_set(
         disk.update(image_entry({**disk, "path": path / disk["file"]}, None))
     (path / "domain.xml").write_text("<domain/>", encoding="utf-8")
     manifest["files"][0]["digest"] = file_digest(path / "domain.xml")
-    (path / "RESTORE.md").write_text(restore_guide(manifest), encoding="utf-8")
+    (path / "RESTORE.md").write_text(restore_guide(manifest, ""), encoding="utf-8")
     write_manifest(path, manifest)
     return path
 

@@ -114,7 +114,7 @@ def test_what_the_far_system_refuses_is_told_as_it_is(monkeypatch: pytest.Monkey
         raise PermissionError(13, "Permission denied", "/srv")
 
     monkeypatch.setitem(_far_end.CALLS, "list_sets", refused)
-    with pytest.raises(LiveBackupError, match="^The operating system refused on '/srv': Permission denied.$"):
+    with pytest.raises(LiveBackupError, match="^The operating system refused on '/srv': Permission denied. Look at the permissions"):
         _far_end.call("list_sets", {"target": "/srv"})
 
 

@@ -4,7 +4,9 @@
 from __future__ import annotations
 
 import json
+import os
 import stat
+from collections.abc import Callable
 from pathlib import Path
 from uuid import uuid4
 
@@ -24,6 +26,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set im
     make_partial,
     owned_by,
     published_manifest,
+    require_safe,
 )
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
@@ -215,3 +218,65 @@ def test_a_damaged_manifest_is_an_error(paths: SetPaths, content: bytes) -> None
     (paths.final / MANIFEST).write_bytes(content)
     with pytest.raises(LiveBackupError, match="is damaged"):
         published_manifest(paths)
+
+
+# A target that others could exchange
+
+
+@pytest.fixture
+def target(tmp_path: Path) -> Path:
+    (tmp_path / "parent/target").mkdir(parents=True)
+    return tmp_path / "parent/target"
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o711, 0o755, 0o1777])
+def test_a_target_that_is_ours_is_safe(target: Path, mode: int) -> None:
+    target.parent.chmod(mode)
+    target.chmod(mode)
+    require_safe(target)
+
+
+@pytest.mark.parametrize("mode", [0o777, 0o775, 0o757, 0o2770])
+@pytest.mark.parametrize("parents", [0, 1])
+def test_a_target_that_others_can_write_to_is_refused(target: Path, parents: int, mode: int) -> None:
+    unsafe = [target, target.parent][parents]
+    unsafe.chmod(mode)
+    with pytest.raises(LiveBackupError, match=rf"others can write to \(mode {mode:04o}\) {unsafe}, .* `chmod go-w {unsafe}`"):
+        require_safe(target)
+    with pytest.raises(LiveBackupError, match="is not safe"):
+        claim_domain_directory(target, "db1", UUID)
+    assert list(target.iterdir()) == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory to another user")
+def test_a_target_below_a_directory_of_another_user_is_refused(target: Path) -> None:
+    os.chown(target.parent, 12345, -1)
+    with pytest.raises(LiveBackupError, match=f"user 12345 owns {target.parent}, .* `chown root {target.parent}`"):
+        require_safe(target)
+
+
+def test_a_link_is_as_safe_as_where_it_leads_and_where_it_lies(target: Path, tmp_path: Path) -> None:
+    for place in ("one", "two"):
+        (tmp_path / place).mkdir()
+    (tmp_path / "one/link").symlink_to(target)
+    require_safe(tmp_path / "one/link")
+    for unsafe in (tmp_path / "one", target.parent):
+        unsafe.chmod(0o777)
+        with pytest.raises(LiveBackupError, match=f"{unsafe}, and could"):
+            require_safe(tmp_path / "one/link")
+        unsafe.chmod(0o755)
+
+
+@pytest.mark.parametrize("make", [lambda path, other: path.symlink_to(other), lambda path, other: path.touch()], ids=["link", "file"])
+def test_what_is_no_directory_of_ours_is_not_taken(target: Path, tmp_path: Path, make: Callable[[Path, Path], object]) -> None:
+    """In a sticky directory another user may have put it there."""
+    other = tmp_path / "other"
+    other.mkdir(mode=0o700)
+    make(target / "db1", other)
+    # A file is a stranger's, and the next name is taken.
+    if (target / "db1").is_symlink():
+        with pytest.raises(LiveBackupError, match="is a link or belongs to another user"):
+            claim_domain_directory(target, "db1", UUID)
+    else:
+        assert claim_domain_directory(target, "db1", UUID).name == f"db1.{UUID[:8]}"
+    assert stat.S_IMODE(other.stat().st_mode) == 0o700 and list(other.iterdir()) == []

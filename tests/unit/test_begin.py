@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -235,6 +236,17 @@ def test_a_job_that_began_is_ended_when_the_nvram_cannot_be_saved(backup: Backup
     with pytest.raises((LiveBackupError, OSError)):
         backup.begin()
     assert "backupBegin" in libvirt.host.calls and "abortJob" in libvirt.host.calls
+    backup.assert_nothing_left()
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, lambda path: path.symlink_to("/etc/passwd"), Path.mkdir], ids=["pipe", "link", "directory"])
+def test_what_is_in_the_place_of_the_nvram_is_neither_followed_nor_waited_for(
+    backup: Backup, tmp_path: Path, make: Callable[[Path], object]
+) -> None:
+    make(tmp_path / "nvram.fd")
+    backup.domain.nvram = str(tmp_path / "nvram.fd")
+    with pytest.raises(LiveBackupError, match=f"^The NVRAM '{tmp_path}/nvram.fd' of the domain "):
+        backup.begin()
     backup.assert_nothing_left()
 
 

@@ -3,9 +3,12 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import threading
 
 import pytest
+from hypothesis import example, given, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _connection, _libraries
 from ansible_collections.virtops.live_backup.plugins.module_utils._connection import (
@@ -16,7 +19,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._connection im
     find_domain,
     libvirt_failure,
 )
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError, from_os_error
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import ADVICE, LiveBackupError, from_os_error
 
 from .clock import FakeClock
 from .fake import libvirt
@@ -137,6 +140,37 @@ def test_explained_keeps_what_libvirt_said() -> None:
 )
 def test_os_errors(error: OSError, text: str) -> None:
     assert from_os_error(error).as_result() == {"msg": text}
+
+
+ADVISED = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "EMFILE", "ENFILE", "EACCES", "EPERM")
+
+
+@pytest.mark.parametrize("name", ADVISED)
+def test_an_error_of_the_system_has_its_own_advice_whoever_met_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = getattr(errno, name)
+    advice = ADVICE[number]
+    assert from_os_error(OSError(number, "x", "/a")).msg == f"The operating system refused on '/a': {os.strerror(number)}. {advice}"
+    # QEMU's, by way of libvirt.
+    inside = libvirt.libvirtError(1, f"cannot create file '/a': {os.strerror(number)}")
+    assert libvirt_failure("dance", inside).msg.endswith(f": {os.strerror(number)}. {advice}")
+    # libvirt's own, in whatever language.
+    monkeypatch.setattr(libvirt.libvirtError, "get_int1", lambda error: number)
+    assert libvirt_failure("dance", libvirt.libvirtError(38, "Kein Platz")).msg == f"Could not dance: Kein Platz. {advice}"
+    assert libvirt_failure("dance", libvirt.libvirtError(1, "odd")).msg == "Could not dance: odd."
+    assert libvirt_failure("dance", inside, "Do this.").msg.endswith(". Do this.")
+
+
+def test_each_advice_is_tested_and_one_of_them_names_the_inodes() -> None:
+    assert set(ADVICE) == {getattr(errno, name) for name in ADVISED}
+    assert "df -i" in ADVICE[errno.ENOSPC]
+
+
+@given(st.text())
+@example("a\r\n\x1b]b\x9b2K\u202e\udcff")
+def test_no_name_breaks_a_message_or_hides_a_part_of_it(name: str) -> None:
+    error = LiveBackupError(f"Disk  {name} of the domain is gone.")
+    assert error.msg.isprintable() and str(error) == error.msg == error.as_result()["msg"]
+    assert error.msg.startswith("Disk  ") and error.msg.endswith(" of the domain is gone.")
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import fcntl
+import mmap
 import os
 import shutil
 import stat
@@ -14,7 +15,12 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._files import scratch_directory, write_durably, write_exclusively
+from ansible_collections.virtops.live_backup.plugins.module_utils._files import (
+    has_writer,
+    scratch_directory,
+    write_durably,
+    write_exclusively,
+)
 
 
 def content(directory: Path) -> dict[str, bytes]:
@@ -148,3 +154,29 @@ def test_what_is_raised_within_is_raised_and_what_was_left_is_removed(tmp_path: 
         assert list(tmp_path.iterdir()) == [directory]
         raise FileNotFoundError("of the body")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_who_writes_is_seen_and_who_reads_is_not(tmp_path: Path) -> None:
+    path = tmp_path / "image"
+    path.write_bytes(b"data")
+    assert not has_writer(path)
+    with path.open("rb"):
+        assert not has_writer(path)
+    for mode in ("r+b", "ab"):
+        with path.open(mode):
+            path.chmod(0o600)
+            assert has_writer(path)
+    with path.open("r+b") as file, mmap.mmap(file.fileno(), 0):
+        file.close()
+        assert has_writer(path)
+    assert not has_writer(path)
+
+
+def test_where_there_are_no_leases_nobody_is_seen() -> None:
+    assert not has_writer(Path("/proc/self/comm"))
+
+
+def test_a_file_that_cannot_be_asked_about_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "link").symlink_to("/etc/passwd")
+    with pytest.raises(OSError, match="link"):
+        has_writer(tmp_path / "link")

@@ -4,9 +4,6 @@
 from __future__ import annotations
 
 import json
-import re
-import subprocess
-import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -17,8 +14,7 @@ from jsonschema import Draft202012Validator
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _manifest_schema
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339
-from ansible_collections.virtops.live_backup.plugins.module_utils._digest import CHUNK, file_digest
-from ansible_collections.virtops.live_backup.plugins.module_utils._manifest import manifest_bytes, restore_guide
+from ansible_collections.virtops.live_backup.plugins.module_utils._manifest import manifest_bytes
 
 from .backup import Backup
 
@@ -134,53 +130,3 @@ def test_the_file_is_the_manifest(published: dict[str, Any]) -> None:
 )
 def test_rfc3339(wall: float, text: str) -> None:
     assert rfc3339(wall) == text
-
-
-# RESTORE.md
-
-
-def blocks(guide: str) -> list[str]:
-    return re.findall(r"^```\n(.*?)^```$", guide, re.MULTILINE | re.DOTALL)
-
-
-def test_the_snippet_gives_the_digests_of_the_manifest(backup: Backup) -> None:
-    backup.begin()
-    backup.domain.end_job()
-    with (backup.partial / "vda.qcow2").open("wb") as image:
-        image.truncate(2 * CHUNK + 1234)
-        image.seek(CHUNK + 7)
-        image.write(b"some data")
-    backup.wait()
-    manifest = backup.publish()["manifest"]
-    [check, _restore] = blocks((backup.final / "RESTORE.md").read_text(encoding="utf-8"))
-    assert check.startswith("python3 - IMAGE <<'END'\n")
-    for disk in manifest["disks"]:
-        command = check.replace("python3", sys.executable, 1).replace("IMAGE", disk["file"], 1)
-        done = subprocess.run(["sh", "-c", command], cwd=backup.final, capture_output=True, text=True, check=True)
-        assert done.stdout == f"{disk['digest']}\n"
-    for file in manifest["files"]:
-        done = subprocess.run(["sha256sum", file["name"]], cwd=backup.final, capture_output=True, text=True, check=True)
-        assert f"sha256:{done.stdout.split()[0]}" == file["digest"] == file_digest(backup.final / file["name"])
-
-
-def test_the_commands_quote_every_name(published: dict[str, Any]) -> None:
-    guide = restore_guide(published)
-    [_check, restore] = blocks(guide)
-    assert restore.splitlines() == [
-        "umask 077",
-        "qemu-img convert -p -f qcow2 -O raw vda.qcow2 '/images/a b.qcow2'",
-        "cp nvram /path/to/the/nvram/file/named/in/domain.xml",
-        "virsh define domain.xml",
-        """virsh start 'dö '"'"'b'""",
-    ]
-    assert "virtual TPM" in guide and "disk vdb was not backed up: excluded" in guide
-
-
-def test_a_disk_without_a_path_gets_a_place_to_fill_in(published: dict[str, Any]) -> None:
-    published["disks"][0]["source"] = {"path": "", "format": "raw"}
-    assert "vda.qcow2 /path/to/vda\n" in restore_guide(published)
-
-
-def test_without_nvram_there_is_no_command_for_it(backup: Backup) -> None:
-    backup.finished()
-    assert "nvram" not in restore_guide(backup.publish()["manifest"])

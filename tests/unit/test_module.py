@@ -9,7 +9,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _module
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import Clock
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import ADVICE, LiveBackupError
 
 from .fake import libvirt
 
@@ -58,7 +58,7 @@ def test_what_is_no_utf_8_is_told_all_the_same(results: list[tuple[str, Result]]
     ("error", "result"),
     [
         (LiveBackupError("No.", bytes_free=3), {"msg": "No.", "bytes_free": 3}),
-        (PermissionError(13, "x", "/a"), {"msg": "The operating system refused on '/a': Permission denied."}),
+        (PermissionError(13, "x", "/a"), {"msg": "The operating system refused on '/a': Permission denied. " + ADVICE[13]}),
         (
             libvirt.libvirtError(9, "broken"),
             {"msg": "Could not finish the task: broken.", "libvirt_error": {"code": 9, "domain": 10, "message": "broken"}},

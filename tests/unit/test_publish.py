@@ -24,6 +24,23 @@ WHOLE = {"db1", "db1/.domain.json", "db1/night-1"} | {
 }
 
 
+def test_a_qemu_that_keeps_an_image_open_cannot_change_the_set(backup: Backup) -> None:
+    backup.finished()
+    kept, closed = (backup.partial / name for name in ("vda.qcow2", "vdb.qcow2"))
+    inodes = [path.stat().st_ino for path in (kept, closed)]
+    with kept.open("r+b") as descriptor:
+        descriptor.write(b"what was backed up")
+        descriptor.flush()
+        manifest = backup.publish()["manifest"]
+        descriptor.seek(0)
+        descriptor.write(b"what came later")
+    [copied, same] = [backup.final / name for name in ("vda.qcow2", "vdb.qcow2")]
+    assert copied.read_bytes().startswith(b"what was backed up") and stat.S_IMODE(copied.stat().st_mode) == 0o600
+    assert [path.stat().st_ino == inode for path, inode in zip((copied, same), inodes)] == [False, True]
+    assert [disk["digest"] for disk in manifest["disks"]] == [image_digest(copied), image_digest(same)]
+    assert backup.tree() == WHOLE
+
+
 def test_the_published_set(backup: Backup) -> None:
     backup.finished()
     (backup.partial / "vda.qcow2").chmod(0o644)

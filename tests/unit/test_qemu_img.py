@@ -50,6 +50,29 @@ def test_a_device_that_is_gone_is_not_made_as_a_file(image: Path, tmp_path: Path
     assert not (tmp_path / "volume").exists()
 
 
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        (
+            "".join(f"qemu-img: error while writing at byte {number << 21}: No space left on device\\n" for number in range(8)),
+            "error while writing at byte 0: No space left on device. Free some disk space there. ",
+        ),
+        ("qemu-img: one\\nqemu-img: two\\n", "one two."),
+        ("qemu-img: \\033[31mred\\n\\377", "red \\xff."),
+        ("", "it ended with status 1."),
+    ],
+)
+def test_what_it_says_is_one_line_without_repetitions(
+    said: str, shown: str, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "qemu-img").write_text(f"#!/bin/sh\nprintf '{said}' >&2\nexit 1\n", encoding="utf-8")
+    (tmp_path / "qemu-img").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    with pytest.raises(LiveBackupError) as failed:
+        convert(image, "raw", tmp_path / "copy.qcow2", "qcow2")
+    assert failed.value.msg.startswith(f"qemu-img convert of {tmp_path}/copy.qcow2 failed: {shown}")
+
+
 def test_the_disk_writes_while_qemu_img_does(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A qemu-img that ends when what it has written was given to the disk."""
     copy, given = tmp_path / "copy.raw", tmp_path / "given"

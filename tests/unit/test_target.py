@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import select
 from pathlib import Path
@@ -30,6 +31,31 @@ def test_no_target_and_no_directory(tmp_path: Path, write: bool) -> None:
     with pytest.raises(LiveBackupError, match="is not a directory"):
         probe_target(tmp_path / "file", "db1", None, write=write)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("write", [False, True])
+def test_a_target_that_others_can_write_to(tmp_path: Path, write: bool) -> None:
+    tmp_path.chmod(0o777)
+    with pytest.raises(LiveBackupError, match=f"^Target {tmp_path} is not safe: others can write to"):
+        probe_target(tmp_path, "no such domain", None, write=write)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "advice"),
+    [
+        (errno.ENOSPC, "No space left on device. Free some disk space there. .*df -i"),
+        (errno.EDQUOT, "quota exceeded. A quota of that file system is used up"),
+        (errno.EACCES, "Permission denied. Run the task as root"),
+    ],
+)
+def test_why_it_cannot_be_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int, advice: str) -> None:
+    def refuse(*_arguments: Any, **_named: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(Path, "mkdir", refuse)
+    with pytest.raises(LiveBackupError, match=f"is not writable for .*: .*{advice}"):
+        probe_target(tmp_path, "no such domain", None, write=True)
 
 
 def test_a_target_that_does_not_answer_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

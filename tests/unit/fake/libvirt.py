@@ -73,6 +73,10 @@ class libvirtError(Exception):  # noqa: N801
     def get_error_domain(self) -> int:
         return 10
 
+    def get_int1(self) -> int:
+        """The errno of a system error; -1 where nobody told it."""
+        return -1
+
 
 class HostClock:
     """The host's time; a unit test puts its own here."""
