@@ -112,11 +112,11 @@ def _served(image: Path, image_format: str, path: Path, user: tuple[int, int] | 
             os.chown(path, *user)
         listening.listen()
         server = ["setpriv", "--pdeathsig", "KILL", "qemu-nbd", "--snapshot", "--persistent", "--format", image_format, str(image)]
-        script = f'exec 3<&{listening.fileno()}; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
+        # It comes as the input: not every shell copies a descriptor from 10 on.
+        script = 'exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
         process = subprocess.Popen(
             ["sh", "-c", script, "sh", *server],
-            pass_fds=[listening.fileno()],
-            stdin=subprocess.DEVNULL,
+            stdin=listening.fileno(),
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
         )

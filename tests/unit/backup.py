@@ -65,7 +65,7 @@ class Backup:
 
     def copy(self, check: bool = False, **options: Any) -> dict[str, Any]:
         defaults = {"format": "keep", "compress": "none", "find_zeroes": False, "bandwidth": None}
-        defaults |= {"src": None, "dest": None, "ssh_key": None, "ssh_options": [], "mode": "0600"}
+        defaults |= {"src": None, "src_format": None, "dest": None, "ssh_key": None, "ssh_options": [], "mode": "0600"}
         return sparse_copy(self._params(defaults, options), check, self.clock)
 
     def commit(self, check: bool = False, **options: Any) -> dict[str, Any]:
