@@ -11,6 +11,7 @@ from typing import Any
 from ._domain_xml import AGENT_CHANNEL, parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._libraries import etree
+from ._own_xml import DOMAIN, keep_own
 
 # Nothing here names a network, a device, a folder or a file of the host, but for firmware and a kernel, which are only read.
 _WHOLE = ("memory", "cpu", "clock", "features")
@@ -30,7 +31,7 @@ def boot_xml(text: str, name: str, disks: dict[str, str], console: str, nvram: s
     for tag in _WHOLE:
         element = original.find(tag)
         # Without KVM QEMU knows no processor but its own.
-        if element is not None and (kvm or tag != "cpu"):
+        if element is not None and (kvm or tag != "cpu") and keep_own(element, DOMAIN[tag], []):
             domain.append(element)
     etree.SubElement(domain, "vcpu").text = original.findtext("vcpu", "1")
     _boot_from(original, domain, nvram)
