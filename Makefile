@@ -131,7 +131,8 @@ integration: venv install-rig ## Run the modules and roles against real hypervis
 
 .PHONY: faults
 faults: export LIVE_BACKUP_TEST_ALL := 1
-faults: venv install-rig ## Kill backups at every step and at random times, and recover
+faults: venv install-rig ## Kill backups at every step and at random times, and recover; try 100,000 generated inputs
+	$(PYTEST) --numprocesses=2 --dist=load tests/unit/test_fuzz.py
 	$(AS_ROOT) $(PYTEST) --numprocesses=2 --dist=load tests/faults
 
 .PHONY: molecule

@@ -26,6 +26,7 @@ from typing import Any
 from ._boot_xml import boot_xml
 from ._clock import Clock
 from ._connection import connect, libvirt_failure
+from ._definition import read_definition
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
@@ -54,7 +55,7 @@ class Boot:
 def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None, timeout: float, clock: Clock) -> Boot:
     """Start the set, wait until its guest agent answers or the console shows the pattern, and end it."""
     began = clock.boottime()
-    text = _definition(path)
+    text = read_definition(path)
     if pattern is None and parse_domain(text).agent == "absent":
         raise LiveBackupError(
             f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so name what it prints on its first serial port "
@@ -81,13 +82,6 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], pattern: str | None
         domain = stack.enter_context(_started(uri, connection, name, xml, clock))
         problem = _wait(connection, domain, console, pattern, began + timeout, clock)
         return Boot(None if problem else round((clock.boottime() - began) * 1000), problem, _tail(console))
-
-
-def _definition(path: Path) -> str:
-    try:
-        return read_small(path / "domain.xml").decode()
-    except ValueError as error:
-        raise LiveBackupError(f"{path / 'domain.xml'} {error}.") from error
 
 
 def _qemu_user(connection: libvirt.virConnect) -> tuple[int, int] | None:

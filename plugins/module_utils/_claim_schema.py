@@ -33,7 +33,8 @@ def _object(optional: dict[str, Schema] | None = None, **required: Schema) -> Sc
 _DISK = _object(
     target=_STRING, path=_STRING, format=_STRING, capacity=_AMOUNT, sent=_YES_OR_NO, source=_object(path=_STRING, format=_STRING)
 )
-_OVERLAY = _object(target=_STRING, base=_STRING, base_format=_STRING, base_type=_STRING, path=_STRING)
+# Overlay and Memory are made of these, so they have nothing else.
+_OVERLAY = {**_object(target=_STRING, base=_STRING, base_format=_STRING, base_type=_STRING, path=_STRING), "additionalProperties": False}
 _PLAN = _object(
     disks=_array(_DISK),
     device=_AMOUNT,
@@ -56,17 +57,20 @@ _PLAN = _object(
         "saved": _YES_OR_NO,
     },
 )
+# Which run of QEMU the overlays are of.
+_PLAN["dependentRequired"] = {"overlays": ["instance"]}
 _BEGIN = _object(
     consistency=_STRING, instant=_STRING, frozen_ms=_AMOUNT, why=_STRING, began=_TIME, disks=_array({"type": "object"}), path=_STRING
 )
-_MEMORY = _object(
-    {
-        "commit_begun": _YES_OR_NO,
-        "pivot_asked": _STRING,
-        "pivot_time": _TIME,
-        "merged": _FINGERPRINT,
-    }
-)
+_MEMORY = {
+    "type": "object",
+    "properties": {
+        **dict.fromkeys(("commit_begun", "offline"), _YES_OR_NO),
+        **dict.fromkeys(("pivot_asked", "instance"), _STRING),
+        **dict.fromkeys(("pivot_time", "base_seen"), _TIME),
+        **dict.fromkeys(("merged", "ended", "fingerprint"), _FINGERPRINT),
+    },
+}
 _RESULTS = _object(
     {
         "begin": _BEGIN,

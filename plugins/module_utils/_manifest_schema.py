@@ -134,7 +134,8 @@ def violations(value: Any, schema: Schema, where: str) -> Iterator[str]:
         known = schema.get("properties", {})
         # Without either, an object may have anything.
         rest = schema.get("additionalProperties", "properties" not in schema and {})
-        yield from (f"{where} lacks {name}" for name in schema.get("required", []) if name not in value)
+        needed = [name for given, names in schema.get("dependentRequired", {}).items() if given in value for name in names]
+        yield from (f"{where} lacks {name}" for name in [*schema.get("required", []), *needed] if name not in value)
         yield from (f"{where} has an unknown {name!r}" for name in value if name not in known and rest is False)
         for name in [name for name in value if name in known or rest]:
             yield from violations(value[name], known.get(name, rest), f"{where}.{name}")

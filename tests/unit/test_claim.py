@@ -106,6 +106,28 @@ def test_a_damaged_claim_is_an_error_that_names_the_file(claims: Path, content: 
     assert (claims / "u-1.json").read_bytes() == content
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"results": []},
+        {"plan": {}},
+        {"plan": {**PLAN, "device": "1"}},
+        {"plan": {**PLAN, "overlays": []}},
+        {"copies": [1]},
+        {"lease_until": float("nan")},
+        {"lease_until": 1e999},
+        {"in_step": 1},
+        {"results": {"memory": {"vda": {"other": 1}}}},
+    ],
+)
+def test_a_claim_with_wrong_values_is_damaged(claims: Path, changes: dict[str, Any]) -> None:
+    claim = saved(claims)
+    claim.file().write_text(json.dumps({**asdict(claim), **changes}), encoding="ascii")
+    with pytest.raises(LiveBackupError, match=r"u-1\.json is damaged \(it"):
+        read_claim("u-1")
+    assert all_claims() == []
+
+
 GONE = "qemu:///system"
 
 
