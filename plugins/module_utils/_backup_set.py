@@ -55,12 +55,13 @@ def file_name(name: str) -> str:
     """
     if re.fullmatch(BACKUP_ID, name):
         return name
-    encoded = "".join(chr(byte) if re.fullmatch(r"[A-Za-z0-9_-]|\.", chr(byte)) else f"%{byte:02X}" for byte in name.encode())
+    known = name.encode("utf-8", "surrogatepass")
+    encoded = "".join(chr(byte) if re.fullmatch(r"[A-Za-z0-9_-]|\.", chr(byte)) else f"%{byte:02X}" for byte in known)
     encoded = "%2E" + encoded[1:] if encoded.startswith(".") else encoded
     if len(encoded) <= _MOST_OF_NAME:
         return encoded
     whole = re.sub("%.?$", "", encoded[: _MOST_OF_NAME - 33])
-    return f"{whole}~{hashlib.sha256(name.encode()).hexdigest()[:32]}"
+    return f"{whole}~{hashlib.sha256(known).hexdigest()[:32]}"
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,7 @@ from ._boot_scratch import NICE, Scratch, memory_problem, spare_memory
 from ._boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
 from ._clock import Clock
 from ._connection import LibvirtFailure, connect, explained, libvirt_failure
+from ._definition import read_definition
 from ._domain_xml import parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._events import POLL_SECONDS, across_restarts, turns
@@ -72,7 +73,7 @@ class Boot:
 def boot_set(uri: str, path: Path, manifest: dict[str, Any], terms: Terms, clock: Clock) -> Boot:
     """Start the set, wait until its guest agent answers or the console shows the pattern, and end it."""
     began = clock.boottime()
-    text = _definition(path)
+    text = read_definition(path)
     if terms.pattern is None and parse_domain(text).agent == "absent":
         raise LiveBackupError(
             f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so name what it prints on its first serial port "
@@ -104,13 +105,6 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], terms: Terms, clock
         _give_way(domain)
         problem, timed_out = _wait(connection, domain, _Signs(scratch, console, ends), terms, began + terms.timeout, clock)
         return Boot(None if problem else round((clock.boottime() - began) * 1000), problem, timed_out, tail(console.lines()))
-
-
-def _definition(path: Path) -> str:
-    try:
-        return read_small(path / "domain.xml").decode()
-    except ValueError as error:
-        raise LiveBackupError(f"{path / 'domain.xml'} {error}.") from error
 
 
 def _qemu_user(connection: libvirt.virConnect) -> tuple[int, int] | None:

@@ -14,6 +14,7 @@ from ._domain_xml import AGENT_CHANNEL, parse_domain, parse_xml
 from ._errors import LiveBackupError
 from ._libraries import etree, libvirt
 from ._numbers import VIR_ERR_NO_DOMAIN
+from ._own_xml import DOMAIN, keep_own
 
 # How the names of these domains begin; the name of the directory of their servers follows.
 PROOF_NAME = "live-backup-proof-"
@@ -79,7 +80,7 @@ def boot_xml(text: str, disks: dict[str, str], directory: Path, size: Size, *, k
     for tag in _WHOLE:
         element = original.find(tag)
         # Without KVM QEMU knows no processor but its own.
-        if element is not None and (kvm or tag != "cpu"):
+        if element is not None and (kvm or tag != "cpu") and keep_own(element, DOMAIN[tag], []):
             domain.append(element)
     # They would have to fit the memory and the processors.
     for cpu in domain.findall("cpu"):

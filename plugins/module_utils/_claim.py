@@ -24,11 +24,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ._claim_schema import CLAIM
 from ._clock import Clock
 from ._connection import connect, find_domain
 from ._domain_xml import Domain, parse_domain
 from ._errors import LiveBackupError
 from ._files import sync_path, temporary_of, write_durably
+from ._manifest_schema import violations
+from ._text import foreign
 from ._thaw_watchdog import MARK
 
 CLAIMS = Path("/var/lib/live_backup")
@@ -87,11 +90,15 @@ def read_claim(uuid: str) -> Claim | None:
 
 def _parse_claim(data: bytes, path: Path) -> Claim:
     try:
-        return Claim(**json.loads(data))
-    except (ValueError, TypeError) as error:
-        raise LiveBackupError(
-            f"The claim {path} is damaged ({error}). Look at the domain's jobs and disks, then remove the file."
-        ) from error
+        found = json.loads(data)
+        problems = list(violations(found, CLAIM, "it"))
+        if not problems:
+            return Claim(**found)
+    except (ValueError, TypeError, RecursionError) as error:
+        problems = [str(error)]
+    raise LiveBackupError(
+        f"The claim {path} is damaged ({foreign(problems[0])}). Look at the domain's jobs and disks, then remove the file."
+    )
 
 
 def overlay_path(directory: Path, uuid: str, target: str, backup_id: str) -> Path:

@@ -271,7 +271,7 @@ def _inactive_xml(domain: libvirt.virDomain) -> str:
 
 def _require_header(overlay: Overlay) -> None:
     """Fail unless the overlay's own header names our base: that is where `qemu-img commit` writes to."""
-    info = image_info(overlay.path)
+    info = image_info(overlay.path, "qcow2")
     named, image_format = info.get("full-backing-filename", info.get("backing-filename", "")), info.get("backing-filename-format")
     if not os.path.exists(named) or not os.path.samefile(named, overlay.base) or image_format != overlay.base_format:
         raise Refusal(

@@ -98,7 +98,10 @@ SCHEMA["properties"]["group"] = _object(
     clock_error_ms=_AMOUNT,
     members=_array(_object(domain=_SOME, uuid=_UUID, hypervisor=_SOME), minItems=1),
 )
-_TYPES: dict[str, type | tuple[type, ...]] = {"object": dict, "array": list, "string": str, "integer": int, "null": type(None)}
+_TYPES: dict[str, type | tuple[type, ...]] = {
+    **{"object": dict, "array": list, "string": str, "null": type(None)},
+    **{"integer": int, "number": (int, float)},
+}
 
 
 def violations(value: Any, schema: Schema, where: str) -> Iterator[str]:
@@ -120,7 +123,8 @@ def violations(value: Any, schema: Schema, where: str) -> Iterator[str]:
             yield f"{where} has not the form {schema['pattern']}"
         if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
             yield f"{where} is too {'long' if value else 'short'}"
-    elif isinstance(value, int):
+    elif isinstance(value, (int, float)):
+        # Not even infinity and what is no number are within bounds.
         if not schema.get("minimum", value) <= value <= schema.get("maximum", value):
             yield f"{where} is out of range"
     elif isinstance(value, list):
@@ -129,15 +133,18 @@ def violations(value: Any, schema: Schema, where: str) -> Iterator[str]:
         for index, item in enumerate(value):
             yield from violations(item, schema["items"], f"{where}[{index}]")
     elif isinstance(value, dict):
-        properties = schema.get("properties", value)
-        yield from (f"{where} lacks {name}" for name in schema.get("required", []) if name not in value)
-        yield from (f"{where} has an unknown {name!r}" for name in value if name not in properties)
-        for name in [name for name in schema.get("properties", []) if name in value]:
-            yield from violations(value[name], properties[name], f"{where}.{name}")
+        known = schema.get("properties", {})
+        # Without either, an object may have anything.
+        rest = schema.get("additionalProperties", "properties" not in schema and {})
+        needed = [name for given, names in schema.get("dependentRequired", {}).items() if given in value for name in names]
+        yield from (f"{where} lacks {name}" for name in [*schema.get("required", []), *needed] if name not in value)
+        yield from (f"{where} has an unknown {name!r}" for name in value if name not in known and rest is False)
+        for name in [name for name in value if name in known or rest]:
+            yield from violations(value[name], known.get(name, rest), f"{where}.{name}")
 
 
 def _is(value: Any, wanted: str) -> bool:
-    return isinstance(value, _TYPES[wanted]) and not (wanted == "integer" and isinstance(value, bool))
+    return isinstance(value, _TYPES[wanted]) and not (wanted in ("integer", "number") and isinstance(value, bool))
 
 
 def _same(value: Any, wanted: Any) -> bool:

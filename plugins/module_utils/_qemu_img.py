@@ -17,6 +17,7 @@ from typing import IO, Any, cast
 from ._copy import Pace
 from ._errors import LiveBackupError, advised
 from ._files import write_out
+from ._qcow2 import is_self_contained
 from ._text import foreign, screen
 
 # As many characters of what it says are heard at most.
@@ -65,14 +66,38 @@ def _said(text: str) -> str:
     return foreign(" ".join(reversed(lines.values())), _MOST_SAID)
 
 
-def image_info(path: str | Path, image_format: str = "") -> dict[str, Any]:
-    """What qemu-img finds in an image that may be open elsewhere, without its backing chain; without a format it guesses."""
-    return json.loads(_run("info", "--force-share", *(["-f", image_format] if image_format else []), "--output", "json", path))
+def image_info(path: str | Path, image_format: str) -> dict[str, Any]:
+    """What qemu-img finds in an image that may be open elsewhere, without its backing chain."""
+    return json.loads(_run("info", "--force-share", "-f", image_format, "--output", "json", path))
 
 
 def backing_chain(path: str | Path, image_format: str) -> list[dict[str, Any]]:
-    """Every image of a chain, the top first."""
-    return json.loads(_run("info", "--force-share", "--backing-chain", "-f", image_format, "--output", "json", path))
+    """Every image of a chain, the top first; an error where QEMU would have to guess a format."""
+    chain = [image_info(path, image_format)]
+    while below := _backing_of(chain[-1]):
+        if below[0] in [one["filename"] for one in chain[1:]]:
+            raise LiveBackupError(f"The backing files of {path} form a loop: {below[0]} is in its own chain.")
+        chain.append(image_info(*below))
+    return chain
+
+
+def _backing_of(info: dict[str, Any]) -> tuple[str, str] | None:
+    """The image that another is backed by, and its format."""
+    name = info.get("full-backing-filename", info.get("backing-filename"))
+    if name and not info.get("backing-filename-format"):
+        # A guest chooses what a raw image begins with, so a format that is guessed is the guest's word.
+        raise LiveBackupError(
+            f"{foreign(info['filename'])} is backed by {foreign(name)} and does not name the format of that image, which is never guessed. "
+            f"`qemu-img rebase -u -f {info['format']} -F FORMAT -b BACKING-FILE IMAGE` writes it into its header."
+        )
+    return (name, info["backing-filename-format"]) if name else None
+
+
+def _reads(path: str | Path, image_format: str, option: str = "-f") -> list[str]:
+    """How a command is told what it reads, of which nothing is left to be guessed."""
+    if image_format != "raw" and not (image_format == "qcow2" and is_self_contained(path, image_format)):
+        backing_chain(path, image_format)
+    return [option, image_format]
 
 
 def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = ()) -> list[str]:
@@ -109,7 +134,7 @@ def holds_data(overlay: str | Path) -> bool:
 
 def measure(path: str | Path, source_format: str, to_format: str) -> int:
     """The bytes that the disk in an image takes in another format."""
-    return int(json.loads(_run("measure", "-f", source_format, "-O", to_format, "--output", "json", path))["required"])
+    return int(json.loads(_run("measure", *_reads(path, source_format), "-O", to_format, "--output", "json", path))["required"])
 
 
 def convert(
@@ -131,6 +156,7 @@ def convert(
     the copy. That is of no use to somebody who reads it next. With `in_use` it takes no lock of the source: if a target that hangs keeps
     it from dying, nobody could write to the source until it answers.
     """
+    known = _reads(source, source_format)
     # A raw device has nothing to be created on it; an image of another format must be.
     options = ["-n"] * (into and to_format == "raw") + ["-U"] * in_use
     if compress != "none":
@@ -146,7 +172,7 @@ def convert(
             # If qemu-img made it, as it may have in a run that died, everybody could read it.
             os.fchmod(descriptor, 0o600)
         writes = descriptor if forget else None
-        _run("convert", "-f", source_format, "-O", to_format, *options, source, destination, pace=pace, writes=writes)
+        _run("convert", *known, "-O", to_format, *options, source, destination, pace=pace, writes=writes)
     finally:
         os.close(descriptor)
 
@@ -158,19 +184,19 @@ def create_overlay(descriptor: int, size: int) -> None:
 
 def commit(overlay: str | Path) -> None:
     """Merge an overlay into its backing file, and leave it as it is: until it is removed it still shows the same disk."""
-    _run("commit", "-d", "-f", "qcow2", overlay)
+    _run("commit", "-d", *_reads(overlay, "qcow2"), overlay)
 
 
 def remove_bitmaps(image: str | Path) -> None:
     """Remove every dirty bitmap of a qcow2 image: it tells what was written to another disk, the one that was backed up."""
     about = image_info(image, "qcow2").get("format-specific", {}).get("data", {})
     for bitmap in about.get("bitmaps", []):
-        _run("bitmap", "--remove", "-f", "qcow2", "--", image, bitmap["name"])
+        _run("bitmap", "--remove", *_reads(image, "qcow2"), "--", image, bitmap["name"])
 
 
 def are_identical(one: str | Path, one_format: str, other: str | Path, other_format: str) -> bool:
     """Whether two images hold the same disk."""
-    command = _command("compare", "-s", "-f", one_format, "-F", other_format, one, other)
+    command = _command("compare", "-s", *_reads(one, one_format), *_reads(other, other_format, "-F"), one, other)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="backslashreplace", check=False)
     if done.returncode > 1:
         raise LiveBackupError(advised(f"{one} and {other} cannot be compared: {_said(done.stderr)}"))

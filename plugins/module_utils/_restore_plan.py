@@ -15,6 +15,7 @@ from typing import Any
 
 from ._backup_set import file_name
 from ._commit import names_image
+from ._definition import read_definition
 from ._disk_place import OldPlace, device_size, old_place, place_problems
 from ._domain_xml import VolumePlace, parse_domain, parse_xml
 from ._domains import read_domain, volumes_of
@@ -24,7 +25,6 @@ from ._libraries import libvirt
 from ._numbers import VIR_DOMAIN_SHUTOFF_MIGRATED, VIR_ERR_NO_DOMAIN
 from ._qemu_img import backing_chain, measure
 from ._restore_xml import Place, needs, restored_xml, sources_of_others
-from ._sets import read_small
 from ._text import foreign
 
 # As many characters are shown at most of one thing that is missing or removed.
@@ -96,7 +96,7 @@ def plan_restore(
     name = params["name"] or found["domain"]
     is_copy = name != found["domain"]
     backup = Path(found["path"])
-    text = read_small(backup / "domain.xml").decode()
+    text = read_definition(backup)
     if is_copy and not params["directory"]:
         raise LiveBackupError(f"The old places of the disks are those of {found['domain']!r}: name a directory for those of {name!r}.")
     existing = lookup_name(connection, name)

@@ -11,13 +11,14 @@ from typing import Any
 
 from ._domain_xml import parse_xml
 from ._libraries import etree
+from ._own_xml import DOMAIN, keep_own
+from ._text import foreign
 
 NAMESPACE = "https://github.com/virtops/live_backup/1"
 _SET = f"{{{NAMESPACE}}}set"
-# Beside the disks: what reaches out of the guest into this host, and that of the original domain.
-_OF_THE_HOST = ("filesystem", "hostdev", "shmem", "redirdev", "smartcard", "memory")
 _CHARACTER_DEVICES = ("serial", "parallel", "console", "channel")
-_QEMU = "{http://libvirt.org/schemas/domain/qemu/1.0}"
+# What libvirt writes into every running domain's XML, and would into the copy's.
+_BY_DEFAULT = ("seclabel[@type='dynamic']", "resource[partition='/machine']", "metadata/" + _SET)
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ def restored_xml(
 ) -> Restored:
     """The set's XML with the disks at their new places.
 
-    A copy, under a new name, gets a UUID and MAC addresses of its own, and loses each path and device that is not in the set. `there`
+    A copy, under a new name, gets a UUID and MAC addresses of its own, and keeps only what is the guest's own. `there`
     are the files of other disks, such as a CD-ROM's, that this host has; a drive whose medium it lacks becomes empty.
     """
     root = parse_xml(text)
@@ -65,12 +66,12 @@ def restored_xml(
         # Another distribution has it elsewhere, and libvirt knows where.
         devices.remove(emulator)
     element = root.find("os/nvram")
-    if nvram and element is not None:
+    if element is not None and (nvram or is_copy):
         for child in list(element):
             element.remove(child)
         for key in ("type", "format"):
             element.attrib.pop(key, None)
-        element.text = nvram
+        element.text = nvram or None
     if is_copy:
         _detach(root, devices, removed)
     _stamp(root, stamp)
@@ -157,35 +158,32 @@ def _without_source(devices: Any, disk: Any, removed: list[str], *, there: list[
 
 
 def _detach(root: Any, devices: Any, removed: list[str]) -> None:
-    """Take from a copy what is the original's alone."""
-    for interface in devices.findall("interface"):
-        for tag in ("mac", "target"):
-            for element in interface.findall(tag):
-                interface.remove(element)
-    for tag in _OF_THE_HOST:
-        for element in devices.findall(tag):
-            if tag != "memory" or element.get("model") in ("nvdimm", "virtio-pmem"):
-                devices.remove(element)
-                removed.append(f"device {tag} ({element.get('type') or element.get('model') or element.get('name') or '-'})")
+    """Leave a copy what is the guest's own."""
+    for path in _BY_DEFAULT:
+        for element in root.findall(path):
+            element.getparent().remove(element)
     for tag in _CHARACTER_DEVICES:
         for element in devices.findall(tag):
             _detach_character_device(tag, element, removed)
     for graphics in devices.findall("graphics"):
-        if graphics.get("port") and graphics.get("autoport") != "yes":
-            graphics.attrib.pop("port")
-            graphics.set("autoport", "yes")
-    for element in root.findall(f"{_QEMU}commandline"):
-        root.remove(element)
-        removed.append("its own arguments for QEMU (qemu:commandline)")
+        graphics.set("autoport", "yes")
+    for cid in devices.findall("vsock/cid"):
+        if cid.get("auto") == "yes":
+            cid.attrib.pop("address", None)
+        cid.set("auto", "yes")
+    for loader in root.findall("os/loader[@type='pflash']"):
+        if (loader.text or "").strip():
+            # A copy that wrote into it would write into the original's.
+            loader.set("readonly", "yes")
     genid = root.find("genid")
     if genid is not None:
         genid.text = None
+    keep_own(root, DOMAIN, removed)
+    if devices.find("tpm") is not None:
+        removed.append("the state of its virtual TPM: the copy starts with an empty one")
 
 
 def _detach_character_device(tag: str, element: Any, removed: list[str]) -> None:
-    for log in element.findall("log"):
-        element.remove(log)
-        removed.append(f"the log {log.get('file')} of a {tag}")
     source = element.find("source")
     if tag == "channel" and element.get("type") == "unix":
         # libvirt gives it a path of its own.
@@ -193,7 +191,7 @@ def _detach_character_device(tag: str, element: Any, removed: list[str]) -> None
             element.remove(source)
     elif element.get("type") not in ("pty", "spicevmc", "spiceport", "qemu-vdagent", "null"):
         path = "" if source is None else source.get("path") or ""
-        removed.append(f"where a {tag} led ({element.get('type')} {path}".rstrip() + ")")
+        removed.append(foreign(f"where a {tag} led ({element.get('type')} {path}".rstrip() + ")"))
         element.set("type", "pty")
         for old in (*element.findall("source"), *element.findall("protocol")):
             element.remove(old)

@@ -22,6 +22,7 @@ from ._filesystem import allocated
 from ._owner import require_no_restore
 from ._place import Found, Place, identity, place_of
 from ._plan import bytes_needed, check_room
+from ._qcow2 import HEADER_BYTES, read_header
 from ._qemu_img import image_info
 from ._ssh_address import SCHEME
 
@@ -41,18 +42,18 @@ def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     source, dest = Path(params["src"]), params["dest"]
     status = _status_of(source)
     require_no_restore(f"copy {source}", "", "", [str(source), dest])
-    info = image_info(source)
-    copying = _copying(params, source, info["format"])
+    copying = _copying(params, source)
     if dest.startswith(SCHEME) and not copying.by_bytes:
         raise LiveBackupError(
             f"qemu-img would have to make this copy of {source} ({copying.source_format} to {copying.format}), and it cannot write over "
             "ssh. Copy it to a file on this host first, and that file to the other host."
         )
     with place_of(dest, params["ssh_key"], params["ssh_options"]) as place:
-        return _copy(copying, place, place.look(status), status, dest, info["virtual-size"], check_mode, clock)
+        return _copy(copying, place, place.look(status), status, dest, check_mode, clock)
 
 
-def _copying(params: dict[str, Any], source: Path, source_format: str) -> Copying:
+def _copying(params: dict[str, Any], source: Path) -> Copying:
+    source_format = params["src_format"] or _as_bytes(params, source)
     # Only these two can hold a copy; whatever else the source is becomes qcow2.
     kept = source_format if source_format in ("raw", "qcow2") and params["compress"] == "none" else "qcow2"
     return Copying(
@@ -66,11 +67,29 @@ def _copying(params: dict[str, Any], source: Path, source_format: str) -> Copyin
     )
 
 
+def _as_bytes(params: dict[str, Any], source: Path) -> str:
+    """The format of a source whose format nobody named: its bytes are copied, and they may mean anything."""
+    if params["format"] != "keep" or params["compress"] != "none":
+        raise LiveBackupError(
+            f"Name the format of {source} in src_format to convert or compress it. The module does not guess: a guest can begin its raw "
+            "disk with the header of any image."
+        )
+    with source.open("rb") as file:
+        header = read_header(file.read(HEADER_BYTES))
+    if header is not None and not header.self_contained:
+        raise LiveBackupError(
+            f"{source} begins like a qcow2 image that needs another file. Set src_format to qcow2 to copy the disk in it, if you trust "
+            "where it comes from, or to raw to copy its bytes."
+        )
+    return "raw"
+
+
 def _copy(
-    copying: Copying, place: Place, found: Found, status: os.stat_result, dest: str, size: int, check_mode: bool, clock: Clock
+    copying: Copying, place: Place, found: Found, status: os.stat_result, dest: str, check_mode: bool, clock: Clock
 ) -> dict[str, Any]:
     asked = {
         "src": str(copying.source),
+        "src_format": copying.source_format,
         "identity": identity(status),
         "format": copying.format,
         "compress": copying.compress,
@@ -79,6 +98,7 @@ def _copy(
     done = None if stat.S_ISBLK(status.st_mode) else _copied_before(found, asked, copying.mode)
     if done is not None:
         return {**done, "changed": False, "planned": False}
+    size = int(image_info(copying.source, copying.source_format)["virtual-size"])
     held = size if stat.S_ISBLK(status.st_mode) else allocated(copying.source)
     check_room(bytes_needed(size, held), 0, found.free, place.directory)
     diff = {"before": "" if found.identity is None else f"{dest}\n", "after": f"{dest}\n"}

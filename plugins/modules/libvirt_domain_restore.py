@@ -21,8 +21,8 @@ description:
   - A disk that is restored to its old place goes where it was. It goes to the same volume, or through the same link. What is another kind
     of place now, or is not mounted, is an error. Lesser differences are returned. Nothing is created below C(/dev).
   - A block device cannot be put aside. It is written, after everything is proved, as the last step before the domain is defined.
-  - A domain that was restored under another name than its own gets a UUID and MAC addresses of its own. Disks, media, shared folders and
-    passed-through devices that are not in the set are taken from it, and told.
+  - A domain that is restored under another name gets its own UUID and MAC addresses, and keeps only what is the guest's own. Anything that
+    reaches out of the guest is left out, such as passed-through devices, sockets, scripts and shared folders. RV(removed) lists it.
   - The domain's metadata names the set that it was restored from. A run that names the same set does nothing, whatever the disks hold by
     then, unless O(again) is set.
 extends_documentation_fragment:
@@ -127,7 +127,7 @@ disks:
   elements: dict
   sample: [{target: vda, path: /var/lib/libvirt/images/db1.qcow2, format: qcow2}]
 removed:
-  description: What of the original is not in the set and was taken from the domain.
+  description: What the original has and this domain lacks. A copy under another name lacks all that reaches out of the guest.
   returned: success
   type: list
   elements: str

@@ -17,7 +17,7 @@ description:
   - >-
     Where the format stays, the kernel copies the bytes: by sharing blocks where the file system can (reflink), otherwise the data
     alone, and its digest is computed while it passes. C(qemu-img) converts and compresses, and flattens an image that has a backing
-    or data file.
+    or data file and whose format O(src_format) names.
   - A copy has its name only when it is whole and on the disk. An interrupted copy leaves none.
   - >-
     Of a capture by M(virtops.live_backup.libvirt_disk_snapshot), the commit of each overlay begins as soon as its base is copied and
@@ -50,6 +50,16 @@ options:
   src:
     description: The image to copy, a file or a block device, as an absolute path. Nothing may write to it meanwhile.
     type: path
+  src_format:
+    description:
+      - The format of O(src). It is never guessed, since a guest can begin its raw disk with the header of any image, which names files of
+        the hypervisor.
+      - Without it the bytes of O(src) are copied as they are. Then O(format) must be V(keep), O(compress) must be V(none), and O(src) must
+        not look like a qcow2 image that needs another file.
+      - Name it to convert or compress O(src), or to flatten an image that has a backing or data file. With V(raw) the bytes are the disk.
+    type: str
+    choices: [raw, qcow2, qed, vdi, vhdx, vmdk, vpc]
+    version_added: 1.0.0
   dest:
     description:
       - The file to write, as an absolute path. A file that is there is replaced when the copy is whole.
@@ -67,12 +77,16 @@ options:
     description: The name of the capture's backup.
     type: str
   format:
-    description: The format of the copy. V(keep) is that of the source, if that is raw or qcow2, otherwise qcow2.
+    description:
+      - The format of the copy. V(keep) is that of the source, if that is raw or qcow2, otherwise qcow2.
+      - For an image, O(src), the others need O(src_format).
     type: str
     choices: [keep, raw, qcow2]
     default: keep
   compress:
-    description: Compress the data of a qcow2 copy. V(zstd) needs QEMU 5.1 or newer, there and where it is restored.
+    description:
+      - Compress the data of a qcow2 copy. V(zstd) needs QEMU 5.1 or newer, there and where it is restored.
+      - For an image, O(src), this needs O(src_format).
     type: str
     choices: [none, zlib, zstd]
     default: none
@@ -107,6 +121,7 @@ EXAMPLES = r"""
 - name: Keep a compressed copy of a template
   virtops.live_backup.sparse_copy:
     src: /var/lib/libvirt/images/template.raw
+    src_format: raw
     dest: /srv/backup/template.qcow2
     format: qcow2
     compress: zstd
@@ -179,6 +194,7 @@ def main() -> None:
         PROGRESS,
         {
             "src": {"type": "path"},
+            "src_format": {"type": "str", "choices": ["raw", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"]},
             "dest": {"type": "path"},
             "domain": {"type": "str"},
             "backup_id": {"type": "str"},
@@ -189,7 +205,7 @@ def main() -> None:
             "mode": {"type": "str", "default": "0600"},
         },
         required_one_of=[("src", "domain")],
-        mutually_exclusive=[("src", "domain")],
+        mutually_exclusive=[("src", "domain"), ("src_format", "domain")],
         required_together=[("src", "dest"), ("domain", "backup_id")],
     )
 

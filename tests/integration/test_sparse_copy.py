@@ -155,7 +155,7 @@ def test_a_sparse_image(image: Path, target: Path, place: Callable[[Path], dict[
 def test_a_dense_image(size: int, tmp_path: Path, target: Path, place: Callable[[Path], dict[str, Any]]) -> None:
     source = tmp_path / "dense.raw"
     source.write_bytes(random.Random(size).randbytes(size))
-    result = four_steps(src=str(source), format="raw", **place(target / "copy"))
+    result = four_steps(src=str(source), src_format="raw", format="raw", **place(target / "copy"))
     assert_same(source, target / "copy", result)
 
 
@@ -181,7 +181,10 @@ def test_what_qemu_img_must_convert(image: Path, tmp_path: Path, target: Path, s
     overlay = tmp_path / "overlay.qcow2"
     run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", overlay])
     run(["qemu-io", "-c", "write -P 7 1M 64k", overlay])
-    for name, source, options in (("flat", overlay, {}), ("zstd", image, {"format": "qcow2", "compress": "zstd"})):
+    for name, source, options in (
+        ("flat", overlay, {"src_format": "qcow2"}),
+        ("zstd", image, {"src_format": "raw", "format": "qcow2", "compress": "zstd"}),
+    ):
         copy = target / f"{name}.qcow2"
         result = four_steps(src=str(source), dest=str(copy), **options)
         assert result["method"] == "qemu-img convert" and result["digest"] == naive_digest(copy)

@@ -24,6 +24,14 @@ UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
 # What only a target on another host needs.
 REMOTE: dict[str, Any] = {"staging_dir": None, "ssh_key": None, "ssh_options": [], "keep_formats": ["raw", "qcow2"]}
 
+# The plan in a claim, of a backup of no disks.
+PLAN: dict[str, Any] = {
+    **dict.fromkeys(["disks", "not_captured", "skipped", "sources"], []),
+    **dict.fromkeys(["method_reason", "nvram", "agent", "state"], ""),
+    **{"device": 1, "bytes_needed_here": 0, "freezes": False, "versions": {"libvirt": "9.0.0", "qemu": "7.2.0"}},
+    "server": {"target": "/t", "ssh_key": None, "ssh_options": []},
+}
+
 
 class Killed(BaseException):
     """Nothing of the run goes on after this."""
@@ -71,7 +79,7 @@ class Backup:
 
     def copy(self, check: bool = False, **options: Any) -> dict[str, Any]:
         defaults = {"format": "keep", "compress": "none", "find_zeroes": False, "bandwidth": None}
-        defaults |= {"src": None, "dest": None, "ssh_key": None, "ssh_options": [], "mode": "0600"}
+        defaults |= {"src": None, "src_format": None, "dest": None, "ssh_key": None, "ssh_options": [], "mode": "0600"}
         return sparse_copy(self._params(defaults, options), check, self.clock)
 
     def commit(self, check: bool = False, **options: Any) -> dict[str, Any]:

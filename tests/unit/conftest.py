@@ -111,3 +111,12 @@ def ssh(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None
 
     install('eval "$command"')
     return install
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say how many inputs were generated."""
+    # That a fixture was taken down well is of no category.
+    reports = [report for category in terminalreporter.stats.values() for report in category if isinstance(report, pytest.TestReport)]
+    tried = sum(int(str(value)) for one in reports if one.when == "teardown" for name, value in one.user_properties if name == "inputs")
+    if tried:
+        terminalreporter.write_line(f"{tried} generated inputs")

@@ -15,13 +15,13 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim import 
 from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import parse_domain
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
-from .backup import Backup
+from .backup import PLAN, Backup
 from .fake import libvirt
 
 
 def claim_of_another_run(backup: Backup, **fields: Any) -> Claim:
     backup.claims.mkdir(exist_ok=True)
-    plan = {"disks": [], "device": backup.target.stat().st_dev, "bytes_needed_here": 0, "freezes": False, "state": "running"}
+    plan = {**PLAN, "device": backup.target.stat().st_dev, "state": "running"}
     mine = {"uuid": backup.domain.uuid, "domain": "db1", "backup_id": "other", "method": "push", "directory": "/t", "started": 1.0}
     claim = Claim(**{**mine, "plan": plan, **fields})
     save_claim(claim)
@@ -205,8 +205,9 @@ def test_a_claim_of_another_run_that_appears_between_look_and_lock(backup: Backu
 def test_other_unfinished_backups_need_their_room_too(backup: Backup) -> None:
     room = os.statvfs(backup.target)
     free = room.f_bavail * room.f_frsize
-    disks = [{"path": str(backup.target / "none"), "sent": False}]
-    plan = {"disks": disks, "device": backup.target.stat().st_dev, "bytes_needed_here": free}
+    source = {"path": "/images/vda", "format": "raw"}
+    disks = [{"target": "vda", "path": str(backup.target / "none"), "format": "raw", "capacity": 1, "sent": False, "source": source}]
+    plan = {**PLAN, "disks": disks, "device": backup.target.stat().st_dev, "bytes_needed_here": free}
     claim_of_another_run(backup, uuid="22222222-2222-4222-8222-222222222222", plan=plan)
     with pytest.raises(LiveBackupError, match="other unfinished backups there still need"):
         backup.begin()

@@ -32,7 +32,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._overlay impor
 from ansible_collections.virtops.live_backup.plugins.module_utils._space import Room
 from ansible_collections.virtops.live_backup.plugins.module_utils._target import TargetFacts
 
-from .backup import UUID, Backup, Killed
+from .backup import PLAN, UUID, Backup, Killed
 from .fake import libvirt
 from .test_recover import die, repaired
 
@@ -884,7 +884,7 @@ def test_overlays_and_copies_on_one_file_system(capture: Backup, monkeypatch: py
     # Nobody looks at another file system for it: it may hang.
     rooms["vdc"] = {"path": f"{capture.target}/file/vdc.overlay", "device": device + 2, "bytes": 70 * MIB}
     (capture.target / "file").touch()
-    plan = {"device": device, "disks": [], "bytes_needed_here": 5 * MIB, "overlay_room": rooms}
+    plan = {**PLAN, "device": device, "bytes_needed_here": 5 * MIB, "overlay_room": rooms}
     _claim.CLAIMS.mkdir()
     save_claim(Claim(uuid="other", plan=plan, started=0.0, results={"committed": {"vdb": 1}}, **other))
     monkeypatch.setattr(_snapshot, "rooms", lambda overlays: [Room(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])

@@ -37,6 +37,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim import 
 )
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
+from .backup import PLAN
 from .clock import FakeClock
 from .fake import libvirt
 
@@ -50,7 +51,7 @@ sys.stdin.read()
 
 
 def make(uuid: str = "u-1", domain: str = "db1", backup_id: str = "night-1", **fields: Any) -> Claim:
-    return Claim(uuid, domain, backup_id, "push", f"/t/{domain}", {"disks": []}, 1.0, **fields)
+    return Claim(uuid, domain, backup_id, "push", f"/t/{domain}", PLAN, 1.0, **fields)
 
 
 def saved(claims: Path, **fields: Any) -> Claim:
@@ -72,7 +73,7 @@ def held_by_another_process(path: Path) -> Iterator[None]:
 
 
 def test_a_claim_is_read_as_it_was_saved(claims: Path) -> None:
-    claim = saved(claims, lease_until=12.5, results={"begin": {"disks": [{"target": "vda"}], "instant": "ö"}})
+    claim = saved(claims, lease_until=12.5, results={"job": {"disks": [{"target": "vda"}], "instant": "ö"}})
     assert read_claim("u-1") == claim
     assert stat.S_IMODE(claim.file().stat().st_mode) == 0o600
 
@@ -103,6 +104,28 @@ def test_a_damaged_claim_is_an_error_that_names_the_file(claims: Path, content: 
     with pytest.raises(LiveBackupError, match=r"u-1\.json is damaged"):
         read_claim("u-1")
     assert (claims / "u-1.json").read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"results": []},
+        {"plan": {}},
+        {"plan": {**PLAN, "device": "1"}},
+        {"plan": {**PLAN, "overlays": []}},
+        {"copies": [1]},
+        {"lease_until": float("nan")},
+        {"lease_until": 1e999},
+        {"in_step": 1},
+        {"results": {"memory": {"vda": {"other": 1}}}},
+    ],
+)
+def test_a_claim_with_wrong_values_is_damaged(claims: Path, changes: dict[str, Any]) -> None:
+    claim = saved(claims)
+    claim.file().write_text(json.dumps({**asdict(claim), **changes}), encoding="ascii")
+    with pytest.raises(LiveBackupError, match=r"u-1\.json is damaged \(it"):
+        read_claim("u-1")
+    assert all_claims() == []
 
 
 GONE = "qemu:///system"

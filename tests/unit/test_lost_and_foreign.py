@@ -221,7 +221,7 @@ def test_the_claim_stays_while_the_target_is_not_there(backup: Backup) -> None:
         with pytest.raises(LiveBackupError, match="does not exist"):
             backup.recover()
     backup.target.mkdir()
-    die(backup, plan={**claim_of(backup).plan, "device": -1})
+    die(backup, plan={**claim_of(backup).plan, "device": 0})
     with pytest.raises(LiveBackupError, match="is not the file system that it was made on"):
         backup.recover()
     backup.target.rmdir()

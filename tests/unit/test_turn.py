@@ -13,15 +13,14 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim import 
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import wall_time
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
-from .backup import Backup
+from .backup import PLAN, Backup
 from .clock import FakeClock
 
 
 def under_way(backup: Backup, uuid: str, seconds: float) -> Claim:
     """Somebody else's backup, between two steps; its lease runs for so long."""
     backup.claims.mkdir(exist_ok=True)
-    plan: dict[str, Any] = {"disks": [], "device": 0, "bytes_needed_here": 0}
-    claim = Claim(uuid, f"domain-{uuid}", "other", "push", "/t", plan, 1.0, lease_until=backup.clock.boottime() + seconds)
+    claim = Claim(uuid, f"domain-{uuid}", "other", "push", "/t", PLAN, 1.0, lease_until=backup.clock.boottime() + seconds)
     save_claim(claim)
     return claim
 
