@@ -30,11 +30,13 @@ def noted_place(disk: Disk) -> dict[str, Any]:
     if image.only_qemu:
         noted["elsewhere"] = f"the disk is not the whole of {image.path or 'one file'}: its <source> has {', '.join(image.only_qemu)}"
     if os.path.isabs(image.path) and os.path.exists(image.path):
-        real = os.path.realpath(image.path)
-        noted["real_path"] = real if real != image.path else ""
-        noted["mount"] = mount_of(image.path)
         if image.type == "block":
+            # Where its name leads (/dev/dm-3) changes from one start of the host to the next.
             noted["device_size"] = device_size(image.path)
+        else:
+            real = os.path.realpath(image.path)
+            noted["real_path"] = real if real != image.path else ""
+            noted["mount"] = mount_of(image.path)
     return {key: value for key, value in noted.items() if value or key in ("path", "format")}
 
 
@@ -77,7 +79,7 @@ def old_place(target: str, source: dict[str, Any], volume_place: VolumePlace) ->
     elif "type" not in source:
         # A manifest of an older version says no more than the path.
         problems += [f"{named} is a symbolic link, and nothing says that it was one. Name a directory"] * os.path.islink(named)
-    elif path != (source.get("real_path") or source["path"]):
+    elif source["type"] != "block" and path != (source.get("real_path") or source["path"]):
         was = source.get("real_path") or "no link"
         problems.append(f"{named} leads to {path} now; at the backup it was {was}. Put it right, or name a directory")
     problems += place_problems(path, was_block=source["type"] == "block" if "type" in source else None)

@@ -101,6 +101,20 @@ def test_a_mount_that_is_not_there(image: Path, tmp_path: Path, monkeypatch: pyt
     assert f"is below {tmp_path}, which /etc/fstab says is a mount" in place(source).problems[0]
 
 
+def test_a_device_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/dev/vg/lv leads to another /dev/dm-3 after the next start of the host."""
+    name = tmp_path / "lv"
+    name.symlink_to("dm-3")
+    monkeypatch.setattr(_disk_place, "device_size", lambda _path: 8)
+    (tmp_path / "dm-3").touch()
+    source = noted(f"<source dev='{name}'/>", "type='block'")
+    assert source == {"path": str(name), "format": "raw", "type": "block", "device_size": 8}
+    name.unlink()
+    name.symlink_to("dm-7")
+    monkeypatch.setattr(_disk_place, "_is_block", lambda path: path == f"{tmp_path}/dm-7")
+    assert place(source) == OldPlace(f"{tmp_path}/dm-7", str(name), True, None, (), ())
+
+
 def test_the_size_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_disk_place, "_is_block", lambda path: path == "/dev/vg/a")
     monkeypatch.setattr(_disk_place, "device_size", lambda _path: 8)
