@@ -47,7 +47,8 @@ _LISTED = _object(
     ahead=_BOOL,
     finished=_MAYBE_TIME,
     bytes=_NUMBER,
-    proof={**PROOF, "type": ["object", "null"]},
+    # Who lists a set says the outcome of older proofs, too.
+    proof={**PROOF, "type": ["object", "null"], "required": list(PROOF["properties"])},
     manifest={**SCHEMA, "type": ["object", "null"]},
 )
 # One that is read: its names become paths here.

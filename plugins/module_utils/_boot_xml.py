@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,15 @@ def boot_size(text: str, max_memory: int | None, max_vcpus: int) -> Size:
     original = parse_xml(text)
     memory = original.find("memory")
     # libvirt itself always writes KiB.
-    if memory is None or memory.get("unit", "KiB") != "KiB" or not (memory.text or "").strip().isdigit():
-        raise LiveBackupError("The set's domain.xml does not tell the domain's memory in KiB, as libvirt does.")
-    had = int(memory.text) * 1024
-    return Size(min(had, max_memory or had), min(int(original.findtext("vcpu", "1")), max_vcpus))
+    amount, processors = ("" if memory is None else memory.text or "").strip(), original.findtext("vcpu", "1").strip()
+    if memory is None or memory.get("unit", "KiB") != "KiB" or not (_is_number(amount) and _is_number(processors)):
+        raise LiveBackupError("The set's domain.xml does not have memory in KiB and a number of processors, as libvirt writes them.")
+    had = int(amount) * 1024
+    return Size(min(had, max_memory or had), min(int(processors), max_vcpus))
+
+
+def _is_number(text: str) -> bool:
+    return re.fullmatch("[0-9]{1,18}", text) is not None
 
 
 def is_proof(domain: libvirt.virDomain) -> bool:

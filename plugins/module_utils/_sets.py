@@ -38,7 +38,7 @@ GUIDE = "RESTORE.md"
 _MOST_BYTES = 16 * 1024 * 1024
 _HIDDEN = re.compile(rf"\.(?P<id>{BACKUP_ID})\.(?P<kind>partial|removing)")
 _UNMARKED = re.compile(r"\.[0-9a-f-]{16,}\.new")
-PROOF = {
+PROOF: dict[str, Any] = {
     "type": "object",
     "required": ["backup_id", "manifest", "level", "verified", "at", "rto_ms", "findings"],
     "properties": {

@@ -44,6 +44,8 @@ options:
       - Recovers although the run's last step ended less than five minutes ago. Use it only if you know that the run is dead, for example
         because you have ended its C(ansible-playbook). If the run lives after all, its next step fails and its backup is lost.
       - A step that works on the domain right now is never disturbed.
+    type: bool
+    default: false
   base_untouched:
     description:
       - Your word that nothing has written to the bases since the backup put the guest on its overlays, but the domain on its overlays and
@@ -66,6 +68,7 @@ EXAMPLES = r"""
   virtops.live_backup.libvirt_backup_recover:
     domain: db1
     take_over: true
+
 - name: Recover a domain on a block device that nobody else has used
   virtops.live_backup.libvirt_backup_recover:
     domain: db1

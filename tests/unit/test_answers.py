@@ -34,7 +34,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
     for year in (2021, 2022):
         make_set(target, f"y{year}", instant=f"{year}-01-01T00:00:00.000Z")
     (target / "db1/link").symlink_to("/")
-    proof = note_proof(str(target), str(target / "db1/y2022"), "boot", [], 8123)
+    proof = note_proof(str(target), str(target / "db1/y2022"), "boot", "verified", [], 8123)
     found = find_set(str(target), "db1", "y2022")
     return {
         "list_sets": list_sets(str(target)),

@@ -16,7 +16,9 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _boot, _commit, _qemu_img
+from ansible_collections.virtops.live_backup.plugins.module_utils import _commit, _qemu_img
+from ansible_collections.virtops.live_backup.plugins.module_utils._boot_scratch import Scratch
+from ansible_collections.virtops.live_backup.plugins.module_utils._clock import Clock
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._qcow2 import read_header
@@ -75,11 +77,12 @@ def nodes(value: Any) -> list[dict[str, Any]]:
 def guesses(command: list[str]) -> str:
     """What a command would guess; empty where it guesses nothing."""
     tool, *arguments = command
+    if arguments[-1].startswith("json:"):
+        described = nodes(json.loads(arguments[-1].removeprefix("json:")))
+        # A raw image has nothing below it.
+        return "" if all(node.get("driver") == "raw" or "backing" in node for node in described if "file" in node) else str(command)
     if tool == "qemu-nbd":
         wanted = ["--format"]
-    elif arguments[-1].startswith("json:"):
-        described = nodes(json.loads(arguments[-1].removeprefix("json:")))
-        return "" if all(node.get("driver") and "backing" in node for node in described if "file" in node) else str(command)
     else:
         wanted = [*FORMATS[arguments[0]], *(["-F"] if "-b" in arguments else [])]
     told = {option: arguments[index + 1] for index, option in enumerate(arguments[:-1])}
@@ -114,7 +117,8 @@ def overlay_of(directory: Path) -> Overlay:
 
 def _serve(directory: Path) -> None:
     socket = directory / "s"
-    with _boot._served(image(directory, "served.raw", "raw"), "raw", socket, None):
+    scratch = Scratch(directory, 1 << 30, Clock())
+    with scratch.served(image(directory, "served.raw", "raw"), "raw", 1 << 20, socket, None):
         # The server is ended when it was started: its arguments are all that is wanted.
         deadline = time.monotonic() + 30
         while '"qemu-nbd"' not in Path(os.environ["PATH"].partition(":")[0], "commands").read_text(encoding="utf-8"):
@@ -134,8 +138,9 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "commit": lambda at: Q.commit(overlay_of(at).path),
     "are_identical": lambda at: Q.are_identical(overlay_of(at).path, "qcow2", at / "base.raw", "raw"),
     "remove_bitmaps": lambda at: Q.remove_bitmaps(with_bitmap(image(at, "a"))),
+    "create_overlay": _serve,
     "_require_header": lambda at: _commit._require_header(overlay_of(at)),
-    "_served": _serve,
+    "served": _serve,
 }
 
 
@@ -177,7 +182,7 @@ def test_no_other_code_runs_qemus_tools() -> None:
     found = set()
     for path in PLUGINS.rglob("*.py"):
         found |= functions_with(path, lambda node: isinstance(node, ast.Constant) and node.value in TOOLS)
-    assert found == {("_qemu_img", "_command"), ("_boot", "_served")}
+    assert found == {("_qemu_img", "_command"), ("_boot_scratch", "served"), ("_boot_scratch", "_start")}
     runners = functions_with(
         Path(Q.__file__),
         lambda node: isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("_run", "_command"),

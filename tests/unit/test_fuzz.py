@@ -32,7 +32,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set im
     file_name,
     release_domain_directory,
 )
-from ansible_collections.virtops.live_backup.plugins.module_utils._boot_xml import boot_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._boot_xml import boot_size, boot_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils._check import check_files, note_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import (
     all_claims,
@@ -179,7 +179,9 @@ def test_domain_xml(place: Path, outside: Path, text: str) -> None:
             made = attempt(_restore_xml.restored_xml, text, name="n", uuid=UUID, is_copy=is_copy, disks=disks, nvram="", stamp={}, there=[])
             if is_copy and made is not None:
                 assert "/outside" not in made.xml
-        attempt(boot_xml, text, "proof", {"vda": "/s"}, "/c", "/n", kvm=True)
+        size = attempt(boot_size, text, None, 4)
+        if size is not None:
+            attempt(boot_xml, text, {"vda": "/s"}, Path("/proof"), size, kvm=True)
 
 
 @pytest.fixture(scope="module")
@@ -187,7 +189,7 @@ def set_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A target with a good set that has a proof."""
     target = tmp_path_factory.mktemp("good")
     path = make_set(target)
-    note_proof(str(target), str(path), "check", [], None)
+    note_proof(str(target), str(path), "check", "verified", [], None)
     return target
 
 
@@ -442,7 +444,7 @@ SETS = st.lists(
         {
             "instant": TIMES,
             "status": st.sampled_from(["good", "damaged", "partial", "removing"]),
-            "proof": st.none() | st.builds(lambda verified: {"verified": verified}, st.booleans()),
+            "proof": st.none() | st.builds(lambda outcome: {"outcome": outcome}, st.sampled_from(["verified", "failed", "timed out"])),
             "parent": st.none() | st.sampled_from(["n0", "n1", "n2", "n9"]),
         }
     ),
@@ -465,7 +467,7 @@ def test_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float,
         # Nothing is called good whose times are none.
         status = "damaged" if one["status"] == "good" and not _is_time(one["instant"]) else one["status"]
         proof = one["proof"]
-        one.update(backup_id=f"n{number}", status=status, good=status == "good" and (proof is None or proof["verified"]))
+        one.update(backup_id=f"n{number}", status=status, good=status == "good" and (proof is None or proof["outcome"] != "failed"))
     plan = plan_retention(sets, keep, now, keep_ids)
     published = {one["backup_id"] for one in sets if one["status"] in ("good", "damaged")}
     assert set(plan.removed).isdisjoint(plan.kept) and {*plan.removed, *plan.kept} == published
