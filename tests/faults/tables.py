@@ -82,6 +82,12 @@ CALLS: dict[str, dict[str, dict[str, str]]] = {
 BESIDE_OFF = ("nothing", "libvirtd is killed and started", "the domain is started")
 
 
+def _modules(module: str, call: str) -> tuple[str, ...]:
+    """Where a call may come: a commit that is ready late is pivoted by the module after the copy."""
+    commits = any(part in call for part in ("_commit.", "os.unlink", "blockJobAbort"))
+    return (COPY, COMMIT) if module == COPY and commits else (module,)
+
+
 @dataclass(frozen=True)
 class Kill:
     """One row: the module that dies at a call, and what happens beside that."""
@@ -93,6 +99,10 @@ class Kill:
     when: str
     beside: str
     shape: str = "still"
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return _modules(self.module, self.call)
 
     @property
     def fault(self) -> str:
@@ -234,6 +244,10 @@ class PowerCut:
     fault: str
     # Whether the set is there for certain then.
     published: bool = False
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return _modules(self.module, self.fault)
 
     def __str__(self) -> str:
         return f"{self.method}: {self.at}"

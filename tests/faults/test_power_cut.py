@@ -68,11 +68,14 @@ def test_the_power_fails(point: PowerCut, host: tuple[FaultyDisk, Hypervisor], t
     if point.method == "offline":
         guest.destroy()
     stopped = None
-    for module in run.modules[: run.modules.index(point.module) + 1]:
-        if module == point.module and point.fault:
+    for module in run.modules[: run.modules.index(point.modules[-1]) + 1]:
+        if point.fault and module in point.modules:
             stopped = run.start(module, point.fault)
             wait_until(partial(is_stopped, stopped), 60, f"{module} to stop")
-            assert stopped.poll() is None, f"it never came to {point}"
+            if stopped.poll() is None:
+                break
+            assert module != point.modules[-1], f"it never came to {point}"
+            assert "failed" not in result_of(stopped)
         else:
             result = result_of(run.start(module))
             assert "failed" not in result, result

@@ -39,7 +39,7 @@ def test_killed(point: Kill, guests: Callable[[str], Guest], backup_of: Callable
     guest.write(5)
     if point.method == "offline":
         guest.destroy()
-    run.until_killed((point.module,), point.fault)
+    run.until_killed(point.modules, point.fault)
     durable = guest.durable()
     if point.beside == "the domain is started":
         guest.start()
