@@ -80,7 +80,8 @@ def guesses(command: list[str]) -> str:
     if arguments[-1].startswith("json:"):
         described = nodes(json.loads(arguments[-1].removeprefix("json:")))
         # A raw image has nothing below it.
-        return "" if all(node.get("driver") == "raw" or "backing" in node for node in described if "file" in node) else str(command)
+        known = [node.get("driver") == "raw" or node.get("driver") and "backing" in node for node in described if "file" in node]
+        return "" if all(known) else str(command)
     if tool == "qemu-nbd":
         wanted = ["--format"]
     else:

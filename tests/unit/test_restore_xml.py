@@ -201,5 +201,5 @@ def test_the_size_of_a_proof(max_memory: int | None, max_vcpus: int, size: Size)
 
 @pytest.mark.parametrize("memory", ["", "<memory unit='GiB'>8</memory>", "<memory>much</memory>", "<memory/>"])
 def test_a_memory_that_libvirt_would_not_write(memory: str) -> None:
-    with pytest.raises(LiveBackupError, match="does not tell the domain's memory"):
+    with pytest.raises(LiveBackupError, match="does not have memory in KiB"):
         boot_size(f"<domain>{memory}<vcpu>1</vcpu></domain>", None, 4)
