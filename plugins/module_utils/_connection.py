@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import operator
 import os
 import re
 import threading
@@ -114,8 +115,9 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[libvirt.virConnect]
     """One connection, opened once and always closed. Its calls fail when libvirt's daemon hangs."""
     require_libraries()
     check_local(uri)
-    # libvirt prints every error on stderr unless it is told not to.
-    libvirt.registerErrorHandler(lambda context, error: None, None)
+    # libvirt prints every error on stderr unless it is told not to. No function of Python's: a signal's handler would be run in it, and the
+    # exception that it raises would become a SystemError of the binding.
+    libvirt.registerErrorHandler(operator.is_, None)
     _run_event_loop()
     # Python hears of no signal while its main thread is in a call of libvirt's, and of every one while it waits for another thread.
     opening = DaemonThreads(1)

@@ -30,9 +30,11 @@ def guest(make_shared_guest: Callable[..., Guest]) -> Guest:
 
 @pytest.fixture
 def backup(guest: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> Iterator[Backup]:
-    yield backup_of(guest)
+    made = backup_of(guest)
+    yield made
     # Where a test has failed the others must not.
     hypervisor.wake_libvirtd()
+    made.recover()
 
 
 def claim_of(backup: Backup) -> dict[str, Any]:
