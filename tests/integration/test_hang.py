@@ -7,7 +7,6 @@ import json
 import os
 import signal
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -138,29 +137,3 @@ def test_the_overlays_are_watched_while_it_hangs(backup: Backup, hypervisor: Hyp
     verdict = judge(guest.images, durable)
     guest.start()
     assert verdict.ok, f"the guest's own disks: {verdict}"
-
-
-@pytest.mark.parametrize("call", ["before blockCommit", "before blockJobAbort"])
-def test_a_commit_goes_on_when_it_does(backup: Backup, call: str) -> None:
-    """What it was asked for comes late, and is not asked for twice."""
-    chain = backup.chain()
-    assert backup.snapshot()["changed"]
-    process = backup.start_module("sparse_copy", fault=f"HANG {call}", domain=backup.guest.name, backup_id=backup.backup_id)
-    wait_until(lambda: process.poll() is not None or backup.hypervisor.libvirtd_hangs(), 60, "libvirtd to hang")
-    # The call is given up when there is another connection.
-    before = _sockets(process.command_pid)
-    wait_until(lambda: process.poll() is not None or _sockets(process.command_pid) != before, 60, "the call to be given up")
-    backup.hypervisor.wake_libvirtd()
-    result = result_of(process)
-    assert result.get("changed"), result
-    committed = backup.commit()
-    assert "failed" not in committed, committed
-    assert backup.chain() == chain
-    verdict = backup.judge(backup.publish(), 0)
-    assert verdict.ok, str(verdict)
-    backup.assert_at_rest()
-
-
-def _sockets(pid: int) -> set[str]:
-    links = [os.readlink(one) for one in Path(f"/proc/{pid}/fd").iterdir() if one.is_symlink()]
-    return {link for link in links if link.startswith("socket:")}
