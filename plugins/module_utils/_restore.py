@@ -106,14 +106,15 @@ def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
         left.uri = params["uri"]
         with hold(left.uuid, clock):
             completed = left.phase != "broken" and complete_or_undo(left, stamp)
-        if completed and left.stamp == stamp:
+        if completed and left.is_of(stamp):
             return {"changed": True, "planned": False, "verified": True, **left.result}
         # It stays where a device holds a part of it, until another restore is whole.
         left = restore_of(name)
     with connect(params["uri"]) as connection:
         if left is None and not params["again"] and _is_restored(connection, name, stamp):
             return _unchanged(connection, name)
-        plan = plan_restore(connection, found, params, stamp, str(uuid_module.uuid4()))
+        # The set may have been restored before: what defines the domain now is this restore.
+        plan = plan_restore(connection, found, params, {**stamp, "restore": uuid_module.uuid4().hex}, str(uuid_module.uuid4()))
     with hold(plan.uuid, clock), ExitStack() as stack:
         if left is None:
             _require_free(plan)
@@ -259,8 +260,9 @@ def _unchanged(connection: libvirt.virConnect, name: str) -> dict[str, Any]:
 
 
 def _is_restored(connection: libvirt.virConnect, name: str, stamp: dict[str, str]) -> bool:
+    """Whether the domain's metadata has all of a stamp."""
     domain = lookup_name(connection, name)
-    return domain is not None and set_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)) == stamp
+    return domain is not None and set_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).items() >= stamp.items()
 
 
 # What an interrupted restore left
@@ -302,14 +304,14 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str]) -> bool:
         if journal.phase == "swap":
             swap(journal)
     # Another set is wanted instead, whose disks this one's domain would have in use.
-    journal.start = journal.start and journal.stamp == stamp
+    journal.start = journal.start and journal.is_of(stamp)
     complete(journal)
     return True
 
 
 def _may_complete(journal: Journal, stamp: dict[str, str]) -> bool:
     """Not where another set is wanted by now, or a device is still to be written and its set is gone."""
-    return journal.stamp == stamp and all(Path(journal.set_path, device.file).exists() for device in journal.devices)
+    return journal.is_of(stamp) and all(Path(journal.set_path, device.file).exists() for device in journal.devices)
 
 
 def complete(journal: Journal) -> None:

@@ -28,6 +28,9 @@ from ._manifest_schema import Schema, violations
 # back, and a device, which cannot be put back, holds a part of the set.
 PHASES = ("write", "swap", "defined", "undo", "broken")
 
+# What of a stamp says which set it is.
+_OF_SET = ("uuid", "backup_id", "instant")
+
 # What tells a file from another at the same path: its inode, size, and the time of its last write in nanoseconds.
 Identity = list[int]
 
@@ -63,7 +66,8 @@ class Device:
 class Journal:
     """A restore under way, or interrupted.
 
-    `stamp` names the set, `set_path` is the directory that its files are read from. `broken` are the devices that may hold a part of a set.
+    `stamp` names the set, and by `restore` this restore of it. `set_path` is the directory that its files are read from. `broken` are the
+    devices that may hold a part of a set.
     """
 
     name: str
@@ -94,6 +98,10 @@ class Journal:
     def words(self) -> str:
         """Which restore it is."""
         return f"the restore of domain {self.name!r} from backup {self.stamp['backup_id']}"
+
+    def is_of(self, stamp: dict[str, str]) -> bool:
+        """Whether it restores the set of a stamp."""
+        return all(self.stamp[key] == stamp[key] for key in _OF_SET)
 
     def save(self) -> None:
         write_durably(self.file, json.dumps(asdict(self)).encode())
@@ -204,7 +212,7 @@ _SCHEMA = _object(
     name=_STRING,
     uuid=_STRING,
     uri=_STRING,
-    stamp=_object(uuid=_STRING, backup_id=_STRING, instant=_STRING),
+    stamp={**_object(**dict.fromkeys(_OF_SET, _STRING)), "properties": dict.fromkeys((*_OF_SET, "restore"), _STRING)},
     xml=_STRING,
     start=_YES_OR_NO,
     set_path=_STRING,

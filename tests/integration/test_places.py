@@ -233,6 +233,26 @@ def test_a_link_is_followed_both_ways(machine: Callable[..., Machine], backup_of
     assert not link.exists()
 
 
+def test_the_same_set_once_more_is_interrupted(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
+    """The metadata names the set from the first restore on, and does not prove that the second has come to its end."""
+    made = machine()
+    images = [random_image(made.directory / f"{name}.raw", seed=seed) for seed, name in enumerate("ab", 1)]
+    made.define(*map(file_disk, images))
+    saved = [image.read_bytes() for image in images]
+    backup = backup_of(made)
+    back_up(backup, "offline")
+    assert restore(backup)["changed"]
+    assert restore(backup)["changed"] is False
+    for image in images:
+        image.write_bytes(bytes(len(saved[0])))
+    options = {"domain": made.name, "backup_id": "night-1", "target": str(backup.target), "overwrite": True, "again": True}
+    killed = backup.start_module("libvirt_domain_restore", fault="KILL after _restore_files._put", **options)
+    assert killed.wait(timeout=120) != 0
+    assert [image.read_bytes() for image in images] == [saved[0], bytes(len(saved[0]))]
+    assert backup.recover()["changed"]
+    assert [image.read_bytes() for image in images] == saved and backup.claims() == []
+
+
 def test_a_device_that_is_gone_does_not_become_a_file(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
     made = machine()
     device = made.hypervisor.loop_device(2 * MIB)
