@@ -84,8 +84,10 @@ def _gpt(read: Read, sector: int) -> Iterator[tuple[int, int]]:
 
 def _mbr(read: Read) -> Iterator[tuple[int, int]]:
     """The primary partitions, and the logical ones, whose tables are a chain."""
-    tables, extended = [0], 0
-    for table in tables:
+    tables, extended, number = [0], 0, 0
+    while number < len(tables):
+        table = tables[number]
+        number += 1
         sector = read(table, 512)
         if sector[510:] != b"\x55\xaa":
             continue

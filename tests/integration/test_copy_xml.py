@@ -34,7 +34,7 @@ print(json.dumps(answers))
 def defined(hypervisor: Hypervisor, texts: list[str]) -> list[tuple[str, str]]:
     """What libvirt makes of each XML, or why it takes it not."""
     done = hypervisor.run([sys.executable, "-c", _DEFINE], input=json.dumps(texts), timeout=300)
-    return [(made, why) for made, why in json.loads(done.stdout)]
+    return list(map(tuple, json.loads(done.stdout)))
 
 
 def mixes() -> Iterator[list[Part]]:

@@ -175,7 +175,7 @@ def test_two_proofs_side_by_side(everyday: Guest, backup_of: Callable[..., Backu
     backup = backup_of(everyday)
     backup.run()
     options = {"domain": everyday.name, "backup_id": "night-1", "target": str(backup.target), "level": "boot"}
-    both = [backup.start_module("backup_set_verify", **options) for _ in range(2)]
+    both = [backup.start_module("backup_set_verify", **options) for _number in range(2)]
     for result in map(result_of, both):
         assert result.get("verified"), result
     assert_no_proof_left(backup)

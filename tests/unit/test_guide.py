@@ -76,7 +76,7 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
     manifest["domain"]["hypervisor"] = draw(HOSTILE)
     manifest["consistency"]["why"] = draw(HOSTILE)
     manifest["not_captured"] = draw(st.lists(HOSTILE, max_size=3))
-    manifest["skipped"] = [{"target": draw(HOSTILE), "reason": draw(HOSTILE)} for _ in range(draw(st.integers(0, 2)))]
+    manifest["skipped"] = [{"target": draw(HOSTILE), "reason": draw(HOSTILE)} for _number in range(draw(st.integers(0, 2)))]
     for disk in manifest["disks"]:
         disk["target"], disk["file"] = draw(HOSTILE), draw(st.sampled_from(["vda.qcow2", "-x.raw", "%2Ea.qcow2"]))
         # The shell takes the newlines off the end of where a link leads, and the block stops.
