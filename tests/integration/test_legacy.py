@@ -269,8 +269,9 @@ def test_the_overlays_file_system_fills_up(
 def test_the_overlays_would_fill_their_disk(large: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> None:
     """The copy is given up in time: the guest never stops. Their disk is filled from outside, in a copy that would last for hours."""
     backup = backup_of(large)
-    small = hypervisor.small_filesystem("small-overlays", 220 << 20)
-    assert backup.snapshot(overlay_dir=str(small))["changed"]
+    small = hypervisor.small_filesystem("small-overlays", 320 << 20)
+    begun = backup.snapshot(overlay_dir=str(small))
+    assert begun.get("changed"), begun
     copying = start_copy(backup, bandwidth=CRAWL)
     free = os.statvfs(hypervisor.outside(small))
     hypervisor.run(["fallocate", "--length", str(free.f_bavail * free.f_frsize - RESERVE + (2 << 20)), small / "hog"])

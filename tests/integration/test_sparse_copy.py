@@ -254,7 +254,7 @@ def test_bad_options(image: Path, target: Path, sshd: Sshd) -> None:
         ({**here, "ssh_options": ["User=x"]}, "begins with ssh://"),
         ({"dest": "ssh://-oProxyCommand=x/copy"}, "is not of the form"),
         ({"dest": "ssh://host"}, "is not of the form"),
-        ({**there, "ssh_options": ["stricthostkeychecking no"]}, "host keys are always checked"),
+        ({**there, "ssh_options": ["stricthostkeychecking no"]}, "ssh_options must not set stricthostkeychecking: that protects this host"),
         ({**there, "ssh_key": "/no/key"}, "is not a file"),
         ({**there, "ssh_options": []}, "is not known here"),
         ({**there, "dest": f"ssh://127.0.0.1:1{target}/copy"}, "cannot be reached"),

@@ -239,7 +239,7 @@ def test_the_server_is_full(
     assert begin(backup, there, "legacy")["changed"]
     hypervisor.run(["dd", "if=/dev/zero", f"of={small}/hog", "bs=1M"], check=False)
     copied = backup.copy()
-    assert copied["failed"] and "there is no room left" in copied["msg"], copied
+    assert copied["failed"] and "Free some disk space there" in copied["msg"], copied
     backup.assert_nothing_left()
     refused = begin(backup, there, "legacy")
     assert refused["failed"] and "is too small" in refused["msg"] and refused["bytes_needed"] > refused["bytes_free"], refused

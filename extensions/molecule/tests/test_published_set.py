@@ -44,7 +44,7 @@ def manifest(published):
 
 
 def test_the_manifest_names_the_set(manifest, guest):
-    assert manifest["schema"] == 1
+    assert manifest["schema"] == 2
     assert manifest["backup_id"] == BACKUP_ID
     assert manifest["method"] == METHOD
     assert manifest["method_reason"]
