@@ -19,7 +19,7 @@ from ._clock import Clock
 from ._connection import explained
 from ._digest import image_size
 from ._domain_xml import Image, with_disk_source
-from ._domains import active, lookup
+from ._domains import DEFINITIONS, active, lookup
 from ._errors import LiveBackupError
 from ._events import across_restarts, turns
 from ._files import sync_existing, sync_path
@@ -46,7 +46,6 @@ _TRIES = 3
 _WATCHED_SECONDS = 10.0
 _NOTE_SECONDS = 5.0
 # Where libvirt keeps definitions. It renames a new one into place, and does not sync that.
-_DEFINITIONS = Path("/etc/libvirt/qemu")
 _BY_MONITOR = "QEMU's monitor"
 
 
@@ -227,7 +226,7 @@ class Way:
         self._claim.results.setdefault("committed", {})[overlay.target] = allocated(overlay.path)
         # After a power cut the definition that names the base must be there; or at least the proof that nothing is lost with the overlay.
         remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
-        sync_existing(_DEFINITIONS)
+        sync_existing(DEFINITIONS)
         os.unlink(overlay.path)
         sync_path(Path(overlay.path).parent)
         save_claim(self._claim)

@@ -42,8 +42,9 @@ def _problems(root: Any) -> Iterator[str]:
     for path in ("name", "uuid", "os/type"):
         if not root.findtext(path):
             yield f"it has no {path}"
-    if root.find("devices") is None:
-        yield "it has no devices"
+    for path in ("os", "os/type", "devices"):
+        if len(root.findall(path)) != 1:
+            yield f"it has {len(root.findall(path))} elements {path}, not one"
     for disk in root.findall("devices/disk"):
         if disk.find("target") is None or not disk.find("target").get("dev"):
             yield "it has a disk without a target"

@@ -14,6 +14,9 @@ from ._domain_xml import Domain, VolumePlace, parse_domain, parse_xml
 from ._libraries import libvirt
 from ._numbers import VIR_ERR_NO_DOMAIN
 
+# Where libvirt keeps the definitions of domains. It does not sync this directory.
+DEFINITIONS = Path("/etc/libvirt/qemu")
+
 
 def lookup(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
     """The domain, running or shut off; None when it is gone."""

@@ -74,16 +74,27 @@ def is_on_disk(mountinfo: str, device: int) -> bool:
 def mount_of(path: str | Path) -> str:
     """The mount point of the file system that a path lies on, or would lie on."""
     there = Path(os.path.realpath(path))
-    points = {_unescaped(line.split()[4]) for line in _MOUNTS.read_text(encoding="utf-8").splitlines()}
+    points = _mount_points()
     return next((str(one) for one in (there, *there.parents) if str(one) in points), "/")
+
+
+def _mount_points() -> set[str]:
+    """Bind mounts too, which are not to be seen by their device number."""
+    return {_unescaped(line.split()[4]) for line in _lines(_MOUNTS)}
+
+
+def _lines(path: Path) -> list[str]:
+    # Names in it need not be UTF-8.
+    return path.read_text(encoding="utf-8", errors="surrogateescape").splitlines() if path.exists() else []
 
 
 def not_mounted(path: str | Path) -> str:
     """A mount point of fstab that a path lies below and that is not mounted, so that what is written there would be hidden later."""
-    lines = _FSTAB.read_text(encoding="utf-8").splitlines() if _FSTAB.exists() else []
-    points = {_unescaped(fields[1]) for fields in (line.split("#")[0].split() for line in lines) if len(fields) > 1}
-    there = _with_parents(path)
-    return next((point for point in there if point in points and not os.path.ismount(point)), "")
+    fields = (line.split("#")[0].split() for line in _lines(_FSTAB))
+    points = {os.path.normpath(_unescaped(one[1])) for one in fields if len(one) > 1}
+    # Somebody has mounted the root, whatever a changed root shows of it.
+    missing = points - _mount_points() - {"/"}
+    return next((point for point in _with_parents(path) if point in missing), "")
 
 
 def _with_parents(path: str | Path) -> Iterable[str]:

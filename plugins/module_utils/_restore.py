@@ -29,10 +29,10 @@ from ._copy import Pace
 from ._copy_image import Copying, copy_image
 from ._digest import file_digest, image_digest
 from ._disk_place import is_below_dev
-from ._domains import read_domain
+from ._domains import DEFINITIONS, read_domain
 from ._errors import Interrupted, LiveBackupError
 from ._fetch import fetched
-from ._files import sync_path, write_durably
+from ._files import sync_existing, sync_path, write_durably
 from ._filesystem import mount_of, not_mounted
 from ._image_lock import images_locked
 from ._libraries import libvirt
@@ -328,6 +328,8 @@ def complete(journal: Journal) -> None:
                         undo(journal)
                         raise _undone(journal, explain(error, "define it")) from error
                 raise
+            # The old disks go: after a power cut their definition must not be back.
+            sync_existing(DEFINITIONS)
             journal.set_phase("defined")
         remove_old(journal)
         for pool in journal.pools:

@@ -44,6 +44,8 @@ def swap(journal: Journal) -> None:
     for move in journal.moves:
         if identity(move.path) != move.new:
             _put(move)
+        # A run that was killed after the renames may not have come to this.
+        sync_path(Path(move.path).parent)
 
 
 def _put(move: Move) -> None:
@@ -57,9 +59,10 @@ def _put(move: Move) -> None:
         status = path.stat()
         os.chown(temporary, status.st_uid, status.st_gid)
         temporary.chmod(status.st_mode & 0o7777)
+        if os.path.lexists(move.aside):
+            raise LiveBackupError(f"{move.aside} is an old file that another restore put aside. Move it away, and restore again.")
         path.rename(move.aside)
     temporary.rename(path)
-    sync_path(path.parent)
 
 
 def _write_device(set_path: Path, device: Device) -> None:
@@ -109,6 +112,8 @@ def _put_back(move: Move, phase: str) -> str:
             aside.rename(path)
         elif move.new and there == move.new and not move.old:
             path.unlink()
+        elif move.new and there == move.new:
+            return f"{path} is the new file, and the old one, {aside}, is gone or was changed. Decide which you want, and restore again."
     for left in (temporary, temporary_of(temporary)):
         if os.path.lexists(left) and (phase == "write" or identity(left) == move.new):
             left.unlink()

@@ -105,7 +105,12 @@ class Journal:
 
     def save(self) -> None:
         write_durably(self.file, json.dumps(asdict(self)).encode())
-        _old_file(self.name).unlink(missing_ok=True)
+        self._remove_old_file()
+
+    def _remove_old_file(self) -> None:
+        # Not its own, if the domain's name is its UUID.
+        if _old_file(self.name) != self.file:
+            _old_file(self.name).unlink(missing_ok=True)
 
     def set_phase(self, phase: str) -> None:
         self.phase = phase
@@ -114,7 +119,7 @@ class Journal:
     def remove(self) -> None:
         self.file.unlink(missing_ok=True)
         temporary_of(self.file).unlink(missing_ok=True)
-        _old_file(self.name).unlink(missing_ok=True)
+        self._remove_old_file()
         sync_path(_claim.CLAIMS)
 
 

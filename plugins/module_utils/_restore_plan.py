@@ -282,11 +282,18 @@ def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterato
             disks = read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks
             for image, image_format in [(disk.chain[0].path, disk.chain[0].format) for disk in disks if disk.chain]:
                 if Path(image).is_file():
-                    below = backing_chain(image, image_format)
-                    if any(os.path.exists(one["filename"]) and path.samefile(one["filename"]) for one in below):
+                    if any(os.path.exists(one) and path.samefile(one) for one in _chain(image, image_format)):
                         yield domain.name()
                 elif image and os.path.exists(image) and path.samefile(image):
                     yield domain.name()
+
+
+def _chain(image: str, image_format: str) -> list[str]:
+    """The files of an image. What another domain's damaged image builds on cannot be known, and must not keep this one from a restore."""
+    try:
+        return [one["filename"] for one in backing_chain(image, image_format)]
+    except LiveBackupError:
+        return [image]
 
 
 def _too_small(images: list[Image]) -> Iterator[str]:

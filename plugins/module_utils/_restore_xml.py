@@ -150,7 +150,8 @@ def _without_source(devices: Any, disk: Any, removed: list[str], *, there: list[
     if source is None or path in there:
         return
     if disk.get("device") in ("cdrom", "floppy"):
-        disk.remove(source)
+        for one in disk.findall("source"):
+            disk.remove(one)
         removed.append(f"the medium {path or '(no file)'} of drive {target}")
     elif is_copy:
         devices.remove(disk)

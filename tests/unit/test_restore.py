@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,31 @@ def test_an_undo_that_somebody_else_is_in_the_way_of_says_so_and_goes_on_later(t
     (tmp_path / "old").rename(tmp_path / "moved")
     undo(journal)
     assert files(tmp_path) == {"old": "old", "moved": "mine, and longer"}
+
+
+def test_an_undo_without_the_old_file_keeps_the_new_one_and_says_so(tmp_path: Path, journal: Journal) -> None:
+    """A power cut may have given it another time, or somebody has removed it."""
+    swap(journal)
+    aside = Path(journal.moves[0].aside)
+    os.utime(aside, ns=(1, 1))
+    with pytest.raises(LiveBackupError, match=f"{tmp_path}/old is the new file, and the old one, {aside}, is gone or was changed"):
+        undo(journal)
+    assert files(tmp_path) == {"old": "backup of old", ".old.n1.replaced": "old"} and journal.file.exists()
+
+
+def test_an_old_file_of_another_restore_is_not_replaced(tmp_path: Path, journal: Journal) -> None:
+    Path(journal.moves[0].aside).write_text("older", encoding="utf-8")
+    with pytest.raises(LiveBackupError, match="is an old file that another restore put aside"):
+        swap(journal)
+    assert files(tmp_path)["old"] == "old" and files(tmp_path)[".old.n1.replaced"] == "older"
+
+
+def test_a_domain_whose_name_is_its_uuid_keeps_its_journal(journal: Journal) -> None:
+    journal.name = UUID
+    journal.save()
+    assert restore_of(UUID) == journal
+    journal.remove()
+    assert restore_of(UUID) is None
 
 
 def test_nothing_is_concluded_from_a_file_system_that_is_not_mounted(tmp_path: Path, journal: Journal) -> None:
