@@ -735,7 +735,7 @@ def test_the_power_fails_after_the_overlay_was_deleted(
     """And the definition on the base had not reached libvirt's disk. First everything that is needed then is brought there."""
     definitions = tmp_path / "qemu"
     definitions.mkdir()
-    monkeypatch.setattr(_commit, "_DEFINITIONS", definitions)
+    monkeypatch.setattr(_commit, "DEFINITIONS", definitions)
     monkeypatch.setattr(_commit, "sync_existing", lambda path: order.append(str(path)))
     unlink, order = os.unlink, []
 
