@@ -118,4 +118,4 @@ def _doubts(one: dict[str, Any]) -> Iterator[str]:
         try:
             wall_time(str(one["instant"]))
         except ValueError:
-            yield f"the instant of set {one['backup_id']} is no time"
+            yield f"the instant of set {one['backup_id']} is not a time"

@@ -61,7 +61,7 @@ class Terms:
 class Boot:
     """How it went: the milliseconds until it was up, or why it is not, with the end of its console.
 
-    A guest that `timed_out` did not come up in time, and may have, given more: that is no proof of anything.
+    A guest that `timed_out` did not come up in time, and might have, given more time. It proves nothing about the set.
     """
 
     rto_ms: int | None

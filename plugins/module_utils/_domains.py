@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,9 +20,18 @@ DEFINITIONS = Path("/etc/libvirt/qemu")
 
 
 def lookup(connection: libvirt.virConnect, uuid: str) -> libvirt.virDomain | None:
-    """The domain, running or shut off; None when it is gone."""
+    """The domain of that UUID, running or shut off; None when it is gone."""
+    return _found(connection.lookupByUUIDString, uuid)
+
+
+def lookup_name(connection: libvirt.virConnect, name: str) -> libvirt.virDomain | None:
+    """The domain of that name, if there is one."""
+    return _found(connection.lookupByName, name)
+
+
+def _found(call: Callable[[str], libvirt.virDomain], which: str) -> libvirt.virDomain | None:
     try:
-        return connection.lookupByUUIDString(uuid)
+        return call(which)
     except libvirt.libvirtError as error:
         if error.get_error_code() != VIR_ERR_NO_DOMAIN:
             raise

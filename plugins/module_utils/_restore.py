@@ -29,7 +29,7 @@ from ._copy import Pace
 from ._copy_image import Copying, copy_image
 from ._digest import file_digest, image_digest
 from ._disk_place import is_below_dev
-from ._domains import DEFINITIONS, read_domain
+from ._domains import DEFINITIONS, lookup_name, read_domain
 from ._errors import Interrupted, LiveBackupError
 from ._fetch import fetched
 from ._files import sync_existing, sync_path, write_durably
@@ -41,7 +41,7 @@ from ._qcow2 import is_self_contained
 from ._qemu_img import convert, remove_bitmaps
 from ._restore_files import end, note_identities, remove_old, swap, undo
 from ._restore_journal import Device, Journal, Move, restore_of
-from ._restore_plan import Image, Plan, lookup_name, plan_restore, require_replaceable
+from ._restore_plan import Image, Plan, plan_restore, require_replaceable
 from ._restore_xml import set_of
 from ._sets import read_small, reading_set
 

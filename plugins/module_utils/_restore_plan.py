@@ -18,11 +18,11 @@ from ._commit import names_image
 from ._definition import read_definition
 from ._disk_place import OldPlace, device_size, old_place, place_problems
 from ._domain_xml import VolumePlace, parse_domain, parse_xml
-from ._domains import read_domain, volumes_of
+from ._domains import lookup_name, read_domain, volumes_of
 from ._errors import LiveBackupError
 from ._filesystem import MIB, data_bytes, free_bytes, inode_problem
 from ._libraries import libvirt
-from ._numbers import VIR_DOMAIN_SHUTOFF_MIGRATED, VIR_ERR_NO_DOMAIN
+from ._numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
 from ._qemu_img import backing_chain, measure
 from ._restore_xml import Place, needs, restored_xml, sources_of_others
 from ._text import foreign
@@ -77,16 +77,6 @@ class Plan:
     def differences(self) -> list[str]:
         """What is not as it was when the backup was made, though it does not forbid the restore."""
         return [difference for image in self.images for difference in image.differences]
-
-
-def lookup_name(connection: libvirt.virConnect, name: str) -> libvirt.virDomain | None:
-    """The domain of that name, if there is one."""
-    try:
-        return connection.lookupByName(name)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != VIR_ERR_NO_DOMAIN:
-            raise
-        return None
 
 
 def plan_restore(
