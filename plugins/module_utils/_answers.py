@@ -91,7 +91,12 @@ ANSWERS: dict[str, Schema] = {
     "error": {
         "type": "object",
         "required": ["error"],
-        "properties": {"error": _STRING, "refused": _BOOL, "errno": {"type": ["integer", "null"]}, "file": _MAYBE},
+        "properties": {
+            "error": _STRING,
+            "code": {"type": "string", "pattern": "^[a-z_]{1,60}$"},
+            "errno": {"type": ["integer", "null"]},
+            "file": _MAYBE,
+        },
     },
 }
 

@@ -40,7 +40,7 @@ def is_remote(params: dict[str, Any]) -> bool:
     """Whether the target is another host's; an error where only its options are given."""
     remote: bool = params["target"].startswith(SCHEME)
     if not remote and (params["ssh_key"] or params["ssh_options"]):
-        raise LiveBackupError("ssh_key and ssh_options are for a target that begins with ssh://.")
+        raise LiveBackupError("ssh_key and ssh_options are for a target that begins with ssh://.", code="option_invalid")
     return remote
 
 
@@ -48,7 +48,8 @@ def made_in(params: dict[str, Any]) -> Path:
     """The directory of this host that sets are made in: the target, or where they are before they are sent."""
     if is_remote(params) != bool(params["staging_dir"]):
         raise LiveBackupError(
-            "staging_dir is needed where target begins with ssh://, and only there: name an existing directory on this host."
+            "staging_dir is needed where target begins with ssh://, and only there: name an existing directory on this host.",
+            code="option_invalid",
         )
     return check_target(params["staging_dir"] or params["target"])
 
@@ -63,7 +64,7 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     keep = {rule: params[f"keep_{rule}"] or 0 for rule in RULES}
     negative = [rule for rule, count in keep.items() if count < 0]
     if negative:
-        raise LiveBackupError(f"keep_{negative[0]} must not be negative.")
+        raise LiveBackupError(f"keep_{negative[0]} must not be negative.", code="option_invalid")
     # The domains of unfinished restores, and those whose sets they need.
     held = {uuid: f"{one.words} is not finished" for one in all_journals() for uuid in (one.uuid, one.stamp["uuid"])}
     rules = {"keep": keep, "keep_ids": params["keep_ids"], "held": held}
@@ -73,5 +74,5 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     result["diff"] = {"before": paths[0] + paths[1], "after": paths[1]}
     if problems:
         where = f"On {address_of(params).host}: " if is_remote(params) else ""
-        raise LiveBackupError(where + " ".join(foreign(problem, 1000) for problem in problems), **result)
+        raise LiveBackupError(where + " ".join(foreign(problem, 1000) for problem in problems), **result, code="prune_incomplete")
     return result

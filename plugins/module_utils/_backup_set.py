@@ -37,14 +37,15 @@ def check_backup_id(backup_id: str) -> None:
     if not re.fullmatch(BACKUP_ID, backup_id):
         raise LiveBackupError(
             f"backup_id {backup_id!r} is not allowed: it begins with a letter or digit and has at most 64 letters, digits, "
-            "'.', '_' and '-'."
+            "'.', '_' and '-'.",
+            code="option_invalid",
         )
 
 
 def check_target(target: str) -> Path:
     """A target is an absolute path: the module's working directory means nothing to QEMU."""
     if not os.path.isabs(target):
-        raise LiveBackupError(f"target {target!r} is not an absolute path on the hypervisor.")
+        raise LiveBackupError(f"target {target!r} is not an absolute path on the hypervisor.", code="option_invalid")
     return Path(os.path.normpath(target))
 
 
@@ -89,7 +90,8 @@ def make_partial(paths: SetPaths, token: str) -> None:
     if paths.partial.exists():
         raise LiveBackupError(
             f"{paths.partial} exists already and is not of a run on this hypervisor. If no other hypervisor is writing it, remove it, "
-            "or choose another backup_id."
+            "or choose another backup_id.",
+            code="backup_id_taken",
         )
     unmarked = unmarked_partial(paths, token)
     unmarked.mkdir(mode=0o711)
@@ -123,7 +125,9 @@ def owned_by(directory: Path) -> str:
     except NotADirectoryError:
         return "?"
     except (ValueError, TypeError, KeyError) as error:
-        raise LiveBackupError(f"{directory / OWNER} is damaged: it must be a JSON object with the domain's uuid.") from error
+        raise LiveBackupError(
+            f"{directory / OWNER} is damaged: it must be a JSON object with the domain's uuid.", code="owner_file_damaged"
+        ) from error
 
 
 def domain_directory(target: Path, name: str, uuid: str) -> Path:
@@ -148,7 +152,8 @@ def require_safe(target: Path) -> None:
             continue
         raise LiveBackupError(
             f"Target {target} is not safe: {others} {directory}, and could exchange the backups. "
-            f"Run `{way} {shlex.quote(str(directory))}`, or choose another target."
+            f"Run `{way} {shlex.quote(str(directory))}`, or choose another target.",
+            code="target_unsafe",
         )
 
 
@@ -170,7 +175,9 @@ def claim_domain_directory(target: Path, name: str, uuid: str) -> Path:
 
 def _take(directory: Path) -> None:
     """Let others but pass through a directory that must be ours; what is ours nobody else can exchange in a target that is safe."""
-    refused = LiveBackupError(f"{directory} is a link or belongs to another user, who could read or change the backups in it.")
+    refused = LiveBackupError(
+        f"{directory} is a link or belongs to another user, who could read or change the backups in it.", code="target_unsafe"
+    )
     try:
         descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
     except NotADirectoryError:
@@ -188,7 +195,10 @@ def _directories(target: Path, name: str, uuid: str) -> tuple[Path, Path]:
 
 
 def _all_taken(target: Path, name: str) -> LiveBackupError:
-    return LiveBackupError(f"Every directory for {name!r} below {target} belongs to another domain; choose another target for one of them.")
+    return LiveBackupError(
+        f"Every directory for {name!r} below {target} belongs to another domain; choose another target for one of them.",
+        code="domain_directories_taken",
+    )
 
 
 def release_domain_directory(directory: Path, uuid: str) -> None:
@@ -207,10 +217,14 @@ def published_manifest(paths: SetPaths) -> dict[str, Any] | None:
         manifest = json.loads((paths.final / MANIFEST).read_bytes())
     except (FileNotFoundError, NotADirectoryError):
         if os.path.lexists(paths.final):
-            raise LiveBackupError(f"{paths.final} exists and is not a backup set; move it away or choose another backup_id.") from None
+            raise LiveBackupError(
+                f"{paths.final} exists and is not a backup set; move it away or choose another backup_id.", code="backup_id_taken"
+            ) from None
         return None
     except ValueError:
         manifest = None
     if not isinstance(manifest, dict) or not set(manifest) >= _READ_BACK:
-        raise LiveBackupError(f"{paths.final / MANIFEST} is damaged; move the set away or choose another backup_id.")
+        raise LiveBackupError(
+            f"{paths.final / MANIFEST} is damaged; move the set away or choose another backup_id.", code="backup_id_taken"
+        )
     return manifest

@@ -24,7 +24,9 @@ def push_backup_xml(targets: dict[str, str], image_format: str) -> str:
             disk = etree.SubElement(disks, "disk", name=target, type="file")
             etree.SubElement(disk, "target", file=path)
         except ValueError as error:
-            raise LiveBackupError(f"The path {path!r} has characters that libvirt's XML cannot hold; choose another target.") from error
+            raise LiveBackupError(
+                f"The path {path!r} has characters that libvirt's XML cannot hold; choose another target.", code="option_invalid"
+            ) from error
         etree.SubElement(disk, "driver", type=image_format)
     return etree.tostring(root, encoding="unicode")
 

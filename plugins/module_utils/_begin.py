@@ -58,12 +58,12 @@ def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, p
     target = made_in(params)
     for timeout in ("freeze_timeout", "hook_timeout"):
         if params[timeout] is not None and params[timeout] < 1:
-            raise LiveBackupError(f"{timeout} must be at least 1 second, not {params[timeout]}.")
+            raise LiveBackupError(f"{timeout} must be at least 1 second, not {params[timeout]}.", code="option_invalid")
     with connect(params["uri"], readonly=True) as connection:
         domain = find_domain(connection, params["domain"])
         name, uuid = domain.name(), domain.UUIDString()
         if is_proof(domain):
-            raise LiveBackupError(f"{name!r} is the guest of a proof that boots a backup set: it is not backed up.")
+            raise LiveBackupError(f"{name!r} is the guest of a proof that boots a backup set: it is not backed up.", code="proof_guest")
         probe_target(target, name, None, write=False)
         begun = _begun_before(target, domain, params["backup_id"], clock) or _sent_before(params, uuid)
         if begun is not None:
@@ -127,10 +127,14 @@ def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock
     if paths_of(claim) == paths and goes_on and claim.boot_id == boot_id():
         return {**claim.results["begin"], "changed": False}
     if is_alive(claim, clock):
-        raise LiveBackupError(f"Domain {name!r} is being backed up: {describe(claim, clock)}. Wait for it, or end that run, and run again.")
+        raise LiveBackupError(
+            f"Domain {name!r} is being backed up: {describe(claim, clock)}. Wait for it, or end that run, and run again.",
+            code="claim_alive",
+        )
     raise LiveBackupError(
         f"An interrupted backup {claim.backup_id} left something of domain {name!r} behind; "
-        "run libvirt_backup_recover (playbook virtops.live_backup.recover) first."
+        "run libvirt_backup_recover (playbook virtops.live_backup.recover) first.",
+        code="recovery_needed",
     )
 
 
@@ -160,16 +164,19 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
     versions = host_versions(connection)
     obstacle = why_not(method, versions, active=facts.active, state=facts.state)
     if obstacle:
-        raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method}: {obstacle}.")
+        raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method}: {obstacle}.", code="method_unsuitable")
     for disk in chosen:
         if method != "push" and disk.copy_obstacle:
             raise LiveBackupError(
                 f"Disk {disk.target} of domain {name!r} cannot be captured by {method}: {disk.copy_obstacle}. "
-                "Name it in exclude_disks to back the domain up without it."
+                "Name it in exclude_disks to back the domain up without it.",
+                code="disk_unsupported",
             )
     occupied = occupied_by(facts.job, facts.block_jobs)
     if occupied:
-        raise LiveBackupError(f"Domain {name!r} cannot be backed up now: {occupied}. Wait until it has ended, and run again.")
+        raise LiveBackupError(
+            f"Domain {name!r} cannot be backed up now: {occupied}. Wait until it has ended, and run again.", code="domain_busy"
+        )
     paths = SetPaths(domain_directory(target, name, facts.xml.uuid), params["backup_id"])
     disks = [
         {
@@ -221,14 +228,16 @@ def _plan_offline(domain: libvirt.virDomain, facts: DomainFacts, params: dict[st
     """The disks of a domain that is shut off, as their own headers tell their chains."""
     if domain.state()[1] == VIR_DOMAIN_SHUTOFF_MIGRATED:
         raise LiveBackupError(
-            f"Domain {facts.xml.name!r} was migrated away, and may be running on another host: back it up there, and undefine it here."
+            f"Domain {facts.xml.name!r} was migrated away, and may be running on another host: back it up there, and undefine it here.",
+            code="domain_migrated",
         )
     disks = choose_disks(facts.xml, params["exclude_disks"])[0]
     devices = [disk.target for disk in disks if disk.chain[0].type == "block"]
     if devices and not params["exclusive"]:
         raise LiveBackupError(
             f"Disks {', '.join(devices)} of domain {facts.xml.name!r} are block devices, where QEMU's lock does not show whether "
-            "another host uses them. If only this host does, say so with exclusive, or leave them out with exclude_disks."
+            "another host uses them. If only this host does, say so with exclusive, or leave them out with exclude_disks.",
+            code="exclusive_needed",
         )
     whole = {disk.target: replace(disk, chain=chain_of(disk.chain[0])) for disk in disks}
     held = {disk.target: chain_allocation(whole[disk.target], facts.capacity_of(disk)) for disk in disks}
@@ -246,7 +255,8 @@ def will_freeze(facts: DomainFacts, quiesce: str) -> bool:
     if quiesce == "require" and not possible:
         raise LiveBackupError(
             f"quiesce is 'require', but domain {facts.xml.name!r} is {facts.state} and its guest agent is {facts.xml.agent}. "
-            "Install and start qemu-guest-agent in the guest, or use quiesce 'auto'."
+            "Install and start qemu-guest-agent in the guest, or use quiesce 'auto'.",
+            code="agent_missing",
         )
     return possible and quiesce != "never"
 

@@ -21,7 +21,7 @@ def commit_overlays(params: dict[str, Any], check_mode: bool, clock: Clock) -> d
     """Commit the overlays of `backup_id` into their bases, pivot, and delete them."""
     check_backup_id(params["backup_id"])
     if params["timeout"] < 1:
-        raise LiveBackupError(f"timeout must be at least 1 second, not {params['timeout']}.")
+        raise LiveBackupError(f"timeout must be at least 1 second, not {params['timeout']}.", code="option_invalid")
     uuid, name, claim = find_claim(params["uri"], params["domain"])
     if claim is None:
         # Without a claim nothing is on an overlay of ours.
@@ -45,7 +45,9 @@ def _claimed(uuid: str, name: str, params: dict[str, Any]) -> Claim:
     claim = require_claim(uuid, name, params["backup_id"])
     unknown = set(params["disks"] or []) - {overlay.target for overlay in overlays_of(claim)}
     if unknown:
-        raise LiveBackupError(f"Backup {params['backup_id']} of domain {name!r} has no overlay on {', '.join(sorted(unknown))}.")
+        raise LiveBackupError(
+            f"Backup {params['backup_id']} of domain {name!r} has no overlay on {', '.join(sorted(unknown))}.", code="disk_unknown"
+        )
     return claim
 
 

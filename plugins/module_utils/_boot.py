@@ -77,7 +77,8 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], terms: Terms, clock
     if terms.pattern is None and parse_domain(text).agent == "absent":
         raise LiveBackupError(
             f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so name what it prints on its first serial port "
-            "when it is up, as console_pattern."
+            "when it is up, as console_pattern.",
+            code="option_needed",
         )
     size = boot_size(text, terms.max_memory, terms.max_vcpus)
     with ExitStack() as stack:
@@ -89,7 +90,7 @@ def boot_set(uri: str, path: Path, manifest: dict[str, Any], terms: Terms, clock
         _end_left(connection)
         short = memory_problem(size.memory, memory_available(), spare_memory())
         if short:
-            raise LiveBackupError(f"Backup set {manifest['backup_id']} cannot be booted here. {short}")
+            raise LiveBackupError(f"Backup set {manifest['backup_id']} cannot be booted here. {short}", code="not_enough_memory")
         scratch = Scratch(terms.scratch_dir, terms.scratch_size, clock)
         scratch.require_room(sum(disk["allocated"] for disk in manifest["disks"]))
         sockets = {disk["target"]: directory / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
@@ -223,7 +224,8 @@ def _stopped(detail: int) -> str:
         return "it stopped by itself"
     raise LiveBackupError(
         "The proof was given up: its QEMU was killed or failed, or somebody destroyed its domain. This says nothing about the set. "
-        "The log of the host may say more; prove the set again."
+        "The log of the host may say more; prove the set again.",
+        code="proof_cut_off",
     )
 
 

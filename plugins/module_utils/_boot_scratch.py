@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ._clock import Clock
-from ._errors import LiveBackupError
+from ._errors import Advice, LiveBackupError
 from ._memory import memory_available, memory_total
 from ._qemu_img import create_overlay
 from ._space import MIB, Growth, Room, is_threatened, least_room
@@ -53,7 +53,7 @@ class Scratch:
 
     def __init__(self, directory: Path, size: int, clock: Clock) -> None:
         if not directory.is_dir():
-            raise LiveBackupError(f"scratch_dir {directory} is not a directory. Create it, or name another one.")
+            raise LiveBackupError(f"scratch_dir {directory} is not a directory. Create it, or name another one.", code="directory_missing")
         self._directory = directory
         self._size = size
         self._growth = Growth(clock, 0)
@@ -66,14 +66,17 @@ class Scratch:
         if free < needed:
             raise LiveBackupError(
                 f"scratch_dir {self._directory} has {free // MIB} MiB free, and what the guest writes needs at least {needed // MIB} MiB. "
-                "Nothing was started. Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more."
+                "Nothing was started. Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more.",
+                code="no_free_space",
             )
 
     @contextmanager
     def served(self, image: Path, image_format: str, capacity: int, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
         """Serve an image, read-only below an overlay of its own, on a socket that only QEMU's user may use."""
         if shutil.which("qemu-nbd") is None:
-            raise LiveBackupError("qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).")
+            raise LiveBackupError(
+                "qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).", code="program_missing"
+            )
         with tempfile.TemporaryFile(dir=self._directory) as file, socket.socket(socket.AF_UNIX) as listening:
             overlay = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST_DESCRIPTOR)
             try:
@@ -116,25 +119,30 @@ class Scratch:
         """The error for which the proof is to be given up. It is about this host, not about the set."""
         room = self._room()
         if room.used > self._size or any(os.fstat(file).st_size >= self._size for file in self._files):
-            why = (
+            why = Advice(
                 f"its guest writes more than the {self._size // MIB} MiB that scratch_size allows. "
-                "Raise scratch_size (backup_verify_scratch_size)"
+                "Raise scratch_size (backup_verify_scratch_size)",
+                code="scratch_size_used_up",
             )
         elif is_threatened(room, self._growth.rate(room.used)):
-            why = (
+            why = Advice(
                 f"its guest has written {room.used // MIB} MiB and threatens to fill {room.path}, where {room.free // MIB} MiB are free. "
-                "Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more"
+                "Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more",
+                code="no_free_space",
             )
         elif memory_available() < spare_memory():
-            why = (
+            why = Advice(
                 f"this host is short of memory: {memory_available() // MIB} MiB are available. "
-                "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host"
+                "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host",
+                code="not_enough_memory",
             )
         elif any(server.poll() is not None for server in self._servers):
-            why = "a qemu-nbd that serves its images has ended, perhaps for lack of memory. The host's log may say more"
+            why = Advice(
+                "a qemu-nbd that serves its images has ended, perhaps for lack of memory. The host's log may say more", code="proof_cut_off"
+            )
         else:
             return None
-        return LiveBackupError(f"The proof was given up: {why}. This says nothing about the set.")
+        return LiveBackupError(f"The proof was given up: {why.text}. This says nothing about the set.", why.code)
 
     def _room(self) -> Room:
         status = os.statvfs(self._directory)

@@ -44,7 +44,9 @@ def boot_size(text: str, max_memory: int | None, max_vcpus: int) -> Size:
     # libvirt itself always writes KiB.
     amount, processors = ("" if memory is None else memory.text or "").strip(), original.findtext("vcpu", "1").strip()
     if memory is None or memory.get("unit", "KiB") != "KiB" or not (_is_number(amount) and _is_number(processors)):
-        raise LiveBackupError("The set's domain.xml does not have memory in KiB and a number of processors, as libvirt writes them.")
+        raise LiveBackupError(
+            "The set's domain.xml does not have memory in KiB and a number of processors, as libvirt writes them.", code="set_not_bootable"
+        )
     had = int(amount) * 1024
     return Size(min(had, max_memory or had), min(int(processors), max_vcpus))
 
@@ -106,7 +108,7 @@ def boot_xml(text: str, disks: dict[str, str], directory: Path, size: Size, *, k
     found = {disk.find("target").get("dev"): disk for disk in original.findall("devices/disk")}
     for target, socket in disks.items():
         if target not in found:
-            raise LiveBackupError(f"The set's domain.xml has no disk {target}.")
+            raise LiveBackupError(f"The set's domain.xml has no disk {target}.", code="set_not_bootable")
         _add_disk(devices, found[target], target, socket)
     serial = etree.SubElement(devices, "serial", type="pipe")
     etree.SubElement(serial, "source", path=str(directory / "console"))
@@ -120,7 +122,9 @@ def boot_xml(text: str, disks: dict[str, str], directory: Path, size: Size, *, k
 def _boot_from(original: Any, domain: Any, nvram: str) -> None:
     old = original.find("os")
     if old is None or old.findtext("type") != "hvm":
-        raise LiveBackupError("The set's domain.xml is not that of a full virtual machine, so it cannot be booted.")
+        raise LiveBackupError(
+            "The set's domain.xml is not that of a full virtual machine, so it cannot be booted.", code="set_not_bootable"
+        )
     system = etree.SubElement(domain, "os", {key: old.get(key) for key in ("firmware",) if old.get(key)})
     for tag in _OS:
         for element in old.findall(tag):

@@ -44,7 +44,9 @@ def capture_claimed(
     plan = claim.plan
     directory = claim_domain_directory(target, claim.domain, claim.uuid)
     if str(directory) != claim.directory:
-        raise LiveBackupError(f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.")
+        raise LiveBackupError(
+            f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.", code="changed_meanwhile"
+        )
     paths = SetPaths(directory, claim.backup_id)
     make_partial(paths, claim.token)
     if plan.get("overlays"):
@@ -60,7 +62,7 @@ def capture_claimed(
             drop_completed_job(domain)
     moments: dict[str, Any] = {}
     if params["at"] is not None and clock.wall() > params["at"]:
-        raise LiveBackupError(f"Domain {claim.domain!r} was not ready at the agreed moment. Agree on a later one.")
+        raise LiveBackupError(f"Domain {claim.domain!r} was not ready at the agreed moment. Agree on a later one.", code="moment_missed")
     # A lead as long as the permitted freeze would have the watchdog thaw before the capture.
     _wait_for(params["at"], min(_FREEZE_LEAD_SECONDS, params["freeze_timeout"] / 2) if plan["freezes"] else 0, clock)
 
@@ -111,7 +113,7 @@ def _save_definition(domain: libvirt.virDomain, claim: Claim, paths: SetPaths, m
     for overlay in claim.plan.get("overlays", []):
         xml = with_disk_source(xml, overlay["target"], claim.plan["live_xml"])
     if sources(parse_domain(xml, volumes_of(domain.connect()))) != claim.plan["sources"]:
-        raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
+        raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.", code="changed_meanwhile")
     write_durably(paths.partial / DOMAIN_XML, without_stamp(without_backing_stores(xml)).encode())
     if claim.plan["nvram"]:
         write_durably(paths.partial / NVRAM, moments["nvram"])
@@ -123,7 +125,8 @@ def _nvram(path: str) -> bytes:
         return read_small(Path(path))
     except ValueError as error:
         raise LiveBackupError(
-            f"The NVRAM {path!r} of the domain {error}. If it is a symbolic link, name the file itself in the domain's XML."
+            f"The NVRAM {path!r} of the domain {error}. If it is a symbolic link, name the file itself in the domain's XML.",
+            code="nvram_unusable",
         ) from error
 
 
@@ -131,5 +134,5 @@ def _at_rest(domain: libvirt.virDomain, plan: dict[str, Any]) -> Consistency:
     if plan["saved"]:
         return Consistency("crash", "the domain is shut off with its memory saved, which a backup does not hold")
     if domain.isActive():
-        raise LiveBackupError(f"Domain {domain.name()!r} was started just now. Run again.")
+        raise LiveBackupError(f"Domain {domain.name()!r} was started just now. Run again.", code="changed_meanwhile")
     return Consistency("offline", "the domain was shut off")

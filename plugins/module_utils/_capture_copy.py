@@ -64,7 +64,7 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 
         def in_words(error: BaseException) -> LiveBackupError:
             reason = explain(error, f"copy the disks of domain {name!r}")
-            return LiveBackupError(f"The backup of domain {name!r} was given up. {reason.msg} Nothing was published.", reason.libvirt_error)
+            return reason.reworded(f"The backup of domain {name!r} was given up. {reason.msg} Nothing was published.")
 
         with undoing(params["uri"], claim, clock, in_words, copies.require_ended), step(claim, "copy", clock):
             copies.run()
@@ -76,7 +76,8 @@ def _captured(uuid: str, name: str, backup_id: str) -> Claim:
     if "begin" not in claim.results or claim.method not in ("legacy", "offline"):
         raise LiveBackupError(
             f"Backup {backup_id} of domain {name!r} has nothing to copy: its method is {claim.method}, "
-            "or it was interrupted while it began."
+            "or it was interrupted while it began.",
+            code="step_out_of_order",
         )
     return claim
 
@@ -145,7 +146,8 @@ class _Copies:
         if not self._all_end(_HANG_SECONDS):
             raise LiveBackupError(
                 f"{paths_of(self._claim).partial} does not answer since the copy to it was given up: is it on a network mount whose server "
-                "is gone, or on a disk that hangs?"
+                "is gone, or on a disk that hangs?",
+                code="target_no_answer",
             )
 
     def _all_end(self, seconds: float) -> bool:
@@ -172,7 +174,7 @@ class _Copies:
             yield
             return
         if not all(disk in self._todo for disk in sent):
-            raise LiveBackupError("What was sent of it is gone, since the copy was interrupted.")
+            raise LiveBackupError("What was sent of it is gone, since the copy was interrupted.", code="partial_gone")
         address = address_of(self._claim.plan["server"])
         with FarEnd(address) as far_end:
             # A server that hangs must not keep the overlays from being committed.
@@ -213,7 +215,8 @@ class _Copies:
     def _send(self, copying: Copying, disk: dict[str, Any], source_free: Callable[[], None]) -> dict[str, Any]:
         if not copying.by_bytes:
             raise LiveBackupError(
-                f"Disk {disk['target']} would have to be converted, and the backup was begun with its format in keep_formats."
+                f"Disk {disk['target']} would have to be converted, and the backup was begun with its format in keep_formats.",
+                code="ssh_cannot_convert",
             )
         far_end = FarEnd(address_of(self._claim.plan["server"]))
         with ExitStack() as stack:
@@ -247,7 +250,7 @@ class _Copies:
             if not self._pending:
                 return
             if self._claim.method == "offline" and active(lookup(connection, self._claim.uuid)) is not None:
-                raise LiveBackupError("The domain was started while its disks were copied.")
+                raise LiveBackupError("The domain was started while its disks were copied.", code="source_changed")
             self._pace.check()
             answered()
 
@@ -279,10 +282,12 @@ class _Copies:
         if target in self._overlays:
             found = self._way.next_step(connection, self._overlays[target])
             if found not in (Do.COMMIT, Do.COMMIT_OFFLINE) or memory_of(self._claim, target).commit_begun:
-                raise LiveBackupError(f"The base of disk {target} did not stand still while it was copied: {found.value}.")
+                raise LiveBackupError(
+                    f"The base of disk {target} did not stand still while it was copied: {found.value}.", code="source_changed"
+                )
             return
         [disk] = [disk for disk in self._todo if disk["target"] == target]
         domain = lookup(connection, self._claim.uuid)
         # Where a device does not tell, the word is the user's that only this domain uses it.
         if active(domain) is not None or stood_still(disk["source"]["path"], self._claim.plan["prints"][target]) is False:
-            raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.")
+            raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.", code="source_changed")

@@ -74,7 +74,7 @@ def _sums(path: Path) -> list[str]:
 def note_proof(target: str, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> dict[str, Any]:
     """Record, beside the sets, how the last proof of a set went. One that timed out proves nothing, and takes no failure back."""
     if Path(target) not in Path(path).parents:
-        raise LiveBackupError(f"{path} is not below {target}.")
+        raise LiveBackupError(f"{path} is not below {target}.", code="target_unsafe")
     try:
         digest = manifest_digest(Path(path))
     except ValueError:
@@ -95,7 +95,7 @@ def note_proof(target: str, path: str, level: str, outcome: str, findings: list[
     }
     directory = Path(path).parent / PROOFS
     if directory.is_symlink():
-        raise LiveBackupError(f"{directory} is a link, and is not followed. The proof of {path} is not recorded.")
+        raise LiveBackupError(f"{directory} is a link, and is not followed. The proof of {path} is not recorded.", code="target_unsafe")
     directory.mkdir(mode=0o700, exist_ok=True)
     write_durably(proof_file(Path(path)), json.dumps(record).encode())
     return record

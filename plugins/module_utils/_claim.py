@@ -97,7 +97,8 @@ def _parse_claim(data: bytes, path: Path) -> Claim:
     except (ValueError, TypeError, RecursionError) as error:
         problems = [str(error)]
     raise LiveBackupError(
-        f"The claim {path} is damaged ({foreign(problems[0])}). Look at the domain's jobs and disks, then remove the file."
+        f"The claim {path} is damaged ({foreign(problems[0])}). Look at the domain's jobs and disks, then remove the file.",
+        code="claim_damaged",
     )
 
 
@@ -164,7 +165,7 @@ def find_claim(uri: str, domain: str) -> tuple[str, str, Claim | None]:
 def require_same_uri(began: str, uri: str, what: str) -> None:
     """Fail where another libvirt was asked when this began: its domain would look as if it were gone. Older claims do not say."""
     if began and began.replace("+unix:", ":") != uri.replace("+unix:", ":"):
-        raise LiveBackupError(f"The libvirt URI of {what} is {began}, not {uri}. Use uri={began}.")
+        raise LiveBackupError(f"The libvirt URI of {what} is {began}, not {uri}. Use uri={began}.", code="options_differ")
 
 
 def _reserve(uuid: str) -> Path:
@@ -262,7 +263,8 @@ def _locked(path: Path, patience: float, clock: Clock) -> int:
             os.close(descriptor)
             if clock.boottime() > deadline:
                 raise LiveBackupError(
-                    "Another task is working on this domain right now; wait until it is done, or end it, and run again."
+                    "Another task is working on this domain right now; wait until it is done, or end it, and run again.",
+                    code="claim_alive",
                 ) from None
             clock.sleep(min(patience / 50, 0.5))
             continue
@@ -292,15 +294,25 @@ def require_claim(uuid: str, name: str, backup_id: str) -> Claim:
     """The claim that this run's earlier step left; without it a later step must not go on."""
     claim = read_claim(uuid)
     if claim is None:
-        raise LiveBackupError(f"Domain {name!r} has no backup {backup_id} under way: it was not begun, or has ended or been recovered.")
+        raise LiveBackupError(
+            f"Domain {name!r} has no backup {backup_id} under way: it was not begun, or has ended or been recovered.",
+            code="backup_not_under_way",
+        )
     if claim.backup_id != backup_id:
-        raise LiveBackupError(f"Domain {name!r} is in another backup, {claim.backup_id}; backup {backup_id} has ended or been recovered.")
+        raise LiveBackupError(
+            f"Domain {name!r} is in another backup, {claim.backup_id}; backup {backup_id} has ended or been recovered.",
+            code="backup_not_under_way",
+        )
     if claim.results.get("recovering"):
         raise LiveBackupError(
-            f"Backup {backup_id} of domain {name!r} was given up by a recovery, which is not finished; run libvirt_backup_recover."
+            f"Backup {backup_id} of domain {name!r} was given up by a recovery, which is not finished; run libvirt_backup_recover.",
+            code="recovery_needed",
         )
     if claim.boot_id != boot_id():
-        raise LiveBackupError(f"Backup {backup_id} of domain {name!r} was cut off when this host went down; run libvirt_backup_recover.")
+        raise LiveBackupError(
+            f"Backup {backup_id} of domain {name!r} was cut off when this host went down; run libvirt_backup_recover.",
+            code="recovery_needed",
+        )
     return claim
 
 

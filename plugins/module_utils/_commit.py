@@ -134,7 +134,8 @@ class Way:
             raise LiveBackupError(
                 f"The commit of {overlay.path} into {overlay.base} was begun {_TRIES} times and ended each time without being "
                 "ready: has the base's file system no room, or an I/O error? The guest runs on its overlay, and no write is lost. Mend it, "
-                "and recover."
+                "and recover.",
+                code="commit_failed",
             )
         _require_large_base(overlay)
         self._remember_commit(overlay, instance=qemu_instance(self._claim.domain))
@@ -189,7 +190,8 @@ class Way:
         domain = connection.lookupByUUIDString(self._claim.uuid)
         if overlay.base not in images_of_disks(domain):
             raise Refusal(
-                f"The pivot of disk {overlay.target} to {overlay.base} was begun and does not end. Nothing is touched; look at the domain."
+                f"The pivot of disk {overlay.target} to {overlay.base} was begun and does not end. Nothing is touched; look at the domain.",
+                code="pivot_unfinished",
             )
         # It is to be deleted as soon as libvirt does not show it.
         self._close(domain, overlay)
@@ -198,7 +200,8 @@ class Way:
         raise Refusal(
             f"QEMU writes disk {overlay.target} to its base {overlay.base} again, while libvirt, whose daemon died in the middle "
             f"of the pivot, shows the overlay {overlay.path} and will until the domain is shut off. Its definition names the base again: "
-            "shut the domain off, start it, and recover again."
+            "shut the domain off, start it, and recover again.",
+            code="pivot_unfinished",
         )
 
     def _commit_offline(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
@@ -222,7 +225,9 @@ class Way:
 
     def _delete(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         for who in names_image(connection, overlay.path):
-            raise Refusal(f"{who} still names the overlay {overlay.path}, so it is kept. Remove that, and recover again.")
+            raise Refusal(
+                f"{who} still names the overlay {overlay.path}, so it is kept. Remove that, and recover again.", code="overlay_in_use"
+            )
         self._claim.results.setdefault("committed", {})[overlay.target] = allocated(overlay.path)
         # After a power cut the definition that names the base must be there; or at least the proof that nothing is lost with the overlay.
         remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
@@ -275,7 +280,8 @@ def _require_header(overlay: Overlay) -> None:
     if not os.path.exists(named) or not os.path.samefile(named, overlay.base) or image_format != overlay.base_format:
         raise Refusal(
             f"The overlay {overlay.path} of disk {overlay.target} is not on {overlay.base} ({overlay.base_format}) any more, but on "
-            f"{named or 'nothing'} ({image_format}). It is not committed. Bring it back (`qemu-img rebase -u`), and recover again."
+            f"{named or 'nothing'} ({image_format}). It is not committed. Bring it back (`qemu-img rebase -u`), and recover again.",
+            code="disk_chain_differs",
         )
 
 
@@ -292,7 +298,8 @@ def _require_large_base(overlay: Overlay) -> None:
     if size < needed:
         raise Refusal(
             f"Disk {overlay.target} was made larger while it was on its overlay {overlay.path}: it has {needed} bytes, and its device "
-            f"{overlay.base} has {size}. No write is lost. Make the device as large (for LVM `lvextend`), and recover again."
+            f"{overlay.base} has {size}. No write is lost. Make the device as large (for LVM `lvextend`), and recover again.",
+            code="device_too_small",
         )
 
 
@@ -338,5 +345,6 @@ def check_commit(claim: Claim, left: list[str], seconds: float, connection: libv
     raise LiveBackupError(
         f"The overlays of domain {claim.domain!r} are not committed within {seconds:.0f} s: {behind or ', '.join(left)}. "
         "The guest writes faster than the commit, or its storage is slow. The commit goes on and no write is lost: call "
-        "libvirt_blockcommit or libvirt_backup_recover again, when the guest writes less."
+        "libvirt_blockcommit or libvirt_backup_recover again, when the guest writes less.",
+        code="commit_unfinished",
     )

@@ -17,7 +17,7 @@ from functools import cache, partial
 from urllib.parse import urlsplit
 
 from ._daemon_threads import DaemonThreads
-from ._errors import Interrupted, LiveBackupError, advised, from_os_error
+from ._errors import Advice, Interrupted, LiveBackupError, advised, from_os_error
 from ._libraries import libvirt, require_libraries
 from ._numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OK, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
 from ._text import foreign
@@ -32,9 +32,10 @@ _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 
 
 _ADVICE = {
-    VIR_ERR_OPERATION_TIMEOUT: (
+    VIR_ERR_OPERATION_TIMEOUT: Advice(
         "Another job (backup, snapshot, migration, save) holds the domain, or its QEMU waits for storage that does not answer, such as a "
-        "backup's target. Wait for it, end it or fix it, then run again."
+        "backup's target. Wait for it, end it or fix it, then run again.",
+        code="domain_busy",
     ),
 }
 
@@ -42,21 +43,21 @@ _ADVICE = {
 class LibvirtFailure(LiveBackupError):
     """libvirt, or whoever it speaks for, refused or did not answer."""
 
-    def __init__(self, action: str, code: int, domain: int, said: str | bytes, advice: str = "", system_error: int | None = None) -> None:
-        self.code, self.message = code, foreign(said)
+    def __init__(
+        self, action: str, number: int, domain: int, said: str | bytes, advice: Advice | None = None, system_error: int | None = None
+    ) -> None:
+        self.number, self.message = number, foreign(said)
         words = f"Could not {action}: {self.message}"
-        super().__init__(
-            f"{words}. {advice}" if advice else advised(words, system_error),
-            libvirt_error={"code": code, "domain": domain, "message": self.message},
-        )
+        msg, code = (f"{words}. {advice.text}", advice.code) if advice else advised(words, system_error, code="libvirt_refused")
+        super().__init__(msg, code, {"code": number, "domain": domain, "message": self.message})
 
 
-def libvirt_failure(action: str, error: libvirt.libvirtError, advice: str = "") -> LibvirtFailure:
+def libvirt_failure(action: str, error: libvirt.libvirtError, advice: Advice | None = None) -> LibvirtFailure:
     """What libvirt said, after what we were doing, before what to do."""
-    code = error.get_error_code()
+    number = error.get_error_code()
     said = error.get_error_message() or str(error)
-    number = error.get_int1() if code == VIR_ERR_SYSTEM_ERROR else None
-    return LibvirtFailure(action, code, error.get_error_domain(), said, advice or _ADVICE.get(code, ""), number)
+    system_error = error.get_int1() if number == VIR_ERR_SYSTEM_ERROR else None
+    return LibvirtFailure(action, number, error.get_error_domain(), said, advice or _ADVICE.get(number), system_error)
 
 
 def _undecoded(action: str, error: SystemError | UnicodeDecodeError) -> LibvirtFailure:
@@ -81,7 +82,9 @@ def explain(error: BaseException, action: str) -> LiveBackupError:
         return from_os_error(error)
     if libvirt is not None and isinstance(error, libvirt.libvirtError):
         return libvirt_failure(action, error)
-    return LiveBackupError(str(error) if isinstance(error, Interrupted) else f"Could not {action}: {foreign(repr(error))}.")
+    if isinstance(error, Interrupted):
+        return LiveBackupError(str(error), code="interrupted")
+    return LiveBackupError(f"Could not {action}: {foreign(repr(error))}.", code="internal_error")
 
 
 @contextmanager
@@ -102,11 +105,12 @@ def check_local(uri: str) -> None:
     except ValueError:
         parts = urlsplit("")
     if not parts.scheme:
-        raise LiveBackupError(f"{uri!r} is not a libvirt URI; for the hypervisor's own guests it is qemu:///system.")
+        raise LiveBackupError(f"{uri!r} is not a libvirt URI; for the hypervisor's own guests it is qemu:///system.", code="option_invalid")
     transport = parts.scheme.partition("+")[2]
     if parts.netloc or transport not in ("", "unix"):
         raise LiveBackupError(
-            f"{uri!r} is a remote libvirt URI. Files, locks and claims are the hypervisor's own, so run the task on that hypervisor."
+            f"{uri!r} is a remote libvirt URI. Files, locks and claims are the hypervisor's own, so run the task on that hypervisor.",
+            code="option_invalid",
         )
 
 
@@ -128,12 +132,16 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[libvirt.virConnect]
     except TooLate:
         raise NoAnswer(
             f"Could not connect to {uri}: libvirtd (or virtqemud) runs, and has not answered for {OPEN_SECONDS:g} s. It hangs: look at its "
-            "log, and restart it. Guests run on meanwhile."
+            "log, and restart it. Guests run on meanwhile.",
+            code="libvirt_no_answer",
         ) from None
     except libvirt.libvirtError as error:
-        advice = "Is libvirtd (or virtqemud) running on this host?"
+        advice = Advice("Is libvirtd (or virtqemud) running on this host?", code="libvirt_unreachable")
         if os.geteuid() != 0:
-            advice = "The user of this task may not manage libvirt: use become. If he may, is libvirtd (or virtqemud) running?"
+            advice = Advice(
+                "The user of this task may not manage libvirt: use become. If he may, is libvirtd (or virtqemud) running?",
+                code="libvirt_not_permitted",
+            )
         raise libvirt_failure(f"connect to {uri}", error, advice) from error
     try:
         with suppress(libvirt.libvirtError):  # a driver without a daemon needs none
@@ -167,5 +175,9 @@ def find_domain(connection: libvirt.virConnect, domain: str) -> libvirt.virDomai
     if _UUID.fullmatch(domain):
         with suppress(libvirt.libvirtError):
             return connection.lookupByUUIDString(domain)
-        raise LiveBackupError(f"There is no domain {domain} on this hypervisor. If it was migrated, run again where it is now.")
-    raise LiveBackupError(f"There is no domain {domain!r} on this hypervisor; `virsh list --all` shows those there are.")
+        raise LiveBackupError(
+            f"There is no domain {domain} on this hypervisor. If it was migrated, run again where it is now.", code="domain_not_found"
+        )
+    raise LiveBackupError(
+        f"There is no domain {domain!r} on this hypervisor; `virsh list --all` shows those there are.", code="domain_not_found"
+    )

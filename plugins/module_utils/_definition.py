@@ -21,7 +21,7 @@ def read_definition(path: Path) -> str:
     try:
         text = read_small(path / "domain.xml").decode()
     except ValueError as error:
-        raise LiveBackupError(f"{path / 'domain.xml'} {error}.") from error
+        raise LiveBackupError(f"{path / 'domain.xml'} {error}.", code="set_damaged") from error
     require_definition(text, str(path / "domain.xml"))
     return text
 
@@ -33,7 +33,7 @@ def require_definition(text: str, where: str) -> None:
     except (etree.XMLSyntaxError, ValueError) as error:
         problem = f"it is not XML ({error})"
     if problem:
-        raise LiveBackupError(f"{where} is damaged: {problem}. Restore another set.")
+        raise LiveBackupError(f"{where} is damaged: {problem}. Restore another set.", code="set_damaged")
 
 
 def _problems(root: Any) -> Iterator[str]:

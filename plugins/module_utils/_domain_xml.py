@@ -197,7 +197,7 @@ def _disk_element(root: Any, target: str) -> Any:
     for disk in root.findall("devices/disk"):
         if disk.find("target").get("dev") == target:
             return disk
-    raise LiveBackupError(f"Disk {target} is no disk of the domain any more.")
+    raise LiveBackupError(f"Disk {target} is no disk of the domain any more.", code="disk_unknown")
 
 
 def _disk(element: Any, volume_place: VolumePlace | None) -> Disk:

@@ -39,7 +39,9 @@ class DomainFacts:
     def capacity_of(self, disk: Disk) -> int:
         """The size of a disk that is to be captured, in bytes."""
         if not self.capacity.get(disk.target):
-            raise LiveBackupError(f"The size of disk {disk.target} of domain {self.xml.name!r} is not known{_why_unknown(disk)}")
+            raise LiveBackupError(
+                f"The size of disk {disk.target} of domain {self.xml.name!r} is not known{_why_unknown(disk)}", code="disk_unsupported"
+            )
         return self.capacity[disk.target]
 
 
@@ -80,7 +82,7 @@ def _capacities(connection: libvirt.virConnect, domain: libvirt.virDomain) -> di
     for _domain, stats in connection.domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_BLOCK):
         indices = range(stats.get("block.count", 0))
         return {stats[f"block.{index}.name"]: stats.get(f"block.{index}.capacity", 0) for index in indices}
-    raise LiveBackupError(f"Domain {domain.name()!r} has just vanished.")
+    raise LiveBackupError(f"Domain {domain.name()!r} has just vanished.", code="domain_not_found")
 
 
 def chain_allocation(disk: Disk, capacity: int) -> int:

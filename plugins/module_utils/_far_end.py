@@ -144,7 +144,7 @@ def _send(path: str, offset: int, length: int | None) -> Any:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise LiveBackupError(f"{path} is no regular file.")
+            raise LiveBackupError(f"{path} is no regular file.", code="set_damaged")
         say(json.dumps({"size": status.st_size}))
         last = status.st_size if length is None else min(offset + length, status.st_size)
         for first, end in data_extents(descriptor, offset, last):
@@ -277,7 +277,7 @@ def serve(actions: dict[str, Callable[..., Any]]) -> int:
         except EOFError:
             return 0
         except LiveBackupError as error:
-            answer = {"error": error.msg, "refused": True}
+            answer = {"error": error.msg, "code": error.code}
         except OSError as error:
             answer = {"error": os.strerror(error.errno or 0), "errno": error.errno, "file": error.filename}
         say(json.dumps(answer))

@@ -36,7 +36,9 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: 
             found = far_end.call("open_set", arguments)
             manifest = found["manifest"]
             if manifest is None:
-                raise LiveBackupError(f"Backup set {found['path']} at {address.host} is damaged: {'; '.join(found['findings'])}.")
+                raise LiveBackupError(
+                    f"Backup set {found['path']} at {address.host} is damaged: {'; '.join(found['findings'])}.", code="set_damaged"
+                )
             path = staging / found["backup_id"]
             path.mkdir(mode=0o700)
             names = [MANIFEST, GUIDE, SUMS, *(file["name"] for file in manifest["files"])]
@@ -48,7 +50,9 @@ def fetched(params: dict[str, Any], *, images_into: Path | None = None, beside: 
         if images_into:
             problems = read_manifest(path, found["backup_id"])[1]
             if problems:
-                raise LiveBackupError(f"Backup set {found['path']} did not arrive whole from {address.host}: {'; '.join(problems)}.")
+                raise LiveBackupError(
+                    f"Backup set {found['path']} did not arrive whole from {address.host}: {'; '.join(problems)}.", code="copy_damaged"
+                )
             sync_path(path)
         yield {**found, "path": str(path), "directory": str(staging)}
 

@@ -39,10 +39,10 @@ def require_free(path: str | Path, needed: int, why: str) -> None:
     """Fail where so many bytes and some files do not fit; `why` says what needs them, as in "the set needs them"."""
     free = free_bytes(path)
     if free < needed:
-        raise LiveBackupError(f"{path} has {free // MIB} MiB free, and {-(-needed // MIB)} MiB are needed: {why}.")
+        raise LiveBackupError(f"{path} has {free // MIB} MiB free, and {-(-needed // MIB)} MiB are needed: {why}.", code="no_free_space")
     problem = inode_problem(path)
     if problem:
-        raise LiveBackupError(f"{problem}: {why}.")
+        raise LiveBackupError(f"{problem}: {why}.", code="no_free_inodes")
 
 
 def allocated(path: str | Path) -> int:

@@ -163,7 +163,7 @@ def capture_quiesced(
         if result is not None:
             return result
     if quiesce == "require":
-        raise LiveBackupError(f"quiesce is 'require', but {reason}. Nothing was begun.")
+        raise LiveBackupError(f"quiesce is 'require', but {reason}. Nothing was begun.", code="freeze_refused")
     capture()
     return Consistency("crash", reason)
 
@@ -219,7 +219,8 @@ def _freeze_capture_thaw(
             raise LiveBackupError(
                 "The guest agent froze the file systems and does not answer the thaw. A watchdog keeps trying for up to "
                 f"{GIVE_UP_SECONDS // 60} minutes. Look at the guest. If it is still frozen, run `virsh domfsthaw`. If its agent cannot be "
-                "trusted, use quiesce 'never'."
+                "trusted, use quiesce 'never'.",
+                code="guest_maybe_frozen",
             )
         stepped_in = thawed is None or watchdog.release()
     freezing, still, thawing = (round((end - start) * 1000) for start, end in zip(times, times[1:]))
@@ -235,7 +236,7 @@ def _not_frozen(domain: libvirt.virDomain, watchdog: Watchdog, error: LibvirtFai
     An agent that refused has changed nothing, and a freeze that is there is somebody else's. After a timeout the guest
     may still freeze, so it must be thawed.
     """
-    if error.code in AGENT_REFUSED and domain.connect().isAlive() == 1 and _still_answers(domain, error):
+    if error.number in AGENT_REFUSED and domain.connect().isAlive() == 1 and _still_answers(domain, error):
         watchdog.release()
         return f"the guest agent refused to freeze: {error.message}"
     if _thaw(domain, watchdog, limits) is not None:
@@ -251,7 +252,7 @@ def _still_answers(domain: libvirt.virDomain, refusal: LibvirtFailure) -> bool:
         with explained("ask the guest agent for the time"):
             domain.getTime()
     except LibvirtFailure as error:
-        return error.code in AGENT_REFUSED and error.message != refusal.message
+        return error.number in AGENT_REFUSED and error.message != refusal.message
     return True
 
 

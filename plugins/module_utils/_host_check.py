@@ -19,7 +19,6 @@ from ._begin import begin_backup
 from ._clock import Clock
 from ._connection import FAILURES, connect, explain, find_domain
 from ._domain_xml import parse_domain
-from ._errors import LiveBackupError
 from ._host_signs import denials, mounted_apart
 from ._info import domain_info
 from ._process import daemon_pid
@@ -195,9 +194,10 @@ def _plans(directory: Path, info: dict[str, Any], params: dict[str, Any], check_
     for domain in info["domains"]:
         if domain["claim"] is not None or domain["restore"] is not None:
             continue
+        if domain["error"]:
+            yield _finding("backup", "error", domain["name"], domain["error"])
+            continue
         try:
-            if domain["error"]:
-                raise LiveBackupError(domain["error"])
             plan = _plan(domain, params, clock)
             with connect(params["uri"], readonly=True) as connection:
                 user = parse_domain(find_domain(connection, domain["uuid"]).XMLDesc(0)).qemu_user

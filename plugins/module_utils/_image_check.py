@@ -70,7 +70,8 @@ def _require_memory(needed: int, name: str) -> None:
     if needed > available // 2:
         raise LiveBackupError(
             f"qemu-img check of {name} would take {needed >> 20} MiB of memory, and this host has {available >> 20} MiB to spare. "
-            "Free some, or prove the set on another host."
+            "Free some, or prove the set on another host.",
+            code="not_enough_memory",
         )
 
 

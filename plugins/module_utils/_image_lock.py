@@ -42,4 +42,4 @@ def _lock(descriptor: int, path: Path) -> None:
         wanted = struct.pack(_FLOCK, fcntl.F_WRLCK, os.SEEK_SET, byte, 1, 0)
         found = struct.unpack(_FLOCK, fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, wanted))
         if found[0] != fcntl.F_UNLCK:
-            raise LiveBackupError(f"{path} is in use: a QEMU, here or on another host, has it open for writing.")
+            raise LiveBackupError(f"{path} is in use: a QEMU, here or on another host, has it open for writing.", code="disk_in_use")

@@ -45,12 +45,15 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
             domains, proofs = users_domains(connection.listAllDomains())
         named = sorted(proofs & {*params["domains"]})
         if named:
-            raise LiveBackupError(f"{named[0]!r} is not one of your domains: it is the guest of a proof that boots a backup set.")
+            raise LiveBackupError(
+                f"{named[0]!r} is not one of your domains: it is the guest of a proof that boots a backup set.", code="proof_guest"
+            )
         names, unmatched = choose_names(sorted(domains), params["domains"], params["exclude_domains"])
         if unmatched and params["unmatched"] == "fail":
             kind = "domain" if not set("*?[") & set(unmatched[0]) else "domain that matches"
             raise LiveBackupError(
-                f"There is no {kind} {unmatched[0]!r} on this hypervisor; it has: {', '.join(sorted(domains)) or 'none'}."
+                f"There is no {kind} {unmatched[0]!r} on this hypervisor; it has: {', '.join(sorted(domains)) or 'none'}.",
+                code="domain_not_found",
             )
         versions = host_versions(connection)
         return {

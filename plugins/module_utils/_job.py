@@ -13,7 +13,7 @@ from typing import Any
 from ._backup_xml import backup_targets
 from ._clock import Clock
 from ._connection import libvirt_failure
-from ._errors import LiveBackupError
+from ._errors import Advice, LiveBackupError
 from ._events import across_restarts, turns
 from ._libraries import libvirt
 from ._numbers import (
@@ -69,9 +69,12 @@ def running_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
             raise libvirt_failure(
                 f"read the job of domain {domain.name()!r}",
                 error,
-                "If QEMU has just ended, or a backup just begun, run again. If it stays so, libvirt has a backup job of which it knows "
-                "nothing, since its daemon was killed as that began: the guest is not concerned, but there is no backup or snapshot of it "
-                "any more. Let libvirt forget the job, as docs/troubleshooting.md tells, and recover again.",
+                Advice(
+                    "If QEMU has just ended, or a backup just begun, run again. If it stays so, libvirt has a backup job of which it knows "
+                    "nothing, since its daemon was killed as that began: the guest is not concerned, but there is no backup or snapshot of "
+                    "it any more. Let libvirt forget the job, as docs/troubleshooting.md tells, and recover again.",
+                    code="job_state_unknown",
+                ),
             ) from error
         raise
 
@@ -198,4 +201,6 @@ def abort_and_wait(watch: JobWatch, domain: libvirt.virDomain, seconds: float, c
         if error.get_error_code() != VIR_ERR_OPERATION_INVALID:  # it ended by itself meanwhile
             raise libvirt_failure("abort the backup job", error) from error
     if not watch.until_ended(clock.boottime() + seconds):
-        raise LiveBackupError(f"The backup job was told to end and has not after {seconds:.0f} s; its target may hang. Run again.")
+        raise LiveBackupError(
+            f"The backup job was told to end and has not after {seconds:.0f} s; its target may hang. Run again.", code="job_not_ended"
+        )

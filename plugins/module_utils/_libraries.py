@@ -30,5 +30,6 @@ def require_libraries() -> None:
         packages = " ".join(f"python3-{name}" for name in missing)
         raise LiveBackupError(
             f"Python {platform.python_version()} at {sys.executable} on {platform.node()} lacks {' and '.join(missing)}. "
-            f"Install {packages} (Debian, Ubuntu, EL), or point ansible_python_interpreter at the Python that has them."
+            f"Install {packages} (Debian, Ubuntu, EL), or point ansible_python_interpreter at the Python that has them.",
+            code="python_library_missing",
         )

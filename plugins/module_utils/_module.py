@@ -45,7 +45,7 @@ def run(operation: Operation, *options: dict[str, Any], **rules: Any) -> None:
 
     def last_words(msg: str) -> None:
         try:
-            module.fail_json(msg=msg)
+            module.fail_json(msg=msg, code="interrupted")
         finally:
             end_progress()
             sys.stdout.flush()

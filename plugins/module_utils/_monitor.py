@@ -23,7 +23,9 @@ def _ask(domain: libvirt.virDomain, command: str, **arguments: Any) -> Any:
     named = {name.replace("_", "-"): value for name, value in arguments.items()}
     answer = json.loads(libvirt_qemu.qemuMonitorCommand(domain, json.dumps({"execute": command, "arguments": named}), 0))
     if "error" in answer:
-        raise LiveBackupError(f"QEMU of domain {domain.name()!r} refuses {command}: {foreign(answer['error']['desc'])}.")
+        raise LiveBackupError(
+            f"QEMU of domain {domain.name()!r} refuses {command}: {foreign(answer['error']['desc'])}.", code="qemu_refused"
+        )
     return answer["return"]
 
 
@@ -38,7 +40,8 @@ def in_qemu(domain: libvirt.virDomain, overlay: Overlay) -> InQemu:
     if overlay.path not in images and overlay.base not in images:
         raise LiveBackupError(
             f"QEMU of domain {domain.name()!r} says that its disks are on {', '.join(images)}, so that it is not known what uses "
-            f"{overlay.base} or its overlay {overlay.path}. Neither is touched."
+            f"{overlay.base} or its overlay {overlay.path}. Neither is touched.",
+            code="disk_chain_differs",
         )
     jobs = {job["device"]: "ready" if job["ready"] else "running" for job in _ask(domain, "query-block-jobs")}
     return InQemu(overlay.path in images, jobs.get(_job(overlay), ""), open_nodes(domain, overlay.path))
@@ -56,7 +59,9 @@ def commit_in_qemu(domain: libvirt.virDomain, overlay: Overlay) -> None:
     """Begin to merge the overlay that a disk is on into its base."""
     top, base = open_nodes(domain, overlay.path), open_nodes(domain, overlay.base)
     if not top or not base:
-        raise LiveBackupError(f"QEMU of domain {domain.name()!r} has {overlay.path} or {overlay.base} open by no name.")
+        raise LiveBackupError(
+            f"QEMU of domain {domain.name()!r} has {overlay.path} or {overlay.base} open by no name.", code="disk_chain_differs"
+        )
     _ask(domain, "block-commit", job_id=_job(overlay), device=top[0], base_node=base[0])
 
 

@@ -122,7 +122,8 @@ def judge(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     if not seen.overlay_exists and not seen.place_is_there:
         raise Refusal(
             f"{Path(overlay.path).parent}, where the overlay {overlay.path} of disk {overlay.target} was, holds neither that nor the "
-            "copy of the claim: is its file system not mounted? Mount it, and recover again."
+            "copy of the claim: is its file system not mounted? Mount it, and recover again.",
+            code="not_mounted",
         )
     if seen.running:
         return _judge_running(overlay, memory, seen)
@@ -142,14 +143,20 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
         raise _strange(overlay, disk, "runs")
     if path == overlay.base:
         if disk.mirror is not None or seen.job:
-            raise Refusal(f"A block job that is not ours runs on disk {overlay.target}, which is on its base {path}. Wait for its end.")
+            raise Refusal(
+                f"A block job that is not ours runs on disk {overlay.target}, which is on its base {path}. Wait for its end.",
+                code="domain_busy",
+            )
         if seen.in_qemu is not None and seen.in_qemu.writes:
             # libvirt's daemon was killed between QEMU's switch to the overlay and its own note of it (seen with libvirt 9.0).
             return {"": Do.COMMIT_IN_QEMU, "ready": Do.PIVOT_IN_QEMU}.get(seen.in_qemu.job, Do.WAIT)
         step = _on_base(overlay, memory, seen)
         return Do.CLOSE_IN_QEMU if step == Do.DELETE and seen.in_qemu is not None and seen.in_qemu.nodes else step
     if len(disk.chain) < 2 or disk.chain[1].path != overlay.base:
-        raise Refusal(f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.")
+        raise Refusal(
+            f"The overlay {path} of disk {overlay.target} is not backed by {overlay.base}, which the claim names.",
+            code="disk_chain_differs",
+        )
     if disk.mirror is None:
         if seen.job and memory.commit_begun and not memory.pivot_asked and seen.job["type"] == VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT:
             # Killed as it began, libvirt's daemon finds the job again, but not what it was for. When that job is ended the daemon goes
@@ -157,10 +164,11 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
             raise Refusal(
                 f"libvirt has lost sight of what the block job on disk {overlay.target} is for: its daemon was killed as our commit of "
                 f"{overlay.path} began. The guest runs, no write is lost, and nothing is touched. Do not abort the job: its end can end "
-                "libvirt's daemon, which systemd starts again. Shut the domain off, start it, and recover again."
+                "libvirt's daemon, which systemd starts again. Shut the domain off, start it, and recover again.",
+                code="block_job_unknown",
             )
         if seen.job:
-            raise Refusal(f"A block job that is not ours runs on disk {overlay.target}. Wait for its end, or end it.")
+            raise Refusal(f"A block job that is not ours runs on disk {overlay.target}. Wait for its end, or end it.", code="domain_busy")
         if seen.in_qemu is not None and not seen.in_qemu.writes:
             return Do.LOOK_AGAIN
         if not _same_run(memory, seen):
@@ -169,7 +177,8 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
         return Do.COMMIT
     if disk.mirror.path not in ("", overlay.base) or disk.mirror.job not in ("", "active-commit"):
         raise Refusal(
-            f"A block job that is not ours ({disk.mirror.job} to {disk.mirror.path}) runs on disk {overlay.target}. Wait for its end."
+            f"A block job that is not ours ({disk.mirror.job} to {disk.mirror.path}) runs on disk {overlay.target}. Wait for its end.",
+            code="domain_busy",
         )
     if not disk.mirror.job or not seen.job or disk.mirror.ready not in ("", "yes"):
         return Do.LOOK_AGAIN
@@ -187,22 +196,27 @@ def _judge_shut_off(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
         return _on_base(overlay, memory, seen)
     if len(disk.chain) > 1 and disk.chain[1].path != overlay.base:
         raise Refusal(
-            f"The domain is defined with {disk.chain[1].path} below the overlay {path} of disk {overlay.target}, not {overlay.base}."
+            f"The domain is defined with {disk.chain[1].path} below the overlay {path} of disk {overlay.target}, not {overlay.base}.",
+            code="disk_chain_differs",
         )
     if seen.migrated:
-        raise Refusal("The domain was migrated away and may run on another host: recover it there, or bring it back.")
+        raise Refusal(
+            "The domain was migrated away and may run on another host: recover it there, or bring it back.", code="domain_migrated"
+        )
     if seen.saved:
         raise Refusal(
             f"The domain's memory was saved while it used the overlay {overlay.path}. Restore it (`virsh start` after a managed save, "
             "`virsh restore` after a save), or drop what is saved (`virsh managedsave-remove`, or start the domain anew). Then recover "
-            "again."
+            "again.",
+            code="memory_saved",
         )
     if not seen.overlay_exists:
         if memory.merged is not None:
             # It was deleted by us, and then the power failed before the definition on the base had reached libvirt's disk.
             return Do.DEFINE
         raise Refusal(
-            f"The overlay {overlay.path}, which disk {overlay.target} is defined on, is gone, and with it what the guest wrote to it."
+            f"The overlay {overlay.path}, which disk {overlay.target} is defined on, is gone, and with it what the guest wrote to it.",
+            code="overlay_gone",
         )
     if _is_merged(memory, seen) or memory.pivot_asked and seen.identical:
         return Do.DEFINE
@@ -273,7 +287,8 @@ def _base_used(overlay: Overlay, seen: Seen) -> Refusal:
         "was the domain defined or created from an old XML? Or was libvirt's daemon killed within the snapshot, and the domain shut off "
         f"since? Neither is touched, since committing would destroy what is in the base. {f'The {last} was written last. ' * known}Keep "
         "a copy of both and decide which you want. `qemu-img commit` of the overlay is right only if the base was not written since. Then "
-        "delete the overlay."
+        "delete the overlay.",
+        code="base_used",
     )
 
 
@@ -287,7 +302,8 @@ def _unproven(overlay: Overlay, memory: Memory) -> Refusal:
         f"It is not proved that nobody used the base {overlay.base} of disk {overlay.target} without its overlay {overlay.path}: {why}. "
         "Neither is touched, since committing over a base that was used would destroy it. If you know that since then no guest, host or "
         "tool has written to the base but the domain on its overlay, recover again with base_untouched (for the playbook "
-        "recover_base_untouched=true). If not, keep a copy of both and decide which you want."
+        "recover_base_untouched=true). If not, keep a copy of both and decide which you want.",
+        code="base_maybe_written",
     )
 
 
@@ -295,7 +311,8 @@ def _lost(overlay: Overlay, seen: Seen) -> Refusal:
     return Refusal(
         f"libvirt has lost sight of the domain: its QEMU (process {seen.instance.partition('@')[0]}) still runs on {overlay.base} or "
         f"its overlay {overlay.path}, while libvirt, whose daemon was killed in the middle of a pivot, says that it is shut off. Neither "
-        "is touched. Do not start the domain: let libvirt find it again, as docs/troubleshooting.md tells, and recover again."
+        "is touched. Do not start the domain: let libvirt find it again, as docs/troubleshooting.md tells, and recover again.",
+        code="domain_lost",
     )
 
 
@@ -304,7 +321,8 @@ def _unsettled(overlay: Overlay) -> Refusal:
         f"libvirt's daemon died in the middle of the pivot of disk {overlay.target}, and the domain's QEMU has ended since: either "
         f"{overlay.base} alone or the overlay {overlay.path} on it is the guest's last state, and nothing proves which. "
         "Neither is touched. Look at both (`qemu-img convert` each, and check its file systems); then define the domain on the right one "
-        "and delete the overlay."
+        "and delete the overlay.",
+        code="pivot_unsettled",
     )
 
 
@@ -312,10 +330,12 @@ def _strange(overlay: Overlay, disk: Disk | None, how: str) -> Refusal:
     if disk is not None and any(image.path == overlay.path for image in disk.chain):
         return Refusal(
             f"Disk {overlay.target} {how} on {disk.chain[0].path}, a snapshot that was put on top of our overlay {overlay.path}. "
-            "Remove that snapshot (`virsh blockcommit` or `virsh snapshot-delete`), and recover again."
+            "Remove that snapshot (`virsh blockcommit` or `virsh snapshot-delete`), and recover again.",
+            code="disk_chain_differs",
         )
     now = "it is no disk of the domain any more" if disk is None else f"it {how} on {disk.chain[0].path if disk.chain else 'nothing'}"
     return Refusal(
         f"Disk {overlay.target} was on {overlay.base} when the backup began; now {now}. The overlay {overlay.path} is not touched. "
-        "Put the disk back on it and recover again; or, if what it holds is not wanted, delete it and recover again."
+        "Put the disk back on it and recover again; or, if what it holds is not wanted, delete it and recover again.",
+        code="disk_chain_differs",
     )

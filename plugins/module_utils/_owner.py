@@ -35,7 +35,8 @@ def require_no_restore(action: str, uuid: str, name: str, paths: Collection[str]
     if found is not None:
         raise LiveBackupError(
             f"Cannot {action}: {found.words} is not finished, so its disks may be of two instants. Run libvirt_backup_recover "
-            "(playbook virtops.live_backup.recover), or the same restore again."
+            "(playbook virtops.live_backup.recover), or the same restore again.",
+            code="restore_unfinished",
         )
 
 
@@ -45,7 +46,8 @@ def require_no_backup(action: str, uuid: str, name: str, paths: Collection[str] 
     if found is not None:
         raise LiveBackupError(
             f"Cannot {action}: backup {found.backup_id} of domain {found.domain!r} is not finished, and uses its disks. "
-            "Let it finish, or run libvirt_backup_recover."
+            "Let it finish, or run libvirt_backup_recover.",
+            code="recovery_needed",
         )
 
 

@@ -56,7 +56,7 @@ def place_of(dest: str, ssh_key: str | None, ssh_options: list[str]) -> Abstract
         address = parse(dest, ssh_key, ssh_options)
         return _Remote(dest, FarEnd(address))
     if ssh_key or ssh_options:
-        raise LiveBackupError("ssh_key and ssh_options are for a dest that begins with ssh://.")
+        raise LiveBackupError("ssh_key and ssh_options are for a dest that begins with ssh://.", code="option_invalid")
     return nullcontext(_Local(Path(dest)))
 
 
@@ -74,7 +74,7 @@ class _Local:
     def look(self, source: os.stat_result) -> Found:
         path = self._path
         if not path.is_absolute():
-            raise LiveBackupError(f"dest {str(path)!r} is not an absolute path.")
+            raise LiveBackupError(f"dest {str(path)!r} is not an absolute path.", code="option_invalid")
         if not path.parent.is_dir():
             raise _no_directory(self.directory)
         try:
@@ -84,7 +84,7 @@ class _Local:
         if status is not None and not stat.S_ISREG(status.st_mode):
             raise _no_file(str(path))
         if status is not None and os.path.samestat(source, status):
-            raise LiveBackupError(f"src and dest are the same file, {path}.")
+            raise LiveBackupError(f"src and dest are the same file, {path}.", code="option_invalid")
         return Found(
             free_bytes(path.parent),
             None if status is None else identity(status),
@@ -119,7 +119,7 @@ class _Remote(AbstractContextManager["_Remote"]):
         if not found["is_file"]:
             raise _no_file(self._dest)
         if not found["writable"]:
-            raise LiveBackupError(f"{self._dest} cannot be written: the user may not write to its directory.")
+            raise LiveBackupError(f"{self._dest} cannot be written: the user may not write to its directory.", code="permission")
         return Found(found["free"], found["dest"], found["mode"], found["record"])
 
     def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
@@ -134,8 +134,8 @@ class _Remote(AbstractContextManager["_Remote"]):
 
 
 def _no_directory(directory: str) -> LiveBackupError:
-    return LiveBackupError(f"The directory of dest, {directory}, does not exist.")
+    return LiveBackupError(f"The directory of dest, {directory}, does not exist.", code="directory_missing")
 
 
 def _no_file(dest: str) -> LiveBackupError:
-    return LiveBackupError(f"dest {dest} exists and is not a file; it is not touched.")
+    return LiveBackupError(f"dest {dest} exists and is not a file; it is not touched.", code="file_in_the_way")

@@ -66,7 +66,8 @@ def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[d
     unknown = [target for target in exclude if target not in targets]
     if unknown:
         raise LiveBackupError(
-            f"Domain {domain.name!r} has no disk {', '.join(unknown)} to exclude; it has {', '.join(targets) or 'no disks'}."
+            f"Domain {domain.name!r} has no disk {', '.join(unknown)} to exclude; it has {', '.join(targets) or 'no disks'}.",
+            code="disk_unknown",
         )
     chosen: list[Disk] = []
     skipped: list[dict[str, str]] = []
@@ -77,12 +78,13 @@ def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[d
         elif disk.obstacle:
             raise LiveBackupError(
                 f"Disk {disk.target} of domain {domain.name!r} cannot be captured: {disk.obstacle}. "
-                "Name it in exclude_disks to back the domain up without it."
+                "Name it in exclude_disks to back the domain up without it.",
+                code="disk_unsupported",
             )
         else:
             chosen.append(disk)
     if not chosen:
-        raise LiveBackupError(f"No disk of domain {domain.name!r} is left to back up: {_reasons(skipped)}.")
+        raise LiveBackupError(f"No disk of domain {domain.name!r} is left to back up: {_reasons(skipped)}.", code="no_disk_left")
     return chosen, skipped
 
 
@@ -104,6 +106,7 @@ def check_room(needed: int, reserved: int, free: int, target: str) -> None:
             "Free some room, or choose another target.",
             bytes_needed=needed,
             bytes_free=free,
+            code="no_free_space",
         )
 
 

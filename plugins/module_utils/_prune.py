@@ -43,7 +43,7 @@ def prune_sets(
             elif gone or left:
                 require_owner(Path(directory))
             if plan.problem:
-                raise LiveBackupError(f"Nothing of domain {sets[0]['domain']!r} was removed: {plan.problem}.")
+                problems.append(f"Nothing of domain {sets[0]['domain']!r} was removed: {plan.problem}.")
         except (LiveBackupError, OSError) as error:
             problems.append(error.msg if isinstance(error, LiveBackupError) else from_os_error(error).msg)
             # One without its name is no set any more, even if files of it are left.

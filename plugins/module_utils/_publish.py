@@ -86,16 +86,25 @@ def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
     claim = require_claim(uuid, name, paths.backup_id)
     missing_step = _missing_step(claim)
     if missing_step:
-        raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} is not finished: run {missing_step} first.")
+        raise LiveBackupError(
+            f"Backup {claim.backup_id} of domain {name!r} is not finished: run {missing_step} first.", code="step_out_of_order"
+        )
     if paths_of(claim) != paths:
-        raise LiveBackupError(f"Backup {claim.backup_id} of domain {name!r} was begun for {claim.directory}, not for {paths.directory}.")
+        raise LiveBackupError(
+            f"Backup {claim.backup_id} of domain {name!r} was begun for {claim.directory}, not for {paths.directory}.",
+            code="options_differ",
+        )
     if any(disk["sent"] for disk in claim.plan["disks"]) and claim.plan["server"]["target"] != target:
-        raise LiveBackupError(f"The disks of domain {name!r} were sent to {claim.plan['server']['target']}, not to {target}.")
+        raise LiveBackupError(
+            f"The disks of domain {name!r} were sent to {claim.plan['server']['target']}, not to {target}.", code="options_differ"
+        )
     if not is_partial_of(paths, claim.token):
-        raise LiveBackupError(f"{paths.partial} is gone or was made by another run; run libvirt_backup_recover and back up again.")
+        raise LiveBackupError(
+            f"{paths.partial} is gone or was made by another run; run libvirt_backup_recover and back up again.", code="partial_gone"
+        )
     missing = [disk["path"] for disk in claim.plan["disks"] if not disk["sent"] and not Path(disk["path"]).is_file()]
     if missing:
-        raise LiveBackupError(f"{', '.join(missing)} is gone; run libvirt_backup_recover and back up again.")
+        raise LiveBackupError(f"{', '.join(missing)} is gone; run libvirt_backup_recover and back up again.", code="partial_gone")
     return claim
 
 
@@ -157,7 +166,9 @@ def _settle(image: Path, clock: Clock) -> None:
         image.chmod(0o600)
     except OSError as error:
         # The kernel tells a failed write once: the next sync would succeed, and the image be broken all the same.
-        raise LiveBackupError(f"{image} did not reach the target's disk: {error.strerror}. Back the domain up again.") from error
+        raise LiveBackupError(
+            f"{image} did not reach the target's disk: {error.strerror}. Back the domain up again.", code="target_lost_writes"
+        ) from error
     if has_writer(image):
         # By its bytes, whatever its header says: nothing that QEMU's user has written is interpreted here.
         copy_image(Copying(image, "raw", "raw", as_hashed=True), image, Pace(clock), clock, lambda: None)

@@ -54,5 +54,5 @@ def is_self_contained(path: str | Path, image_format: str) -> bool:
     with open(path, "rb") as file:
         header = read_header(file.read(HEADER_BYTES))
     if header is None:
-        raise LiveBackupError(f"{path} is no qcow2 image.")
+        raise LiveBackupError(f"{path} is no qcow2 image.", code="image_invalid")
     return header.self_contained

@@ -28,7 +28,9 @@ _WRITE_OUT_SECONDS = 0.05
 
 def _command(*arguments: str | Path) -> list[str]:
     if shutil.which("qemu-img") is None:
-        raise LiveBackupError("qemu-img is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).")
+        raise LiveBackupError(
+            "qemu-img is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).", code="program_missing"
+        )
     # It must not outlive us: a later run would meet its lock, or write beside it.
     return ["setpriv", "--pdeathsig", "KILL", "qemu-img", *map(str, arguments)]
 
@@ -56,7 +58,7 @@ def _run(*arguments: str | Path, pace: Pace | None = None, writes: int | None = 
         raise pace.given_up
     if process.returncode != 0:
         said = _said(err) or f"it ended with status {process.returncode}"
-        raise LiveBackupError(advised(f"qemu-img {arguments[0]} of {arguments[-1]} failed: {said}"))
+        raise LiveBackupError(*advised(f"qemu-img {arguments[0]} of {arguments[-1]} failed: {said}", code="qemu_img_failed"))
     return out
 
 
@@ -76,7 +78,7 @@ def backing_chain(path: str | Path, image_format: str) -> list[dict[str, Any]]:
     chain = [image_info(path, image_format)]
     while below := _backing_of(chain[-1]):
         if below[0] in [one["filename"] for one in chain[1:]]:
-            raise LiveBackupError(f"The backing files of {path} form a loop: {below[0]} is in its own chain.")
+            raise LiveBackupError(f"The backing files of {path} form a loop: {below[0]} is in its own chain.", code="image_invalid")
         chain.append(image_info(*below))
     return chain
 
@@ -88,7 +90,8 @@ def _backing_of(info: dict[str, Any]) -> tuple[str, str] | None:
         # A guest chooses what a raw image begins with, so a format that is guessed is the guest's word.
         raise LiveBackupError(
             f"{foreign(info['filename'])} is backed by {foreign(name)} and does not name the format of that image, which is never guessed. "
-            f"`qemu-img rebase -u -f {info['format']} -F FORMAT -b BACKING-FILE IMAGE` writes it into its header."
+            f"`qemu-img rebase -u -f {info['format']} -F FORMAT -b BACKING-FILE IMAGE` writes it into its header.",
+            code="format_unknown",
         )
     return (name, info["backing-filename-format"]) if name else None
 
@@ -199,5 +202,5 @@ def are_identical(one: str | Path, one_format: str, other: str | Path, other_for
     command = _command("compare", "-s", *_reads(one, one_format), *_reads(other, other_format, "-F"), one, other)
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="backslashreplace", check=False)
     if done.returncode > 1:
-        raise LiveBackupError(advised(f"{one} and {other} cannot be compared: {_said(done.stderr)}"))
+        raise LiveBackupError(*advised(f"{one} and {other} cannot be compared: {_said(done.stderr)}", code="qemu_img_failed"))
     return done.returncode == 0

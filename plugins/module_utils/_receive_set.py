@@ -33,7 +33,7 @@ def room_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, A
             _remove_dead(left)
     problem = inode_problem(target)
     if problem:
-        raise LiveBackupError(f"{problem}.")
+        raise LiveBackupError(f"{problem}.", code="no_free_inodes")
     return {"free": free_bytes(target)}
 
 
@@ -43,10 +43,12 @@ def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, nee
     _require_directory(target)
     paths = SetPaths(claim_domain_directory(Path(target), name, uuid), backup_id)
     if os.path.lexists(paths.final):
-        raise LiveBackupError(f"{paths.final} exists already.")
+        raise LiveBackupError(f"{paths.final} exists already.", code="backup_id_taken")
     free = room_for(target, name, uuid, check_mode=False)["free"]
     if free < needed:
-        raise LiveBackupError(f"Target {target} is too small: the set needs {needed >> 20} MiB, and {free >> 20} MiB are free.")
+        raise LiveBackupError(
+            f"Target {target} is too small: the set needs {needed >> 20} MiB, and {free >> 20} MiB are free.", code="no_free_space"
+        )
     paths.partial.mkdir(mode=0o700)
     descriptor = os.open(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
@@ -67,7 +69,7 @@ def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) ->
     """Go on with the set that another process of the same sender has left."""
     check_backup_id(backup_id)
     partial = SetPaths(domain_directory(Path(target), name, uuid), backup_id).partial
-    gone = LiveBackupError(f"{partial} is gone or was made by another run: back the domain up again.")
+    gone = LiveBackupError(f"{partial} is gone or was made by another run: back the domain up again.", code="partial_gone")
     try:
         descriptor = os.open(partial / SENDER, os.O_RDWR | os.O_NOFOLLOW)
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -90,7 +92,7 @@ def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, A
     paths = SetPaths(domain_directory(Path(target), name, uuid), backup_id)
     problems = read_manifest(paths.partial, backup_id)[1]
     if problems:
-        raise LiveBackupError(f"The set in {paths.partial} is not whole: {'; '.join(problems)}.")
+        raise LiveBackupError(f"The set in {paths.partial} is not whole: {'; '.join(problems)}.", code="copy_damaged")
     sync_path(paths.partial)
     paths.partial.rename(paths.final)
     _unfinished.remove(paths.partial)
@@ -102,7 +104,7 @@ def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, A
 
 def _require_directory(target: str) -> None:
     if not os.path.isdir(target):
-        raise LiveBackupError(f"Target {target} does not exist. Create it; a backup never does.")
+        raise LiveBackupError(f"Target {target} does not exist. Create it; a backup never does.", code="target_missing")
     require_safe(Path(target))
 
 

@@ -51,7 +51,8 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
             raise LiveBackupError(
                 f"Domain {claim.domain!r} is being backed up: {describe(claim, clock)}. "
                 "There is nothing to recover while that run may go on: wait until then, or go on with its backup_id."
-                + ("" if at_work else " If you know that the run is dead, use take_over (for the playbook, recover_take_over=true).")
+                + ("" if at_work else " If you know that the run is dead, use take_over (for the playbook, recover_take_over=true)."),
+                code="claim_alive",
             )
         if check_mode:
             return _result(list(_repairs(params, connection, claim, clock)), check_mode)
@@ -61,7 +62,7 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
             if claim is None:
                 return _result([], check_mode)
             if claim != seen:
-                raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.")
+                raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.", code="changed_meanwhile")
             give_up(claim)
             repairs = []
             for repair in _repairs(params, connection, claim, clock):

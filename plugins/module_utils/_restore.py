@@ -63,10 +63,12 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
         else:
             found = stack.enter_context(reading_set(str(check_target(params["target"])), params["domain"], params["backup_id"]))
         if found["status"] != "good":
-            raise LiveBackupError(f"Backup set {found['path']} is damaged and was not restored: {'; '.join(found['findings'])}.")
+            raise LiveBackupError(
+                f"Backup set {found['path']} is damaged and was not restored: {'; '.join(found['findings'])}.", code="set_damaged"
+            )
         name = params["name"] or found["domain"]
         if not re.fullmatch(r"[^/\n]+", name):
-            raise LiveBackupError(f"{name!r} is not a name for a domain.")
+            raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")
         stamp = {"uuid": found["uuid"], "backup_id": found["backup_id"], "instant": found["instant"]}
         if check_mode:
             return _planned(params, found, name, stamp)
@@ -81,12 +83,16 @@ def restore_lock(name: str, clock: Clock) -> AbstractContextManager[None]:
 
 def _require_directory(directory: str) -> None:
     if not Path(directory).is_dir():
-        raise LiveBackupError(f"directory {directory} does not exist on this host.")
+        raise LiveBackupError(f"directory {directory} does not exist on this host.", code="directory_missing")
     if is_below_dev(f"{directory}/disk"):
-        raise LiveBackupError(f"directory {directory} is below /dev, whose files are lost when the host restarts. Name another directory.")
+        raise LiveBackupError(
+            f"directory {directory} is below /dev, which is lost when the host restarts. Name another.", code="option_invalid"
+        )
     unmounted = not_mounted(directory)
     if unmounted:
-        raise LiveBackupError(f"directory {directory} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted.")
+        raise LiveBackupError(
+            f"directory {directory} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted.", code="not_mounted"
+        )
 
 
 def _planned(params: dict[str, Any], found: dict[str, Any], name: str, stamp: dict[str, str]) -> dict[str, Any]:
@@ -193,7 +199,7 @@ def _write(set_path: Path, image: Image, move: Move | None, clock: Clock) -> Non
     """Write a file of the set beside its place, and prove meanwhile that it is what the manifest says. A device is only proved."""
     source = set_path / image.file
     if image.target and not is_self_contained(source, image.source_format):
-        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.")
+        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.", code="set_damaged")
     if move is None:
         digest = image_digest(source)
     elif not image.target:
@@ -209,7 +215,9 @@ def _write(set_path: Path, image: Image, move: Move | None, clock: Clock) -> Non
             convert(source, image.source_format, Path(move.temporary), image.format, forget=True)
             digest = read.result()
     if digest != image.digest:
-        raise LiveBackupError(f"{source} is not what was backed up: its digest is {digest}, not {image.digest}. Nothing was restored.")
+        raise LiveBackupError(
+            f"{source} is not what was backed up: its digest is {digest}, not {image.digest}. Nothing was restored.", code="set_damaged"
+        )
     if move is not None:
         if image.format == "qcow2":
             remove_bitmaps(move.temporary)
@@ -221,7 +229,9 @@ def _require_unchanged(uri: str, plan: Plan) -> None:
     with connect(uri) as connection:
         existing = lookup_name(connection, plan.name)
         if plan.replaces != (existing is not None):
-            raise LiveBackupError(f"Domain {plan.name!r} was defined or undefined in the meantime. Nothing of it was touched.")
+            raise LiveBackupError(
+                f"Domain {plan.name!r} was defined or undefined in the meantime. Nothing of it was touched.", code="changed_meanwhile"
+            )
         if existing is not None:
             require_replaceable(existing, overwrite=True)
 
@@ -273,14 +283,15 @@ def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
     if journal.phase == "broken":
         raise LiveBackupError(
             f"{', '.join(journal.broken)} may hold only a part of backup {journal.stamp['backup_id']} of domain {journal.name!r}, since a "
-            f"restore was interrupted. Restore this or another set. If the disk is not needed any more, remove {journal.file}."
+            f"restore was interrupted. Restore this or another set. If the disk is not needed any more, remove {journal.file}.",
+            code="device_partly_restored",
         )
     completes = journal.phase in ("swap", "defined") and _may_complete(journal, journal.stamp)
     if not check_mode:
         with restore_lock(journal.name, clock), hold(journal.uuid, clock):
             now = restore_of(journal.uuid)
             if now is None:
-                raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.")
+                raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.", code="changed_meanwhile")
             completes = complete_or_undo(replace(now, start=False, uri=journal.uri), now.stamp)
     return "complete it" if completes else "undo it"
 
@@ -351,4 +362,4 @@ def _refresh(connection: libvirt.virConnect, pool: str) -> None:
 def _undone(journal: Journal, error: LiveBackupError) -> LiveBackupError:
     """What libvirt said, and what is lost all the same."""
     lost = f", but {', '.join(journal.broken)}, which cannot be put aside, holds the backup now" if journal.broken else ""
-    return LiveBackupError(f"{error.msg} The files are as they were{lost}. Fix this, and restore again.", error.libvirt_error)
+    return error.reworded(f"{error.msg} The files are as they were{lost}. Fix this, and restore again.")

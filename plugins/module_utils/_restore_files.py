@@ -51,16 +51,20 @@ def swap(journal: Journal) -> None:
 def _put(move: Move) -> None:
     path, temporary = Path(move.path), Path(move.temporary)
     if identity(temporary) != move.new:
-        raise LiveBackupError(f"{temporary}, the restored file, was removed or changed. Restore again.")
+        raise LiveBackupError(f"{temporary}, the restored file, was removed or changed. Restore again.", code="changed_meanwhile")
     there = identity(path)
     if there and there != move.old:
-        raise LiveBackupError(f"{path} was created or changed by somebody else in the meantime. Move it away, and restore again.")
+        raise LiveBackupError(
+            f"{path} was created or changed by somebody else in the meantime. Move it away, and restore again.", code="file_in_the_way"
+        )
     if there:
         status = path.stat()
         os.chown(temporary, status.st_uid, status.st_gid)
         temporary.chmod(status.st_mode & 0o7777)
         if os.path.lexists(move.aside):
-            raise LiveBackupError(f"{move.aside} is an old file that another restore put aside. Move it away, and restore again.")
+            raise LiveBackupError(
+                f"{move.aside} is an old file that another restore put aside. Move it away, and restore again.", code="file_in_the_way"
+            )
         path.rename(move.aside)
     temporary.rename(path)
 
@@ -94,7 +98,9 @@ def undo(journal: Journal) -> None:
     _require_mounts(journal)
     problems = [problem for move in journal.moves if (problem := _put_back(move, journal.phase))]
     if problems:
-        raise LiveBackupError(f"{journal.words[0].upper()}{journal.words[1:]} could not be undone wholly: {' '.join(problems)}")
+        raise LiveBackupError(
+            f"{journal.words[0].upper()}{journal.words[1:]} could not be undone wholly: {' '.join(problems)}", code="undo_incomplete"
+        )
     if journal.broken:
         journal.set_phase("broken")
     else:
@@ -143,5 +149,6 @@ def _require_mounts(journal: Journal) -> None:
         if mount_of(move.path) != move.mount:
             raise LiveBackupError(
                 f"{move.path} was on the file system mounted at {move.mount}, and is on that at {mount_of(move.path)} now. Mount it as it "
-                "was, and run again."
+                "was, and run again.",
+                code="not_mounted",
             )

@@ -170,7 +170,8 @@ def _read(path: Path) -> Journal | None:
     if problems:
         raise LiveBackupError(
             f"The journal {path} of a restore is damaged ({problems[0]}). Look at the disks of that domain, and at files named "
-            "*.restoring and *.replaced beside them. Then remove the journal."
+            "*.restoring and *.replaced beside them. Then remove the journal.",
+            code="journal_damaged",
         )
     moves, devices = [Move(**one) for one in data.pop("moves")], [Device(**one) for one in data.pop("devices")]
     return Journal(**data, moves=moves, devices=devices)

@@ -88,7 +88,10 @@ def plan_restore(
     backup = Path(found["path"])
     text = read_definition(backup)
     if is_copy and not params["directory"]:
-        raise LiveBackupError(f"The old places of the disks are those of {found['domain']!r}: name a directory for those of {name!r}.")
+        raise LiveBackupError(
+            f"The old places of the disks are those of {found['domain']!r}: name a directory for those of {name!r}.",
+            code="option_needed",
+        )
     existing = lookup_name(connection, name)
     if existing is not None:
         require_replaceable(existing, overwrite=params["overwrite"])
@@ -114,13 +117,16 @@ def plan_restore(
     )
     if missing:
         raise LiveBackupError(
-            f"Domain {name!r} cannot be restored on this host yet, and nothing was written: {'; '.join(missing)}.", None, missing=missing
+            f"Domain {name!r} cannot be restored on this host yet, and nothing was written: {'; '.join(missing)}.",
+            code="host_unsuitable",
+            missing=missing,
         )
     devices = [image.path for image in images if image.is_block]
     if devices and not params["exclusive"]:
         raise LiveBackupError(
             f"Disks of domain {name!r} go to block devices ({', '.join(devices)}), where QEMU's lock does not show whether another host "
-            "uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory."
+            "uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory.",
+            code="exclusive_needed",
         )
     return Plan(name, uuid, str(backup), stamp, images, made.xml, removed, existing is not None, not_captured)
 
@@ -131,21 +137,30 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
     if not overwrite:
         raise LiveBackupError(
             f"There is a domain {name!r} on this host. To put the backup in its place, shut it off and use overwrite (restore_overwrite "
-            "in the playbook); to have both, give the restored one another name."
+            "in the playbook); to have both, give the restored one another name.",
+            code="domain_exists",
         )
     if domain.isActive():
-        raise LiveBackupError(f"Domain {name!r} is running. Shut it off before its disks are overwritten.")
+        raise LiveBackupError(f"Domain {name!r} is running. Shut it off before its disks are overwritten.", code="domain_running")
     if domain.state()[1] == VIR_DOMAIN_SHUTOFF_MIGRATED:
-        raise LiveBackupError(f"Domain {name!r} was migrated away and may be running on another host, on these disks. Undefine it here.")
+        raise LiveBackupError(
+            f"Domain {name!r} was migrated away and may be running on another host, on these disks. Undefine it here.",
+            code="domain_migrated",
+        )
     if domain.hasManagedSaveImage():
-        raise LiveBackupError(f"Domain {name!r} has saved memory, which belongs to its old disks: virsh managedsave-remove removes it.")
+        raise LiveBackupError(
+            f"Domain {name!r} has saved memory, which belongs to its old disks: virsh managedsave-remove removes it.", code="memory_saved"
+        )
     if domain.listAllSnapshots():
-        raise LiveBackupError(f"Domain {name!r} has snapshots, which belong to its old disks. Delete them first.")
+        raise LiveBackupError(
+            f"Domain {name!r} has snapshots, which belong to its old disks. Delete them first.", code="domain_has_snapshots"
+        )
     checkpoints = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
     if checkpoints:
         raise LiveBackupError(
             f"Domain {name!r} has checkpoints ({', '.join(checkpoints)}), which belong to its old disks: an incremental backup since "
-            "one would be wrong. `virsh checkpoint-delete --metadata` removes them. The tool that made them must start with a full backup."
+            "one would be wrong. `virsh checkpoint-delete --metadata` removes them. The tool that made them must start with a full backup.",
+            code="domain_has_snapshots",
         )
 
 

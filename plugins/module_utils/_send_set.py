@@ -46,7 +46,9 @@ def send_set(params: dict[str, Any], claim: Claim, directory: Path, manifest: di
             finally:
                 os.close(descriptor)
             if digest != digests.get(name, digest):
-                raise LiveBackupError(f"{directory / name} has changed since it was backed up: its digest is {digest}.")
+                raise LiveBackupError(
+                    f"{directory / name} has changed since it was backed up: its digest is {digest}.", code="copy_damaged"
+                )
         path: str = far_end.call("finish_set", known)["path"]
     return path
 
@@ -56,6 +58,9 @@ def sent_set(params: dict[str, Any], uuid: str) -> dict[str, Any] | None:
     for one in at_target(params, list_sets, domains=[uuid])["sets"]:
         if one["backup_id"] == params["backup_id"] and one["status"] != "partial":
             if one["status"] != "good":
-                raise LiveBackupError(f"{one['path']} at {params['target']} is {one['status']}; move it away or choose another backup_id.")
+                raise LiveBackupError(
+                    f"{one['path']} at {params['target']} is {one['status']}; move it away or choose another backup_id.",
+                    code="backup_id_taken",
+                )
             return dict(one)
     return None

@@ -58,7 +58,9 @@ PROOF: dict[str, Any] = {
 def list_sets(target: str, domains: list[str] | None = None) -> dict[str, Any]:
     """`sets[]` of the domains that match, by directory and instant, and `findings[]` about what is no set and should be none."""
     if not os.path.isdir(target):
-        raise LiveBackupError(f"Target {target} {'is not a directory' if os.path.lexists(target) else 'does not exist'}.")
+        raise LiveBackupError(
+            f"Target {target} {'is not a directory' if os.path.lexists(target) else 'does not exist'}.", code="target_missing"
+        )
     sets: list[dict[str, Any]] = []
     findings: list[str] = []
     for directory in sorted(Path(target).iterdir()):
@@ -94,7 +96,9 @@ def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = Tr
     found = sorted(list_sets(target, [_literal(domain)])["sets"], key=lambda one: (one["instant"] or "later", one["backup_id"]))
     if len({one["uuid"] or one["directory"] for one in found}) > 1:
         uuids = ", ".join(sorted({one["uuid"] or one["directory"] for one in found}))
-        raise LiveBackupError(f"There are sets of several domains {domain!r} below {target}: name one by its UUID ({uuids}).")
+        raise LiveBackupError(
+            f"There are sets of several domains {domain!r} below {target}: name one by its UUID ({uuids}).", code="domain_ambiguous"
+        )
     wanted = [one for one in found if one["backup_id"] == backup_id and one["status"] in ("good", "damaged")]
     if backup_id is None:
         wanted = [one for one in found if one["good"] or (not good and one["status"] in ("good", "damaged"))]
@@ -104,7 +108,7 @@ def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = Tr
         there = ", ".join(f"{one['backup_id']} ({_why_not(one)})" for one in found) or "none"
         can_be_named = backup_id is None and any(one["status"] == "good" for one in found)
         advice = " Name one in backup_id to use it all the same." * can_be_named
-        raise LiveBackupError(f"There is {what} of domain {domain!r} below {target}. There are: {there}.{advice}")
+        raise LiveBackupError(f"There is {what} of domain {domain!r} below {target}. There are: {there}.{advice}", code="set_not_found")
     return wanted[0]
 
 
@@ -122,7 +126,7 @@ def _matches(name: str, pattern: str) -> bool:
         return fnmatchcase(name, pattern)
     except re.error as error:
         # Python 3.9 makes a wrong expression of a range that runs backwards.
-        raise LiveBackupError(f"domains: {pattern!r} is no glob: {error}.") from error
+        raise LiveBackupError(f"domains: {pattern!r} is no glob: {error}.", code="option_invalid") from error
 
 
 def _literal(name: str) -> str:
@@ -157,7 +161,7 @@ def require_owner(directory: Path) -> None:
     """Refuse to remove where it is not said whose sets there are: those of several domains may be in one directory."""
     owner, problem = _owner_of(directory)
     if owner is None:
-        raise LiveBackupError(f"{problem} Nothing is removed from {directory}.")
+        raise LiveBackupError(f"{problem} Nothing is removed from {directory}.", code="owner_file_damaged")
 
 
 @contextmanager
@@ -168,7 +172,9 @@ def removing(directory: Path) -> Iterator[None]:
         with _locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
             yield
     except BlockingIOError:
-        raise LiveBackupError(f"A set in {directory} is being read (restored, verified) or removed, so nothing is removed now.") from None
+        raise LiveBackupError(
+            f"A set in {directory} is being read (restored, verified) or removed, so nothing is removed now.", code="set_in_use"
+        ) from None
 
 
 @contextmanager

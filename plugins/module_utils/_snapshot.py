@@ -71,7 +71,8 @@ def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk]) -> Pa
             return place
     raise LiveBackupError(
         f"Disk {disk.target} of domain {facts.xml.name!r} is a block device, and none of {', '.join(map(str, places))} is a directory on a "
-        "disk with enough free space for its overlay, which the guest writes to during the copy. Name a directory in overlay_dir."
+        "disk with enough free space for its overlay, which the guest writes to during the copy. Name a directory in overlay_dir.",
+        code="option_needed",
     )
 
 
@@ -80,9 +81,14 @@ def _check_places(overlays: list[Overlay]) -> None:
     for overlay in overlays:
         directory = Path(overlay.path).parent
         if not directory.is_absolute() or not directory.is_dir():
-            raise LiveBackupError(f"The directory {directory} for the overlay of disk {overlay.target} is not there, or no absolute path.")
+            raise LiveBackupError(
+                f"The directory {directory} for the overlay of disk {overlay.target} is not there, or no absolute path.",
+                code="directory_missing",
+            )
         if os.path.lexists(overlay.path):
-            raise LiveBackupError(f"{overlay.path} exists already, and no claim names it: look what it is, and move it away.")
+            raise LiveBackupError(
+                f"{overlay.path} exists already, and no claim names it: look what it is, and move it away.", code="file_in_the_way"
+            )
 
 
 def _check_room(overlays: list[Overlay], rooms_needed: dict[str, Any], uuid: str) -> None:
@@ -95,7 +101,8 @@ def _check_room(overlays: list[Overlay], rooms_needed: dict[str, Any], uuid: str
             raise LiveBackupError(
                 f"{room.path} has too little room for overlays, which the guest writes to during the copy: "
                 f"{room.free / MIB:.0f} MiB are free, at least {needed / MIB:.0f} MiB are needed{also}. Free some, or choose another "
-                "overlay_dir."
+                "overlay_dir.",
+                code="no_free_space",
             )
 
 
@@ -123,5 +130,7 @@ def _snapshot(domain: libvirt.virDomain, claim: Claim) -> None:
     with explained(f"put overlays on the disks of domain {claim.domain!r}"):
         # libvirt would put one on a disk that was plugged in since, too, and nobody would take it off.
         if sources(read_domain(domain)) != claim.plan["sources"]:
-            raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.")
+            raise LiveBackupError(
+                f"The disks of domain {claim.domain!r} changed while its backup began. Run again.", code="changed_meanwhile"
+            )
         domain.snapshotCreateXML(claim.plan["snapshot_xml"], flags)

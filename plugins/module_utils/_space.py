@@ -87,7 +87,8 @@ class RoomWatch:
                     f"The overlays threaten to fill {room.path}: {room.free / MIB:.0f} MiB are free, and they hold "
                     f"{room.used / MIB:.0f} MiB. "
                     "The copy was given up, so that the overlays are committed, as soon as libvirt answers, before the guest has to stop. "
-                    "Free some room, choose another overlay_dir, or back up when the guest writes less."
+                    "Free some room, choose another overlay_dir, or back up when the guest writes less.",
+                    code="overlay_space_short",
                 )
 
 

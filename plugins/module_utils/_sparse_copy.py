@@ -30,14 +30,14 @@ from ._ssh_address import SCHEME
 def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Copy `src` to `dest`, or the disks of the capture `backup_id` into its unfinished set."""
     if params["compress"] != "none" and params["format"] == "raw":
-        raise LiveBackupError("A raw image cannot be compressed: use format qcow2 with compress.")
+        raise LiveBackupError("A raw image cannot be compressed: use format qcow2 with compress.", code="option_invalid")
     if (params["bandwidth"] or 0) < 0:
-        raise LiveBackupError("bandwidth must not be negative.")
+        raise LiveBackupError("bandwidth must not be negative.", code="option_invalid")
     if not re.fullmatch("0?[0-7]{3,4}", params["mode"]):
-        raise LiveBackupError(f"mode {params['mode']!r} is not an octal number such as 0600.")
+        raise LiveBackupError(f"mode {params['mode']!r} is not an octal number such as 0600.", code="option_invalid")
     if params["domain"]:
         if params["ssh_key"] or params["ssh_options"]:
-            raise LiveBackupError("ssh_key and ssh_options are for a dest that begins with ssh://.")
+            raise LiveBackupError("ssh_key and ssh_options are for a dest that begins with ssh://.", code="option_invalid")
         return copy_capture(params, check_mode, clock)
     source, dest = Path(params["src"]), params["dest"]
     status = _status_of(source)
@@ -46,7 +46,8 @@ def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     if dest.startswith(SCHEME) and not copying.by_bytes:
         raise LiveBackupError(
             f"qemu-img would have to make this copy of {source} ({copying.source_format} to {copying.format}), and it cannot write over "
-            "ssh. Copy it to a file on this host first, and that file to the other host."
+            "ssh. Copy it to a file on this host first, and that file to the other host.",
+            code="ssh_cannot_convert",
         )
     with place_of(dest, params["ssh_key"], params["ssh_options"]) as place:
         return _copy(copying, place, place.look(status), status, dest, check_mode, clock)
@@ -72,14 +73,16 @@ def _as_bytes(params: dict[str, Any], source: Path) -> str:
     if params["format"] != "keep" or params["compress"] != "none":
         raise LiveBackupError(
             f"Name the format of {source} in src_format to convert or compress it. The module does not guess: a guest can begin its raw "
-            "disk with the header of any image."
+            "disk with the header of any image.",
+            code="format_unknown",
         )
     with source.open("rb") as file:
         header = read_header(file.read(HEADER_BYTES))
     if header is not None and not header.self_contained:
         raise LiveBackupError(
             f"{source} begins like a qcow2 image that needs another file. Set src_format to qcow2 to copy the disk in it, if you trust "
-            "where it comes from, or to raw to copy its bytes."
+            "where it comes from, or to raw to copy its bytes.",
+            code="format_unknown",
         )
     return "raw"
 
@@ -108,7 +111,8 @@ def _copy(
     def require_still() -> None:
         if identity(copying.source.stat()) != identity(status):
             raise LiveBackupError(
-                f"{copying.source} was written while it was copied, so the copy was removed. Stop what writes to it, and copy again."
+                f"{copying.source} was written while it was copied, so the copy was removed. Stop what writes to it, and copy again.",
+                code="source_changed",
             )
 
     copied = place.copy(copying, Pace(clock, copying.rate), clock, require_still)
@@ -118,10 +122,11 @@ def _copy(
 
 def _status_of(source: Path) -> os.stat_result:
     if not source.is_absolute():
-        raise LiveBackupError(f"src {str(source)!r} is not an absolute path.")
+        raise LiveBackupError(f"src {str(source)!r} is not an absolute path.", code="option_invalid")
     if not (source.is_file() or source.is_block_device()):
         raise LiveBackupError(
-            f"src {source} is no image: it {'is neither a file nor a block device' if source.exists() else 'does not exist'}."
+            f"src {source} is no image: it {'is neither a file nor a block device' if source.exists() else 'does not exist'}.",
+            code="image_invalid",
         )
     return source.stat()
 

@@ -55,11 +55,14 @@ def parse(url: str, key: str | None, options: list[str]) -> Address:
     """Understand `ssh://[user@]host[:port]/path`."""
     match = _URL.fullmatch(url)
     if match is None:
-        raise LiveBackupError(f"dest {url!r} is not of the form ssh://[user@]host[:port]/absolute/path.")
+        raise LiveBackupError(f"dest {url!r} is not of the form ssh://[user@]host[:port]/absolute/path.", code="option_invalid")
     for option in options:
         name = re.split(r"[\s=]", option.strip(), maxsplit=1)[0]
         if name.lower() in {fixed.lower() for fixed in _FIXED}:
-            raise LiveBackupError(f"ssh_options must not set {name}: that protects this host, or shows that the server is the right one.")
+            raise LiveBackupError(
+                f"ssh_options must not set {name}: that protects this host, or shows that the server is the right one.",
+                code="option_invalid",
+            )
     arguments = ["-T", *_options(_FIXED)]
     for option in options:
         arguments += ["-o", option]
@@ -67,7 +70,7 @@ def parse(url: str, key: str | None, options: list[str]) -> Address:
     arguments += _options(_DEFAULTS)
     if key:
         if not os.path.isfile(key):
-            raise LiveBackupError(f"ssh_key {key} is not a file on this host.")
+            raise LiveBackupError(f"ssh_key {key} is not a file on this host.", code="option_invalid")
         arguments += ["-i", key, "-o", "IdentitiesOnly=yes"]
     if match["port"]:
         arguments += ["-p", match["port"]]

@@ -24,7 +24,7 @@ from ._answers import unexpected
 from ._clock import Clock
 from ._copy import LocalFile, Pace, copy_data
 from ._digest import image_size
-from ._errors import LiveBackupError, advised
+from ._errors import Advice, LiveBackupError, advised
 from ._far_end import FRAME, MARK
 from ._far_program import program
 from ._pipes import Endless, Pipes, Silence
@@ -42,20 +42,29 @@ _MOST_BYTES = 128 * 1024 * 1024
 _MOST_CHARACTERS = 1000
 _END_SECONDS = 30
 
+_UNREACHABLE = Advice("{host} cannot be reached", code="ssh_unreachable")
 # What ssh says, and what it means.
 _SSH_FAILURES = [
     (
         "HOST IDENTIFICATION HAS CHANGED",
-        "The host key of {host} is not the one that is known: it was reinstalled, or somebody is in between",
+        Advice(
+            "The host key of {host} is not the one that is known: it was reinstalled, or somebody is in between", code="host_key_changed"
+        ),
     ),
-    ("Host key verification failed", "The host key of {host} is not known here. Put it into known_hosts when you have checked it"),
-    ("Permission denied (", "{host} did not let us in. Give it our public key, or name the key with ssh_key"),
-    ("Could not resolve hostname", "{host} is not known by that name"),
-    ("Connection refused", "{host} cannot be reached"),
-    ("timed out", "{host} cannot be reached"),
-    ("No route to host", "{host} cannot be reached"),
-    ("Network is unreachable", "{host} cannot be reached"),
+    (
+        "Host key verification failed",
+        Advice("The host key of {host} is not known here. Put it into known_hosts when you have checked it", code="host_key_unknown"),
+    ),
+    (
+        "Permission denied (",
+        Advice("{host} did not let us in. Give it our public key, or name the key with ssh_key", code="ssh_login_refused"),
+    ),
+    ("Could not resolve hostname", Advice("{host} is not known by that name", code="ssh_unreachable")),
+    *((sign, _UNREACHABLE) for sign in ("Connection refused", "timed out", "No route to host", "Network is unreachable")),
 ]
+_SSH_FAILED = Advice("ssh to {host} failed", code="ssh_failed")
+# A copy that is given up ends with the error for which it was.
+_GIVEN_UP = Advice("The copy was given up", code="ssh_connection_lost")
 
 
 class FarEnd:
@@ -66,13 +75,16 @@ class FarEnd:
         self._lock = threading.Lock()
         self._answers = False
         self._ended: LiveBackupError | None = None
-        self._given_up = ""
+        self._given_up: Advice | None = None
         # The bytes of images, and of what goes with them.
         self.sent = 0
 
     def __enter__(self) -> FarEnd:
         if shutil.which("ssh") is None:
-            raise LiveBackupError("ssh is not installed on this host: install openssh-client (Debian, Ubuntu) or openssh-clients (EL).")
+            raise LiveBackupError(
+                "ssh is not installed on this host: install openssh-client (Debian, Ubuntu) or openssh-clients (EL).",
+                code="program_missing",
+            )
         # So it fits into a pipe: a login shell that prints and does not read would hang us before we read what it prints.
         text = zlib.compress(program())
         # Any login shell reads this alike; -I keeps the user's own Python files out.
@@ -91,7 +103,9 @@ class FarEnd:
                     self._answers = True
                     undo.pop_all()
                     return self
-            raise LiveBackupError(f"The login shell of {self._address.host} prints too much to be understood.")
+            raise LiveBackupError(
+                f"The login shell of {self._address.host} prints too much to be understood.", code="server_answer_invalid"
+            )
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         # The end of its input lets the far end remove what is unfinished; it is waited for.
@@ -166,14 +180,15 @@ class FarEnd:
     @contextmanager
     def within(self, seconds: float) -> Iterator[None]:
         """Give the other host up when it takes longer than this."""
-        timer = threading.Timer(seconds, self.give_up, [f"{self._address.host} was given up after {seconds:g} s"])
+        why = Advice(f"{self._address.host} was given up after {seconds:g} s", code="server_no_answer")
+        timer = threading.Timer(seconds, self.give_up, [why])
         timer.start()
         try:
             yield
         finally:
             timer.cancel()
 
-    def give_up(self, why: str = "The copy was given up") -> None:
+    def give_up(self, why: Advice = _GIVEN_UP) -> None:
         """End the connection, whatever it is doing."""
         self._given_up = why
         self._process.kill()
@@ -237,12 +252,12 @@ class FarEnd:
         if isinstance(answer, dict) and "error" in answer:
             self._require_expected("error", answer)
             error = foreign(answer["error"], _MOST_CHARACTERS)
-            if answer.get("refused"):
-                self._ended = LiveBackupError(f"On {self._address.host}: {error}")
+            if "code" in answer:
+                self._ended = LiveBackupError(f"On {self._address.host}: {error}", answer["code"])
             else:
                 file = foreign(answer.get("file") or "")
                 said = f"{self._address.url} was not written: {error}{f' ({file})' if file else ''}"
-                self._ended = LiveBackupError(advised(said, answer.get("errno")))
+                self._ended = LiveBackupError(*advised(said, answer.get("errno"), code="os_error"))
             raise self._ended
         self._require_expected(do, answer)
         known: dict[str, Any] = answer
@@ -263,10 +278,8 @@ class FarEnd:
         except Endless:
             raise self._not_understood("a line has no end") from None
         except Silence:
-            self.give_up(
-                f"{self._address.host} was given up: it has not answered for {SILENCE_SECONDS:g} s. Its disk, its login shell or the "
-                "network hangs"
-            )
+            why = f"{self._address.host} was given up: it has not answered for {SILENCE_SECONDS:g} s."
+            self.give_up(Advice(f"{why} Its disk, its login shell or the network hangs", code="server_no_answer"))
             self._ended = self._failure()
             raise self._ended from None
 
@@ -277,7 +290,7 @@ class FarEnd:
 
     def _not_understood(self, why: str = "") -> LiveBackupError:
         what = f"{self._address.host} does not answer as the program does that was sent to it"
-        self._ended = LiveBackupError(f"{what}: {why}." if why else f"{what}.")
+        self._ended = LiveBackupError(f"{what}: {why}." if why else f"{what}.", code="server_answer_invalid")
         return self._ended
 
     def _failure(self) -> LiveBackupError:
@@ -292,12 +305,13 @@ class FarEnd:
         if self._given_up:
             what = self._given_up
         elif self._answers and status == 255:
-            what = f"The connection to {host} was lost. What is unfinished is removed there; copy again"
+            what = Advice(f"The connection to {host} was lost. What is unfinished is removed there; copy again", code="ssh_connection_lost")
         elif status == 255:
-            what = next((meaning.format(host=host) for sign, meaning in _SSH_FAILURES if sign in said), f"ssh to {host} failed")
+            what = next((meaning for sign, meaning in _SSH_FAILURES if sign in said), _SSH_FAILED)
+            what = what._replace(text=what.text.format(host=host))
         elif status in (126, 127):
-            what = f"There is no python3 on {host}, which is needed there: install it"
+            what = Advice(f"There is no python3 on {host}, which is needed there: install it", code="server_python_missing")
         else:
-            what = f"The program at {host} ended with status {status}"
+            what = Advice(f"The program at {host} ended with status {status}", code="ssh_failed")
         words = foreign(" ".join(line for line in said.split() if not set(line) <= {"@"}), _MOST_CHARACTERS)
-        return LiveBackupError(f"{what}: {words}" if words else f"{what}.")
+        return LiveBackupError(f"{what.text}: {words}" if words else f"{what.text}.", what.code)

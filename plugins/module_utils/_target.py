@@ -43,7 +43,7 @@ def probe_target(target: Path, domain: str, qemu_user: tuple[int, int] | None, *
     """
     answer = _in_child(lambda: _probe(target, domain, qemu_user, write), str(target))
     if "problem" in answer:
-        raise LiveBackupError(answer["problem"])
+        raise LiveBackupError(answer["problem"], answer["code"])
     return TargetFacts(**answer)
 
 
@@ -68,40 +68,53 @@ def _in_child(question: Callable[[], dict[str, Any]], target: str) -> dict[str, 
         if not ready:
             raise LiveBackupError(
                 f"Target {target} does not answer within {ANSWER_SECONDS} s: is it on a network mount whose server is gone? "
-                "Nothing was begun."
+                "Nothing was begun.",
+                code="target_no_answer",
             )
         answer = pipe.read()
     os.waitpid(child, 0)
     if not answer:
-        raise LiveBackupError(f"Target {target} could not be examined: the process that looked at it died.")
+        raise LiveBackupError(f"Target {target} could not be examined: the process that looked at it died.", code="target_no_answer")
     return json.loads(answer)
 
 
 def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: bool) -> dict[str, Any]:
     try:
-        if not target.is_dir():
-            what = "is not a directory" if target.exists() else "does not exist"
-            return {"problem": f"Target {target} {what}. Create it, or mount what it stands for; a backup never creates it."}
-        unmounted = not_mounted(target)
-        if unmounted:
-            return {"problem": f"Target {target} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted."}
-        require_safe(target)
+        _require_usable(target, domain)
         facts = {"free": free_bytes(target), "device": target.stat().st_dev}
-        if os.statvfs(target).f_flag & os.ST_RDONLY:
-            return {"problem": f"Target {target} is on a read-only file system."}
-        no_inodes = inode_problem(target)
-        if no_inodes:
-            return {"problem": f"{no_inodes}."}
-        if not _qemu_sees(target, domain):
-            return {
-                "problem": f"QEMU does not see target {target}: it was mounted after the domain was started, and mounts do not "
-                "propagate into QEMU's mount namespace. Run `mount --make-rshared /` before domains are started, or restart the domain."
-            }
-        return _probe_by_writing(target, qemu_user, facts) if write else _probe_by_looking(target, qemu_user, facts)
+        (_probe_by_writing if write else _probe_by_looking)(target, qemu_user)
     except LiveBackupError as error:
-        return {"problem": error.msg}
+        return {"problem": error.msg, "code": error.code}
     except OSError as error:
-        return {"problem": advised(f"Target {target} cannot be used by this user: {error.strerror}", error.errno)}
+        problem, code = advised(f"Target {target} cannot be used by this user: {error.strerror}", error.errno, code="target_unwritable")
+        return {"problem": problem, "code": code}
+    return facts
+
+
+def _require_usable(target: Path, domain: str) -> None:
+    """What can be seen without a file of our own."""
+    if not target.is_dir():
+        what = "is not a directory" if target.exists() else "does not exist"
+        raise LiveBackupError(
+            f"Target {target} {what}. Create it, or mount what it stands for; a backup never creates it.", code="target_missing"
+        )
+    unmounted = not_mounted(target)
+    if unmounted:
+        raise LiveBackupError(
+            f"Target {target} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted.", code="not_mounted"
+        )
+    require_safe(target)
+    if os.statvfs(target).f_flag & os.ST_RDONLY:
+        raise LiveBackupError(f"Target {target} is on a read-only file system.", code="read_only")
+    no_inodes = inode_problem(target)
+    if no_inodes:
+        raise LiveBackupError(f"{no_inodes}.", code="no_free_inodes")
+    if not _qemu_sees(target, domain):
+        raise LiveBackupError(
+            f"QEMU does not see target {target}: it was mounted after the domain was started, and mounts do not "
+            "propagate into QEMU's mount namespace. Run `mount --make-rshared /` before domains are started, or restart the domain.",
+            code="target_unseen_by_qemu",
+        )
 
 
 def _qemu_sees(target: Path, domain: str) -> bool:
@@ -115,17 +128,16 @@ def _qemu_sees(target: Path, domain: str) -> bool:
         return False
 
 
-def _probe_by_looking(target: Path, qemu_user: tuple[int, int] | None, facts: dict[str, Any]) -> dict[str, Any]:
+def _probe_by_looking(target: Path, qemu_user: tuple[int, int] | None) -> None:
     if not os.access(target, os.W_OK | os.X_OK):
-        return {"problem": _not_for_us(target, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))}
+        raise _not_for_us(target, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
     if qemu_user:
         _become(qemu_user)
         if not os.access(target, os.X_OK, effective_ids=True):
-            return {"problem": _not_for_qemu(target, qemu_user, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))}
-    return facts
+            raise _not_for_qemu(target, qemu_user, PermissionError(errno.EACCES, os.strerror(errno.EACCES)))
 
 
-def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None, facts: dict[str, Any]) -> dict[str, Any]:
+def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None) -> None:
     """As libvirt does it: we create the file and give it to QEMU's user, who opens it by its path."""
     directory = target / f".live_backup_probe.{secrets.token_hex(8)}"
     probe = directory / "probe"
@@ -137,19 +149,18 @@ def _probe_by_writing(target: Path, qemu_user: tuple[int, int] | None, facts: di
             os.chown(probe, *qemu_user)
     except OSError as error:
         _remove(directory, probe)
-        return {"problem": _not_for_us(target, error)}
+        raise _not_for_us(target, error) from error
     real = os.getuid(), os.getgid()
     try:
         if qemu_user:
             _become(qemu_user)
         probe.write_bytes(b"probe")
     except OSError as error:
-        return {"problem": _not_for_qemu(target, qemu_user, error)}
+        raise _not_for_qemu(target, qemu_user, error) from error
     finally:
         if qemu_user:
             _become(real)
         _remove(directory, probe)
-    return facts
 
 
 def _become(user: tuple[int, int]) -> None:
@@ -166,18 +177,19 @@ def _remove(directory: Path, probe: Path) -> None:
         directory.rmdir()
 
 
-def _not_for_us(target: Path, error: OSError) -> str:
+def _not_for_us(target: Path, error: OSError) -> LiveBackupError:
     said = f"Target {target} is not writable for {'root' if os.geteuid() == 0 else 'this user'}: {error.strerror}"
     if not isinstance(error, PermissionError):
-        return advised(said, error.errno)
-    return f"{said}. Run the task as root (become); on NFS the export needs no_root_squash."
+        return LiveBackupError(*advised(said, error.errno, code="target_unwritable"))
+    return LiveBackupError(f"{said}. Run the task as root (become); on NFS the export needs no_root_squash.", code="target_unwritable")
 
 
-def _not_for_qemu(target: Path, user: tuple[int, int] | None, error: OSError) -> str:
+def _not_for_qemu(target: Path, user: tuple[int, int] | None, error: OSError) -> LiveBackupError:
     said = f"Target {target} is not writable for QEMU's user {user[0] if user else ''}: {error.strerror}"
     if not isinstance(error, PermissionError):
-        return advised(said, error.errno)
-    return (
+        return LiveBackupError(*advised(said, error.errno, code="target_closed_to_qemu"))
+    return LiveBackupError(
         f"{said}. Every directory above it must let that user pass (chmod o+x); on NFS, look for root_squash; "
-        "with AppArmor or SELinux, for a denial in the host's log."
+        "with AppArmor or SELinux, for a denial in the host's log.",
+        code="target_closed_to_qemu",
     )

@@ -112,7 +112,8 @@ def _require_target(claim: Claim, paths: SetPaths) -> None:
     if not (paths.partial.exists() or paths.final.exists()) and facts.device != claim.plan["device"]:
         raise LiveBackupError(
             f"{paths.partial} is not there, and {paths.directory.parent} is not the file system that it was made on. "
-            f"Mount that and run again. If it is gone for good, remove {claim.file()}."
+            f"Mount that and run again. If it is gone for good, remove {claim.file()}.",
+            code="not_mounted",
         )
 
 
@@ -162,8 +163,8 @@ def _undo(uri: str, claim: Claim, clock: Clock, error: BaseException, reason: Li
             raise problem
     except (*FAILURES, Interrupted) as why:
         left = explain(why, "remove it").msg
-        raise LiveBackupError(
-            f"{reason.msg} What it left could not be removed: {left} Run libvirt_backup_recover when that is mended.", reason.libvirt_error
+        raise reason.reworded(
+            f"{reason.msg} What it left could not be removed: {left} Run libvirt_backup_recover when that is mended."
         ) from why
 
 
@@ -269,7 +270,7 @@ def _thaw(connection: libvirt.virConnect, claim: Claim, unanswered: list[Libvirt
             finally:
                 domain.agentSetResponseTimeout(limits["response"], 0)
     except LibvirtFailure as error:
-        if error.code != VIR_ERR_ARGUMENT_UNSUPPORTED and active(lookup(connection, claim.uuid)) is not None:
+        if error.number != VIR_ERR_ARGUMENT_UNSUPPORTED and active(lookup(connection, claim.uuid)) is not None:
             unanswered.append(error)
 
 
@@ -283,7 +284,8 @@ def _late_thaw_repairs(connection: libvirt.virConnect, claim: Claim, clock: Cloc
                 f"{error.msg} Everything else that backup {claim.backup_id} left is repaired. Look at the guest. If it is frozen, run "
                 "`virsh domfsthaw` or reset it. Then run libvirt_backup_recover again. It gives up the thaw about "
                 f"{GIVE_UP_SECONDS // 60} minutes after the backup began.",
-                error.libvirt_error,
+                code="guest_maybe_frozen",
+                libvirt_error=error.libvirt_error,
             )
         yield Repair(_FROZEN, f"its guest agent did not answer: {error.message}", "give up the thaw: look at the guest", lambda: None)
 

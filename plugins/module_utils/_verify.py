@@ -33,12 +33,15 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     pattern = params["console_pattern"]
     try:
         if pattern is not None and re.search(pattern, ""):
-            raise LiveBackupError(f"console_pattern {pattern!r} matches a console that shows nothing, so it would prove nothing.")
+            raise LiveBackupError(
+                f"console_pattern {pattern!r} matches a console that shows nothing, so it would prove nothing.", code="option_invalid"
+            )
     except re.error as error:
-        raise LiveBackupError(f"console_pattern {pattern!r} is no regular expression: {error}.") from error
+        raise LiveBackupError(f"console_pattern {pattern!r} is no regular expression: {error}.", code="option_invalid") from error
     if is_remote(params) and params["level"] == "boot":
         raise LiveBackupError(
-            "A set on another host cannot be booted where it is. Mount its target here, or restore the set under a new name."
+            "A set on another host cannot be booted where it is. Mount its target here, or restore the set under a new name.",
+            code="set_not_bootable",
         )
     found = at_target(params, check_files, domain=params["domain"], backup_id=params["backup_id"])
     require_no_restore(f"prove a set of domain {found['domain']!r}", found["uuid"] or "", found["domain"])
@@ -69,7 +72,8 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     }
     if outcome != "verified":
         words = _words(outcome, findings, boot)
-        raise LiveBackupError(f"Backup set {found['backup_id']} of domain {found['domain']!r} {words}", None, **result)
+        code = "proof_failed" if findings else "proof_timed_out"
+        raise LiveBackupError(f"Backup set {found['backup_id']} of domain {found['domain']!r} {words}", code, **result)
     return {"changed": False, **result}
 
 
@@ -98,4 +102,4 @@ def _terms(params: dict[str, Any]) -> Terms:
 def _check_bounds(params: dict[str, Any]) -> None:
     for name, least in (("timeout", 1), ("scratch_size", MIB), ("max_memory", MIB), ("max_vcpus", 1)):
         if params[name] is not None and params[name] < least:
-            raise LiveBackupError(f"{name} must be at least {'1M' if least == MIB else least}, not {params[name]}.")
+            raise LiveBackupError(f"{name} must be at least {'1M' if least == MIB else least}, not {params[name]}.", code="option_invalid")

@@ -34,7 +34,7 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
     """The result of the job of `backup_id`, once it has ended; the same again when it is recorded already."""
     check_backup_id(params["backup_id"])
     if params["timeout"] < 1:
-        raise LiveBackupError(f"timeout must be at least 1 second, not {params['timeout']}.")
+        raise LiveBackupError(f"timeout must be at least 1 second, not {params['timeout']}.", code="option_invalid")
     uuid, name, _claim = find_claim(params["uri"], params["domain"])
     if check_mode:
         claim = _begun(uuid, name, params["backup_id"])
@@ -53,6 +53,7 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
             f"The backup of domain {claim.domain!r} has not finished within {params['timeout']} s. Its job goes on: "
             "wait again with the same backup_id, or end it with libvirt_job_abort.",
             job=_look(params["uri"], claim),
+            code="timed_out",
         )
     return {"changed": True, "job": job}
 
@@ -60,7 +61,10 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 def _begun(uuid: str, name: str, backup_id: str) -> Claim:
     claim = require_claim(uuid, name, backup_id)
     if "begin" not in claim.results:
-        raise LiveBackupError(f"Backup {backup_id} of domain {claim.domain!r} was interrupted while it began; run libvirt_backup_recover.")
+        raise LiveBackupError(
+            f"Backup {backup_id} of domain {claim.domain!r} was interrupted while it began; run libvirt_backup_recover.",
+            code="recovery_needed",
+        )
     return claim
 
 
@@ -91,14 +95,15 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
             with connect(uri) as connection:
                 abort_and_wait(watch, find_domain(connection, claim.uuid), ABORT_SECONDS, clock)
         # libvirtd may go away just now, too.
+        code = "backup_job_failed"
         problem, job = across_restarts(uri, _FOREVER, clock, lambda connection, _answered: outcome(connection, claim, watch.watched, clock))
         if problem and not ended:
-            problem = f"has not finished within {params['timeout']} s and was aborted"
+            problem, code = f"has not finished within {params['timeout']} s and was aborted", "timed_out"
         if not problem:
-            problem = _lost(opened, watch.seen)
+            problem, code = _lost(opened, watch.seen), "target_lost_writes"
     if problem:
         with undoing(uri, claim, clock, partial(explain, action="wait for it")):
-            raise LiveBackupError(advised(f"The backup of domain {claim.domain!r} {problem}. Nothing was published"), job=job)
+            raise LiveBackupError(*advised(f"The backup of domain {claim.domain!r} {problem}. Nothing was published", code=code), job=job)
     return job
 
 
