@@ -40,7 +40,7 @@ class DomainFacts:
         """The size of a disk that is to be captured, in bytes."""
         if not self.capacity.get(disk.target):
             raise LiveBackupError(
-                f"The size of disk {disk.target} of domain {self.xml.name!r} is not known{_why_unknown(disk)}", code="disk_unsupported"
+                f"The size of disk {disk.target} of domain {self.xml.name!r} is not known{_why_unknown(disk)}", code="disk_unreadable"
             )
         return self.capacity[disk.target]
 

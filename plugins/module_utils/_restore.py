@@ -85,9 +85,7 @@ def _require_directory(directory: str) -> None:
     if not Path(directory).is_dir():
         raise LiveBackupError(f"directory {directory} does not exist on this host.", code="directory_missing")
     if is_below_dev(f"{directory}/disk"):
-        raise LiveBackupError(
-            f"directory {directory} is below /dev, which is lost when the host restarts. Name another.", code="option_invalid"
-        )
+        raise LiveBackupError(f"directory {directory} is below /dev, which a restart empties. Name another.", code="option_invalid")
     unmounted = not_mounted(directory)
     if unmounted:
         raise LiveBackupError(

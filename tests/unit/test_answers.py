@@ -45,7 +45,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
         "prune_sets": {**prune_sets(str(target), [], {"last": 1}, [], {}, True), "problems": ["no"]},
         "room_for": {"free": 1},
         "begin_set": {"path": "/a"},
-        "error": {"error": "no", "errno": 2, "file": "/a", "refused": False},
+        "error": {"error": "no", "errno": 2, "file": "/a", "code": "set_in_use"},
     }
 
 
@@ -70,7 +70,7 @@ def changes(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 
 
 # What may be missing.
-MAY_LACK = {("error", "errno"), ("error", "file"), ("error", "refused")}
+MAY_LACK = {("error", "errno"), ("error", "file"), ("error", "code")}
 
 
 @pytest.mark.parametrize("function", ["list_sets", "open_set", "check_files", "note_proof", "prune_sets", "room_for", "begin_set", "error"])

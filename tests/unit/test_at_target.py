@@ -101,10 +101,11 @@ def test_problems_come_with_what_was_done_and_say_where(ssh: object, target: Pat
 
 @pytest.mark.parametrize("function", [set_info, prune])
 def test_a_target_that_is_not_there(ssh: object, tmp_path: Path, function: Callable[..., Result]) -> None:
-    with pytest.raises(LiveBackupError, match=f"^On far: Target {tmp_path}/no does not exist.$"):
+    with pytest.raises(LiveBackupError, match=f"^On far: Target {tmp_path}/no does not exist.$") as far:
         function(params(f"ssh://far{tmp_path}/no"), False, FakeClock())
-    with pytest.raises(LiveBackupError, match=f"^Target {tmp_path}/no does not exist.$"):
+    with pytest.raises(LiveBackupError, match=f"^Target {tmp_path}/no does not exist.$") as here:
         function(params(f"{tmp_path}/no"), False, FakeClock())
+    assert far.value.code == here.value.code == "target_missing"
 
 
 def test_what_the_far_system_refuses_is_told_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:

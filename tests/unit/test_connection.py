@@ -19,7 +19,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._connection im
     find_domain,
     libvirt_failure,
 )
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import ADVICE, LiveBackupError, from_os_error
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import ADVICE, Advice, LiveBackupError, from_os_error
 
 from .clock import FakeClock
 from .fake import libvirt
@@ -127,7 +127,8 @@ def test_another_error_than_no_domain_is_told(host: libvirt.Host) -> None:
 def test_explained_keeps_what_libvirt_said() -> None:
     with pytest.raises(LiveBackupError, match="Could not dance: no lock. Another job") as caught, explained("dance"):
         raise libvirt.libvirtError(68, "no lock")
-    assert caught.value.as_result() == {"msg": caught.value.msg, "libvirt_error": {"code": 68, "domain": 10, "message": "no lock"}}
+    said = {"code": 68, "domain": 10, "message": "no lock"}
+    assert caught.value.as_result() == {"msg": caught.value.msg, "code": "domain_busy", "libvirt_error": said}
     assert libvirt_failure("dance", libvirt.libvirtError(9, "no")).msg == "Could not dance: no."
 
 
@@ -139,7 +140,7 @@ def test_explained_keeps_what_libvirt_said() -> None:
     ],
 )
 def test_os_errors(error: OSError, text: str) -> None:
-    assert from_os_error(error).as_result() == {"msg": text}
+    assert from_os_error(error).as_result() == {"msg": text, "code": "os_error"}
 
 
 ADVISED = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "EMFILE", "ENFILE", "EACCES", "EPERM")
@@ -148,27 +149,29 @@ ADVISED = ("ENOSPC", "EDQUOT", "EROFS", "EIO", "ESTALE", "EMFILE", "ENFILE", "EA
 @pytest.mark.parametrize("name", ADVISED)
 def test_an_error_of_the_system_has_its_own_advice_whoever_met_it(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     number = getattr(errno, name)
-    advice = ADVICE[number]
-    assert from_os_error(OSError(number, "x", "/a")).msg == f"The operating system refused on '/a': {os.strerror(number)}. {advice}"
+    advice, code = ADVICE[number]
+    error = from_os_error(OSError(number, "x", "/a"))
+    assert (error.msg, error.code) == (f"The operating system refused on '/a': {os.strerror(number)}. {advice}", code)
     # QEMU's, by way of libvirt.
     inside = libvirt.libvirtError(1, f"cannot create file '/a': {os.strerror(number)}")
-    assert libvirt_failure("dance", inside).msg.endswith(f": {os.strerror(number)}. {advice}")
+    failure = libvirt_failure("dance", inside)
+    assert failure.msg.endswith(f": {os.strerror(number)}. {advice}") and failure.code == code
     # libvirt's own, in whatever language.
     monkeypatch.setattr(libvirt.libvirtError, "get_int1", lambda error: number)
     assert libvirt_failure("dance", libvirt.libvirtError(38, "Kein Platz")).msg == f"Could not dance: Kein Platz. {advice}"
     assert libvirt_failure("dance", libvirt.libvirtError(1, "odd")).msg == "Could not dance: odd."
-    assert libvirt_failure("dance", inside, "Do this.").msg.endswith(". Do this.")
+    assert libvirt_failure("dance", inside, Advice("Do this.", code="done")).as_result()["code"] == "done"
 
 
 def test_each_advice_is_tested_and_one_of_them_names_the_inodes() -> None:
     assert set(ADVICE) == {getattr(errno, name) for name in ADVISED}
-    assert "df -i" in ADVICE[errno.ENOSPC]
+    assert "df -i" in ADVICE[errno.ENOSPC].text
 
 
 @given(st.text())
 @example("a\r\n\x1b]b\x9b2K\u202e\udcff")
 def test_no_name_breaks_a_message_or_hides_a_part_of_it(name: str) -> None:
-    error = LiveBackupError(f"Disk  {name} of the domain is gone.")
+    error = LiveBackupError(f"Disk  {name} of the domain is gone.", code="disk_unknown")
     assert error.msg.isprintable() and str(error) == error.msg == error.as_result()["msg"]
     assert error.msg.startswith("Disk  ") and error.msg.endswith(" of the domain is gone.")
 

@@ -115,5 +115,7 @@ def test_a_copy_that_is_given_up_ends_in_its_digest_too(source: Path, monkeypatc
     pace = Pace(Clock())
     copying = Copying(source, "raw", "qcow2")
     with pytest.raises(LiveBackupError, match="enough"):
-        copy_image(copying, source.with_name("copy.qcow2"), pace, Clock(), lambda: pace.give_up(LiveBackupError("enough")))
+        copy_image(
+            copying, source.with_name("copy.qcow2"), pace, Clock(), lambda: pace.give_up(LiveBackupError("enough", code="interrupted"))
+        )
     assert [path.name for path in source.parent.iterdir()] == ["base.raw"]

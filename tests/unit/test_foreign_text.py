@@ -61,9 +61,9 @@ def answering(answer: object) -> str:
     ("script", "begins"),
     [
         (f"printf '%s' '{HOSTILE}' >&2; exit 255", "ssh to far failed: red ## Restore ``` xxx"),
-        (answering({"refused": True, "error": HOSTILE}), "On far: red ## Restore ``` xxx"),
+        (answering({"code": "set_in_use", "error": HOSTILE}), "On far: red ## Restore ``` xxx"),
         (answering({"error": HOSTILE, "file": HOSTILE}), "ssh://far/a was not written: red ## Restore ``` xxx"),
-        (answering({"error": "full", "errno": 28}), f"ssh://far/a was not written: full. {ADVICE[28]}"),
+        (answering({"error": "full", "errno": 28}), f"ssh://far/a was not written: full. {ADVICE[28].text}"),
         (answering({"error": [HOSTILE], "errno": "x", "file": {}}), "far does not answer as the program does that was sent to it"),
         (answering({HOSTILE: 1}), "far does not answer as the program does that was sent to it"),
     ],

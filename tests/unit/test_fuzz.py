@@ -295,7 +295,7 @@ FAR_ANSWERS = st.lists(
         documents(
             {"returned": {"sets": [], "findings": []}},
             {"returned": {"changed": True, "kept": [], "removed": [], "problems": [], "findings": []}},
-            {"error": "no", "refused": True},
+            {"error": "no", "code": "set_in_use"},
             {"error": "no", "errno": 28, "file": "/x"},
             {"size": 20},
             {},

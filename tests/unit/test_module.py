@@ -57,11 +57,18 @@ def test_what_is_no_utf_8_is_told_all_the_same(results: list[tuple[str, Result]]
 @pytest.mark.parametrize(
     ("error", "result"),
     [
-        (LiveBackupError("No.", bytes_free=3), {"msg": "No.", "bytes_free": 3}),
-        (PermissionError(13, "x", "/a"), {"msg": "The operating system refused on '/a': Permission denied. " + ADVICE[13]}),
+        (LiveBackupError("No.", code="no_free_space", bytes_free=3), {"msg": "No.", "code": "no_free_space", "bytes_free": 3}),
+        (
+            PermissionError(13, "x", "/a"),
+            {"msg": f"The operating system refused on '/a': Permission denied. {ADVICE[13].text}", "code": "permission"},
+        ),
         (
             libvirt.libvirtError(9, "broken"),
-            {"msg": "Could not finish the task: broken.", "libvirt_error": {"code": 9, "domain": 10, "message": "broken"}},
+            {
+                "msg": "Could not finish the task: broken.",
+                "code": "libvirt_refused",
+                "libvirt_error": {"code": 9, "domain": 10, "message": "broken"},
+            },
         ),
     ],
 )

@@ -162,7 +162,20 @@ def test_signs_of_work_are_no_answer(ssh: Callable[[str], None], tmp_path: Path)
 
 
 @pytest.mark.parametrize(
-    "answer", ["[]", "x", '{"error": 5}', '{"error": null}', '{"error": "a", "errno": "b"}', '{"error": "a", "file": []}', "{}"]
+    "answer",
+    [
+        "[]",
+        "x",
+        '{"error": 5}',
+        '{"error": null}',
+        '{"error": "a", "errno": "b"}',
+        '{"error": "a", "file": []}',
+        "{}",
+        '{"error": "a", "code": null}',
+        '{"error": "a", "code": "set in use"}',
+        '{"error": "a", "code": "set_in_use\\n"}',
+        json.dumps({"error": "a", "code": "x" * 61}),
+    ],
 )
 def test_what_is_no_answer(ssh: Callable[[str], None], tmp_path: Path, answer: str) -> None:
     answering(ssh, tmp_path, answer)
@@ -171,9 +184,10 @@ def test_what_is_no_answer(ssh: Callable[[str], None], tmp_path: Path, answer: s
 
 
 def test_what_a_server_says_is_one_line(ssh: Callable[[str], None], tmp_path: Path) -> None:
-    answering(ssh, tmp_path, {"error": "\x1b[2Jno\nTASK [all is well]" + "x" * 9999, "refused": True})
+    answering(ssh, tmp_path, {"error": "\x1b[2Jno\nTASK [all is well]" + "x" * 9999, "code": "set_in_use"})
     with pytest.raises(LiveBackupError) as told, FarEnd(parse("ssh://far/a", None, [])) as far_end:
         far_end.look()
+    assert told.value.code == "set_in_use"
     assert told.value.msg.startswith("On far: no TASK [all is well]xx") and len(told.value.msg) < 1100
 
 
@@ -212,7 +226,7 @@ def test_a_source_that_changed_leaves_nothing(ssh: object, image: Path, tmp_path
     target.mkdir()
 
     def changed() -> None:
-        raise LiveBackupError("changed")
+        raise LiveBackupError("changed", code="source_changed")
 
     with pytest.raises(LiveBackupError, match="^changed$"):
         copy(image, target / "copy", changed)
@@ -225,24 +239,25 @@ def test_a_shell_that_greets(ssh: Callable[[str], None], image: Path, tmp_path: 
 
 
 @pytest.mark.parametrize(
-    ("script", "message"),
+    ("script", "message", "code"),
     [
-        ("echo 'Host key verification failed.' >&2; exit 255", "The host key of far is not known here"),
-        ("echo '@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @' >&2; exit 255", "is not the one that is known"),
-        ("echo 'me@far: Permission denied (publickey).' >&2; exit 255", "far did not let us in"),
-        ("echo 'ssh: connect to host far port 22: Connection timed out' >&2; exit 255", "far cannot be reached"),
-        ("echo 'Something else' >&2; exit 255", "ssh to far failed: Something else"),
-        ("echo 'sh: python3: not found' >&2; exit 127", "There is no python3 on far"),
-        ("exit 3", "The program at far ended with status 3"),
-        ("yes hello", "prints too much"),
-        (f"head -c 99 >/dev/null; echo {MARK}; exit 255", "The connection to far was lost"),
-        (f"head -c 99 >/dev/null; echo {MARK}; exit 137", "ended with status 137"),
+        ("echo 'Host key verification failed.' >&2; exit 255", "The host key of far is not known here", "host_key_unknown"),
+        ("echo '@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @' >&2; exit 255", "is not the one that is known", "host_key_changed"),
+        ("echo 'me@far: Permission denied (publickey).' >&2; exit 255", "far did not let us in", "ssh_login_refused"),
+        ("echo 'ssh: connect to host far port 22: Connection timed out' >&2; exit 255", "far cannot be reached", "ssh_unreachable"),
+        ("echo 'Something else' >&2; exit 255", "ssh to far failed: Something else", "ssh_failed"),
+        ("echo 'sh: python3: not found' >&2; exit 127", "There is no python3 on far", "server_python_missing"),
+        ("exit 3", "The program at far ended with status 3", "ssh_failed"),
+        ("yes hello", "prints too much", "server_answer_invalid"),
+        (f"head -c 99 >/dev/null; echo {MARK}; exit 255", "The connection to far was lost", "ssh_connection_lost"),
+        (f"head -c 99 >/dev/null; echo {MARK}; exit 137", "ended with status 137", "ssh_failed"),
     ],
 )
-def test_what_ssh_says_in_words(ssh: Callable[[str], None], script: str, message: str) -> None:
+def test_what_ssh_says_in_words(ssh: Callable[[str], None], script: str, message: str, code: str) -> None:
     ssh(script)
-    with pytest.raises(LiveBackupError, match=message), FarEnd(parse("ssh://far/a", None, [])) as far_end:
+    with pytest.raises(LiveBackupError, match=message) as told, FarEnd(parse("ssh://far/a", None, [])) as far_end:
         far_end.look()
+    assert told.value.code == code
 
 
 def test_no_ssh(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-HEADINGS = re.findall(r"^### (.+)$", (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8"), re.MULTILINE)
-QUOTED = [heading.strip("`") for heading in HEADINGS if heading.startswith("`")]
+PAGE = (ROOT / "docs/troubleshooting.md").read_text(encoding="utf-8")
+HEADINGS = re.findall(r"^### (.+)$", PAGE, re.MULTILINE)
+QUOTED = re.findall(r"^(?:###|>) `(.+)`\\?$", PAGE, re.MULTILINE)
 # Ansible's own.
 FOREIGN = {"could not match supplied host pattern, ignoring: hypervisors"}
 
