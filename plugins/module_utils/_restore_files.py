@@ -42,7 +42,7 @@ def swap(journal: Journal) -> None:
             journal.save()
         _write_device(Path(journal.set_path), device)
     for move in journal.moves:
-        if identity(move.path) != move.new:
+        if not move.new or identity(move.path) != move.new:
             _put(move)
         # A run that was killed after the renames may not have come to this.
         sync_path(Path(move.path).parent)
@@ -50,7 +50,7 @@ def swap(journal: Journal) -> None:
 
 def _put(move: Move) -> None:
     path, temporary = Path(move.path), Path(move.temporary)
-    if identity(temporary) != move.new:
+    if not move.new or identity(temporary) != move.new:
         raise LiveBackupError(f"{temporary}, the restored file, was removed or changed. Restore again.", code="changed_meanwhile")
     there = identity(path)
     if there and there != move.old:
@@ -92,10 +92,10 @@ def _zero_rest(device: Path, start: int) -> None:
 
 def undo(journal: Journal) -> None:
     """Put back what was there before. A device cannot be put back: then the journal stays, and with it the restore owns the domain."""
+    _require_mounts(journal)
     if journal.phase == "swap":
         # From here on it can only be undone: what is back in its place must not be taken for what is new.
         journal.set_phase("undo")
-    _require_mounts(journal)
     problems = [problem for move in journal.moves if (problem := _put_back(move, journal.phase))]
     if problems:
         raise LiveBackupError(
@@ -146,6 +146,11 @@ def end(journal: Journal) -> None:
 def _require_mounts(journal: Journal) -> None:
     """Fail while a file system is not there that files are on: nothing would be found there, and nothing may be concluded from that."""
     for move in journal.moves:
+        if not move.mount:
+            raise LiveBackupError(
+                f"Neither {move.path} nor {move.temporary} nor {move.aside} is there. Is their file system not mounted? Mount it, and run "
+                f"again. If the files are gone for good, remove {journal.old_file}."
+            )
         if mount_of(move.path) != move.mount:
             raise LiveBackupError(
                 f"{move.path} was on the file system mounted at {move.mount}, and is on that at {mount_of(move.path)} now. Mount it as it "

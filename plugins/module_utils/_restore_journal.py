@@ -40,7 +40,7 @@ class Move:
     """A file of the set: written as `temporary`, then renamed to `path`; what was at `path` is kept as `aside` until the end.
 
     `new` and `old` identify the new file and the one that was at `path`, empty where there was none. They are noted before anything is
-    renamed. `mount` is where the file system of `path` was mounted.
+    renamed. `mount` is where the file system of `path` was mounted, empty where an older version did not note it and nothing is there.
     """
 
     path: str
@@ -107,10 +107,15 @@ class Journal:
         write_durably(self.file, json.dumps(asdict(self)).encode())
         self._remove_old_file()
 
+    @property
+    def old_file(self) -> Path:
+        """Where version 1.0.0-dev.1 kept the journal of a domain."""
+        return _claim.CLAIMS / f"restore-{file_name(self.name)}.journal"
+
     def _remove_old_file(self) -> None:
         # Not its own, if the domain's name is its UUID.
-        if _old_file(self.name) != self.file:
-            _old_file(self.name).unlink(missing_ok=True)
+        if self.old_file != self.file:
+            self.old_file.unlink(missing_ok=True)
 
     def set_phase(self, phase: str) -> None:
         self.phase = phase
@@ -134,11 +139,6 @@ def identity(path: str | Path) -> Identity:
 
 def journal_file(uuid: str) -> Path:
     return _claim.CLAIMS / f"restore-{uuid}.journal"
-
-
-def _old_file(name: str) -> Path:
-    """Where version 1.0.0-dev.1 kept the journal of a domain."""
-    return _claim.CLAIMS / f"restore-{file_name(name)}.journal"
 
 
 def all_journals() -> list[Journal]:
@@ -182,9 +182,12 @@ def _of_old_version(data: dict[str, Any]) -> Journal:
     moves = []
     for move in data["moves"]:
         path, temporary, aside = (identity(move[key]) for key in ("path", "temporary", "aside"))
-        new = temporary or (path if data["phase"] != "write" else [])
+        # Where the old file was put back, nothing of it is new.
+        new = temporary or (path if data["phase"] != "write" and (aside or not move["had_old"]) else [])
         old = aside or (path if move["had_old"] and temporary else [])
-        moves.append(Move(move["path"], move["temporary"], move["aside"], mount_of(move["path"]), new, old))
+        expected = data["phase"] == "swap" or data["phase"] == "undo" and move["had_old"]
+        mount = "" if expected and not (path or temporary or aside) else mount_of(move["path"])
+        moves.append(Move(move["path"], move["temporary"], move["aside"], mount, new, old))
     devices = [Device(one["path"], one["file"], one["source_format"], one["format"], one["capacity"]) for one in data["devices"]]
     return Journal(
         name=data["name"],

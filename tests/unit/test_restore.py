@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -189,14 +190,20 @@ def test_a_device_that_holds_a_part_of_a_set_is_told_by_each_recovery(journal: J
     assert restore_of("db1") == restore_of(UUID) == journal
 
 
-@pytest.mark.parametrize("phase", ["write", "swap"])
-def test_a_journal_of_an_older_version_is_understood(tmp_path: Path, journal: Journal, phase: str) -> None:
+def of_older_version(journal: Journal, phase: str) -> Path:
+    """Leave the journal as version 1.0.0-dev.1 would have."""
     moves = [{"path": move.path, "temporary": move.temporary, "aside": move.aside, "had_old": bool(move.old)} for move in journal.moves]
     old = {"name": "db1", "stamp": STAMP, "phase": phase, "xml": "<domain/>", "start": False, "backup": "/backup", "fetched_into": ""}
     told = {"domain": {"name": "db1", "uuid": UUID}, "backup_id": "n1", "disks": [], "removed": []}
     journal.remove()
     path = journal.file.with_name("restore-db1.journal")
     path.write_text(json.dumps({**old, "moves": moves, "devices": [], "told": told}), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("phase", ["write", "swap"])
+def test_a_journal_of_an_older_version_is_understood(tmp_path: Path, journal: Journal, phase: str) -> None:
+    path = of_older_version(journal, phase)
     [found] = all_journals()
     assert found == restore_of("db1") == restore_of(UUID)
     if phase == "swap":
@@ -204,6 +211,43 @@ def test_a_journal_of_an_older_version_is_understood(tmp_path: Path, journal: Jo
         assert files(tmp_path) == {"old": "backup of old", ".old.n1.replaced": "old", "free": "backup of free"}
     undo(found)
     assert files(tmp_path) == {"old": "old"} and not path.exists() and all_journals() == []
+
+
+@pytest.mark.parametrize("step", [swap, undo])
+def test_an_older_journal_whose_file_system_is_not_mounted(tmp_path: Path, journal: Journal, step: Callable[[Journal], None]) -> None:
+    """It notes no mount: that nothing at all is there tells. When it is mounted again the journal is as it was."""
+    path = of_older_version(journal, "swap")
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    for name in files(tmp_path):
+        (tmp_path / name).rename(hidden / name)
+    [found] = all_journals()
+    with pytest.raises(LiveBackupError, match=f"Is their file system not mounted.*remove {path}"):
+        step(found)
+    assert path.exists() and not journal.file.exists()
+    for name in files(hidden):
+        (hidden / name).rename(tmp_path / name)
+    [found] = all_journals()
+    swap(found)
+    assert files(tmp_path) == {"old": "backup of old", ".old.n1.replaced": "old", "free": "backup of free"}
+
+
+def test_an_older_undo_that_was_interrupted_keeps_the_old_file(tmp_path: Path, journal: Journal) -> None:
+    """The old file is back, the new one gone: what lies there is not the new one."""
+    swap(journal)
+    Path(journal.moves[0].aside).rename(journal.moves[0].path)
+    path = of_older_version(journal, "undo")
+    [found] = all_journals()
+    undo(found)
+    assert files(tmp_path) == {"old": "old"} and not path.exists() and all_journals() == []
+
+
+def test_an_older_journal_without_its_new_file_is_not_completed(tmp_path: Path, journal: Journal) -> None:
+    of_older_version(journal, "swap")
+    Path(journal.moves[0].temporary).unlink()
+    [found] = all_journals()
+    with pytest.raises(LiveBackupError, match="the restored file, was removed or changed"):
+        swap(found)
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"phase": 1}', "[" * 100000])
