@@ -149,7 +149,8 @@ def _require_mounts(journal: Journal) -> None:
         if not move.mount:
             raise LiveBackupError(
                 f"Neither {move.path} nor {move.temporary} nor {move.aside} is there. Is their file system not mounted? Mount it, and run "
-                f"again. If the files are gone for good, remove {journal.old_file}."
+                f"again. If the files are gone for good, remove {journal.old_file}.",
+                code="not_mounted",
             )
         if mount_of(move.path) != move.mount:
             raise LiveBackupError(
