@@ -102,6 +102,11 @@ findings:
   type: list
   elements: str
   sample: []
+code:
+  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  returned: failure
+  type: str
+  sample: claim_alive
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import set_info

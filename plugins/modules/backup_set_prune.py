@@ -107,6 +107,11 @@ findings:
   returned: success, or failure after the rules were applied
   type: list
   elements: str
+code:
+  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  returned: failure
+  type: str
+  sample: claim_alive
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import prune

@@ -119,6 +119,11 @@ manifest:
   description: The set's manifest, described by the JSON Schema in C(docs/manifest.schema.json).
   returned: success, outside check mode or when the set is published
   type: dict
+code:
+  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  returned: failure
+  type: str
+  sample: claim_alive
 libvirt_error:
   description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
   returned: failure, where libvirt said something

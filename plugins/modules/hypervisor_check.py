@@ -145,6 +145,11 @@ host:
   description: The hypervisor's software, as RV(virtops.live_backup.libvirt_domain_info#module:host).
   returned: success
   type: dict
+code:
+  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  returned: failure
+  type: str
+  sample: claim_alive
 libvirt_error:
   description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
   returned: failure, where libvirt said something

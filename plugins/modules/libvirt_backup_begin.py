@@ -201,6 +201,11 @@ bytes_free:
   returned: unless the set is published already, and when there is too little
   type: int
   sample: 107374182400
+code:
+  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  returned: failure
+  type: str
+  sample: claim_alive
 libvirt_error:
   description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
   returned: failure, where libvirt said something

@@ -268,6 +268,11 @@ host:
     supports_push:
       description: Whether both are new enough for a push backup.
       type: bool
+code:
+  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  returned: failure
+  type: str
+  sample: claim_alive
 libvirt_error:
   description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
   returned: failure, where libvirt said something

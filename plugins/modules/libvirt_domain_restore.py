@@ -155,6 +155,11 @@ verified:
   returned: success
   type: bool
   sample: true
+code:
+  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  returned: failure
+  type: str
+  sample: claim_alive
 libvirt_error:
   description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
   returned: failure, where libvirt said something
