@@ -30,6 +30,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._backup_set im
 )
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
+from .raising import raises_code
+
 UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
 OTHER = "11111111-6c44-4c8d-9d3c-0e1f8a6f7b11"
 
@@ -121,7 +123,7 @@ def test_two_domains_of_one_name_do_not_mix(tmp_path: Path) -> None:
 def test_a_third_domain_whose_uuid_begins_alike_is_refused(tmp_path: Path) -> None:
     claim_domain_directory(tmp_path, "db1", UUID)
     claim_domain_directory(tmp_path, "db1", OTHER)
-    with pytest.raises(LiveBackupError, match="belongs to another domain"):
+    with raises_code("domain_directories_taken"):
         claim_domain_directory(tmp_path, "db1", f"{OTHER[:8]}{uuid4()}"[:36])
 
 
@@ -141,7 +143,7 @@ def test_a_damaged_owner_is_an_error(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "db1").mkdir()
     (tmp_path / "db1" / OWNER).write_bytes(content)
     for look in (domain_directory, claim_domain_directory):
-        with pytest.raises(LiveBackupError, match="is damaged"):
+        with raises_code("owner_file_damaged"):
             look(tmp_path, "db1", UUID)
     assert (tmp_path / "db1" / OWNER).read_bytes() == content
 
@@ -163,7 +165,7 @@ def test_a_partial_set_is_of_its_claim_only(paths: SetPaths) -> None:
 
 def test_a_partial_set_that_is_there_is_refused_and_left_alone(paths: SetPaths) -> None:
     make_partial(paths, "theirs")
-    with pytest.raises(LiveBackupError, match="exists already"):
+    with raises_code("backup_id_taken"):
         make_partial(paths, "mine")
     assert is_partial_of(paths, "theirs")
 
@@ -171,7 +173,7 @@ def test_a_partial_set_that_is_there_is_refused_and_left_alone(paths: SetPaths) 
 def test_a_partial_set_without_mark_is_of_nobody(paths: SetPaths) -> None:
     paths.partial.mkdir()
     assert not is_partial_of(paths, "token")
-    with pytest.raises(LiveBackupError, match="exists already"):
+    with raises_code("backup_id_taken"):
         make_partial(paths, "token")
 
 
@@ -202,13 +204,13 @@ def test_manifest_of_a_published_set(paths: SetPaths) -> None:
 
 def test_a_directory_that_is_no_set_is_an_error(paths: SetPaths) -> None:
     paths.final.mkdir()
-    with pytest.raises(LiveBackupError, match="is not a backup set"):
+    with raises_code("backup_id_taken"):
         published_manifest(paths)
 
 
 def test_a_file_in_the_place_of_a_set_is_an_error(paths: SetPaths) -> None:
     paths.final.touch()
-    with pytest.raises(LiveBackupError, match="is not a backup set"):
+    with raises_code("backup_id_taken"):
         published_manifest(paths)
 
 
@@ -216,7 +218,7 @@ def test_a_file_in_the_place_of_a_set_is_an_error(paths: SetPaths) -> None:
 def test_a_damaged_manifest_is_an_error(paths: SetPaths, content: bytes) -> None:
     paths.final.mkdir()
     (paths.final / MANIFEST).write_bytes(content)
-    with pytest.raises(LiveBackupError, match="is damaged"):
+    with raises_code("backup_id_taken"):
         published_manifest(paths)
 
 

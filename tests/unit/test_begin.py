@@ -17,6 +17,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._errors import
 
 from .backup import PLAN, Backup
 from .fake import libvirt
+from .raising import raises_code
 
 
 def claim_of_another_run(backup: Backup, **fields: Any) -> Claim:
@@ -182,7 +183,7 @@ def test_bad_options(backup: Backup, options: dict[str, Any], part: str) -> None
 
 def test_libvirtd_is_not_there(backup: Backup) -> None:
     libvirt.host.running = False
-    with pytest.raises(LiveBackupError, match="Is libvirtd") as caught:
+    with raises_code("libvirt_unreachable") as caught:
         backup.begin()
     assert caught.value.libvirt_error is not None and caught.value.libvirt_error["code"] == 38
 
@@ -195,7 +196,7 @@ def test_a_claim_of_another_run_that_appears_between_look_and_lock(backup: Backu
         return hold(uuid, clock)
 
     monkeypatch.setattr(_begin, "hold", late)
-    with pytest.raises(LiveBackupError, match="is being backed up"):
+    with raises_code("claim_alive"):
         backup.begin()
     claim = read_claim(backup.domain.uuid)
     assert claim is not None and claim.backup_id == "other"
@@ -273,7 +274,7 @@ def test_a_partial_set_of_another_hypervisor_is_never_removed(backup: Backup) ->
     (backup.partial / ".claim").write_text("their token", encoding="utf-8")
     (backup.partial / "vda.qcow2").write_bytes(b"theirs")
     before = backup.tree()
-    with pytest.raises(LiveBackupError, match="is not of a run on this hypervisor"):
+    with raises_code("backup_id_taken"):
         backup.begin()
     assert backup.tree() == before and (backup.partial / "vda.qcow2").read_bytes() == b"theirs"
     assert backup.claim_files() == []

@@ -40,6 +40,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._errors import
 from .backup import PLAN
 from .clock import FakeClock
 from .fake import libvirt
+from .raising import raises_code
 
 HOLDER = """
 import fcntl, os, sys
@@ -136,7 +137,7 @@ def test_all_claims_and_find_claim(claims: Path) -> None:
     libvirt.host = libvirt.Host()
     libvirt.host.running = False
     assert all_claims() == []
-    with pytest.raises(LiveBackupError, match="Is libvirtd"):
+    with raises_code("libvirt_unreachable"):
         find_claim(GONE, "db1")
     one, other = saved(claims), saved(claims, uuid="u-2", domain="db2")
     (claims / "u-3.lock").touch()
@@ -220,7 +221,7 @@ def test_hold_locks_and_leaves_nothing(claims: Path, clock: FakeClock) -> None:
 def test_hold_gives_up_when_another_process_holds(claims: Path, clock: FakeClock) -> None:
     with held_by_another_process(claims / "u-1.lock"):
         before = clock.boottime()
-        with pytest.raises(LiveBackupError, match="Another task is working on this domain"), hold("u-1", clock):
+        with raises_code("claim_alive"), hold("u-1", clock):
             raise AssertionError("two hold one lock")
         assert 0 < clock.boottime() - before < 2
         with hold("u-2", clock):

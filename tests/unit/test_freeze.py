@@ -14,6 +14,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._errors import
 
 from .backup import Backup
 from .fake import libvirt
+from .raising import raises_code
 
 
 @pytest.fixture
@@ -134,7 +135,7 @@ def test_no_file_system_to_freeze(agent: Backup) -> None:
 
 def test_required_and_no_file_system_to_freeze_begins_nothing(agent: Backup) -> None:
     agent.domain.filesystems = 0
-    with pytest.raises(LiveBackupError, match="no file system to freeze"):
+    with raises_code("freeze_refused"):
         agent.begin(quiesce="require")
     agent.assert_nothing_left()
 

@@ -14,6 +14,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._info import c
 
 from .backup import Backup
 from .fake import libvirt
+from .raising import raises_code
 
 NAMES = ["db1", "db2", "odd[1]", "web*", "web-1"]
 
@@ -161,7 +162,7 @@ def test_the_guest_of_a_proof_may_end_while_it_is_looked_at(backup: Backup) -> N
 def test_the_guest_of_a_proof_is_not_backed_up(backup: Backup) -> None:
     backup.domain.metadata = PROOF
     backup.domain.name = "live-backup-proof-abc"
-    with pytest.raises(LiveBackupError, match="is the guest of a proof that boots a backup set"):
+    with raises_code("proof_guest"):
         backup.begin()
     assert list(backup.target.iterdir()) == []
 

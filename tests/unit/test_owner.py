@@ -17,6 +17,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._verify import
 
 from .backup import REMOTE, UUID, Backup
 from .clock import FakeClock
+from .raising import raises_code
 
 OTHER = "0c1c1c1c-5b5a-4bb6-9e2c-2f0f5a5f9d3e"
 PRUNE: dict[str, Any] = {f"keep_{rule}": 0 for rule in ("last", "hourly", "daily", "weekly", "monthly", "yearly")}
@@ -59,7 +60,7 @@ def test_its_domain_is_not_backed_up(capture: Backup, how: str, step: Callable[.
 def test_an_offline_backup_is_refused_too(backup: Backup) -> None:
     journal_of(backup)
     backup.domain.shut_off()
-    with pytest.raises(LiveBackupError, match="is not finished"):
+    with raises_code("restore_unfinished"):
         backup.begin(method="offline")
 
 

@@ -15,6 +15,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._freeze import
 
 from .backup import UUID, Backup, Killed
 from .fake import libvirt
+from .raising import raises_code
 
 NOTHING = {"changed": False, "planned": False, "repairs": [], "diff": {"before": "", "after": ""}}
 
@@ -87,7 +88,7 @@ def test_by_name_and_by_uuid(dead: Backup, domain: str) -> None:
 @pytest.mark.parametrize("check", [False, True])
 def test_a_living_run_is_left_alone(backup: Backup, check: bool) -> None:
     backup.begin()
-    with pytest.raises(LiveBackupError, match="is being backed up"):
+    with raises_code("claim_alive"):
         backup.recover(check=check)
     assert backup.domain.job is not None and backup.partial.exists()
 
@@ -110,7 +111,7 @@ def test_a_person_takes_over_a_run_whose_lease_is_not_over(backup: Backup) -> No
 @pytest.mark.parametrize("check", [False, True])
 def test_nobody_takes_over_while_a_step_works(backup: Backup, check: bool) -> None:
     backup.begin()
-    with hold(backup.domain.uuid, backup.clock), pytest.raises(LiveBackupError, match="is working on it right now") as refused:
+    with hold(backup.domain.uuid, backup.clock), raises_code("claim_alive") as refused:
         backup.recover(take_over=True, check=check)
     assert "take_over" not in str(refused.value)
     assert backup.domain.job is not None and backup.partial.exists()
@@ -315,7 +316,7 @@ def test_after_recovery_every_later_step_of_the_old_run_fails(dead: Backup) -> N
 
 
 def test_a_domain_can_be_backed_up_again_after_recovery(dead: Backup) -> None:
-    with pytest.raises(LiveBackupError, match="libvirt_backup_recover"):
+    with raises_code("recovery_needed"):
         dead.begin(backup_id="night-2")
     dead.recover()
     assert dead.begin(backup_id="night-2")["changed"]

@@ -24,6 +24,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._restore_plan 
 
 from .clock import FakeClock
 from .fake import libvirt
+from .raising import raises_code
 
 URI = "qemu:///system"
 UUID = "8e6d5a2e-6c44-4c8d-9d3c-0e1f8a6f7b11"
@@ -177,7 +178,7 @@ def test_libvirt_refuses_the_definition(tmp_path: Path, journal: Journal, broken
     with pytest.raises(LiveBackupError) as failed:
         _restore.complete(journal)
     words = f"define domain 'db1': unsupported configuration. The files are as they were{lost}"
-    assert words in failed.value.msg and failed.value.libvirt_error
+    assert words in failed.value.msg and failed.value.libvirt_error and failed.value.code == "libvirt_refused"
     assert files(tmp_path) == {"old": "old"}
     assert [one.phase for one in all_journals()] == ["broken"] * len(broken)
 
@@ -253,6 +254,6 @@ def test_an_older_journal_without_its_new_file_is_not_completed(tmp_path: Path, 
 @pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"phase": 1}', "[" * 100000])
 def test_a_damaged_journal_is_an_error_for_its_own_domain_alone(journal: Journal, text: str) -> None:
     journal.file.write_text(text, encoding="utf-8")
-    with pytest.raises(LiveBackupError, match="restore is damaged"):
+    with raises_code("journal_damaged"):
         restore_of(UUID)
     assert all_journals() == [] and restore_of("another") is None

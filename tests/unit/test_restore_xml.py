@@ -10,8 +10,9 @@ from xml.etree import ElementTree
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._boot_xml import Size, boot_size, boot_xml, proof_directory
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore_xml import Place, needs, restored_xml, set_of
+
+from .raising import raises_code
 
 UUID, OTHER = "5b1dcd43-5b5a-4bb6-9e2c-2f0f5a5f9d3e", "0c1c1c1c-5b5a-4bb6-9e2c-2f0f5a5f9d3e"
 STAMP = {"uuid": UUID, "backup_id": "night-1", "instant": "2026-11-22T18:45:12.345Z"}
@@ -173,9 +174,9 @@ def test_without_kvm_it_boots_all_the_same() -> None:
 
 
 def test_what_cannot_be_booted() -> None:
-    with pytest.raises(LiveBackupError, match="has no disk vdz"):
+    with raises_code("set_not_bootable"):
         boot_xml(DOMAIN, {"vdz": "/s"}, Path("/run/x"), Size(1 << 30, 2), kvm=True)
-    with pytest.raises(LiveBackupError, match="not that of a full virtual machine"):
+    with raises_code("set_not_bootable"):
         boot_xml(DOMAIN.replace(">hvm<", ">exe<"), {"vda": "/s"}, Path("/run/x"), Size(1 << 30, 2), kvm=True)
 
 
@@ -201,5 +202,5 @@ def test_the_size_of_a_proof(max_memory: int | None, max_vcpus: int, size: Size)
 
 @pytest.mark.parametrize("memory", ["", "<memory unit='GiB'>8</memory>", "<memory>much</memory>", "<memory/>"])
 def test_a_memory_that_libvirt_would_not_write(memory: str) -> None:
-    with pytest.raises(LiveBackupError, match="does not have memory in KiB"):
+    with raises_code("set_not_bootable"):
         boot_size(f"<domain>{memory}<vcpu>1</vcpu></domain>", None, 4)

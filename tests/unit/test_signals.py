@@ -208,11 +208,15 @@ def test_who_interrupts_does_not_wait_for_a_libvirtd_that_is_away(backup: Backup
 
         return now
 
-    for error, seconds in ((Interrupted("Struck."), 1.0), (libvirt.libvirtError(1, "broken"), 301.0)):
+    for error, code, seconds in (
+        (Interrupted("Struck."), "interrupted", 1.0),
+        (libvirt.libvirtError(1, "broken"), "libvirt_refused", 301.0),
+    ):
         libvirt.host.before["backupBegin"] = fail(error)
         since = backup.clock.boottime()
-        with pytest.raises(LiveBackupError, match="What it left could not be removed: Could not connect"):
+        with pytest.raises(LiveBackupError, match="What it left could not be removed: Could not connect") as told:
             backup.begin()
+        assert told.value.code == code
         assert seconds - 1 <= backup.clock.boottime() - since <= seconds
         libvirt.host.running = True
         backup.recover()
@@ -227,10 +231,11 @@ def test_the_first_signal_ends_an_undo_too_and_says_what_is_left(backup: Backup,
     libvirt.host.before["backupBegin"] = fail
     monkeypatch.setattr(backup.clock, "sleep", lambda _seconds: strike())
     with (
-        pytest.raises(LiveBackupError, match="broken.* What it left could not be removed: It was interrupted by signal SIGTERM"),
+        pytest.raises(LiveBackupError, match="broken.* What it left could not be removed: It was interrupted by signal SIGTERM") as told,
         interruptible(never),
     ):
         backup.begin()
+    assert told.value.code == "libvirt_refused", "what came first is what it is about"
 
 
 def test_the_patience_is_longer_than_what_libvirt_may_take() -> None:

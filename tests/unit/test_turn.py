@@ -11,10 +11,10 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils import _turn
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import Claim, locked, remove_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._clock import wall_time
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 
 from .backup import PLAN, Backup
 from .clock import FakeClock
+from .raising import raises_code
 
 
 def under_way(backup: Backup, uuid: str, seconds: float) -> Claim:
@@ -113,7 +113,7 @@ def test_the_agreed_moment(agent: str, timeout: int, frozen_ms: int, backup: Bac
 
 
 def test_a_moment_that_is_over(backup: Backup) -> None:
-    with pytest.raises(LiveBackupError, match="was not ready at the agreed moment"):
+    with raises_code("moment_missed"):
         backup.begin(at=backup.clock.wall() - 1)
     backup.assert_nothing_left()
 
