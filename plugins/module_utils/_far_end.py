@@ -117,7 +117,7 @@ def receive(path: str, size: int, mode: int) -> Any:
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
         found = open_digest(descriptor)
         if found != expected:
-            return {"error": f"what was written has digest {found}, not {expected}"}
+            raise LiveBackupError(f"{path} was not written: what was written has digest {found}, not {expected}.", code="copy_damaged")
         os.fchmod(descriptor, mode)
         os.fsync(descriptor)
         os.rename(temporary, path)

@@ -307,7 +307,8 @@ def test_frames_in_any_order(receiver: Receiver) -> None:
 
 def test_another_digest_leaves_nothing(receiver: Receiver) -> None:
     [answer] = receiver.talk(receiver.receive(6), frame(0, b"abcdef"), closing(b"abcdeg"))
-    assert "what was written has digest" in answer["error"] and list(receiver.path.parent.iterdir()) == []
+    assert answer["code"] == "copy_damaged" and "what was written has digest" in answer["error"]
+    assert list(receiver.path.parent.iterdir()) == []
 
 
 WHOLE = [frame(0, b"abcdef"), closing(b"abcdef")]
