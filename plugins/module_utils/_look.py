@@ -58,7 +58,7 @@ def look(
         instance=instance,
         daemon=daemon,
         # Each of these is looked at only where it decides: a file in use costs a process.
-        base_still=_base_still(overlay, memory, at_work) if exists and image != overlay.base else True,
+        base_still=_base_still(overlay, memory, at_work) if exists and image != overlay.base else None,
         base_vouched=vouched,
         overlay_print=fingerprint(overlay.path) if exists and memory.merged is not None else None,
         overlay_written=last_write(overlay.path) / 1e9 if exists else 0.0,

@@ -770,6 +770,20 @@ def test_a_base_that_was_used_after_the_end_of_its_commit_was_seen(capture: Back
         capture.recover(base_untouched=True)
 
 
+def test_a_base_in_use_is_not_noted_as_the_end_of_a_commit(ended_in_the_commit: Backup) -> None:
+    """The domain was defined on its base and used there, a commit by hand refused, and then it was defined on its overlay again."""
+    backup = ended_in_the_commit
+    on_overlay, backup.domain.defined["vda"] = backup.domain.defined["vda"], []
+    write_base(backup, DAY)
+    claim = read_claim(UUID)
+    assert claim is not None
+    with pytest.raises(LiveBackupError, match="was used without its overlay"):
+        _commit.commit_all("qemu:///system", claim, ["vda"], 60, backup.clock)
+    backup.domain.defined["vda"] = on_overlay
+    with pytest.raises(LiveBackupError, match="It is not proved that nobody used the base"):
+        backup.recover()
+
+
 @pytest.mark.parametrize("answered", [True, False])
 def test_the_power_fails_after_the_overlay_was_deleted(
     answered: bool, capture: Backup, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
