@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from functools import partial
@@ -207,9 +208,10 @@ class Way:
     def _commit_offline(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         _require_header(overlay)
         _require_large_base(overlay)
-        self._remember_commit(overlay, offline=True)
-        # QEMU's image lock keeps the domain from starting meanwhile, and fails this where it runs, here or elsewhere.
-        commit(overlay.path)
+        self._remember_commit(overlay, offline=True, base_seen=_file_time(overlay))
+        # QEMU's image lock keeps the domain from starting meanwhile, and fails this where it runs, here or elsewhere. If we are killed the
+        # lock is gone: what was written after the last time that is noted here, somebody else wrote.
+        commit(overlay.path, lambda: remember(self._claim, overlay.target, base_seen=_file_time(overlay)), _NOTE_SECONDS)
         if overlay.base_type == "file":
             # At the end of the domain libvirt gives what it runs on, the overlay, back to the owner that the base had.
             owner = os.stat(overlay.path)
@@ -267,6 +269,15 @@ def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float
             # A transient domain that has just ended: what is to be done now is another thing.
             if error.get_error_code() != VIR_ERR_NO_DOMAIN:
                 raise
+
+
+def _file_time(overlay: Overlay) -> float:
+    """The time by the clock that dates what is written to a base, which may be that of another host. A device's writes have no time."""
+    if overlay.base_type != "file":
+        return 0.0
+    # To set the mode that it has changes nothing but the time of its last change.
+    os.chmod(overlay.base, stat.S_IMODE(os.stat(overlay.base).st_mode))
+    return os.stat(overlay.base).st_ctime
 
 
 def _inactive_xml(domain: libvirt.virDomain) -> str:

@@ -116,10 +116,21 @@ def _in_data_file(path: str) -> int:
     return min(allocated(beside), data_bytes(beside)) if beside else 0
 
 
+def _why_unreadable(path: str) -> str:
+    try:
+        with open(path, "rb", buffering=0) as image:
+            image.read(1)
+    except OSError as error:
+        return f": its image {path} cannot be read: {error.strerror}."
+    return "."
+
+
 def _why_unknown(disk: Disk) -> str:
     """Where its image is a path of this host, what is wrong with that."""
     path = disk.chain[0].path
-    if not os.path.isabs(path) or os.path.exists(path):
+    if not os.path.isabs(path):
         return "."
+    if os.path.exists(path):
+        return _why_unreadable(path)
     what = f"is a link to {os.readlink(path)}, which does not exist" if os.path.islink(path) else "does not exist"
     return f": its image {path} {what}. Was it deleted, or is its file system not mounted? Put it back, or exclude the domain or the disk."

@@ -20,7 +20,7 @@ from ._overlay import Memory, Overlay, Seen
 from ._process import daemon_instance, qemu_instance, qemu_lives
 from ._qemu_img import are_identical, holds_data
 
-# How much later than the last sign of QEMU's life the base's last write may be, when QEMU died in a commit.
+# How much later than the last sign of life the base's last write may be, when QEMU or qemu-img died in a commit.
 _LAST_WRITES_NS = 10_000_000_000
 
 
@@ -58,7 +58,7 @@ def look(
         instance=instance,
         daemon=daemon,
         # Each of these is looked at only where it decides: a file in use costs a process.
-        base_still=_base_still(overlay, memory, at_work) if exists and image != overlay.base else True,
+        base_still=_base_still(overlay, memory, at_work) if exists and image != overlay.base else None,
         base_vouched=vouched,
         overlay_print=fingerprint(overlay.path) if exists and memory.merged is not None else None,
         overlay_written=last_write(overlay.path) / 1e9 if exists else 0.0,
@@ -98,11 +98,11 @@ def _base_still(overlay: Overlay, memory: Memory, at_work: bool) -> bool | None:
         return stood_still(overlay.base, before)
     if overlay.base_type != "file":
         return None
-    # QEMU wrote both. When it ended, libvirt gave the overlay back to its owner, which its inode's time of change tells.
     status = os.stat(overlay.path)
-    life = max(status.st_mtime_ns, status.st_ctime_ns, int(memory.base_seen * 1e9))
-    # What qemu-img commits it writes to the base alone.
-    return True if memory.offline or last_write(overlay.base) <= life + _LAST_WRITES_NS else None
+    # QEMU wrote both. When it ended, libvirt gave the overlay back to its owner, which its inode's time of change tells. What qemu-img
+    # commits it writes to the base alone.
+    life = 0 if memory.offline else max(status.st_mtime_ns, status.st_ctime_ns)
+    return True if last_write(overlay.base) <= max(life, int(memory.base_seen * 1e9)) + _LAST_WRITES_NS else None
 
 
 def _same(overlay: Overlay) -> bool:

@@ -62,8 +62,8 @@ class Memory:
     stood still. `pivot_asked` is the run of libvirt's daemon that was asked to pivot, and
     `pivot_time` when that was, and not before its overlay had last been written, in seconds since the epoch. `merged` is the
     fingerprint of the overlay when all that it held was in the base: an overlay that was written since is in use again.
-    Of a commit: whether it is one by `qemu-img`, when its base had last been written when QEMU was last seen, and the base's
-    fingerprint when that QEMU was seen to have ended.
+    Of a commit: whether it is one by `qemu-img`; `base_seen`, when its base had last been written when QEMU was last seen, or when
+    `qemu-img` was last seen; and the base's fingerprint when that QEMU was seen to have ended.
     """
 
     instance: str = ""
@@ -294,7 +294,9 @@ def _base_used(overlay: Overlay, seen: Seen) -> Refusal:
 
 def _unproven(overlay: Overlay, memory: Memory) -> Refusal:
     why = (
-        "the guest's QEMU ended in the middle of the commit, and no run of ours was there to see how it left the base"
+        "a commit that ran while the domain was shut off was interrupted, and the base may have been written after that"
+        if memory.offline
+        else "the guest's QEMU ended in the middle of the commit, and no run of ours was there to see how it left the base"
         if memory.commit_begun
         else "since the backup put the guest on its overlay, the host or the device was started again, or does not count what is written"
     )

@@ -11,6 +11,8 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -35,8 +37,14 @@ def _command(*arguments: str | Path) -> list[str]:
     return ["setpriv", "--pdeathsig", "KILL", "qemu-img", *map(str, arguments)]
 
 
-def _run(*arguments: str | Path, pace: Pace | None = None, writes: int | None = None, descriptors: tuple[int, ...] = ()) -> str:
-    """What a command prints. What it writes to the open file `writes` is given to the disk meanwhile."""
+def _run(
+    *arguments: str | Path,
+    pace: Pace | None = None,
+    at_work: Callable[[], None] | None = None,
+    every: float = _WRITE_OUT_SECONDS,
+    descriptors: tuple[int, ...] = (),
+) -> str:
+    """What a command prints. While it runs, `at_work` is called every so many seconds."""
     with subprocess.Popen(
         _command(*arguments),
         pass_fds=descriptors,
@@ -48,18 +56,25 @@ def _run(*arguments: str | Path, pace: Pace | None = None, writes: int | None = 
     ) as process:
         if pace is not None:
             pace.on_give_up(process.kill)
-        while True:
-            try:
-                out, err = process.communicate(timeout=None if writes is None else _WRITE_OUT_SECONDS)
-                break
-            except subprocess.TimeoutExpired:
-                write_out(cast(int, writes), 0, 0)
+        try:
+            out, err = _communicate(process, at_work, every)
+        finally:
+            # Where it has not ended, an error or a signal is to end us.
+            process.kill()
     if pace is not None and pace.given_up:
         raise pace.given_up
     if process.returncode != 0:
         said = _said(err) or f"it ended with status {process.returncode}"
         raise LiveBackupError(*advised(f"qemu-img {arguments[0]} of {arguments[-1]} failed: {said}", code="qemu_img_failed"))
     return out
+
+
+def _communicate(process: subprocess.Popen[str], at_work: Callable[[], None] | None, every: float) -> tuple[str, str]:
+    while True:
+        try:
+            return process.communicate(timeout=every if at_work else None)
+        except subprocess.TimeoutExpired:
+            cast(Callable[[], None], at_work)()
 
 
 def _said(text: str) -> str:
@@ -174,8 +189,8 @@ def convert(
         if not into:
             # If qemu-img made it, as it may have in a run that died, everybody could read it.
             os.fchmod(descriptor, 0o600)
-        writes = descriptor if forget else None
-        _run("convert", *known, "-O", to_format, *options, source, destination, pace=pace, writes=writes)
+        at_work = partial(write_out, descriptor, 0, 0) if forget else None
+        _run("convert", *known, "-O", to_format, *options, source, destination, pace=pace, at_work=at_work)
     finally:
         os.close(descriptor)
 
@@ -185,9 +200,12 @@ def create_overlay(descriptor: int, size: int) -> None:
     _run("create", "-q", "-f", "qcow2", f"/proc/self/fd/{descriptor}", str(size), descriptors=(descriptor,))
 
 
-def commit(overlay: str | Path) -> None:
-    """Merge an overlay into its backing file, and leave it as it is: until it is removed it still shows the same disk."""
-    _run("commit", "-d", *_reads(overlay, "qcow2"), overlay)
+def commit(overlay: str | Path, at_work: Callable[[], None], every: float) -> None:
+    """Merge an overlay into its backing file, and leave it as it is: until it is removed it still shows the same disk.
+
+    `at_work` is called every so many seconds.
+    """
+    _run("commit", "-d", *_reads(overlay, "qcow2"), overlay, at_work=at_work, every=every)
 
 
 def remove_bitmaps(image: str | Path) -> None:

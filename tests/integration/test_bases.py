@@ -120,8 +120,15 @@ def interrupted_in_the_commit(backup: Backup) -> None:
     run_until_killed(backup, "KILL before blockCommit")
 
 
-def run_until_killed(backup: Backup, fault: str) -> None:
-    process = backup.start_module("sparse_copy", fault=fault, domain=backup.guest.name, backup_id=backup.backup_id)
+def interrupted_in_the_commit_offline(backup: Backup) -> None:
+    """A guest that ended on its overlay, and a recovery that was killed before it knew the end of its qemu-img."""
+    interrupted(backup)
+    backup.guest.destroy()
+    run_until_killed(backup, "KILL before _commit.sync_path", "libvirt_backup_recover")
+
+
+def run_until_killed(backup: Backup, fault: str, module: str = "sparse_copy") -> None:
+    process = backup.start_module(module, fault=fault, domain=backup.guest.name, backup_id=backup.backup_id)
     process.wait(timeout=60)
     assert process.returncode != 0, process.communicate()
 
@@ -248,6 +255,36 @@ def test_an_old_definition_is_started_after_a_commit_had_begun(paused: Callable[
     moment = os.stat(base).st_mtime + 60
     os.utime(base, (moment, moment))
     assert_refused(backup, "It is not proved that nobody used the base")
+
+
+@pytest.mark.parametrize("shape", ["one-raw", "block-device"])
+def test_an_old_definition_is_started_after_a_commit_offline_was_killed(
+    shape: str, paused: Callable[[str], Guest], backup_of: Callable[..., Backup]
+) -> None:
+    backup = backup_of(paused(shape))
+    guest, base = backup.guest, base_of(backup.guest)
+    old = guest.xml("--inactive")
+    interrupted_in_the_commit_offline(backup)
+    boot_from(guest, old)
+    write(guest, 5, PLACE)
+    assert_refused(backup, "was used without its overlay")
+    guest.destroy()
+    if shape == "one-raw":
+        # It ran for a minute.
+        moment = os.stat(base).st_mtime + 60
+        os.utime(base, (moment, moment))
+    assert_refused(backup, "a commit that ran while the domain was shut off was interrupted")
+    with base.open("rb", buffering=0) as disk:
+        disk.seek(PLACE)
+        assert disk.read(1) == b"\x05"
+
+
+def test_a_commit_offline_that_was_killed_is_begun_again(paused: Callable[[str], Guest], backup_of: Callable[..., Backup]) -> None:
+    """Killed again in that, too."""
+    backup = backup_of(paused("one-raw"))
+    interrupted_in_the_commit_offline(backup)
+    run_until_killed(backup, "KILL before _commit.sync_path", "libvirt_backup_recover")
+    assert_recovered(backup, base_of(backup.guest))
 
 
 def test_the_guest_ends_in_a_commit_and_is_started_again(paused: Callable[[str], Guest], backup_of: Callable[..., Backup]) -> None:

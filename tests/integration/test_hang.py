@@ -132,8 +132,31 @@ def test_the_overlays_are_watched_while_it_hangs(backup: Backup, hypervisor: Hyp
     assert copied["failed"] and "threaten to fill" in copied["msg"] and "could not be removed" not in copied["msg"], copied
     assert backup.chain() == chain
     backup.assert_nothing_left()
+    assert_disks_right(guest)
+
+
+def assert_disks_right(guest: Guest) -> None:
     durable = guest.durable()
     guest.destroy()
     verdict = judge(guest.images, durable)
     guest.start()
     assert verdict.ok, f"the guest's own disks: {verdict}"
+
+
+@pytest.mark.parametrize(
+    "call", ["before blockCommit", "after blockJobAbort", "before blockJobAbort", "after blockCommit"][: 4 if ALL else 2]
+)
+def test_a_commit_that_meets_it_is_given_up_and_finished_by_the_recovery(backup: Backup, call: str) -> None:
+    """What libvirtd was asked for it may do as soon as it goes on."""
+    guest, chain = backup.guest, backup.chain()
+    assert backup.snapshot()["changed"]
+    guest.wait_durable(guest.durable() + 20)
+    committed = backup.commit(fault=f"HANG {call}", timeout=5)
+    assert backup.hypervisor.libvirtd_hangs()
+    assert committed["failed"] and "has not answered for 2 s" in committed["msg"], committed
+    backup.hypervisor.wake_libvirtd()
+    recovered = backup.recover(take_over=True)
+    assert "failed" not in recovered, recovered
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+    assert_disks_right(guest)

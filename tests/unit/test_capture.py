@@ -28,7 +28,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim import 
 from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._filesystem import MIB, is_on_disk
 from ansible_collections.virtops.live_backup.plugins.module_utils._fingerprint import fingerprint
-from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do, Overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._space import Room
 from ansible_collections.virtops.live_backup.plugins.module_utils._target import TargetFacts
 
@@ -695,20 +695,62 @@ def test_what_a_commit_was_seen_to_write_is_no_use_of_the_base(ended_in_the_comm
     ended_in_the_commit.assert_on_bases()
 
 
-def test_a_commit_by_qemu_img_that_was_killed_is_no_use_of_the_base(ended_in_the_commit: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It writes the base alone, and takes long."""
-    backup = ended_in_the_commit
+def killed_in_a_commit_by_qemu_img(backup: Backup, monkeypatch: pytest.MonkeyPatch, lasted: float) -> None:
+    """It writes the base alone. When it had run for so long we noted that it was at work, and were killed soon after."""
 
-    def half(overlay: str) -> None:
-        write_base(backup, DAY)
+    def half(_overlay: str, at_work: Callable[[], None], _every: float) -> None:
+        moment = write_base(backup, lasted)
+        monkeypatch.setattr(_commit, "_file_time", lambda _overlay: moment)
+        if lasted:
+            at_work()
+        write_base(backup, lasted + 9)
         raise Killed
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
         patch.setattr(_commit, "commit", half)
         backup.recover()
+
+
+@pytest.mark.parametrize("lasted", [0, DAY])
+def test_a_commit_by_qemu_img_that_was_killed_is_no_use_of_the_base(
+    ended_in_the_commit: Backup, monkeypatch: pytest.MonkeyPatch, lasted: float
+) -> None:
+    backup = ended_in_the_commit
+    for _time in range(2):
+        killed_in_a_commit_by_qemu_img(backup, monkeypatch, lasted)
     backup.recover()
     backup.assert_on_bases()
     assert content(backup.domain.disks["vda"])[:4] == [1, 0, 0, 9]
+
+
+@pytest.mark.parametrize("lasted", [0, DAY])
+def test_a_base_that_was_used_after_a_commit_by_qemu_img_was_killed(
+    ended_in_the_commit: Backup, monkeypatch: pytest.MonkeyPatch, lasted: float
+) -> None:
+    """Its lock of the image died with it."""
+    backup = ended_in_the_commit
+    killed_in_a_commit_by_qemu_img(backup, monkeypatch, lasted)
+    write_base(backup, lasted + 60)
+    before = state(backup)
+    for check in (True, False, True, False):
+        with pytest.raises(LiveBackupError, match="It is not proved that nobody used the base .*while the domain was shut off"):
+            backup.recover(check=check)
+    assert state(backup) == before
+    backup.recover(base_untouched=True)
+    backup.assert_on_bases()
+
+
+def test_the_time_of_a_file_is_that_of_its_file_system(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    base.write_bytes(b"1")
+    base.chmod(0o640)
+    os.utime(base, (1000, 1000))
+    before = base.stat()
+    moment = _commit._file_time(Overlay("vda", str(base), "raw", "file", "/overlay"))
+    after = base.stat()
+    assert (after.st_mtime, after.st_mode) == (1000, before.st_mode) and before.st_ctime <= moment == after.st_ctime
+    tmp_path.joinpath("other").touch()
+    assert moment <= tmp_path.joinpath("other").stat().st_mtime < moment + 5
 
 
 def test_a_base_that_was_used_after_the_end_of_its_commit_was_seen(capture: Backup) -> None:
@@ -727,6 +769,20 @@ def test_a_base_that_was_used_after_the_end_of_its_commit_was_seen(capture: Back
     write_base(capture, 0.001)
     with raises_code("base_used"):
         capture.recover(base_untouched=True)
+
+
+def test_a_base_in_use_is_not_noted_as_the_end_of_a_commit(ended_in_the_commit: Backup) -> None:
+    """The domain was defined on its base and used there, a commit by hand refused, and then it was defined on its overlay again."""
+    backup = ended_in_the_commit
+    on_overlay, backup.domain.defined["vda"] = backup.domain.defined["vda"], []
+    write_base(backup, DAY)
+    claim = read_claim(UUID)
+    assert claim is not None
+    with pytest.raises(LiveBackupError, match="was used without its overlay"):
+        _commit.commit_all("qemu:///system", claim, ["vda"], 60, backup.clock)
+    backup.domain.defined["vda"] = on_overlay
+    with pytest.raises(LiveBackupError, match="It is not proved that nobody used the base"):
+        backup.recover()
 
 
 @pytest.mark.parametrize("answered", [True, False])

@@ -137,7 +137,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "holds_data": lambda at: Q.holds_data(overlay_of(at).path),
     "measure": lambda at: Q.measure(overlay_of(at).path, "qcow2", "raw"),
     "convert": lambda at: Q.convert(Path(overlay_of(at).path), "qcow2", at / "copy", "raw"),
-    "commit": lambda at: Q.commit(overlay_of(at).path),
+    "commit": lambda at: Q.commit(overlay_of(at).path, lambda: None, 1),
     "are_identical": lambda at: Q.are_identical(overlay_of(at).path, "qcow2", at / "base.raw", "raw"),
     "remove_bitmaps": lambda at: Q.remove_bitmaps(with_bitmap(image(at, "a"))),
     "create_overlay": _serve,
@@ -204,7 +204,7 @@ def test_the_format_of_a_backing_file_is_not_guessed(name: str, tmp_path: Path, 
         "backing_chain": lambda: Q.backing_chain(top, "qcow2"),
         "measure": lambda: Q.measure(top, "qcow2", "raw"),
         "convert": lambda: Q.convert(top, "qcow2", tmp_path / "copy", "raw"),
-        "commit": lambda: Q.commit(top),
+        "commit": lambda: Q.commit(top, lambda: None, 1),
         "are_identical": lambda: Q.are_identical(top, "qcow2", overlay, "qcow2"),
     }
     with raises_code("format_unknown"):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils import _qemu_img
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._errors import Interrupted, LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._qemu_img import convert
 
 
@@ -87,6 +88,49 @@ def test_the_disk_writes_while_qemu_img_does(image: Path, tmp_path: Path, monkey
     monkeypatch.setattr(_qemu_img, "write_out", write_out)
     convert(image, "raw", copy, "raw", forget=True)
     assert given.exists()
+
+
+def overlay_on(image: Path, tmp_path: Path) -> Path:
+    overlay = tmp_path / "overlay"
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", image, "-F", "raw", overlay], check=True)
+    return overlay
+
+
+def test_somebody_hears_that_a_commit_is_at_work(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A commit that ends when that was heard twice."""
+    heard, overlay = tmp_path / "heard", overlay_on(image, tmp_path)
+    real = shutil.which("qemu-img")
+    script = f"while [ ! -s '{heard}' ]; do sleep 0.01; done"
+    (tmp_path / "qemu-img").write_text(f'#!/bin/sh\n[ $1 = commit ] || exec {real} "$@"\n{script}\n', encoding="utf-8")
+    (tmp_path / "qemu-img").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def hear() -> None:
+        if heard.exists():
+            heard.write_text("twice", encoding="utf-8")
+        heard.touch()
+
+    _qemu_img.commit(overlay, hear, 0.02)
+    assert heard.read_text(encoding="utf-8") == "twice"
+
+
+def test_an_error_or_a_signal_ends_qemu_img_too(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is not waited for: it may have hours to go."""
+    overlay, pid = overlay_on(image, tmp_path), tmp_path / "pid"
+    real = shutil.which("qemu-img")
+    (tmp_path / "qemu-img").write_text(
+        f"#!/bin/sh\n[ $1 = commit ] || exec {real} \"$@\"\necho $$ >'{pid}'\nexec sleep 600\n", encoding="utf-8"
+    )
+    (tmp_path / "qemu-img").chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def interrupt() -> None:
+        if pid.exists() and pid.read_text(encoding="utf-8").endswith("\n"):
+            raise Interrupted("SIGTERM")
+
+    with pytest.raises(Interrupted):
+        _qemu_img.commit(overlay, interrupt, 0.02)
+    assert not Path(f"/proc/{pid.read_text(encoding='utf-8').strip()}").exists()
 
 
 def test_a_source_that_a_qemu_writes_to(image: Path, tmp_path: Path) -> None:
