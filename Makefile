@@ -132,7 +132,7 @@ integration: venv install-rig ## Run the modules and roles against real hypervis
 .PHONY: faults
 faults: export LIVE_BACKUP_TEST_ALL := 1
 faults: venv install-rig ## Kill backups and restores at every step, let storage and power fail, and recover; try 100,000 inputs
-	$(PYTEST) --numprocesses=2 --dist=load tests/unit/test_fuzz.py
+	$(PYTEST) --numprocesses=2 --dist=load tests/unit/collection/test_fuzz.py
 	$(AS_ROOT) $(PYTEST) --numprocesses=2 --dist=load tests/faults
 
 .PHONY: molecule

@@ -12,16 +12,24 @@ from typing import Any
 
 from ansible.module_utils.basic import AnsibleModule
 
-from ._clock import Clock
-from ._connection import FAILURES, explain
-from ._errors import Interrupted
-from ._progress import end as end_progress
-from ._signals import interruptible
+from ._base.clock import Clock
+from ._base.errors import Interrupted
+from ._base.progress import end as end_progress
+from ._base.signals import interruptible
+from ._hypervisor.connection import FAILURES, explain
 
 CONNECTION: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
+
+
 DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
+
+
 BACKUP_ID: dict[str, Any] = {"backup_id": {"type": "str", "required": True}}
+
+
 TARGET: dict[str, Any] = {"target": {"type": "str", "required": True}}
+
+
 CAPTURE: dict[str, Any] = {
     "exclude_disks": {"type": "list", "elements": "str", "default": []},
     "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
@@ -32,8 +40,13 @@ CAPTURE: dict[str, Any] = {
     "staging_dir": {"type": "path"},
     "keep_formats": {"type": "list", "elements": "str", "choices": ["raw", "qcow2"], "default": ["raw", "qcow2"]},
 }
+
+
 PROGRESS: dict[str, Any] = {"progress_interval": {"type": "int", "default": 0}}
+
+
 SSH: dict[str, Any] = {"ssh_key": {"type": "path"}, "ssh_options": {"type": "list", "elements": "str", "default": []}}
+
 
 Operation = Callable[[dict[str, Any], bool, Clock], dict[str, Any]]
 

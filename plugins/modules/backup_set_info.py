@@ -109,8 +109,8 @@ code:
   sample: claim_alive
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import set_info
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import SSH, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.list_sets import set_info
 
 
 def main() -> None:

@@ -114,9 +114,9 @@ code:
   sample: claim_alive
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import prune
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import SSH, TARGET, run
-from ansible_collections.virtops.live_backup.plugins.module_utils._retention import RULES
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.prune import prune
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import RULES
 
 
 def main() -> None:

@@ -132,7 +132,7 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, SSH, TARGET, run
-from ansible_collections.virtops.live_backup.plugins.module_utils._publish import publish_set
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.publish import publish_set
 
 
 def main() -> None:

@@ -158,7 +158,7 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, SSH, TARGET, run
-from ansible_collections.virtops.live_backup.plugins.module_utils._verify import verify_set
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 
 
 def main() -> None:

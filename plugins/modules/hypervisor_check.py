@@ -157,8 +157,8 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._host_check import check_host
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, SSH, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.check_host import check_host
 
 
 def main() -> None:

@@ -213,7 +213,6 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._begin import begin_backup
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import (
     BACKUP_ID,
     CAPTURE,
@@ -224,6 +223,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
     TARGET,
     run,
 )
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.begin import begin_backup
 
 
 def main() -> None:

@@ -111,7 +111,7 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, run
-from ansible_collections.virtops.live_backup.plugins.module_utils._recover import recover
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.recover import recover
 
 
 def main() -> None:

@@ -97,8 +97,8 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._blockcommit import commit_overlays
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, PROGRESS, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.commit import commit_overlays
 
 
 def main() -> None:

@@ -232,7 +232,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
     TARGET,
     run,
 )
-from ansible_collections.virtops.live_backup.plugins.module_utils._snapshot import snapshot_disks
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.begin import snapshot_disks
 
 
 def main() -> None:

@@ -280,8 +280,8 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._info import domain_info
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.list_domains import domain_info
 
 
 def main() -> None:

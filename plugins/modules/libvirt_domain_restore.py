@@ -168,7 +168,7 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, SSH, TARGET, run
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore import restore_domain
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.restore import restore_domain
 
 
 def main() -> None:

@@ -64,8 +64,8 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._abort import abort_job
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.abort import abort_job
 
 
 def main() -> None:

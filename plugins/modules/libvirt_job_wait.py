@@ -112,7 +112,7 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import BACKUP_ID, CONNECTION, DOMAIN, PROGRESS, run
-from ansible_collections.virtops.live_backup.plugins.module_utils._wait import wait_for_job
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.wait import wait_for_job
 
 
 def main() -> None:

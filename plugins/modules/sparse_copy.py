@@ -188,7 +188,7 @@ libvirt_error:
 """
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, PROGRESS, SSH, run
-from ansible_collections.virtops.live_backup.plugins.module_utils._sparse_copy import sparse_copy
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.copy import sparse_copy
 
 
 def main() -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import jinja2
 from ansible.module_utils.common.text.formatters import bytes_to_human
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339, wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339, wall_time
 
 from ._status import is_interrupted, is_past, is_time, length
 

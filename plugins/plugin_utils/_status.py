@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible.module_utils.common.text.formatters import bytes_to_human
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._clock import is_ahead, wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_ahead, wall_time
 
 _UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 

@@ -15,11 +15,11 @@ import libvirt
 import libvirt_qemu
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import parse_domain
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import parse_domain
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.shell import wait_until
-from tests.unit.fake import libvirt as fake_libvirt
+from tests.unit.support.fake import libvirt as fake_libvirt
 
 _numbers = count(1)
 

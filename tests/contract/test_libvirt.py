@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _numbers
-from ansible_collections.virtops.live_backup.plugins.module_utils._backup_xml import backup_targets, push_backup_xml
-from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import parse_domain
-from ansible_collections.virtops.live_backup.plugins.module_utils._freeze import AGENT_REFUSED
+from ansible_collections.virtops.live_backup.plugins.module_utils._capture.freeze import AGENT_REFUSED
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import numbers as _numbers
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.backup_xml import backup_targets, push_backup_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import parse_domain
 
 from .conftest import Lab, push_xml
 

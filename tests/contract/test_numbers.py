@@ -8,8 +8,8 @@ from types import ModuleType
 import libvirt
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _numbers
-from tests.unit.fake import libvirt as fake_libvirt
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import numbers as _numbers
+from tests.unit.support.fake import libvirt as fake_libvirt
 
 # Older bindings lack these.
 NEWER = {"VIR_ERR_AGENT_COMMAND_FAILED"}

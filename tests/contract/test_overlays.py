@@ -11,9 +11,16 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _monitor, _numbers
-from ansible_collections.virtops.live_backup.plugins.module_utils._domain_xml import Image, Mirror, parse_domain, with_disk_source
-from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import InQemu, Overlay
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim.overlays import Overlay
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import numbers as _numbers, qemu_monitor as _monitor
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import (
+    Image,
+    Mirror,
+    parse_domain,
+    with_disk_source,
+)
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import in_qemu as _in_qemu
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.decide import InQemu
 
 from .conftest import Lab
 
@@ -108,13 +115,13 @@ def test_qemu_itself_tells_which_images_its_disks_write_to(lab: Lab, base: str, 
     monkeypatch.setattr(_monitor, "libvirt_qemu", lab.libvirt_qemu)
     overlays = lab.files(DISK)
     ours = Overlay(DISK, base, "raw", "file", overlays[DISK])
-    assert _monitor.in_qemu(lab.domain, ours) == InQemu(writes=False)
+    assert _in_qemu.in_qemu(lab.domain, ours) == InQemu(writes=False)
     assert base in _monitor.images_of_disks(lab.domain)
     put(lab, overlays)
-    seen = _monitor.in_qemu(lab.domain, ours)
+    seen = _in_qemu.in_qemu(lab.domain, ours)
     assert (seen.writes, seen.job, len(seen.nodes)) == (True, "", 2) and seen.nodes[0].endswith("-format")
     assert overlays[DISK] in _monitor.images_of_disks(lab.domain) and base not in _monitor.images_of_disks(lab.domain)
-    assert lab.code(_monitor.in_qemu, lab.read_only_domain(), ours) == DENIED
+    assert lab.code(_in_qemu.in_qemu, lab.read_only_domain(), ours) == DENIED
 
 
 def test_a_file_that_is_there_is_no_place_for_an_overlay(lab: Lab, base: str) -> None:

@@ -25,7 +25,7 @@ from xml.etree import ElementTree
 UTILS = "ansible_collections.virtops.live_backup.plugins.module_utils."
 
 
-# What the far end's program runs before its main(): `module` is _far_end.
+# What the far end's program runs before its main().
 _FAR = """
 import os, signal
 place, names = sys.modules["far.{module}"], "{name}"
@@ -40,13 +40,13 @@ def faulty(*arguments, **options):
         os.kill(os.getpid(), signal.SIG{signal})
     return result
 setattr(place, names, faulty)
-module.CALLS.update((key, faulty) for key, value in module.CALLS.items() if value is real)
+server.CALLS.update((key, faulty) for key, value in server.CALLS.items() if value is real)
 """
 
 
 def be_impatient(keepalive: tuple[int, int] = (1, 1)) -> None:
     """Give up after seconds."""
-    connection, signals = (importlib.import_module(UTILS + name) for name in ("_connection", "_signals"))
+    connection, signals = (importlib.import_module(UTILS + name) for name in ("_hypervisor.connection", "_base.signals"))
     connection.KEEPALIVE, connection.OPEN_SECONDS, signals.DEAF_SECONDS = keepalive, 2.0, 3.0
 
 
@@ -97,18 +97,19 @@ def place_of(call: str) -> tuple[object, str]:
         kind = "virDomain" if hasattr(importlib.import_module("libvirt").virDomain, call) else "virConnect"
         call = f"libvirt.{kind}.{call}"
     owner, _dot, name = call.rpartition(".")
-    first, *rest = owner.split(".")
-    place = importlib.import_module(UTILS + first if first.startswith("_") else first)
-    for part in rest:
+    parts = owner.split(".")
+    ours = 2 if owner.startswith("_") else 1
+    place = importlib.import_module((UTILS if ours == 2 else "") + ".".join(parts[:ours]))
+    for part in parts[ours:]:
         place = getattr(place, part)
     return place, name
 
 
 def arm_far_end(signal_name: str, when: str, call: str, number: int) -> None:
     """Let the far end's program get the signal."""
-    _far, module, name = call.split(".")
-    near = importlib.import_module(UTILS + "_ssh_copy")
-    begin, main, rest = near.program().decode().rpartition("sys.exit(module.main())")
+    module, _dot, name = call.removeprefix("far.").rpartition(".")
+    near = importlib.import_module(UTILS + "_target.ssh.client")
+    begin, main, rest = near.program().decode().rpartition("sys.exit(server.main())")
     text = begin + _FAR.format(module=module, name=name, number=number, when=when, signal=signal_name) + main + rest
     near.program = text.encode
 

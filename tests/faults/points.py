@@ -17,21 +17,21 @@ FLOWS = {
 _COMMITTING = FLOW[1:3]
 # Where they can die. Freeze and thaw are called only where there is something to freeze.
 CALLS = {
-    "the claim": (("libvirt_disk_snapshot",), "_claim.write_durably"),
+    "the claim": (("libvirt_disk_snapshot",), "_claim.claim.write_durably"),
     "the freeze": (("libvirt_disk_snapshot",), "fsFreeze"),
     "the snapshot": (("libvirt_disk_snapshot",), "snapshotCreateXML"),
     "the thaw": (("libvirt_disk_snapshot",), "fsThaw"),
-    "noting the bases": (("libvirt_disk_snapshot",), "_capture.fingerprint"),
-    "the copy": (("sparse_copy",), "_capture_copy.copy_image"),
+    "noting the bases": (("libvirt_disk_snapshot",), "_capture.capture.fingerprint"),
+    "the copy": (("sparse_copy",), "_copy.disks.copy_image"),
     "naming the copy": (("sparse_copy",), "pathlib.Path.rename"),
     "the start of the commit": (_COMMITTING, "blockCommit"),
-    "ready": (_COMMITTING, "_commit.Way._pivot"),
+    "ready": (_COMMITTING, "_overlay.way_back.Way._pivot"),
     "the pivot": (_COMMITTING, "blockJobAbort"),
-    "the deletion": (_COMMITTING, "_commit.Way._delete"),
-    "syncing the definitions": (_COMMITTING, "_commit.sync_existing"),
-    "noting the deletion": (_COMMITTING, "_commit.sync_path"),
+    "the deletion": (_COMMITTING, "_overlay.way_back.Way._delete"),
+    "syncing the definitions": (_COMMITTING, "_overlay.way_back.sync_existing"),
+    "noting the deletion": (_COMMITTING, "_overlay.way_back.sync_path"),
     "the publishing": (("backup_set_publish",), "pathlib.Path.rename"),
-    "the end of the claim": (("backup_set_publish",), "_undo.remove_claim"),
+    "the end of the claim": (("backup_set_publish",), "_recovery.repairs.remove_claim"),
 }
 # libvirtd can die within these too, when QEMU has done what it asked for and it has not noted that yet.
 WITHIN = {

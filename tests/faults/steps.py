@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.decide import Do
 from tests.integration.conftest import Backup, result_of
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Inside

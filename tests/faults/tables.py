@@ -11,71 +11,78 @@ from .points import BESIDE, FLOWS, HANGS
 BEGIN, WAIT, PUBLISH = FLOWS["push"]
 SNAPSHOT, COPY, COMMIT = FLOWS["legacy"][:3]
 # How a step notes that it is done: from then on the run holds a lease.
-END_OF_STEP = "_claim.save_claim#2"
+END_OF_STEP = "_claim.step.save_claim#2"
 
 _MAKING = {
-    "the claim": "_claim.write_durably",
-    "the temporary of .domain.json": "_files._write_new#2",
+    "the claim": "_claim.claim.write_durably",
+    "the temporary of .domain.json": "_base.files._write_new#2",
     "the link of .domain.json": "os.link",
-    "the mark of the partial set": "_backup_set.write_durably",
+    "the mark of the partial set": "_sets.layout.write_durably",
     "the name of the partial set": "pathlib.Path.rename",
-    "noting the partial set": "_capture.save_claim",
-    "saving the definition": "_capture._save_definition",
-    "the file of the definition": "_capture.write_durably",
+    "noting the partial set": "_capture.capture.save_claim",
+    "saving the definition": "_capture.capture._save_definition",
+    "the file of the definition": "_capture.capture.write_durably",
     "the end of the begin": END_OF_STEP,
 }
 _PUBLISHING = {
-    "noting the publishing": "_claim.save_claim",
-    "describing an image": "_publish.image_entry",
-    "describing the second image": "_publish.image_entry#2",
-    "the guide": "_publish.write_durably",
-    "the manifest": "_publish.write_durably#2",
-    "the sums": "_publish.write_durably#3",
+    "noting the publishing": "_claim.step.save_claim",
+    "describing an image": "_operations.publish.image_entry",
+    "describing the second image": "_operations.publish.image_entry#2",
+    "the guide": "_operations.publish.write_durably",
+    "the manifest": "_operations.publish.write_durably#2",
+    "the sums": "_operations.publish.write_durably#3",
     "the modes": "pathlib.Path.chmod",
     "the publishing": "pathlib.Path.rename",
-    "syncing the name": "_publish._show",
-    "the end of the claim": "_publish.end_claim",
-    "the release of the directory": "_undo.release_domain_directory",
-    "the removal of the claim": "_undo.remove_claim",
-    "syncing the removal": "_claim.sync_path",
+    "syncing the name": "_operations.publish._show",
+    "the end of the claim": "_operations.publish.end_claim",
+    "the release of the directory": "_recovery.repairs.release_domain_directory",
+    "the removal of the claim": "_recovery.repairs.remove_claim",
+    "syncing the removal": "_claim.claim.sync_path",
 }
 _COPYING = {
-    "noting the copy": "_claim.save_claim",
-    "noting the formats": "_capture_copy.save_claim",
-    "the copy": "_capture_copy.copy_image",
-    "the second copy": "_capture_copy.copy_image#2",
+    "noting the copy": "_claim.step.save_claim",
+    "noting the formats": "_copy.disks.save_claim",
+    "the copy": "_copy.disks.copy_image",
+    "the second copy": "_copy.disks.copy_image#2",
     "naming the copy": "pathlib.Path.rename",
-    "noting a copy": "_capture_copy.save_claim#2",
+    "noting a copy": "_copy.disks.save_claim#2",
 }
 CALLS: dict[str, dict[str, dict[str, str]]] = {
     "push": {
-        BEGIN: {**_MAKING, "forgetting the last job": "_capture.drop_completed_job", "the start of the job": "backupBegin"},
+        BEGIN: {**_MAKING, "forgetting the last job": "_capture.capture.drop_completed_job", "the start of the job": "backupBegin"},
         WAIT: {
-            "noting the wait": "_claim.save_claim",
-            "the wait": "_wait._await",
-            "the judgement": "_wait.outcome",
-            "syncing the images": "_wait._lost",
+            "noting the wait": "_claim.step.save_claim",
+            "the wait": "_operations.wait._await",
+            "the judgement": "_operations.wait.outcome",
+            "syncing the images": "_operations.wait._lost",
             "the result": END_OF_STEP,
         },
-        PUBLISH: {**_PUBLISHING, "settling an image": "_publish._settle", "giving an image to root": "os.chown"},
+        PUBLISH: {**_PUBLISHING, "settling an image": "_operations.publish._settle", "giving an image to root": "os.chown"},
     },
     "offline": {
-        BEGIN: {**_MAKING, "the look at rest": "_capture._at_rest"},
+        BEGIN: {**_MAKING, "the look at rest": "_capture.capture._at_rest"},
         COPY: {**_COPYING, "the end of the copy": END_OF_STEP},
         PUBLISH: _PUBLISHING,
     },
     # What points.py has not: what this flow does besides.
     "legacy": {
         SNAPSHOT: {
-            "keeping room": "_begin.keep_room",
-            "the claim's second copy": "_claim.write_durably#2",
-            "noting the partial set": "_capture.save_claim",
-            "saving the definition": "_capture._save_definition",
+            "keeping room": "_operations.begin.keep_room",
+            "the claim's second copy": "_claim.claim.write_durably#2",
+            "noting the partial set": "_capture.capture.save_claim",
+            "saving the definition": "_capture.capture._save_definition",
             "the end of the snapshot": END_OF_STEP,
         },
-        COPY: {"noting a commit": "_commit.remember", "noting a pivot": "_commit.Way._remember_pivot", "the end of the copy": END_OF_STEP},
-        COMMIT: {"noting the step": "_claim.save_claim", "the end of the commit": END_OF_STEP},
-        PUBLISH: {"the end of the copies": "_undo.save_claim", "the release of the directory": "_undo.release_domain_directory"},
+        COPY: {
+            "noting a commit": "_overlay.way_back.remember",
+            "noting a pivot": "_overlay.way_back.Way._remember_pivot",
+            "the end of the copy": END_OF_STEP,
+        },
+        COMMIT: {"noting the step": "_claim.step.save_claim", "the end of the commit": END_OF_STEP},
+        PUBLISH: {
+            "the end of the copies": "_recovery.repairs.save_claim",
+            "the release of the directory": "_recovery.repairs.release_domain_directory",
+        },
     },
 }
 # A domain that is shut off is started meanwhile, as far as the copy's lock lets it; one that runs meets what the others meet.
@@ -84,7 +91,7 @@ BESIDE_OFF = ("nothing", "libvirtd is killed and started", "the domain is starte
 
 def _modules(module: str, call: str) -> tuple[str, ...]:
     """Where a call may come: a commit that is ready late is pivoted by the module after the copy."""
-    commits = any(part in call for part in ("_commit.", "os.unlink", "blockJobAbort"))
+    commits = any(part in call for part in ("_overlay.", "os.unlink", "blockJobAbort"))
     return (COPY, COMMIT) if module == COPY and commits else (module,)
 
 
@@ -129,7 +136,7 @@ KILLS = [row for method in CALLS for row in _rows(method)]
 # How retention is cut off: it has two sets to remove.
 PRUNE = {
     "the old set's hiding": "pathlib.Path.rename",
-    "syncing that": "_prune.sync_path",
+    "syncing that": "_sets.prune.sync_path",
     "the removal of its proof": "pathlib.Path.unlink",
     "the second set's hiding": "pathlib.Path.rename#2",
     "the removal of the old set": "shutil.rmtree",
@@ -140,68 +147,68 @@ PRUNE = {
     "a file of the second set": "os.unlink#9",
 }
 PROOF = {
-    "reading the set": "_verify.at_target",
-    "noting the proof": "_check.note_proof",
-    "the proof's file": "_check.write_durably",
+    "reading the set": "_operations.verify.at_target",
+    "noting the proof": "_sets.check.note_proof",
+    "the proof's file": "_sets.check.write_durably",
     "the proof's name": "os.replace",
 }
 # How a recovery is cut off, and what it finds: overlays of a guest that is up or off, or a job.
 RECOVERY: dict[str, dict[str, str]] = {
     "overlays": {
-        "giving up": "_recover.give_up",
-        "the first disk": "_undo.commit_all",
+        "giving up": "_operations.recover.give_up",
+        "the first disk": "_recovery.repairs.commit_all",
         "the start of a commit": "blockCommit",
         "a pivot": "blockJobAbort",
-        "noting a pivot": "_commit.Way._remember_pivot",
-        "a deletion": "_commit.Way._delete",
-        "syncing a deletion": "_commit.sync_path",
-        "the second disk": "_undo.commit_all#2",
+        "noting a pivot": "_overlay.way_back.Way._remember_pivot",
+        "a deletion": "_overlay.way_back.Way._delete",
+        "syncing a deletion": "_overlay.way_back.sync_path",
+        "the second disk": "_recovery.repairs.commit_all#2",
         "the second pivot": "blockJobAbort#2",
         "the removal of the partial set": "shutil.rmtree",
         "a file of the partial set": "os.rmdir",
-        "the end of the claim": "_undo.end_claim",
-        "noting that": "_undo.save_claim#2",
-        "the release of the directory": "_undo.release_domain_directory",
-        "the removal of the claim": "_undo.remove_claim",
-        "a file of the claim": "_claim.temporary_of#3",
-        "syncing the removal": "_claim.sync_path",
+        "the end of the claim": "_recovery.repairs.end_claim",
+        "noting that": "_recovery.repairs.save_claim#2",
+        "the release of the directory": "_recovery.repairs.release_domain_directory",
+        "the removal of the claim": "_recovery.repairs.remove_claim",
+        "a file of the claim": "_claim.claim.temporary_of#3",
+        "syncing the removal": "_claim.claim.sync_path",
     },
     "overlays of a domain that is shut off": {
-        "the look at the overlay": "_commit._require_header",
-        "the commit": "_commit.commit",
-        "syncing the base": "_commit.sync_path",
-        "noting the commit": "_commit.remember#2",
+        "the look at the overlay": "_overlay.way_back._require_header",
+        "the commit": "_overlay.way_back.commit",
+        "syncing the base": "_overlay.way_back.sync_path",
+        "noting the commit": "_overlay.way_back.remember#2",
         "the definition": "defineXML",
-        "a deletion": "_commit.Way._delete",
-        "the second commit": "_commit.commit#2",
+        "a deletion": "_overlay.way_back.Way._delete",
+        "the second commit": "_overlay.way_back.commit#2",
         "the second definition": "defineXML#2",
     },
     "a job": {
-        "giving up": "_recover.give_up",
+        "giving up": "_operations.recover.give_up",
         "the abortion": "abortJob",
-        "the job's end": "_undo.abort_and_wait",
+        "the job's end": "_recovery.repairs.abort_and_wait",
         "the removal of the partial set": "shutil.rmtree",
-        "the removal of the claim": "_undo.remove_claim",
+        "the removal of the claim": "_recovery.repairs.remove_claim",
     },
 }
 # What the program at the far end of an ssh:// target dies of, by method; the near end sees a connection that is lost.
 FAR_END = {
     "push": {
-        "looking for room": "far._receive_set.room_for",
-        "making the set": "far._receive_set.begin_set",
-        "receiving": "far._far_end.write_frames",
-        "proving what was received": "far._far_end.open_digest",
-        "looking at the set": "far._receive_set.read_manifest",
-        "syncing the set": "far._receive_set.sync_path",
-        "syncing its name": "far._receive_set.sync_path#2",
-        "naming the set": "far._receive_set.finish_set",
+        "looking for room": "far._sets.receive.room_for",
+        "making the set": "far._sets.receive.begin_set",
+        "receiving": "far._target.ssh.server.write_frames",
+        "proving what was received": "far._target.ssh.server.open_digest",
+        "looking at the set": "far._sets.receive.read_manifest",
+        "syncing the set": "far._sets.receive.sync_path",
+        "syncing its name": "far._sets.receive.sync_path#2",
+        "naming the set": "far._sets.receive.finish_set",
     },
     "offline": {
-        "making the set": "far._receive_set.begin_set",
-        "receiving": "far._far_end.receive",
-        "leaving the set": "far._receive_set.leave_set",
-        "finding it again": "far._receive_set.resume_set",
-        "naming the set": "far._receive_set.finish_set",
+        "making the set": "far._sets.receive.begin_set",
+        "receiving": "far._target.ssh.server.receive",
+        "leaving the set": "far._sets.receive.leave_set",
+        "finding it again": "far._sets.receive.resume_set",
+        "naming the set": "far._sets.receive.finish_set",
     },
 }
 
@@ -258,35 +265,35 @@ _STOPS: dict[str, dict[str, dict[str, str]]] = {
         SNAPSHOT: {
             "before the snapshot": "before snapshotCreateXML",
             "after the snapshot": "after snapshotCreateXML",
-            "before the bases are noted": "before _capture._save_definition",
+            "before the bases are noted": "before _capture.capture._save_definition",
             "after the snapshot's step": "",
         },
         COPY: {
             "before the name of a copy": "before pathlib.Path.rename",
             "after the start of a commit": "after blockCommit",
             "before a pivot is noted": "after blockJobAbort",
-            "before a deletion": "before _commit.Way._delete",
+            "before a deletion": "before _overlay.way_back.Way._delete",
             "after a deletion": "after os.unlink",
-            "after a deletion is synced": "after _commit.Way._delete",
+            "after a deletion is synced": "after _overlay.way_back.Way._delete",
             "after the copy's step": "",
         },
         COMMIT: {"after the commit": ""},
     },
     "push": {
         BEGIN: {
-            "after the claim": "after _claim.save_claim",
-            "after the mark of the partial set": "after _backup_set.make_partial",
+            "after the claim": "after _claim.step.save_claim",
+            "after the mark of the partial set": "after _sets.layout.make_partial",
             "after the start of the job": "after backupBegin",
             "after the begin": "",
         },
         WAIT: {"after the wait": ""},
         PUBLISH: {
-            "after an image is settled": "after _publish._settle",
-            "after the manifest": "after _publish.write_durably#2",
-            "after the sums": "after _publish.write_durably#3",
+            "after an image is settled": "after _operations.publish._settle",
+            "after the manifest": "after _operations.publish.write_durably#2",
+            "after the sums": "after _operations.publish.write_durably#3",
             "before the name is synced": "after pathlib.Path.rename",
-            "after the name is synced": "after _publish._show",
-            "before the removal of the claim": "before _undo.remove_claim",
+            "after the name is synced": "after _operations.publish._show",
+            "before the removal of the claim": "before _recovery.repairs.remove_claim",
         },
     },
     "offline": {BEGIN: {"after the begin": ""}, COPY: {"before the name of a copy": "before pathlib.Path.rename", "after the copy": ""}},
@@ -301,42 +308,42 @@ CUTS = [
 
 # Where a restore dies: its journal, its new files, their names, the definition.
 RESTORE = {
-    "the journal": "_restore_journal.Journal.save",
-    "the first new disk": "_restore._write",
-    "the second new disk": "_restore._write#2",
-    "noting what is new": "_restore.note_identities",
-    "the last look": "_restore._require_unchanged",
-    "noting the swap": "_restore_journal.Journal.set_phase",
-    "the first disk": "_restore_files._put",
+    "the journal": "_claim.restore_journal.Journal.save",
+    "the first new disk": "_operations.restore.write_image",
+    "the second new disk": "_operations.restore.write_image#2",
+    "noting what is new": "_operations.restore.note_identities",
+    "the last look": "_operations.restore._require_unchanged",
+    "noting the swap": "_claim.restore_journal.Journal.set_phase",
+    "the first disk": "_restore.files._put",
     **{f"rename {number}": f"pathlib.Path.rename#{number}" for number in range(1, 6)},
-    "the second disk": "_restore_files._put#2",
-    "syncing the second disk": "_restore_files.sync_path#2",
+    "the second disk": "_restore.files._put#2",
+    "syncing the second disk": "_restore.files.sync_path#2",
     "the definition": "defineXML",
-    "noting the definition": "_restore_journal.Journal.set_phase#2",
-    "the removal of the old disks": "_restore.remove_old",
-    "the end": "_restore.end",
-    "the removal of the journal": "_restore_journal.Journal.remove",
+    "noting the definition": "_claim.restore_journal.Journal.set_phase#2",
+    "the removal of the old disks": "_restore.finish.remove_old",
+    "the end": "_restore.finish.end",
+    "the removal of the journal": "_claim.restore_journal.Journal.remove",
 }
 # Where its undoing dies, since another set is wanted by then.
 UNDO = {
-    "noting the undoing": "_restore_journal.Journal.set_phase",
-    "the first disk's return": "_restore_files._put_back",
-    "the second disk's return": "_restore_files._put_back#2",
+    "noting the undoing": "_claim.restore_journal.Journal.set_phase",
+    "the first disk's return": "_restore.files._put_back",
+    "the second disk's return": "_restore.files._put_back#2",
     "a file's removal": "pathlib.Path.unlink",
-    "syncing the return": "_restore_files.sync_path",
-    "the end of the undoing": "_restore_files.end",
+    "syncing the return": "_restore.files.sync_path",
+    "the end of the undoing": "_restore.files.end",
 }
 # Where the recovery of a restore dies, which was killed between its disks.
 COMPLETION = {
-    "the second disk": "_restore_files._put",
+    "the second disk": "_restore.files._put",
     "the definition": "defineXML",
-    "the removal of the old disks": "_restore.remove_old",
-    "the end": "_restore.end",
+    "the removal of the old disks": "_restore.finish.remove_old",
+    "the end": "_restore.finish.end",
 }
 DEVICE = {
-    "noting the device": "_restore_journal.Journal.save#3",
-    "the device": "_restore_files._write_device",
-    "syncing the device": "_restore_files.sync_path",
+    "noting the device": "_claim.restore_journal.Journal.save#3",
+    "the device": "_restore.files._write_device",
+    "syncing the device": "_restore.files.sync_path",
     "the definition": "defineXML",
 }
 RESTORES = [

@@ -214,7 +214,7 @@ def test_two_controllers_with_one_backup_id(
 
 
 @pytest.mark.failure_kind("a recovery from a timer beside a slow run")
-@pytest.mark.parametrize("at", ["_capture_copy.copy_image", "_commit.Way._pivot"] if ALL else ["_commit.Way._pivot"])
+@pytest.mark.parametrize("at", ["_copy.disks.copy_image", "_overlay.way_back.Way._pivot"] if ALL else ["_overlay.way_back.Way._pivot"])
 def test_a_timer_recovers_beside_a_slow_run(
     at: str, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path
 ) -> None:

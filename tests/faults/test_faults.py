@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import Do
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.decide import Do
 from tests.integration.conftest import Backup
 from tests.rig.guest import Guest
 from tests.rig.oracle import judge

@@ -14,18 +14,21 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils import _far_program, _pipes, _ssh_copy
-from ansible_collections.virtops.live_backup.plugins.module_utils._at_target import address_of, prune, set_info
-from ansible_collections.virtops.live_backup.plugins.module_utils._clock import Clock
-from ansible_collections.virtops.live_backup.plugins.module_utils._errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._fetch import fetched
-from ansible_collections.virtops.live_backup.plugins.module_utils._retention import RULES
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets import list_sets
-from ansible_collections.virtops.live_backup.plugins.module_utils._ssh_copy import FarEnd
-from ansible_collections.virtops.live_backup.plugins.module_utils._verify import verify_set
+from ansible_collections.virtops.live_backup.plugins.module_utils._base import pipes as _pipes
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import Clock
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.list_sets import set_info
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.prune import prune
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import RULES
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.fetch import fetched
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _ssh_copy, program as _far_program
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.client import FarEnd
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import address_of
 from tests.rig.shell import family, run
 from tests.rig.sshd import Sshd
-from tests.unit.sets import INSTANT, make_set, replace_images
+from tests.unit.support.sets import INSTANT, make_set, replace_images
 
 
 @pytest.fixture(scope="module")

@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Iterator
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore_xml import Place, restored_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Place, restored_xml
 from tests.fuzz.domains import NUMBERS, OWN, REACHING, UUID, Part, domain_xml
 from tests.rig.hypervisor import Hypervisor
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._clock import wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import wall_time
 from tests.rig.fleet import PLAYBOOK, Fleet
 from tests.rig.guest import MIB, Guest
 from tests.rig.hypervisor import Hypervisor

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._space import RESERVE
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.space import RESERVE
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.oracle import judge

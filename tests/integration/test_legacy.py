@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._space import RESERVE
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.space import RESERVE
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import judge

@@ -16,7 +16,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._digest import file_digest, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import file_digest, image_digest
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Inside
 from tests.rig.oracle import judge
@@ -237,12 +237,12 @@ def left_of_a_restore(backup: Backup) -> list[str]:
 
 
 KILLS = [
-    "after _restore_journal.Journal.save",
-    "after _restore._write",
-    "before _restore.swap",
+    "after _claim.restore_journal.Journal.save",
+    "after _operations.restore.write_image",
+    "before _operations.restore.swap",
     "after pathlib.Path.rename",
-    "before _restore.complete",
-    "before _restore.end",
+    "before _restore.finish.complete",
+    "before _restore.finish.end",
 ]
 
 
@@ -295,10 +295,10 @@ def test_an_undo_that_is_killed_goes_on(make_guest: Callable[..., Guest], backup
     """What is back in its place is neither taken for what is new nor removed."""
     guest, backup = off(make_guest, backup_of)
     newest = digests(guest)
-    killed_restore(backup, "KILL before _restore.complete", backup_id="night-1")
+    killed_restore(backup, "KILL before _restore.finish.complete", backup_id="night-1")
     # Now another set is wanted, so the first is undone; the first file is back when that is killed.
     killed_restore(backup, "KILL after pathlib.Path.rename", backup_id="night-2")
-    killed_restore(backup, "KILL before _restore.plan_restore", backup_id="night-2")
+    killed_restore(backup, "KILL before _operations.restore.plan_restore", backup_id="night-2")
     assert digests(guest) == newest
     assert left_of_a_restore(backup) == [] or [Path(path).suffix for path in left_of_a_restore(backup)] == [".lock"]
     restored = restore(backup, backup_id="night-2", overwrite=True)
@@ -309,7 +309,7 @@ def test_an_undo_that_is_killed_goes_on(make_guest: Callable[..., Guest], backup
 def test_a_half_restored_domain_is_not_taken_for_a_sound_one(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """Killed between its disks: neither backed up, proven nor pruned. Recovered, it is of the set's instant."""
     guest, backup = off(make_guest, backup_of)
-    killed_restore(backup, "KILL after _restore_files._put", backup_id="night-1")
+    killed_restore(backup, "KILL after _restore.files._put", backup_id="night-1")
     torn = digests(guest)
     assert not judge(guest.images, 0).ok, "one disk is new and one is old"
     given = {"domain": guest.name, "target": str(backup.target)}
@@ -357,7 +357,7 @@ def test_a_domain_that_was_used_between_an_interruption_and_the_next_run(
     make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
 ) -> None:
     guest, backup = off(make_guest, backup_of)
-    killed_restore(backup, "KILL before _restore.complete", backup_id="night-1")
+    killed_restore(backup, "KILL before _restore.finish.complete", backup_id="night-1")
     guest.start()
     for backup_id in ("night-1", "night-2"):
         refused = restore(backup, backup_id=backup_id, overwrite=True)

@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339
 from tests.rig.fleet import PLAYBOOK
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
@@ -152,7 +152,7 @@ def test_legacy_where_it_is_asked_for(
     backup = backup_of(everyday, player.target, "night-0")
     chains = backup.chain(), backup_of(transient, player.target).chain()
     backup.snapshot()
-    dying = backup.start_module("sparse_copy", fault="KILL before _capture_copy.copy_image", domain=everyday.name, backup_id="night-0")
+    dying = backup.start_module("sparse_copy", fault="KILL before _copy.disks.copy_image", domain=everyday.name, backup_id="night-0")
     dying.wait(timeout=60)
     assert chains[0] != backup.chain()
 
@@ -386,7 +386,7 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
             sent = {**to_server, "backup_id": backup_id, "staging_dir": str(staging)}
             for step in (backup.begin(backup_id=backup_id), backup.wait(backup_id=backup_id)):
                 assert "failed" not in step, step
-            backup.start_module("backup_set_publish", fault="KILL after _ssh_copy.FarEnd.write", **sent).wait(timeout=60)
+            backup.start_module("backup_set_publish", fault="KILL after _target.ssh.client.FarEnd.write", **sent).wait(timeout=60)
             assert list(staging.iterdir()) != []
             # The far end sees that the near end is gone.
             wait_until(lambda: not (vault / guest.name / f".{backup_id}.partial").exists(), 30, "the server to remove what is unfinished")
@@ -426,7 +426,7 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
             image.unlink()
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        fault = "KILL before _fetch.sync_path"
+        fault = "KILL before _target.fetch.sync_path"
         lost = {**to_server, "backup_id": "night-1", "directory": str(elsewhere)}
         backup.start_module("libvirt_domain_restore", fault=fault, **lost).wait(timeout=60)
         assert [path.name for path in elsewhere.rglob("*.qcow2")], "what it has fetched"

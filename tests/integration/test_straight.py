@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._space import RESERVE
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.space import RESERVE
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.shell import wait_until
@@ -128,7 +128,7 @@ def test_the_copy_dies(signal_name: str, everyday: Guest, backup_of: Callable[..
     there = server(backup)
     chain = backup.chain()
     assert begin(backup, there, "legacy")["changed"]
-    start_copy(backup, f"{signal_name} after _ssh_copy.FarEnd.write").wait(timeout=60)
+    start_copy(backup, f"{signal_name} after _target.ssh.client.FarEnd.write").wait(timeout=60)
     there.assert_nothing_unfinished()
     if signal_name == "KILL":
         backup.recover()
@@ -143,7 +143,7 @@ def test_the_copy_dies_and_is_made_again(everyday: Guest, backup_of: Callable[..
     there = server(backup)
     last = everyday.durable()
     assert begin(backup, there, "legacy")["changed"]
-    start_copy(backup, "KILL after _ssh_copy.FarEnd.write").wait(timeout=60)
+    start_copy(backup, "KILL after _target.ssh.client.FarEnd.write").wait(timeout=60)
     for result in (backup.copy(), backup.commit()):
         assert "failed" not in result, result
     published = backup.publish(**there.options)
@@ -158,7 +158,7 @@ def test_the_copy_dies_when_all_is_sent(everyday: Guest, backup_of: Callable[...
     there = server(backup)
     chain = backup.chain()
     assert begin(backup, there, "legacy")["changed"]
-    start_copy(backup, "KILL after _capture_copy.across_restarts").wait(timeout=60)
+    start_copy(backup, "KILL after _copy.disks.across_restarts").wait(timeout=60)
     there.assert_nothing_unfinished()
     assert not backup.copy()["changed"] and "failed" not in backup.commit()
     refused = backup.publish(**there.options)
@@ -167,7 +167,7 @@ def test_the_copy_dies_when_all_is_sent(everyday: Guest, backup_of: Callable[...
     assert backup.chain() == chain and there.files() == []
 
 
-DEATHS = ["KILL before _publish.end_claim", "KILL before _ssh_copy.FarEnd.copy", "KILL after _send_set.send_set"]
+DEATHS = ["KILL before _operations.publish.end_claim", "KILL before _target.ssh.client.FarEnd.copy", "KILL after _target.send.send_set"]
 
 
 @pytest.mark.parametrize("fault", DEATHS if ALL else DEATHS[:1])

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._clock import rfc3339
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import brief, status
 
 # The role tells the time itself.

@@ -14,7 +14,7 @@ import pytest
 from hypothesis import settings
 from hypothesis.configuration import set_hypothesis_home_dir
 
-from .fake import libvirt
+from .support.fake import libvirt
 
 if sys.modules.setdefault("libvirt", libvirt) is not libvirt:
     raise pytest.UsageError("the unit tests need a process of their own: the real libvirt is loaded")
@@ -23,18 +23,14 @@ libvirt_qemu.qemuMonitorCommand = libvirt.qemuMonitorCommand  # type: ignore[att
 sys.modules.setdefault("libvirt_qemu", libvirt_qemu)
 
 # These import the plugins, and those import libvirt.
-from ansible_collections.virtops.live_backup.plugins.module_utils import (  # noqa: E402
-    _capture,
-    _claim,
-    _commit,
-    _look,
-    _process,
-    _snapshot,
-    _undo,
-)
+from ansible_collections.virtops.live_backup.plugins.module_utils._capture import capture as _capture, legacy as _snapshot
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim import places as _places
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import processes as _process
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import look as _look, way_back as _commit
+from ansible_collections.virtops.live_backup.plugins.module_utils._recovery import repairs as _undo
 
-from .backup import UUID, Backup, Killed  # noqa: E402
-from .clock import FakeClock  # noqa: E402
+from .support.backup import UUID, Backup, Killed
+from .support.clock import FakeClock
 
 # A busy machine is no defect, and a run says the same as the one before, unless everything is to be tried.
 settings.register_profile("sample", deadline=None, database=None, derandomize=True)
@@ -52,7 +48,7 @@ def clock() -> FakeClock:
 def claims(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The directory of the claims; not there yet, as on a new hypervisor."""
     directory = tmp_path / "claims"
-    monkeypatch.setattr(_claim, "CLAIMS", directory)
+    monkeypatch.setattr(_places, "CLAIMS", directory)
     return directory
 
 

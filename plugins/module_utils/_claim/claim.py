@@ -1,0 +1,131 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Claims: the journal that says which run owns a domain.
+
+A claim is written before anything is changed and removed last. Between two tasks no process of ours exists, so a claim
+is alive while a step holds its lock, or while its lease, which every step renews, still runs. A claim that says `in_step`
+without a lock, or comes from another boot, is dead.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import secrets
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import boot_id
+from .._base.errors import LiveBackupError
+from .._base.files import sync_path, temporary_of, write_durably
+from .._base.schema import violations
+from .._base.text import foreign
+from .._sets.layout import SetPaths
+from . import places
+from .places import claim_file, thaw_mark
+from .schema import CLAIM
+
+
+def paths_of(claim: Claim) -> SetPaths:
+    return SetPaths(Path(claim.directory), claim.backup_id)
+
+
+def planned_files(claim: Claim) -> dict[str, str]:
+    """The file that each disk is written to."""
+    return {disk["target"]: disk["path"] for disk in claim.plan["disks"]}
+
+
+_RESERVE_BYTES = 256 * 1024
+
+
+@dataclass
+class Claim:
+    """What a run has planned and done so far; `results` holds each finished step's result."""
+
+    uuid: str
+    domain: str
+    backup_id: str
+    method: str
+    directory: str
+    plan: dict[str, Any]
+    started: float
+    uri: str = ""
+    token: str = field(default_factory=lambda: secrets.token_hex(16))
+    boot_id: str = field(default_factory=boot_id)
+    step: str = ""
+    in_step: bool = False
+    lease_until: float = 0.0
+    results: dict[str, Any] = field(default_factory=dict)
+    copies: list[str] = field(default_factory=list)
+
+    def file(self) -> Path:
+        return claim_file(self.uuid)
+
+
+def read_claim(uuid: str) -> Claim | None:
+    """The claim on a domain, if there is one."""
+    path = claim_file(uuid)
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError:
+        return None
+    return parse_claim(data, path)
+
+
+def parse_claim(data: bytes, path: Path) -> Claim:
+    try:
+        found = json.loads(data)
+        problems = list(violations(found, CLAIM, "it"))
+        if not problems:
+            return Claim(**found)
+    except (ValueError, TypeError, RecursionError) as error:
+        problems = [str(error)]
+    raise LiveBackupError(
+        f"The claim {path} is damaged ({foreign(problems[0])}). Look at the domain's jobs and disks, then remove the file.",
+        code="claim_damaged",
+    )
+
+
+def _reserve(uuid: str) -> Path:
+    """Room that is kept for the claim itself."""
+    return places.CLAIMS / f"{uuid}.reserve"
+
+
+def keep_room(claim: Claim) -> None:
+    """Keep room for writing the claim when the file system is full."""
+    with _reserve(claim.uuid).open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
+
+
+def save_claim(claim: Claim) -> None:
+    """Write a claim durably. It may name secrets of the domain, so only root reads it."""
+    data = json.dumps(asdict(claim), indent=1, sort_keys=True).encode()
+    try:
+        write_durably(claim.file(), data)
+    except OSError as error:
+        # The overlays may have filled this file system too, and only their commit frees it.
+        if error.errno != errno.ENOSPC or not _reserve(claim.uuid).exists():
+            raise
+        _reserve(claim.uuid).unlink()
+        write_durably(claim.file(), data)
+    for copy in claim.copies:
+        # The first is the one that counts. A storage that is full or gone must not keep anybody from recovering.
+        with suppress(OSError):
+            write_durably(Path(copy), data)
+
+
+def remove_claim(claim: Claim) -> None:
+    """End a claim: the last thing that a run does."""
+    for copy in map(Path, claim.copies):
+        copy.unlink(missing_ok=True)
+        temporary_of(copy).unlink(missing_ok=True)
+    claim.file().unlink(missing_ok=True)
+    _reserve(claim.uuid).unlink(missing_ok=True)
+    temporary_of(claim.file()).unlink(missing_ok=True)
+    thaw_mark(claim.uuid).unlink(missing_ok=True)
+    sync_path(places.CLAIMS)

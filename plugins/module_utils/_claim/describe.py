@@ -1,0 +1,73 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a backup set says of itself to programs: manifest.json."""
+
+from __future__ import annotations
+
+import json
+import platform
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import rfc3339
+from .._base.version import VERSION
+from .._image.digest import image_digest
+from .._sets.schema import VERSION as VERSION_OF_SCHEMA
+from .claim import Claim
+
+
+def image_entry(disk: dict[str, Any], copied: dict[str, Any] | None) -> dict[str, Any]:
+    """An image as the manifest lists it; reads it once, unless it is known what was copied."""
+    path = Path(disk["path"])
+    return {
+        "target": disk["target"],
+        "file": path.name,
+        "format": disk["format"],
+        "capacity": disk["capacity"],
+        **({key: copied[key] for key in ("size", "allocated", "digest")} if copied else _measured(path)),
+        "source": disk["source"],
+        "backing": None,
+    }
+
+
+def _measured(path: Path) -> dict[str, Any]:
+    status = path.stat()
+    return {"size": status.st_size, "allocated": status.st_blocks * 512, "digest": image_digest(path)}
+
+
+def build_manifest(
+    claim: Claim, disks: list[dict[str, Any]], files: list[dict[str, Any]], finished: float, group: dict[str, Any] | None = None
+) -> dict[str, Any]:
+    """The manifest of a full backup, which may have been captured together with others, the `group`."""
+    begun = claim.results["begin"]
+    return {
+        "schema": VERSION_OF_SCHEMA,
+        "backup_id": claim.backup_id,
+        "domain": {"name": claim.domain, "uuid": claim.uuid, "hypervisor": platform.node()},
+        "method": claim.method,
+        "method_reason": claim.plan["method_reason"],
+        "level": "full",
+        "parent": None,
+        "consistency": {
+            "level": begun["consistency"],
+            "instant": begun["instant"],
+            "frozen_ms": begun["frozen_ms"],
+            "hook_ms": begun.get("hook_ms", 0),
+            "why": begun["why"],
+        },
+        **({"group": group} if group else {}),
+        "started": rfc3339(claim.started),
+        "finished": rfc3339(finished),
+        "job": claim.results.get("job"),
+        "versions": {**claim.plan["versions"], "collection": VERSION},
+        "disks": disks,
+        "skipped": claim.plan["skipped"],
+        "not_captured": claim.plan["not_captured"],
+        "files": files,
+    }
+
+
+def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()

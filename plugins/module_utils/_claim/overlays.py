@@ -1,0 +1,63 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The overlays that a claim names, and what it remembers of each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .claim import Claim, save_claim
+
+
+def overlays_of(claim: Claim, targets: list[str] | None = None) -> list[Overlay]:
+    """The overlays that a claim names, all or those of some disks."""
+    found = [] if "ended" in claim.results else [Overlay(**overlay) for overlay in claim.plan.get("overlays", [])]
+    return [overlay for overlay in found if targets is None or overlay.target in targets]
+
+
+def memory_of(claim: Claim, target: str) -> Memory:
+    remembered = claim.results.get("memory", {}).get(target, {})
+    return Memory(**{"instance": claim.plan["instance"], "fingerprint": claim.results.get("bases", {}).get(target), **remembered})
+
+
+def remember(claim: Claim, target: str, **what: Any) -> None:
+    """Write down what is about to be done, or was, with one disk."""
+    claim.results.setdefault("memory", {}).setdefault(target, {}).update(what)
+    save_claim(claim)
+
+
+@dataclass(frozen=True)
+class Overlay:
+    """One disk's overlay and base, as the claim names them."""
+
+    target: str
+    base: str
+    base_format: str
+    base_type: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Memory:
+    """What the claim remembers of one disk.
+
+    `instance` is the run of QEMU that went onto the overlay, or that the last commit began in. `fingerprint` is the base's, when it
+    stood still. `pivot_asked` is the run of libvirt's daemon that was asked to pivot, and
+    `pivot_time` when that was, and not before its overlay had last been written, in seconds since the epoch. `merged` is the
+    fingerprint of the overlay when all that it held was in the base: an overlay that was written since is in use again.
+    Of a commit: whether it is one by `qemu-img`; `base_seen`, when its base had last been written when QEMU was last seen, or when
+    `qemu-img` was last seen; and the base's fingerprint when that QEMU was seen to have ended.
+    """
+
+    instance: str = ""
+    fingerprint: dict[str, Any] | None = None
+    commit_begun: bool = False
+    offline: bool = False
+    base_seen: float = 0.0
+    ended: dict[str, Any] | None = None
+    pivot_asked: str = ""
+    pivot_time: float = 0.0
+    merged: dict[str, Any] | None = None

@@ -1,0 +1,246 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The journal of a restore: how far it is. From its first file on until it is removed, the restore owns the domain.
+
+It is a file beside the claims, with the domain's UUID in its name.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from .._base.errors import LiveBackupError
+from .._base.files import sync_path, temporary_of, write_durably
+from .._base.filesystem import mount_of
+from .._base.schema import Schema, violations
+from .._sets.layout import file_name
+from . import places
+
+# Nothing has its name yet; files get their names and devices are written; the domain is defined; all is put back; the files are
+# back, and a device, which cannot be put back, holds a part of the set.
+PHASES = ("write", "swap", "defined", "undo", "broken")
+
+
+# What of a stamp says which set it is.
+_OF_SET = ("uuid", "backup_id", "instant")
+
+
+# What tells a file from another at the same path: its inode, size, and the time of its last write in nanoseconds.
+Identity = list[int]
+
+
+@dataclass
+class Move:
+    """A file of the set: written as `temporary`, then renamed to `path`; what was at `path` is kept as `aside` until the end.
+
+    `new` and `old` identify the new file and the one that was at `path`, empty where there was none. They are noted before anything is
+    renamed. `mount` is where the file system of `path` was mounted, empty where an older version did not note it and nothing is there.
+    """
+
+    path: str
+    temporary: str
+    aside: str
+    mount: str
+    new: Identity = field(default_factory=list)
+    old: Identity = field(default_factory=list)
+
+
+@dataclass
+class Device:
+    """A block device that is written in its place, with a disk of `size` bytes."""
+
+    path: str
+    file: str
+    source_format: str
+    format: str
+    size: int
+
+
+@dataclass
+class Journal:
+    """A restore under way, or interrupted.
+
+    `stamp` names the set, and by `restore` this restore of it. `set_path` is the directory that its files are read from. `broken` are the
+    devices that may hold a part of a set.
+    """
+
+    name: str
+    uuid: str
+    uri: str
+    stamp: dict[str, str]
+    xml: str
+    start: bool
+    set_path: str
+    fetched_into: str
+    moves: list[Move]
+    devices: list[Device]
+    pools: list[str]
+    result: dict[str, Any]
+    broken: list[str]
+    phase: str = "write"
+
+    @property
+    def file(self) -> Path:
+        return journal_file(self.uuid)
+
+    @property
+    def paths(self) -> list[str]:
+        """The places of the disks."""
+        return [move.path for move in self.moves] + [device.path for device in self.devices]
+
+    @property
+    def words(self) -> str:
+        """Which restore it is."""
+        return f"the restore of domain {self.name!r} from backup {self.stamp['backup_id']}"
+
+    def is_of(self, stamp: dict[str, str]) -> bool:
+        """Whether it restores the set of a stamp."""
+        return all(self.stamp[key] == stamp[key] for key in _OF_SET)
+
+    def save(self) -> None:
+        write_durably(self.file, json.dumps(asdict(self)).encode())
+        self._remove_old_file()
+
+    @property
+    def old_file(self) -> Path:
+        """Where version 1.0.0-dev.1 kept the journal of a domain."""
+        return places.CLAIMS / f"restore-{file_name(self.name)}.journal"
+
+    def _remove_old_file(self) -> None:
+        # Not its own, if the domain's name is its UUID.
+        if self.old_file != self.file:
+            self.old_file.unlink(missing_ok=True)
+
+    def set_phase(self, phase: str) -> None:
+        self.phase = phase
+        self.save()
+
+    def remove(self) -> None:
+        self.file.unlink(missing_ok=True)
+        temporary_of(self.file).unlink(missing_ok=True)
+        self._remove_old_file()
+        sync_path(places.CLAIMS)
+
+
+def identity(path: str | Path) -> Identity:
+    """What identifies the file at a path, itself and not where it leads; empty where there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return []
+    return [status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def journal_file(uuid: str) -> Path:
+    return places.CLAIMS / f"restore-{uuid}.journal"
+
+
+def all_journals() -> list[Journal]:
+    """Every restore on this host that is not at its end. A damaged journal is an error for its own domain, and stops no other."""
+    found = []
+    for path in sorted(places.CLAIMS.glob("restore-*.journal")):
+        with suppress(LiveBackupError):
+            found.append(_read(path))
+    return [one for one in found if one is not None]
+
+
+def restore_of(domain: str) -> Journal | None:
+    """The unfinished restore of the domain of that name or UUID."""
+    return _read(journal_file(domain.lower())) or next((one for one in all_journals() if domain in (one.name, one.uuid)), None)
+
+
+def _read(path: Path) -> Journal | None:
+    try:
+        data = json.loads(path.read_bytes())
+        if isinstance(data, dict) and "told" in data:
+            return _of_old_version(data)
+        problems = list(violations(data, _SCHEMA, "it"))
+    except OSError as error:
+        if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
+            return None
+        raise
+    except (ValueError, TypeError, KeyError, RecursionError) as error:
+        problems = [str(error)]
+    if problems:
+        raise LiveBackupError(
+            f"The journal {path} of a restore is damaged ({problems[0]}). Look at the disks of that domain, and at files named "
+            "*.restoring and *.replaced beside them. Then remove the journal.",
+            code="journal_damaged",
+        )
+    moves, devices = [Move(**one) for one in data.pop("moves")], [Device(**one) for one in data.pop("devices")]
+    return Journal(**data, moves=moves, devices=devices)
+
+
+def _of_old_version(data: dict[str, Any]) -> Journal:
+    """A journal of version 1.0.0-dev.1, which noted no identities: they are taken from what lies at its paths now."""
+    moves = []
+    for move in data["moves"]:
+        path, temporary, aside = (identity(move[key]) for key in ("path", "temporary", "aside"))
+        # Where the old file was put back, nothing of it is new.
+        new = temporary or (path if data["phase"] != "write" and (aside or not move["had_old"]) else [])
+        old = aside or (path if move["had_old"] and temporary else [])
+        expected = data["phase"] == "swap" or data["phase"] == "undo" and move["had_old"]
+        mount = "" if expected and not (path or temporary or aside) else mount_of(move["path"])
+        moves.append(Move(move["path"], move["temporary"], move["aside"], mount, new, old))
+    devices = [Device(one["path"], one["file"], one["source_format"], one["format"], one["capacity"]) for one in data["devices"]]
+    return Journal(
+        name=data["name"],
+        uuid=data["told"]["domain"]["uuid"],
+        uri="",
+        stamp=data["stamp"],
+        xml=data["xml"],
+        start=data["start"],
+        set_path=data["backup"],
+        fetched_into=data["fetched_into"],
+        moves=moves,
+        devices=devices,
+        pools=[],
+        result={**data["told"], "differences": [], "not_captured": []},
+        broken=[] if data["phase"] in ("write", "defined") else [device.path for device in devices],
+        phase=data["phase"],
+    )
+
+
+_STRING: Schema = {"type": "string"}
+
+
+_YES_OR_NO: Schema = {"enum": [True, False]}
+
+
+_IDENTITY: Schema = {"type": "array", "items": {"type": "integer"}}
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+_DEVICE = _object(path=_STRING, file=_STRING, source_format=_STRING, format=_STRING, size={"type": "integer"})
+
+
+_SCHEMA = _object(
+    name=_STRING,
+    uuid=_STRING,
+    uri=_STRING,
+    stamp={**_object(**dict.fromkeys(_OF_SET, _STRING)), "properties": dict.fromkeys((*_OF_SET, "restore"), _STRING)},
+    xml=_STRING,
+    start=_YES_OR_NO,
+    set_path=_STRING,
+    fetched_into=_STRING,
+    moves={
+        "type": "array",
+        "items": _object(path=_STRING, temporary=_STRING, aside=_STRING, mount=_STRING, new=_IDENTITY, old=_IDENTITY),
+    },
+    devices={"type": "array", "items": _DEVICE},
+    pools={"type": "array", "items": _STRING},
+    result={"type": "object"},
+    broken={"type": "array", "items": _STRING},
+    phase={"enum": list(PHASES)},
+)

@@ -1,0 +1,120 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a claim must look like, so that one that was damaged ends in words. What a plan and the results have beside this is free."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._base.schema import MOST, Schema
+
+_STRING: Schema = {"type": "string"}
+
+
+_AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": MOST}
+
+
+_TIME: Schema = {"type": "number", "minimum": -MOST, "maximum": MOST}
+
+
+_YES_OR_NO: Schema = {"enum": [True, False]}
+
+
+_FINGERPRINT: Schema = {"type": ["object", "null"]}
+
+
+def _array(items: Schema) -> Schema:
+    return {"type": "array", "items": items}
+
+
+def _of_each_disk(what: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": what}
+
+
+def _object(optional: dict[str, Schema] | None = None, **required: Schema) -> Schema:
+    properties: dict[str, Any] = {**required, **(optional or {})}
+    return {"type": "object", "additionalProperties": {}, "required": list(required), "properties": properties}
+
+
+_DISK = _object(
+    target=_STRING, path=_STRING, format=_STRING, capacity=_AMOUNT, sent=_YES_OR_NO, source=_object(path=_STRING, format=_STRING)
+)
+
+
+# Overlay and Memory are made of these, so they have nothing else.
+_OVERLAY = {**_object(target=_STRING, base=_STRING, base_format=_STRING, base_type=_STRING, path=_STRING), "additionalProperties": False}
+
+
+_PLAN = _object(
+    disks=_array(_DISK),
+    device=_AMOUNT,
+    bytes_needed_here=_AMOUNT,
+    method_reason=_STRING,
+    not_captured=_array(_STRING),
+    skipped=_array(_object(target=_STRING, reason=_STRING)),
+    versions=_object(libvirt=_STRING, qemu=_STRING),
+    sources=_array(_array(_STRING)),
+    nvram=_STRING,
+    agent=_STRING,
+    state=_STRING,
+    freezes=_YES_OR_NO,
+    server=_object(target=_STRING, ssh_key={"type": ["string", "null"]}, ssh_options=_array(_STRING)),
+    optional={
+        "overlays": _array(_OVERLAY),
+        "overlay_room": _of_each_disk(_object(bytes=_AMOUNT, path=_STRING, device=_AMOUNT)),
+        **dict.fromkeys(("instance", "live_xml", "inactive_xml", "snapshot_xml"), _STRING),
+        "prints": _of_each_disk(_FINGERPRINT),
+        "saved": _YES_OR_NO,
+    },
+)
+
+
+# Which run of QEMU the overlays are of.
+_PLAN["dependentRequired"] = {"overlays": ["instance"]}
+
+
+_BEGIN = _object(
+    consistency=_STRING, instant=_STRING, frozen_ms=_AMOUNT, why=_STRING, began=_TIME, disks=_array({"type": "object"}), path=_STRING
+)
+
+
+_MEMORY = {
+    "type": "object",
+    "properties": {
+        **dict.fromkeys(("commit_begun", "offline"), _YES_OR_NO),
+        **dict.fromkeys(("pivot_asked", "instance"), _STRING),
+        **dict.fromkeys(("pivot_time", "base_seen"), _TIME),
+        **dict.fromkeys(("merged", "ended", "fingerprint"), _FINGERPRINT),
+    },
+}
+
+
+_RESULTS = _object(
+    {
+        "begin": _BEGIN,
+        "job": {"type": "object"},
+        "copies": _of_each_disk({"type": "object"}),
+        "committed": _of_each_disk(_AMOUNT),
+        "bases": _of_each_disk(_FINGERPRINT),
+        "memory": _of_each_disk(_MEMORY),
+        **dict.fromkeys(("partial", "recovering", "ended"), _YES_OR_NO),
+    }
+)
+
+
+CLAIM = _object(
+    {
+        # Older claims do not say.
+        "uri": _STRING,
+        **dict.fromkeys(("token", "boot_id", "step"), _STRING),
+        "in_step": _YES_OR_NO,
+        "lease_until": _TIME,
+        "results": _RESULTS,
+        "copies": _array(_STRING),
+    },
+    **dict.fromkeys(("uuid", "domain", "backup_id", "method", "directory"), _STRING),
+    plan=_PLAN,
+    started=_TIME,
+)

@@ -1,0 +1,251 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copy the disks of a capture: all at once, watched."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, wait
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import Clock
+from .._base.errors import LiveBackupError
+from .._base.files import temporary_of
+from .._base.filesystem import allocated
+from .._base.progress import Amounts, tell
+from .._base.threads import DaemonThreads
+from .._claim.claim import Claim, paths_of, save_claim
+from .._claim.overlays import memory_of, overlays_of
+from .._hypervisor.bindings import libvirt
+from .._hypervisor.connection import FAILURES, explain
+from .._hypervisor.domains import active, lookup
+from .._hypervisor.events import across_restarts
+from .._image.copy import Copying, copy_image
+from .._image.data import Pace
+from .._image.fingerprint import stood_still
+from .._image.lock import images_locked
+from .._overlay.decide import Do
+from .._overlay.space import RoomWatch
+from .._overlay.way_back import Way
+from .._target.send import naming
+from .._target.ssh.client import FarEnd
+from .._target.target import address_of
+
+# How often the room of the overlays is looked at.
+_LOOK_SECONDS = 0.5
+
+
+# How long copies that are given up may take to end before the overlays are committed all the same.
+_END_SECONDS = 5.0
+
+
+# And how long before what they write to is said to hang: a slow disk may have much to sync.
+_HANG_SECONDS = 60.0
+
+
+_FOREVER = float("inf")
+
+
+class Copies:
+    """Copies under way, each in a thread; this thread watches them, and libvirt, another one the room of the overlays."""
+
+    def __init__(self, claim: Claim, todo: list[dict[str, Any]], params: dict[str, Any], clock: Clock) -> None:
+        self._claim = claim
+        self._todo = todo
+        self._params = params
+        self._clock = clock
+        self._pace = Pace(clock, params["bandwidth"] or 0)
+        self._way = Way(claim, clock)
+        self._overlays = {overlay.target: overlay for overlay in overlays_of(claim)}
+        self._room = RoomWatch(list(self._overlays.values()), clock)
+        # What the copies' threads tell, each of a target: its base is read, its copy has ended. Only this thread talks to libvirt.
+        self._news: queue.SimpleQueue[tuple[list[str], str]] = queue.SimpleQueue()
+        self._pending: dict[str, Future[dict[str, Any]]] = {}
+        self._over = threading.Event()
+        self._far_ends: dict[str, FarEnd] = {}
+        # One after the other: sshd refuses some of ten that come at once (MaxStartups).
+        self._connecting = threading.Lock()
+        self._unproved: list[str] = []
+        self._committing: list[str] = []
+        self._ended: list[str] = []
+
+    def run(self) -> None:
+        for disk in self._todo:
+            disk["format"] = self._format_of(disk)
+            disk["path"] = str(paths_of(self._claim).image(disk["target"], disk["format"]))
+        save_claim(self._claim)
+        with self._undisturbed(), self._receiving():
+            # One that a target holds keeps the overlays from nothing.
+            threads = DaemonThreads(len(self._todo) + 2)
+            told = threads.submit(self._tell)
+            threads.submit(self._watch_room)
+            try:
+                for disk in self._todo:
+                    self._pending[disk["target"]] = threads.submit(partial(self._copy, disk))
+                across_restarts(self._params["uri"], _FOREVER, self._clock, self._watch)
+            except BaseException as error:
+                self._pace.give_up(explain(error, "watch the copy"))
+                self._all_end(_END_SECONDS)
+                raise
+            finally:
+                self._over.set()
+                wait([told], _LOOK_SECONDS)
+                threads.close()
+
+    def require_ended(self) -> None:
+        """Fail while a copy that was given up has not ended: what it writes to hangs."""
+        if not self._all_end(_HANG_SECONDS):
+            raise LiveBackupError(
+                f"{paths_of(self._claim).partial} does not answer since the copy to it was given up: is it on a network mount whose server "
+                "is gone, or on a disk that hangs?",
+                code="target_no_answer",
+            )
+
+    def _all_end(self, seconds: float) -> bool:
+        return not wait(self._pending.values(), seconds).not_done
+
+    def _format_of(self, disk: dict[str, Any]) -> str:
+        wanted = self._params["format"]
+        source = disk["source"]["format"]
+        # What no set can hold as it is, or is compressed, becomes qcow2.
+        kept = source if source in ("raw", "qcow2") and self._params["compress"] == "none" else "qcow2"
+        return kept if wanted == "keep" else wanted
+
+    def _undisturbed(self) -> AbstractContextManager[None]:
+        """Disks of a domain that is shut off are copied under QEMU's lock."""
+        if self._claim.method == "legacy":
+            return nullcontext()
+        return images_locked([Path(disk["source"]["path"]) for disk in self._todo])
+
+    @contextmanager
+    def _receiving(self) -> Iterator[None]:
+        """Have the other host make the directory of the disks that are sent there, and keep it for who publishes the set."""
+        sent = [disk for disk in self._claim.plan["disks"] if disk["sent"]]
+        if not sent:
+            yield
+            return
+        if not all(disk in self._todo for disk in sent):
+            raise LiveBackupError("What was sent of it is gone, since the copy was interrupted.", code="partial_gone")
+        address = address_of(self._claim.plan["server"])
+        with FarEnd(address) as far_end:
+            # A server that hangs must not keep the overlays from being committed.
+            self._pace.on_give_up(far_end.give_up)
+            directory = far_end.call("begin_set", {**naming(address, self._claim), "token": self._claim.token, "needed": 0})["path"]
+            for disk in sent:
+                disk["path"] = f"{directory}/{Path(disk['path']).name}"
+            save_claim(self._claim)
+            yield
+            far_end.call("leave_set", {})
+
+    def _copy(self, disk: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return self._copy_disk(disk)
+        finally:
+            self._news.put((self._ended, disk["target"]))
+
+    def _copy_disk(self, disk: dict[str, Any]) -> dict[str, Any]:
+        rate = (self._params["bandwidth"] or 0) // len(self._todo)
+        source = disk["source"]
+        copying = Copying(
+            Path(source["path"]),
+            source["format"],
+            disk["format"],
+            self._params["compress"],
+            rate,
+            find_zeroes=self._params["find_zeroes"],
+            in_use=self._claim.method == "legacy",
+        )
+
+        def source_free() -> None:
+            self._news.put((self._unproved, disk["target"]))
+
+        if disk["sent"]:
+            return self._send(copying, disk, source_free)
+        return copy_image(copying, Path(disk["path"]), self._pace, self._clock, source_free)
+
+    def _send(self, copying: Copying, disk: dict[str, Any], source_free: Callable[[], None]) -> dict[str, Any]:
+        if not copying.by_bytes:
+            raise LiveBackupError(
+                f"Disk {disk['target']} would have to be converted, and the backup was begun with its format in keep_formats.",
+                code="ssh_cannot_convert",
+            )
+        far_end = FarEnd(address_of(self._claim.plan["server"]))
+        with ExitStack() as stack:
+            with self._connecting:
+                stack.enter_context(far_end)
+            source = stack.enter_context(open(copying.source, "rb", buffering=0))
+            self._far_ends[disk["target"]] = far_end
+            self._pace.on_give_up(far_end.give_up)
+            try:
+                return far_end.copy(source.fileno(), copying.mode, self._pace, self._clock, source_free, disk["path"])
+            except LiveBackupError as error:
+                raise self._pace.given_up or error from error
+
+    def _watch(self, connection: libvirt.virConnect, answered: Callable[[], None]) -> None:
+        """Until all is copied or given up: begin commits, note what is done."""
+        while True:
+            with suppress(queue.Empty):
+                told, target = self._news.get(timeout=_LOOK_SECONDS)
+                told.append(target)
+            # One leaves the list when it is proved: libvirtd may go away in the middle, and all this begin anew.
+            while self._unproved:
+                self._require_still(connection, self._unproved[0])
+                self._committing.append(self._unproved.pop(0))
+            for target in self._committing:
+                if target in self._overlays:
+                    self._way.advance(connection, self._overlays[target])
+            while self._ended:
+                self._claim.results.setdefault("copies", {})[self._ended[0]] = self._pending[self._ended[0]].result()
+                del self._pending[self._ended.pop(0)]
+                save_claim(self._claim)
+            if not self._pending:
+                return
+            if self._claim.method == "offline" and active(lookup(connection, self._claim.uuid)) is not None:
+                raise LiveBackupError("The domain was started while its disks were copied.", code="source_changed")
+            self._pace.check()
+            answered()
+
+    def _watch_room(self) -> None:
+        """In a thread of its own, since the overlays grow while libvirtd hangs, too."""
+        try:
+            while not self._over.wait(_LOOK_SECONDS):
+                self._room.check()
+        except FAILURES as error:
+            self._pace.give_up(explain(error, "watch the overlays"))
+
+    def _tell(self) -> None:
+        """In a thread of its own, since it looks at the target, which may hang."""
+        while not self._over.wait(_LOOK_SECONDS):
+            tell(self._claim.domain, self._amounts)
+
+    def _amounts(self) -> Amounts:
+        """What is written of each disk; what will be is a guess where images are converted or compressed."""
+        under_way = [disk for disk in self._todo if disk["target"] in self._pending]
+        return {disk["target"]: (self._written(disk), disk["allocation"]) for disk in under_way}
+
+    def _written(self, disk: dict[str, Any]) -> int:
+        if disk["sent"]:
+            return self._far_ends[disk["target"]].sent if disk["target"] in self._far_ends else 0
+        return allocated(str(temporary_of(Path(disk["path"]))))
+
+    def _require_still(self, connection: libvirt.virConnect, target: str) -> None:
+        """Fail unless live XML, block jobs and the base itself show that nobody wrote to it since the capture."""
+        if target in self._overlays:
+            found = self._way.next_step(connection, self._overlays[target])
+            if found not in (Do.COMMIT, Do.COMMIT_OFFLINE) or memory_of(self._claim, target).commit_begun:
+                raise LiveBackupError(
+                    f"The base of disk {target} did not stand still while it was copied: {found.value}.", code="source_changed"
+                )
+            return
+        [disk] = [disk for disk in self._todo if disk["target"] == target]
+        domain = lookup(connection, self._claim.uuid)
+        # Where a device does not tell, the word is the user's that only this domain uses it.
+        if active(domain) is not None or stood_still(disk["source"]["path"], self._claim.plan["prints"][target]) is False:
+            raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.", code="source_changed")

@@ -1,0 +1,31 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The versions of libvirt and QEMU, and what they can do."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+PUSH_LIBVIRT = 7_002_000
+
+
+PUSH_QEMU = 4_002_000
+
+
+@dataclass(frozen=True)
+class HostVersions:
+    """Versions as libvirt numbers them: 1000000 * major + 1000 * minor + release."""
+
+    libvirt: int
+    qemu: int
+
+    @property
+    def supports_push(self) -> bool:
+        return self.libvirt >= PUSH_LIBVIRT and self.qemu >= PUSH_QEMU
+
+
+def version_text(number: int) -> str:
+    """`9.0.0` for 9000000."""
+    return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

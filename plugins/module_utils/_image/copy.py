@@ -1,0 +1,103 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Copy an image to the export target: the bytes where it stays of one format, by qemu-img where it does not."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import Clock
+from .._base.files import sync_path, temporary_of
+from .data import LocalFile, Pace, clone, copy_data
+from .digest import data_bytes as data_bytes_of, image_digest, image_size
+from .qcow2 import is_self_contained
+from .qemu_img import convert
+
+
+@dataclass(frozen=True)
+class Copying:
+    """How an image is to be copied. `format` is that of the copy, `rate` in bytes a second, 0 for no limit.
+
+    With `find_zeroes` those in a file become holes; in a block device they always do. `in_use` tells that a QEMU has the source open, or
+    may open it before it is read. With `as_hashed` what is written is what was hashed, not what the kernel reads a second time.
+    """
+
+    source: Path
+    source_format: str
+    format: str
+    compress: str = "none"
+    rate: int = 0
+    mode: int = 0o600
+    find_zeroes: bool = False
+    in_use: bool = False
+    as_hashed: bool = False
+
+    @property
+    def by_bytes(self) -> bool:
+        """Whether the copy has the same bytes as the source."""
+        return self.format == self.source_format and self.compress == "none" and is_self_contained(self.source, self.source_format)
+
+
+def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
+    """Copy an image; under its name it is seen when it is whole and on the disk. `source_free` is called when the source is read."""
+    began = clock.boottime()
+    temporary = temporary_of(destination)
+    try:
+        if copying.by_bytes:
+            digest, data_bytes, method = _copy_bytes(copying, temporary, pace, source_free)
+        else:
+            convert(
+                copying.source,
+                copying.source_format,
+                temporary,
+                copying.format,
+                compress=copying.compress,
+                rate=copying.rate,
+                pace=pace,
+                in_use=copying.in_use,
+            )
+            source_free()
+            sync_path(temporary)
+            digest, data_bytes, method = image_digest(temporary, pace.check), data_bytes_of(temporary), "qemu-img convert"
+        temporary.chmod(copying.mode)
+        sync_path(temporary)
+        temporary.rename(destination)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_path(destination.parent)
+    status = destination.stat()
+    return {
+        "size": status.st_size,
+        "data_bytes": data_bytes,
+        "allocated": status.st_blocks * 512,
+        "digest": digest,
+        "seconds": round(clock.boottime() - began, 3),
+        "method": method,
+    }
+
+
+def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Callable[[], None]) -> tuple[str, int, str]:
+    source = os.open(copying.source, os.O_RDONLY)
+    try:
+        destination = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
+        try:
+            # A clone would have the zeroes that are to be left out.
+            if not copying.find_zeroes and clone(source, destination):
+                source_free()
+                return image_digest(temporary, pace.check), data_bytes_of(temporary), "reflink"
+            os.ftruncate(destination, image_size(source))
+            find_zeroes = copying.find_zeroes or copying.source.is_block_device()
+            written = LocalFile(destination, None if copying.as_hashed else source)
+            digest, data_bytes = copy_data(source, written, pace, find_zeroes=find_zeroes)
+            source_free()
+            return digest, data_bytes, "copy"
+        finally:
+            os.close(destination)
+    finally:
+        os.close(source)

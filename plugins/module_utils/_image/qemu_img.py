@@ -1,0 +1,226 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one way to call qemu-img."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import IO, Any, cast
+
+from .._base.errors import LiveBackupError, advised
+from .._base.files import write_out
+from .._base.text import foreign, screen
+from .data import Pace
+from .qcow2 import is_self_contained
+
+# As many characters of what it says are heard at most.
+_MOST_SAID = 2000
+
+
+# How often what it has written is given to the disk.
+_WRITE_OUT_SECONDS = 0.05
+
+
+def _command(*arguments: str | Path) -> list[str]:
+    if shutil.which("qemu-img") is None:
+        raise LiveBackupError(
+            "qemu-img is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).", code="program_missing"
+        )
+    # It must not outlive us: a later run would meet its lock, or write beside it.
+    return ["setpriv", "--pdeathsig", "KILL", "qemu-img", *map(str, arguments)]
+
+
+def _run(
+    *arguments: str | Path,
+    pace: Pace | None = None,
+    at_work: Callable[[], None] | None = None,
+    every: float = _WRITE_OUT_SECONDS,
+    descriptors: tuple[int, ...] = (),
+) -> str:
+    """What a command prints. While it runs, `at_work` is called every so many seconds."""
+    with subprocess.Popen(
+        _command(*arguments),
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        errors="backslashreplace",
+    ) as process:
+        if pace is not None:
+            pace.on_give_up(process.kill)
+        try:
+            out, err = _communicate(process, at_work, every)
+        finally:
+            # Where it has not ended, an error or a signal is to end us.
+            process.kill()
+    if pace is not None and pace.given_up:
+        raise pace.given_up
+    if process.returncode != 0:
+        said = _said(err) or f"it ended with status {process.returncode}"
+        raise LiveBackupError(*advised(f"qemu-img {arguments[0]} of {arguments[-1]} failed: {said}", code="qemu_img_failed"))
+    return out
+
+
+def _communicate(process: subprocess.Popen[str], at_work: Callable[[], None] | None, every: float) -> tuple[str, str]:
+    while True:
+        try:
+            return process.communicate(timeout=every if at_work else None)
+        except subprocess.TimeoutExpired:
+            cast(Callable[[], None], at_work)()
+
+
+def _said(text: str) -> str:
+    """What it says; of lines that differ in their numbers only, which each of its coroutines may print, one."""
+    lines = {re.sub(r"\d+", "", line): line for line in reversed(screen(text.replace("qemu-img: ", "")))}
+    return foreign(" ".join(reversed(lines.values())), _MOST_SAID)
+
+
+def image_info(path: str | Path, image_format: str) -> dict[str, Any]:
+    """What qemu-img finds in an image that may be open elsewhere, without its backing chain."""
+    return json.loads(_run("info", "--force-share", "-f", image_format, "--output", "json", path))
+
+
+def backing_chain(path: str | Path, image_format: str) -> list[dict[str, Any]]:
+    """Every image of a chain, the top first; an error where QEMU would have to guess a format."""
+    chain = [image_info(path, image_format)]
+    while below := _backing_of(chain[-1]):
+        if below[0] in [one["filename"] for one in chain[1:]]:
+            raise LiveBackupError(f"The backing files of {path} form a loop: {below[0]} is in its own chain.", code="image_invalid")
+        chain.append(image_info(*below))
+    return chain
+
+
+def _backing_of(info: dict[str, Any]) -> tuple[str, str] | None:
+    """The image that another is backed by, and its format."""
+    name = info.get("full-backing-filename", info.get("backing-filename"))
+    if name and not info.get("backing-filename-format"):
+        # A guest chooses what a raw image begins with, so a format that is guessed is the guest's word.
+        raise LiveBackupError(
+            f"{foreign(info['filename'])} is backed by {foreign(name)} and does not name the format of that image, which is never guessed. "
+            f"`qemu-img rebase -u -f {info['format']} -F FORMAT -b BACKING-FILE IMAGE` writes it into its header.",
+            code="format_unknown",
+        )
+    return (name, info["backing-filename-format"]) if name else None
+
+
+def _reads(path: str | Path, image_format: str, option: str = "-f") -> list[str]:
+    """How a command is told what it reads, of which nothing is left to be guessed."""
+    if image_format != "raw" and not (image_format == "qcow2" and is_self_contained(path, image_format)):
+        backing_chain(path, image_format)
+    return [option, image_format]
+
+
+def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = ()) -> list[str]:
+    """What is wrong with the structure of a qcow2 image, which is in a node of QEMU's block layer; room that is lost in it is no harm."""
+    source = f"json:{json.dumps({'driver': 'qcow2', 'backing': None, 'file': file})}"
+    with subprocess.Popen(
+        _command("check", "--force-share", source),
+        pass_fds=descriptors,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        errors="replace",
+    ) as process:
+        # There may be a line for each cluster. The first ones tell enough, and it must not wait for us to read the others.
+        said = cast(IO[str], process.stderr).read(_MOST_SAID)
+        while cast(IO[str], process.stderr).read(_MOST_SAID):
+            pass
+    # 2: corrupted, 3: only leaked clusters.
+    if process.returncode in (0, 3):
+        return []
+    words = foreign(said.replace("qemu-img: ", "").replace(f"'{source}'", "it"), _MOST_SAID)
+    return [f"qemu-img check finds it damaged: {words or 'its tables are corrupted'}"]
+
+
+def holds_data(overlay: str | Path) -> bool:
+    """Whether anything was written to an overlay; asked of the overlay alone, so its backing file may be in use or gone."""
+    if os.stat(overlay).st_size == 0:
+        # libvirt's daemon died after it had made the file, and before QEMU had formatted it.
+        return False
+    source = json.dumps({"driver": "qcow2", "backing": None, "file": {"driver": "file", "filename": str(overlay)}})
+    extents = json.loads(_run("map", "--force-share", "--output", "json", f"json:{source}"))
+    return any(extent["data"] or extent["zero"] and extent.get("present", True) for extent in extents)
+
+
+def measure(path: str | Path, source_format: str, to_format: str) -> int:
+    """The bytes that the disk in an image takes in another format."""
+    return int(json.loads(_run("measure", *_reads(path, source_format), "-O", to_format, "--output", "json", path))["required"])
+
+
+def convert(
+    source: Path,
+    source_format: str,
+    destination: Path,
+    to_format: str,
+    *,
+    compress: str = "none",
+    rate: int = 0,
+    pace: Pace | None = None,
+    into: bool = False,
+    forget: bool = False,
+    in_use: bool = False,
+) -> None:
+    """Write the whole disk as one image without backing file; `into` writes over a device, which must be there.
+
+    With `forget` the disk writes from the beginning, not when memory is full or the image is synced, and the page cache does not keep
+    the copy. That is of no use to somebody who reads it next. With `in_use` it takes no lock of the source: if a target that hangs keeps
+    it from dying, nobody could write to the source until it answers.
+    """
+    known = _reads(source, source_format)
+    # A raw device has nothing to be created on it; an image of another format must be.
+    options = ["-n"] * (into and to_format == "raw") + ["-U"] * in_use
+    if compress != "none":
+        options += ["-c", "-o", f"compression_type={compress}"]
+    if rate:
+        options += ["-r", str(rate)]
+    # Out of order writes fill the target faster, and are not possible for compressed clusters in old versions.
+    elif compress == "none":
+        options += ["-W"]
+    descriptor = os.open(destination, os.O_WRONLY | (0 if into else os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), 0o600)
+    try:
+        if not into:
+            # If qemu-img made it, as it may have in a run that died, everybody could read it.
+            os.fchmod(descriptor, 0o600)
+        at_work = partial(write_out, descriptor, 0, 0) if forget else None
+        _run("convert", *known, "-O", to_format, *options, source, destination, pace=pace, at_work=at_work)
+    finally:
+        os.close(descriptor)
+
+
+def create_overlay(descriptor: int, size: int) -> None:
+    """Make an open file, which needs no name, an empty image that whoever opens it puts over another one."""
+    _run("create", "-q", "-f", "qcow2", f"/proc/self/fd/{descriptor}", str(size), descriptors=(descriptor,))
+
+
+def commit(overlay: str | Path, at_work: Callable[[], None], every: float) -> None:
+    """Merge an overlay into its backing file, and leave it as it is: until it is removed it still shows the same disk.
+
+    `at_work` is called every so many seconds.
+    """
+    _run("commit", "-d", *_reads(overlay, "qcow2"), overlay, at_work=at_work, every=every)
+
+
+def remove_bitmaps(image: str | Path) -> None:
+    """Remove every dirty bitmap of a qcow2 image: it tells what was written to another disk, the one that was backed up."""
+    about = image_info(image, "qcow2").get("format-specific", {}).get("data", {})
+    for bitmap in about.get("bitmaps", []):
+        _run("bitmap", "--remove", *_reads(image, "qcow2"), "--", image, bitmap["name"])
+
+
+def are_identical(one: str | Path, one_format: str, other: str | Path, other_format: str) -> bool:
+    """Whether two images hold the same disk."""
+    command = _command("compare", "-s", *_reads(one, one_format), *_reads(other, other_format, "-F"), one, other)
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="backslashreplace", check=False)
+    if done.returncode > 1:
+        raise LiveBackupError(*advised(f"{one} and {other} cannot be compared: {_said(done.stderr)}", code="qemu_img_failed"))
+    return done.returncode == 0

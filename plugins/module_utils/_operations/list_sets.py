@@ -1,0 +1,18 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""List the backup sets below a target."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._base.clock import Clock
+from .._sets.catalogue import list_sets
+from .._target.target import at_target
+
+
+def set_info(params: dict[str, Any], _check_mode: bool, _clock: Clock) -> dict[str, Any]:
+    """The sets below a target."""
+    return {"changed": False, **at_target(params, list_sets, domains=params["domains"])}

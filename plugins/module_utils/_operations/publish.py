@@ -1,0 +1,177 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Make a finished backup a set that can be seen: describe it, sync it, rename it into place."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import Clock, wall_time
+from .._base.errors import LiveBackupError
+from .._base.files import has_writer, sync_path, write_durably
+from .._claim.claim import Claim, paths_of
+from .._claim.describe import build_manifest, image_entry, manifest_bytes
+from .._claim.find import find_claim
+from .._claim.lock import hold
+from .._claim.overlays import overlays_of
+from .._claim.owner import require_no_restore
+from .._claim.step import require_claim, step
+from .._hypervisor.connection import explain
+from .._hypervisor.reach import probe_target
+from .._image.copy import Copying, copy_image
+from .._image.data import Pace
+from .._image.digest import file_digest
+from .._recovery.repairs import end_claim, undoing
+from .._sets.guide import restore_guide
+from .._sets.layout import (
+    MANIFEST,
+    TOKEN,
+    SetPaths,
+    check_backup_id,
+    domain_directory,
+    is_partial_of,
+    published_manifest,
+    release_domain_directory,
+)
+from .._sets.read import GUIDE, SUMS
+from .._target.send import send_set, sent_set
+from .._target.target import is_remote, made_in
+
+
+def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """Publish the backup `backup_id`, or find it published."""
+    check_backup_id(params["backup_id"])
+    remote = is_remote(params)
+    target = made_in(params)
+    uuid, name, _claim = find_claim(params["uri"], params["domain"])
+    sent = sent_set(params, uuid) if remote else None
+    if sent is not None:
+        return {"changed": False, **_published(sent["path"], sent["manifest"])}
+    probe_target(target, name, None, write=False)
+    paths = SetPaths(domain_directory(target, name, uuid), params["backup_id"])
+    manifest = published_manifest(paths)
+    if manifest is not None and not remote:
+        return {"changed": False, **_published(str(paths.final), manifest)}
+    if check_mode:
+        _ready(uuid, name, paths, params["target"])
+        return {"changed": True, "path": str(paths.final), **_diff(paths)}
+    with hold(uuid, clock):
+        require_no_restore(f"publish a backup of domain {name!r}", uuid, name)
+        claim = _ready(uuid, name, paths, params["target"])
+        with step(claim, "publish", clock):
+            manifest = _describe(params, claim, paths, clock)
+            path = _send(params, claim, paths, manifest, clock) if remote else _show(paths)
+            end_claim(claim)
+    return {"changed": True, **_published(path, manifest), **_diff(paths)}
+
+
+def _published(path: str, manifest: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "path": path,
+        "bytes": sum(disk["allocated"] for disk in manifest["disks"]),
+        "seconds": round(wall_time(manifest["finished"]) - wall_time(manifest["started"]), 3),
+        "manifest": manifest,
+    }
+
+
+def _diff(paths: SetPaths) -> dict[str, Any]:
+    return {"diff": {"before": f"{paths.partial}\n", "after": f"{paths.final}\n"}}
+
+
+def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
+    """The claim of a backup whose job succeeded and whose files are all there."""
+    claim = require_claim(uuid, name, paths.backup_id)
+    missing_step = _missing_step(claim)
+    if missing_step:
+        raise LiveBackupError(
+            f"Backup {claim.backup_id} of domain {name!r} is not finished: run {missing_step} first.", code="step_out_of_order"
+        )
+    if paths_of(claim) != paths:
+        raise LiveBackupError(
+            f"Backup {claim.backup_id} of domain {name!r} was begun for {claim.directory}, not for {paths.directory}.",
+            code="options_differ",
+        )
+    if any(disk["sent"] for disk in claim.plan["disks"]) and claim.plan["server"]["target"] != target:
+        raise LiveBackupError(
+            f"The disks of domain {name!r} were sent to {claim.plan['server']['target']}, not to {target}.", code="options_differ"
+        )
+    if not is_partial_of(paths, claim.token):
+        raise LiveBackupError(
+            f"{paths.partial} is gone or was made by another run; run libvirt_backup_recover and back up again.", code="partial_gone"
+        )
+    missing = [disk["path"] for disk in claim.plan["disks"] if not disk["sent"] and not Path(disk["path"]).is_file()]
+    if missing:
+        raise LiveBackupError(f"{', '.join(missing)} is gone; run libvirt_backup_recover and back up again.", code="partial_gone")
+    return claim
+
+
+def _missing_step(claim: Claim) -> str:
+    """The module that has not done its part yet."""
+    if claim.method == "push":
+        return "" if "job" in claim.results else "libvirt_job_wait"
+    targets = {disk["target"] for disk in claim.plan["disks"]}
+    if set(claim.results.get("copies", {})) != targets:
+        return "sparse_copy"
+    on_overlays = {overlay.target for overlay in overlays_of(claim)} - set(claim.results.get("committed", {}))
+    return "libvirt_blockcommit" if on_overlays else ""
+
+
+def _send(params: dict[str, Any], claim: Claim, paths: SetPaths, manifest: dict[str, Any], clock: Clock) -> str:
+    """Publish the set on another host. What was made here is removed, whether that succeeds or not."""
+    with undoing(params["uri"], claim, clock, partial(explain, action="send the set")):
+        path = send_set(params, claim, paths.partial, manifest, clock)
+    shutil.rmtree(paths.partial)
+    release_domain_directory(paths.directory, claim.uuid)
+    return path
+
+
+def _show(paths: SetPaths) -> str:
+    paths.partial.rename(paths.final)
+    sync_path(paths.directory)
+    return str(paths.final)
+
+
+def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
+    """Sync the images and write what tells about them."""
+    with undoing(params["uri"], claim, clock, partial(explain, action="sync the images")):
+        for disk in claim.plan["disks"]:
+            if not disk["sent"]:
+                _settle(Path(disk["path"]), clock)
+    copies = claim.results.get("copies", {})
+    disks = [image_entry(disk, copies.get(disk["target"])) for disk in claim.plan["disks"]]
+    images = {disk["file"] for disk in disks}
+    for left in paths.partial.glob(".*.tmp"):
+        # Of a write that was interrupted.
+        left.unlink()
+    small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
+    files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
+    manifest = build_manifest(claim, disks, files, clock.wall(), params["group"])
+    write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan["nvram"]).encode())
+    write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
+    sums = [f"{file_digest(paths.partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]
+    write_durably(paths.partial / SUMS, "".join(sums).encode())
+    paths.partial.chmod(0o700)
+    sync_path(paths.partial)
+    return manifest
+
+
+def _settle(image: Path, clock: Clock) -> None:
+    """Bring an image that QEMU has written to the disk, and make it root's alone: a QEMU that keeps it open is left with another file."""
+    try:
+        sync_path(image)
+        os.chown(image, os.geteuid(), os.getegid())
+        image.chmod(0o600)
+    except OSError as error:
+        # The kernel tells a failed write once: the next sync would succeed, and the image be broken all the same.
+        raise LiveBackupError(
+            f"{image} did not reach the target's disk: {error.strerror}. Back the domain up again.", code="target_lost_writes"
+        ) from error
+    if has_writer(image):
+        # By its bytes, whatever its header says: nothing that QEMU's user has written is interpreted here.
+        copy_image(Copying(image, "raw", "raw", as_hashed=True), image, Pace(clock), clock, lambda: None)

@@ -1,0 +1,125 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Bring a domain back to rest after a run that was interrupted."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from .._base.clock import Clock, boot_id
+from .._base.errors import LiveBackupError
+from .._capture.push import outcome
+from .._claim.claim import Claim, paths_of, planned_files
+from .._claim.find import find_claim, require_same_uri
+from .._claim.lock import hold, is_locked, remove_stale_lock
+from .._claim.overlays import memory_of, overlays_of
+from .._claim.owner import restore_that_owns
+from .._claim.restore_journal import Journal, restore_of
+from .._claim.step import describe, is_alive
+from .._hypervisor.bindings import libvirt
+from .._hypervisor.connection import connect
+from .._hypervisor.domains import active, lookup
+from .._hypervisor.jobs import running_backup
+from .._overlay.decide import Do, Refusal
+from .._overlay.way_back import Way
+from .._recovery.repairs import Repair, find_repairs, give_up
+from .._restore.finish import recover_restore
+
+
+def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """Repair what a dead run left, of a restore or a backup.
+
+    A run that lives is an error, unless that of `backup_id` can go on. With `take_over` somebody knows that a backup is
+    dead although its lease still runs; a step that is at work says otherwise.
+    """
+    journal = restore_of(params["domain"])
+    if journal is not None:
+        return _result([_recovered(journal, params["uri"], check_mode, clock)], check_mode)
+    uuid, name, claim = find_claim(params["uri"], params["domain"])
+    journal = restore_that_owns(uuid, name)
+    if journal is not None:
+        return _result([_recovered(journal, params["uri"], check_mode, clock)], check_mode)
+    if claim is None:
+        if not check_mode:
+            remove_stale_lock(uuid, clock)
+        return _result([], check_mode)
+    # Not only to read, even in check mode: QEMU may have to be asked.
+    with connect(params["uri"]) as connection:
+        if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim, clock):
+            return _result([], check_mode)
+        at_work = is_locked(claim.uuid)
+        if at_work or (is_alive(claim, clock) and not params["take_over"]):
+            raise LiveBackupError(
+                f"Domain {claim.domain!r} is being backed up: {describe(claim, clock)}. "
+                "There is nothing to recover while that run may go on: wait until then, or go on with its backup_id."
+                + ("" if at_work else " If you know that the run is dead, use take_over (for the playbook, recover_take_over=true)."),
+                code="claim_alive",
+            )
+        if check_mode:
+            return _result(list(_repairs(params, connection, claim, clock)), check_mode)
+        with hold(claim.uuid, clock):
+            seen = claim
+            _uuid, _name, claim = find_claim(params["uri"], seen.uuid)
+            if claim is None:
+                return _result([], check_mode)
+            if claim != seen:
+                raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.", code="changed_meanwhile")
+            give_up(claim)
+            repairs = []
+            for repair in _repairs(params, connection, claim, clock):
+                repair.do()
+                repairs.append(repair)
+        return _result(repairs, check_mode)
+
+
+def _recovered(journal: Journal, uri: str, check_mode: bool, clock: Clock) -> Repair:
+    """The end of an interrupted restore."""
+    require_same_uri(journal.uri, uri, journal.words)
+    journal.uri = uri
+    evidence = f"the journal {journal.file} of {journal.words}, in phase {journal.phase}"
+    return Repair("unfinished restore", evidence, recover_restore(journal, check_mode, clock), lambda: None)
+
+
+def _repairs(params: dict[str, Any], connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:
+    return find_repairs(params["uri"], connection, claim, clock, died=True, base_untouched=params["base_untouched"])
+
+
+def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:
+    return {
+        "changed": bool(repairs),
+        "planned": check_mode,
+        "repairs": [repair.as_result() for repair in repairs],
+        "diff": {"before": "".join(f"{repair.what}: {repair.evidence}\n" for repair in repairs), "after": ""},
+    }
+
+
+def _can_go_on(connection: libvirt.virConnect, claim: Claim, clock: Clock) -> bool:
+    """Whether a later step of the same backup can take over: its job runs, or is finished and waits to be published."""
+    given_up = "begin" not in claim.results or "recovering" in claim.results or claim.boot_id != boot_id()
+    if given_up or paths_of(claim).final.exists():
+        return False
+    domain = active(lookup(connection, claim.uuid))
+    if claim.method == "offline":
+        return domain is None
+    if claim.method == "legacy":
+        return _bases_stand_still(connection, claim, clock)
+    if "job" in claim.results:
+        return True
+    running = domain is not None and running_backup(domain) == planned_files(claim)
+    return running or not outcome(connection, claim, 0, clock)[0]
+
+
+def _bases_stand_still(connection: libvirt.virConnect, claim: Claim, clock: Clock) -> bool:
+    """Whether each disk that is not copied yet is still on its overlay, over a base that nobody has written."""
+    way, copied = Way(claim, clock), claim.results.get("copies", {})
+    try:
+        return not any(
+            way.next_step(connection, overlay) != Do.COMMIT or memory_of(claim, overlay.target).commit_begun
+            for overlay in overlays_of(claim)
+            if overlay.target not in copied
+        )
+    except Refusal:
+        return False

@@ -1,0 +1,107 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Prove a backup set good."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import Clock
+from .._base.errors import LiveBackupError
+from .._claim.owner import require_no_restore
+from .._overlay.space import MIB
+from .._proof.boot import Boot, Terms, boot_set
+from .._proof.images import image_problems, images_of
+from .._sets.check import check_files, note_proof
+from .._sets.layout import check_backup_id
+from .._target.target import at_target, is_remote
+
+# As much of the console is in the message.
+_SHOWN_LINES = 5
+
+
+_SHOWN_CHARACTERS = 400
+
+
+def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """Check a set, and boot it if asked to; fail, with `findings[]`, if it is not good."""
+    if params["backup_id"]:
+        check_backup_id(params["backup_id"])
+    _check_bounds(params)
+    pattern = params["console_pattern"]
+    try:
+        if pattern is not None and re.search(pattern, ""):
+            raise LiveBackupError(
+                f"console_pattern {pattern!r} matches a console that shows nothing, so it would prove nothing.", code="option_invalid"
+            )
+    except re.error as error:
+        raise LiveBackupError(f"console_pattern {pattern!r} is no regular expression: {error}.", code="option_invalid") from error
+    if is_remote(params) and params["level"] == "boot":
+        raise LiveBackupError(
+            "A set on another host cannot be booted where it is. Mount its target here, or restore the set under a new name.",
+            code="set_not_bootable",
+        )
+    found = at_target(params, check_files, domain=params["domain"], backup_id=params["backup_id"])
+    require_no_restore(f"prove a set of domain {found['domain']!r}", found["uuid"] or "", found["domain"])
+    path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
+    boot = Boot(None, "", timed_out=False, console="")
+    if manifest is not None:
+        with images_of(params, path, found["backup_id"]) as image_of:
+            broken = {finding.partition(":")[0] for finding in findings}
+            for disk in manifest["disks"]:
+                if disk["file"] not in broken:
+                    with image_of(disk["file"]) as image:
+                        findings += [f"{disk['file']}: {problem}" for problem in image_problems(image, disk)]
+            if params["level"] == "boot" and not findings:
+                boot = boot_set(params["uri"], path, manifest, _terms(params), clock)
+                findings += [f"boot: {boot.problem}"] if boot.problem else []
+    outcome = "timed out" if boot.timed_out else "failed" if findings else "verified"
+    if manifest is not None and not check_mode:
+        told = {"level": params["level"], "outcome": outcome, "findings": findings, "rto_ms": boot.rto_ms}
+        at_target(params, note_proof, path=str(path), **told)
+    result = {
+        "verified": outcome == "verified",
+        "outcome": outcome,
+        "findings": findings,
+        "path": str(path),
+        "backup_id": found["backup_id"],
+        "rto_seconds": None if boot.rto_ms is None else boot.rto_ms / 1000,
+        "console": boot.console,
+    }
+    if outcome != "verified":
+        words = _words(outcome, findings, boot)
+        code = "proof_failed" if findings else "proof_timed_out"
+        raise LiveBackupError(f"Backup set {found['backup_id']} of domain {found['domain']!r} {words}", code, **result)
+    return {"changed": False, **result}
+
+
+def _words(outcome: str, findings: list[str], boot: Boot) -> str:
+    last = " / ".join(boot.console.splitlines()[-_SHOWN_LINES:])
+    shown = f" Its console ends: {last[-_SHOWN_CHARACTERS:]}" if last else ""
+    if outcome == "failed":
+        return f"is not good: {'; '.join(findings)}.{shown}"
+    return (
+        f"was not proven: {boot.problem}. Its files are right, and this says nothing else about it: this host may be slow. "
+        f"Allow more time with timeout (backup_verify_timeout).{shown}"
+    )
+
+
+def _terms(params: dict[str, Any]) -> Terms:
+    return Terms(
+        pattern=params["console_pattern"],
+        timeout=params["timeout"],
+        scratch_dir=Path(params["scratch_dir"]),
+        scratch_size=params["scratch_size"],
+        max_memory=params["max_memory"],
+        max_vcpus=params["max_vcpus"],
+    )
+
+
+def _check_bounds(params: dict[str, Any]) -> None:
+    for name, least in (("timeout", 1), ("scratch_size", MIB), ("max_memory", MIB), ("max_vcpus", 1)):
+        if params[name] is not None and params[name] < least:
+            raise LiveBackupError(f"{name} must be at least {'1M' if least == MIB else least}, not {params[name]}.", code="option_invalid")

@@ -1,0 +1,165 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Serve the images of a set to the guest of a proof, and keep what it writes within bounds."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import shutil
+import socket
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .._base.clock import Clock
+from .._base.errors import Advice, LiveBackupError
+from .._base.memory import memory_available, memory_total
+from .._image.qemu_img import create_overlay
+from .._overlay.space import MIB, Growth, Room, is_threatened, least_room
+
+_SECTOR = 512
+
+
+# About a third of what another process gets of a busy processor, so that a busy host does not make each proof time out.
+NICE = 5
+
+
+# QEMU's own memory beside its guest's.
+_QEMU_BYTES = 256 * MIB
+
+
+# The first descriptors are taken where a server starts.
+_LEAST_DESCRIPTOR = 10
+
+
+def spare_memory() -> int:
+    """What is left to the other guests of this host: a twentieth of its memory."""
+    return memory_total() // 20
+
+
+def memory_problem(needed: int, available: int, spare: int) -> str:
+    """Why a guest with so much memory is not started; empty where it may be."""
+    if needed + _QEMU_BYTES + spare <= available:
+        return ""
+    return (
+        f"The guest has {needed // MIB} MiB of memory and its QEMU takes {_QEMU_BYTES // MIB} MiB, but this host has "
+        f"{available // MIB} MiB available, of which {spare // MIB} MiB stay free for its other guests. Nothing was started. "
+        "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host."
+    )
+
+
+class Scratch:
+    """The files that hold what the guest writes. They have no name, so they go with their servers and us, however we end."""
+
+    def __init__(self, directory: Path, size: int, clock: Clock) -> None:
+        if not directory.is_dir():
+            raise LiveBackupError(f"scratch_dir {directory} is not a directory. Create it, or name another one.", code="directory_missing")
+        self._directory = directory
+        self._size = size
+        self._growth = Growth(clock, 0)
+        self._files: list[int] = []
+        self._servers: list[subprocess.Popen[bytes]] = []
+
+    def require_room(self, held: int) -> None:
+        """Fail unless there is enough free space to start a guest whose images hold so many bytes."""
+        free, needed = self._room().free, least_room(min(held, self._size))
+        if free < needed:
+            raise LiveBackupError(
+                f"scratch_dir {self._directory} has {free // MIB} MiB free, and what the guest writes needs at least {needed // MIB} MiB. "
+                "Nothing was started. Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more.",
+                code="no_free_space",
+            )
+
+    @contextmanager
+    def served(self, image: Path, image_format: str, capacity: int, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
+        """Serve an image, read-only below an overlay of its own, on a socket that only QEMU's user may use."""
+        if shutil.which("qemu-nbd") is None:
+            raise LiveBackupError(
+                "qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).", code="program_missing"
+            )
+        with tempfile.TemporaryFile(dir=self._directory) as file, socket.socket(socket.AF_UNIX) as listening:
+            overlay = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST_DESCRIPTOR)
+            try:
+                create_overlay(overlay, -(-capacity // _SECTOR) * _SECTOR)
+                # It listens before the server runs, so there is nothing to wait for.
+                listening.bind(str(path))
+                path.chmod(0o600)
+                if user:
+                    os.chown(path, *user)
+                listening.listen()
+                server = self._start(_node(overlay, image, image_format), overlay, listening.fileno())
+                # If the server ends, whoever reads there is to know.
+                listening.close()
+                self._files.append(overlay)
+                self._servers.append(server)
+                try:
+                    yield
+                finally:
+                    server.kill()
+                    server.wait()
+                    self._servers.remove(server)
+                    self._files.remove(overlay)
+            finally:
+                os.close(overlay)
+
+    def _start(self, node: str, overlay: int, listening: int) -> subprocess.Popen[bytes]:
+        # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
+        modestly = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
+        # systemd's protocol wants the socket as descriptor 3. A small shell knows no descriptors of two digits.
+        script = 'exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
+        return subprocess.Popen(
+            ["sh", "-c", script, "sh", *modestly, "qemu-nbd", "--persistent", node],
+            pass_fds=[overlay],
+            stdin=listening,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+        )
+
+    def problem(self) -> LiveBackupError | None:
+        """The error for which the proof is to be given up. It is about this host, not about the set."""
+        room = self._room()
+        if room.used > self._size or any(os.fstat(file).st_size >= self._size for file in self._files):
+            why = Advice(
+                f"its guest writes more than the {self._size // MIB} MiB that scratch_size allows. "
+                "Raise scratch_size (backup_verify_scratch_size)",
+                code="scratch_size_used_up",
+            )
+        elif is_threatened(room, self._growth.rate(room.used)):
+            why = Advice(
+                f"its guest has written {room.used // MIB} MiB and threatens to fill {room.path}, where {room.free // MIB} MiB are free. "
+                "Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more",
+                code="no_free_space",
+            )
+        elif memory_available() < spare_memory():
+            why = Advice(
+                f"this host is short of memory: {memory_available() // MIB} MiB are available. "
+                "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host",
+                code="not_enough_memory",
+            )
+        elif any(server.poll() is not None for server in self._servers):
+            why = Advice(
+                "a qemu-nbd that serves its images has ended, perhaps for lack of memory. The host's log may say more", code="proof_cut_off"
+            )
+        else:
+            return None
+        return LiveBackupError(f"The proof was given up: {why.text}. This says nothing about the set.", why.code)
+
+    def _room(self) -> Room:
+        status = os.statvfs(self._directory)
+        used = sum(os.fstat(file).st_blocks * 512 for file in self._files)
+        return Room(str(self._directory), status.f_bavail * status.f_frsize, used, 0)
+
+
+def _node(overlay: int, image: Path, image_format: str) -> str:
+    """The overlay over an image that is told its format and opens nothing else, as a node of QEMU's block layer."""
+    base = {"driver": image_format, "read-only": True, "file": {"driver": "file", "filename": str(image), "read-only": True}}
+    if image_format != "raw":
+        base["backing"] = None
+    file = {"driver": "file", "filename": f"/proc/self/fd/{overlay}"}
+    return f"json:{json.dumps({'driver': 'qcow2', 'file': file, 'backing': base})}"

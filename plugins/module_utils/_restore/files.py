@@ -1,0 +1,162 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Put the files of a restore in their places, or put everything back. Each can be interrupted, and goes on where it was.
+
+What is renamed or removed is known by its identity, which the journal notes, never by its path alone.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import struct
+from pathlib import Path
+
+from .._base.errors import LiveBackupError
+from .._base.files import remove_scratch, sync_path, temporary_of
+from .._base.filesystem import mount_of
+from .._claim.restore_journal import Device, Journal, Move, identity
+from .._hypervisor.disk_place import device_size
+from .._image.qemu_img import convert
+from .._target.fetch import FETCHED
+
+# Linux's number of the ioctl that zeroes a part of a block device (linux/fs.h), and how much is zeroed at a time.
+_BLKZEROOUT = 0x127F
+
+
+_ZERO_BYTES = 1 << 30
+
+
+def note_identities(journal: Journal) -> None:
+    """Note which files are the new ones and which the old, before any is renamed."""
+    for move in journal.moves:
+        move.new, move.old = identity(move.temporary), identity(move.path)
+
+
+def swap(journal: Journal) -> None:
+    """Write the devices, and give each new file its name; the old ones are kept."""
+    _require_mounts(journal)
+    for device in journal.devices:
+        if device.path not in journal.broken:
+            journal.broken.append(device.path)
+            journal.save()
+        _write_device(Path(journal.set_path), device)
+    for move in journal.moves:
+        if not move.new or identity(move.path) != move.new:
+            _put(move)
+        # A run that was killed after the renames may not have come to this.
+        sync_path(Path(move.path).parent)
+
+
+def _put(move: Move) -> None:
+    path, temporary = Path(move.path), Path(move.temporary)
+    if not move.new or identity(temporary) != move.new:
+        raise LiveBackupError(f"{temporary}, the restored file, was removed or changed. Restore again.", code="changed_meanwhile")
+    there = identity(path)
+    if there and there != move.old:
+        raise LiveBackupError(
+            f"{path} was created or changed by somebody else in the meantime. Move it away, and restore again.", code="file_in_the_way"
+        )
+    if there:
+        status = path.stat()
+        os.chown(temporary, status.st_uid, status.st_gid)
+        temporary.chmod(status.st_mode & 0o7777)
+        if os.path.lexists(move.aside):
+            raise LiveBackupError(
+                f"{move.aside} is an old file that another restore put aside. Move it away, and restore again.", code="file_in_the_way"
+            )
+        path.rename(move.aside)
+    temporary.rename(path)
+
+
+def _write_device(set_path: Path, device: Device) -> None:
+    source, place = set_path / device.file, Path(device.path)
+    convert(source, device.source_format, place, device.format, into=True, forget=True)
+    if device.format == "raw":
+        _zero_rest(place, device.size)
+    sync_path(place)
+
+
+def _zero_rest(device: Path, start: int) -> None:
+    """What is behind the disk on a larger device was somebody else's, and the guest would see it."""
+    size = device_size(device)
+    descriptor = os.open(device, os.O_WRONLY)
+    try:
+        while start < size:
+            length = min(_ZERO_BYTES, size - start)
+            fcntl.ioctl(descriptor, _BLKZEROOUT, struct.pack("=QQ", start, length))
+            start += length
+    finally:
+        os.close(descriptor)
+
+
+def undo(journal: Journal) -> None:
+    """Put back what was there before. A device cannot be put back: then the journal stays, and with it the restore owns the domain."""
+    _require_mounts(journal)
+    if journal.phase == "swap":
+        # From here on it can only be undone: what is back in its place must not be taken for what is new.
+        journal.set_phase("undo")
+    problems = [problem for move in journal.moves if (problem := _put_back(move, journal.phase))]
+    if problems:
+        raise LiveBackupError(
+            f"{journal.words[0].upper()}{journal.words[1:]} could not be undone wholly: {' '.join(problems)}", code="undo_incomplete"
+        )
+    if journal.broken:
+        journal.set_phase("broken")
+    else:
+        end(journal)
+
+
+def _put_back(move: Move, phase: str) -> str:
+    """Put one file back; why that cannot be done."""
+    path, temporary, aside = (Path(one) for one in (move.path, move.temporary, move.aside))
+    if phase == "undo":
+        there = identity(path)
+        if move.old and identity(aside) == move.old:
+            if there not in ([], move.new):
+                return f"{path} was created by somebody else, and the old one is {aside}. Move one of them away, and recover again."
+            aside.rename(path)
+        elif move.new and there == move.new and not move.old:
+            path.unlink()
+        elif move.new and there == move.new:
+            return f"{path} is the new file, and the old one, {aside}, is gone or was changed. Decide which you want, and restore again."
+    for left in (temporary, temporary_of(temporary)):
+        if os.path.lexists(left) and (phase == "write" or identity(left) == move.new):
+            left.unlink()
+    if path.parent.is_dir():
+        sync_path(path.parent)
+    return ""
+
+
+def remove_old(journal: Journal) -> None:
+    """Remove the files that were replaced."""
+    for move in journal.moves:
+        if move.old and identity(move.aside) == move.old:
+            Path(move.aside).unlink()
+
+
+def end(journal: Journal) -> None:
+    """The restore is over; what was fetched for it is not needed any more."""
+    if journal.fetched_into:
+        # Of a run that was killed; our own is in use and goes last.
+        remove_scratch(Path(journal.fetched_into), FETCHED)
+    journal.remove()
+
+
+def _require_mounts(journal: Journal) -> None:
+    """Fail while a file system is not there that files are on: nothing would be found there, and nothing may be concluded from that."""
+    for move in journal.moves:
+        if not move.mount:
+            raise LiveBackupError(
+                f"Neither {move.path} nor {move.temporary} nor {move.aside} is there. Is their file system not mounted? Mount it, and run "
+                f"again. If the files are gone for good, remove {journal.old_file}.",
+                code="not_mounted",
+            )
+        if mount_of(move.path) != move.mount:
+            raise LiveBackupError(
+                f"{move.path} was on the file system mounted at {move.mount}, and is on that at {mount_of(move.path)} now. Mount it as it "
+                "was, and run again.",
+                code="not_mounted",
+            )

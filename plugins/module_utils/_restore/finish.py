@@ -1,0 +1,124 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Complete or undo a restore."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from contextlib import AbstractContextManager, suppress
+from dataclasses import replace
+from pathlib import Path
+
+from .._base.clock import Clock
+from .._base.errors import Interrupted, LiveBackupError
+from .._base.files import sync_existing
+from .._claim.lock import hold
+from .._claim.restore_journal import Journal, restore_of
+from .._hypervisor.bindings import libvirt
+from .._hypervisor.connection import connect, explain, explained
+from .._hypervisor.domains import DEFINITIONS, lookup_name
+from .._hypervisor.stamp import set_of
+from .._image.lock import images_locked
+from .files import end, remove_old, swap, undo
+from .plan import require_replaceable
+
+
+def restore_lock(name: str, clock: Clock) -> AbstractContextManager[None]:
+    """Held while a domain of this name is restored: there may be no UUID of it yet."""
+    return hold(f"restore-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}", clock)
+
+
+def is_restored(connection: libvirt.virConnect, name: str, stamp: dict[str, str]) -> bool:
+    """Whether the domain's metadata has all of a stamp."""
+    domain = lookup_name(connection, name)
+    return domain is not None and set_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).items() >= stamp.items()
+
+
+def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
+    """Complete an interrupted restore, or undo it where that cannot be done; what was done, or would be. Nothing is started."""
+    if journal.phase == "broken":
+        raise LiveBackupError(
+            f"{', '.join(journal.broken)} may hold only a part of backup {journal.stamp['backup_id']} of domain {journal.name!r}, since a "
+            f"restore was interrupted. Restore this or another set. If the disk is not needed any more, remove {journal.file}.",
+            code="device_partly_restored",
+        )
+    completes = journal.phase in ("swap", "defined") and _may_complete(journal, journal.stamp)
+    if not check_mode:
+        with restore_lock(journal.name, clock), hold(journal.uuid, clock):
+            now = restore_of(journal.uuid)
+            if now is None:
+                raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.", code="changed_meanwhile")
+            completes = complete_or_undo(replace(now, start=False, uri=journal.uri), now.stamp)
+    return "complete it" if completes else "undo it"
+
+
+def complete_or_undo(journal: Journal, stamp: dict[str, str]) -> bool:
+    """Bring an interrupted restore to an end; whether it is completed. `stamp` is the set that is wanted now."""
+    with connect(journal.uri) as connection:
+        if journal.phase == "swap" and is_restored(connection, journal.name, journal.stamp):
+            # Only the journal does not know yet that it was defined.
+            journal.set_phase("defined")
+        if journal.phase in ("swap", "undo"):
+            # Some disks may be new and some old: nobody may have used them, nor begin to.
+            existing = lookup_name(connection, journal.name)
+            if existing is not None:
+                require_replaceable(existing, overwrite=True)
+    places = [Path(move.path) for move in journal.moves if os.path.isfile(move.path)]
+    with images_locked(places if journal.phase in ("swap", "undo") else []):
+        if journal.phase in ("write", "undo") or (journal.phase == "swap" and not _may_complete(journal, stamp)):
+            undo(journal)
+            return False
+        if journal.phase == "swap":
+            swap(journal)
+    # Another set is wanted instead, whose disks this one's domain would have in use.
+    journal.start = journal.start and journal.is_of(stamp)
+    complete(journal)
+    return True
+
+
+def _may_complete(journal: Journal, stamp: dict[str, str]) -> bool:
+    """Not where another set is wanted by now, or a device is still to be written and its set is gone."""
+    return journal.is_of(stamp) and all(Path(journal.set_path, device.file).exists() for device in journal.devices)
+
+
+def complete(journal: Journal) -> None:
+    """Define the domain on its new disks, remove the old ones, and start it if asked to."""
+    with connect(journal.uri) as connection:
+        if journal.phase == "swap":
+            try:
+                with explained(f"define domain {journal.name!r}"):
+                    connection.defineXML(journal.xml)
+            except (LiveBackupError, Interrupted) as error:
+                # It may have been defined all the same: then, and where libvirt cannot answer, the next run completes it.
+                with connect(journal.uri) as again:
+                    if not is_restored(again, journal.name, journal.stamp):
+                        undo(journal)
+                        raise _undone(journal, explain(error, "define it")) from error
+                raise
+            # The old disks go: after a power cut their definition must not be back.
+            sync_existing(DEFINITIONS)
+            journal.set_phase("defined")
+        remove_old(journal)
+        for pool in journal.pools:
+            _refresh(connection, pool)
+        # Now it is restored: whether it starts is another matter, and one that was undefined since is not ours to start.
+        end(journal)
+        domain = lookup_name(connection, journal.name)
+        if journal.start and domain is not None and not domain.isActive():
+            with explained(f"start domain {journal.name!r}, which was restored"):
+                domain.create()
+
+
+def _refresh(connection: libvirt.virConnect, pool: str) -> None:
+    """Let libvirt see the volumes that were restored. A pool that is not active looks when it is started."""
+    with suppress(libvirt.libvirtError):
+        connection.storagePoolLookupByName(pool).refresh(0)
+
+
+def _undone(journal: Journal, error: LiveBackupError) -> LiveBackupError:
+    """What libvirt said, and what is lost all the same."""
+    lost = f", but {', '.join(journal.broken)}, which cannot be put aside, holds the backup now" if journal.broken else ""
+    return error.reworded(f"{error.msg} The files are as they were{lost}. Fix this, and restore again.")

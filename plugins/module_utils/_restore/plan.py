@@ -1,0 +1,324 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Plan a restore: what is written where, and what this host lacks for it. Changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from .._base.errors import LiveBackupError
+from .._base.filesystem import MIB, free_bytes, inode_problem
+from .._base.text import foreign
+from .._hypervisor.bindings import libvirt
+from .._hypervisor.disk_place import OldPlace, device_size, old_place, place_problems
+from .._hypervisor.domain_xml import VolumePlace, parse_domain, parse_xml
+from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes_of
+from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
+from .._image.digest import data_bytes
+from .._image.qemu_img import backing_chain, measure
+from .._sets.layout import file_name
+from .definition import read_definition
+from .domain_xml import Place, needs, restored_xml, sources_of_others
+
+# As many characters are shown at most of one thing that is missing or removed.
+_MOST_SHOWN = 1000
+
+
+NVRAM_DIRECTORY = Path("/var/lib/libvirt/qemu/nvram")
+
+
+@dataclass(frozen=True)
+class Image:
+    """One file of the set and where it goes; `target` is the disk's, empty for the NVRAM.
+
+    `path` is what is written. The domain's XML names `named`, which may be a link to it, or `volume`, the pool and name of a volume.
+    """
+
+    target: str
+    file: str
+    source_format: str
+    digest: str
+    path: str
+    format: str
+    is_block: bool
+    capacity: int
+    needed: int
+    named: str = ""
+    volume: tuple[str, str] | None = None
+    problems: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A restore that can be done; `backup` is the directory of the set, `stamp` what tells it in the domain's metadata."""
+
+    name: str
+    uuid: str
+    backup: str
+    stamp: dict[str, str]
+    images: list[Image]
+    xml: str
+    removed: list[str]
+    replaces: bool
+    not_captured: list[str]
+
+    @property
+    def disks(self) -> list[dict[str, Any]]:
+        kept = ("target", "path", "format")
+        return [{key: asdict(image)[key] for key in kept} for image in self.images if image.target]
+
+    @property
+    def differences(self) -> list[str]:
+        """What is not as it was when the backup was made, though it does not forbid the restore."""
+        return [difference for image in self.images for difference in image.differences]
+
+
+def plan_restore(
+    connection: libvirt.virConnect, found: dict[str, Any], params: dict[str, Any], stamp: dict[str, str], new_uuid: str
+) -> Plan:
+    """The plan, or an error that names everything that is in the way."""
+    name = params["name"] or found["domain"]
+    is_copy = name != found["domain"]
+    backup = Path(found["path"])
+    text = read_definition(backup)
+    if is_copy and not params["directory"]:
+        raise LiveBackupError(
+            f"The old places of the disks are those of {found['domain']!r}: name a directory for those of {name!r}.",
+            code="option_needed",
+        )
+    existing = lookup_name(connection, name)
+    if existing is not None:
+        require_replaceable(existing, overwrite=params["overwrite"])
+    uuid = existing.UUIDString() if existing is not None else new_uuid if is_copy else found["uuid"]
+    volumes = volumes_of(connection)
+    images = [
+        *_disk_images(backup, found["manifest"], name, params, volumes),
+        *_nvram_image(backup, found["manifest"], text, name, is_copy),
+    ]
+    others = sources_of_others(text, [image.target for image in images])
+    emulator = parse_xml(text).findtext("devices/emulator") or ""
+    there = [path for path in (*others.values(), emulator) if path and os.path.exists(path)]
+    places = {image.target: Place(image.named, image.format, image.is_block, image.volume) for image in images if image.target}
+    nvram = next((image.path for image in images if not image.target), "")
+    made = restored_xml(text, name=name, uuid=uuid, is_copy=is_copy, disks=places, nvram=nvram, stamp=stamp, there=there)
+    missing = [*_missing(connection, made.xml), *_missing_disks(made.xml, [*places])]
+    missing += [problem for image in images for problem in image.problems]
+    missing += _taken(connection, images, name, uuid, overwrite=params["overwrite"])
+    missing += _too_small(images)
+    # The set's XML and manifest say what is in them.
+    missing, removed, not_captured = (
+        [foreign(one, _MOST_SHOWN) for one in some] for some in (missing, made.removed, found["manifest"]["not_captured"])
+    )
+    if missing:
+        raise LiveBackupError(
+            f"Domain {name!r} cannot be restored on this host yet, and nothing was written: {'; '.join(missing)}.",
+            code="host_unsuitable",
+            missing=missing,
+        )
+    devices = [image.path for image in images if image.is_block]
+    if devices and not params["exclusive"]:
+        raise LiveBackupError(
+            f"Disks of domain {name!r} go to block devices ({', '.join(devices)}), where QEMU's lock does not show whether another host "
+            "uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory.",
+            code="exclusive_needed",
+        )
+    return Plan(name, uuid, str(backup), stamp, images, made.xml, removed, existing is not None, not_captured)
+
+
+def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
+    """Fail where a domain's disks are in use, or something of it belongs to them as they are now."""
+    name = domain.name()
+    if not overwrite:
+        raise LiveBackupError(
+            f"There is a domain {name!r} on this host. To put the backup in its place, shut it off and use overwrite (restore_overwrite "
+            "in the playbook); to have both, give the restored one another name.",
+            code="domain_exists",
+        )
+    if domain.isActive():
+        raise LiveBackupError(f"Domain {name!r} is running. Shut it off before its disks are overwritten.", code="domain_running")
+    if domain.state()[1] == VIR_DOMAIN_SHUTOFF_MIGRATED:
+        raise LiveBackupError(
+            f"Domain {name!r} was migrated away and may be running on another host, on these disks. Undefine it here.",
+            code="domain_migrated",
+        )
+    if domain.hasManagedSaveImage():
+        raise LiveBackupError(
+            f"Domain {name!r} has saved memory, which belongs to its old disks: virsh managedsave-remove removes it.", code="memory_saved"
+        )
+    if domain.listAllSnapshots():
+        raise LiveBackupError(
+            f"Domain {name!r} has snapshots, which belong to its old disks. Delete them first.", code="domain_has_snapshots"
+        )
+    checkpoints = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
+    if checkpoints:
+        raise LiveBackupError(
+            f"Domain {name!r} has checkpoints ({', '.join(checkpoints)}), which belong to its old disks: an incremental backup since "
+            "one would be wrong. `virsh checkpoint-delete --metadata` removes them. The tool that made them must start with a full backup.",
+            code="domain_has_snapshots",
+        )
+
+
+def _disk_images(backup: Path, manifest: dict[str, Any], name: str, params: dict[str, Any], volumes: VolumePlace) -> Iterator[Image]:
+    for disk in manifest["disks"]:
+        wanted = params["format"]
+        kept = disk["source"]["format"] if disk["source"]["format"] in ("raw", "qcow2") else "qcow2"
+        image_format = kept if wanted == "original" else wanted
+        if params["directory"]:
+            path = str(Path(params["directory"]) / f"{file_name(name)}.{file_name(disk['target'])}.{image_format}")
+            place = OldPlace(path, path, False, None, (), ())
+        else:
+            place = old_place(disk["target"], disk["source"], volumes)
+        yield Image(
+            disk["target"],
+            disk["file"],
+            disk["format"],
+            disk["digest"],
+            place.path,
+            image_format,
+            place.is_block,
+            disk["capacity"],
+            _needed(backup / disk["file"], disk, image_format),
+            place.named,
+            place.volume,
+            place.problems,
+            place.differences,
+        )
+
+
+def _needed(file: Path, disk: dict[str, Any], image_format: str) -> int:
+    """The bytes that will be written of a disk, whatever its virtual size: holes and zeroes take none."""
+    if not file.exists():  # on another host yet
+        return min(int(disk["capacity"]), int(disk["allocated"]))
+    if image_format == disk["format"]:
+        return data_bytes(file)
+    # For a raw image qemu-img gives the virtual size, though it writes no zeroes.
+    return (
+        min(int(disk["capacity"]), measure(file, disk["format"], "qcow2"))
+        if image_format == "raw"
+        else measure(file, disk["format"], image_format)
+    )
+
+
+def _nvram_image(backup: Path, manifest: dict[str, Any], text: str, name: str, is_copy: bool) -> Iterator[Image]:
+    for file in manifest["files"]:
+        if file["name"] == "nvram":
+            old = parse_domain(text).nvram
+            path = str(NVRAM_DIRECTORY / f"{file_name(name)}_VARS.fd") if is_copy or not old else old
+            problems = tuple(place_problems(path)) if path.startswith("/") else ()
+            yield Image("", "nvram", "", file["digest"], path, "", False, file["size"], file["size"], problems=problems)
+
+
+def _missing(connection: libvirt.virConnect, xml: str) -> Iterator[str]:
+    """What the host lacks that the domain names."""
+    wanted = needs(xml)
+    networks = {network.name() for network in connection.listAllNetworks()}
+    pools = {pool.name() for pool in connection.listAllStoragePools()}
+    yield from (f"there is no network {name}" for name in wanted["network"] if name not in networks)
+    yield from (f"there is no bridge {name}" for name in wanted["bridge"] if not Path("/sys/class/net", name).exists())
+    yield from (f"there is no storage pool {name}" for name in wanted["pool"] if name not in pools)
+    yield from (f"there is no file {path}" for path in wanted["file"] if not os.path.exists(path))
+    capabilities = parse_xml(connection.getCapabilities())
+    [kind], [arch] = wanted["type"], wanted["arch"]
+    guests = [guest for guest in capabilities.findall("guest") if guest.find("arch").get("name") == arch]
+    if not any(domain.get("type") == kind for guest in guests for domain in guest.findall("arch/domain")):
+        yield f"it cannot run domains of type {kind} for {arch}"
+    machines = {element.text for guest in guests for element in guest.iter("machine")}
+    yield from (f"its QEMU has no machine type {machine}" for machine in wanted["machine"] if machine not in machines)
+
+
+def _missing_disks(xml: str, restored: list[str]) -> Iterator[str]:
+    for target, path in sources_of_others(xml, restored).items():
+        if path and not os.path.exists(path):
+            yield f"there is no {path}, which is disk {target} and not in the set"
+
+
+def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid: str, *, overwrite: bool) -> Iterator[str]:
+    """What must not be written over."""
+    paths = [image.path for image in images]
+    yield from (f"{path} is named for two disks" for path in sorted({path for path in paths if paths.count(path) > 1}))
+    for image in images:
+        path = Path(image.path)
+        if image.problems:
+            continue
+        if not path.is_absolute():
+            yield f"{path} is not an absolute path"
+        elif not path.parent.is_dir():
+            yield f"there is no directory {path.parent}"
+        elif len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
+            yield f"the name of {path} is too long for its file system"
+        elif (path.is_symlink() and not image.is_block) or (path.exists() and not path.is_file() and not image.is_block):
+            yield f"{path} is not a regular file"
+        elif os.path.lexists(path) and not overwrite:
+            yield f"{path} exists (overwrite replaces it, restore_overwrite in the playbook)"
+        if image.is_block and _used_by_host(path):
+            yield f"{path} is in use by this host (mounted, or part of a volume group or RAID)"
+        if path.exists():
+            users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {name!r}")]
+            yield from (f"{who} names {path}" for who in users)
+            yield from (
+                f"{path} is a disk of domain {other!r}, or in the backing chain of one" for other in _builds_on(connection, path, name)
+            )
+    for domain in connection.listAllDomains():
+        if domain.UUIDString() == uuid and domain.name() != name:
+            yield f"domain {domain.name()!r} has its UUID (restore under another name to have both)"
+
+
+def _used_by_host(device: Path) -> bool:
+    """Linux gives a device exclusively to nobody who comes after the host itself has it in use."""
+    try:
+        os.close(os.open(device, os.O_RDWR | os.O_EXCL))
+    except OSError as error:
+        if error.errno != errno.EBUSY:
+            raise
+        return True
+    return False
+
+
+def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterator[str]:
+    """Other domains that have a file as a disk or below one: no XML of theirs need name it."""
+    for domain in connection.listAllDomains():
+        if domain.name() != name:
+            disks = read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks
+            for image, image_format in [(disk.chain[0].path, disk.chain[0].format) for disk in disks if disk.chain]:
+                if Path(image).is_file():
+                    if any(os.path.exists(one) and path.samefile(one) for one in _chain(image, image_format)):
+                        yield domain.name()
+                elif image and os.path.exists(image) and path.samefile(image):
+                    yield domain.name()
+
+
+def _chain(image: str, image_format: str) -> list[str]:
+    """The files of an image. What another domain's damaged image builds on cannot be known, and must not keep this one from a restore."""
+    try:
+        return [one["filename"] for one in backing_chain(image, image_format)]
+    except LiveBackupError:
+        return [image]
+
+
+def _too_small(images: list[Image]) -> Iterator[str]:
+    """The file systems and devices that are too small: old disks stay until the new ones are whole."""
+    needed: dict[int, tuple[Path, int]] = {}
+    for image in images:
+        directory = Path(image.path).parent
+        if image.is_block and not image.problems:
+            size = device_size(image.path)
+            least = image.needed if image.format == "qcow2" else image.capacity
+            if size < least:
+                yield f"{image.path} has {size} bytes, and the disk needs {least}"
+        elif directory.is_dir() and not image.problems:
+            device = directory.stat().st_dev
+            needed[device] = directory, needed.get(device, (directory, 0))[1] + image.needed
+    for directory, amount in needed.values():
+        if free_bytes(directory) < amount:
+            yield f"{directory} has {free_bytes(directory) // MIB} MiB free, and {-(-amount // MIB)} MiB are needed"
+        problem = inode_problem(directory)
+        if problem:
+            yield problem

@@ -1,0 +1,68 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Write the files of a set beside their places."""
+
+from __future__ import annotations
+
+import os
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from .._base.clock import Clock
+from .._base.errors import LiveBackupError
+from .._base.files import read_small, sync_path, write_durably
+from .._base.filesystem import mount_of
+from .._claim.restore_journal import Move
+from .._image.copy import Copying, copy_image
+from .._image.data import Pace
+from .._image.digest import file_digest, image_digest
+from .._image.qcow2 import is_self_contained
+from .._image.qemu_img import convert, remove_bitmaps
+from .plan import Image, Plan
+
+# As many bytes of an image's name are in the names of the files beside it.
+_MOST_OF_NAME = 100
+
+
+def moves_of(plan: Plan) -> list[Move | None]:
+    """Where each image is written first; a device has no such place."""
+    return [None if image.is_block else _move(image, plan.stamp["backup_id"]) for image in plan.images]
+
+
+def _move(image: Image, backup_id: str) -> Move:
+    path = Path(image.path)
+    # Names have at most 255 bytes, and the image's own may be that long.
+    short = os.fsdecode(os.fsencode(path.name)[:_MOST_OF_NAME])
+    beside = f".{short}.{image.target or image.file}.{backup_id}"
+    return Move(str(path), str(path.with_name(f"{beside}.restoring")), str(path.with_name(f"{beside}.replaced")), mount_of(path))
+
+
+def write_image(set_path: Path, image: Image, move: Move | None, clock: Clock) -> None:
+    """Write a file of the set beside its place, and prove meanwhile that it is what the manifest says. A device is only proved."""
+    source = set_path / image.file
+    if image.target and not is_self_contained(source, image.source_format):
+        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.", code="set_damaged")
+    if move is None:
+        digest = image_digest(source)
+    elif not image.target:
+        digest = file_digest(source)
+        write_durably(Path(move.temporary), read_small(source))
+    elif image.format == image.source_format:
+        copying = Copying(source, image.source_format, image.format, as_hashed=True)
+        digest = copy_image(copying, Path(move.temporary), Pace(clock), clock, lambda: None)["digest"]
+    else:
+        with ThreadPoolExecutor(1) as pool:
+            # What one of them has read, the other finds in the page cache.
+            read = pool.submit(image_digest, source)
+            convert(source, image.source_format, Path(move.temporary), image.format, forget=True)
+            digest = read.result()
+    if digest != image.digest:
+        raise LiveBackupError(
+            f"{source} is not what was backed up: its digest is {digest}, not {image.digest}. Nothing was restored.", code="set_damaged"
+        )
+    if move is not None:
+        if image.format == "qcow2":
+            remove_bitmaps(move.temporary)
+        sync_path(Path(move.temporary))

@@ -1,0 +1,103 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Check a set's files against its manifest, and note the proof. Runs at the far end of an ssh:// target too."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import rfc3339
+from .._base.errors import LiveBackupError
+from .._base.files import read_small, write_durably
+from .._base.text import one_line
+from .._image.digest import file_digest, image_digest
+from .locks import reading_set
+from .proofs import PROOFS, manifest_digest, proof_file, read_proof
+from .read import GUIDE, SUMS, strangers
+
+
+def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
+    """The set's facts, with `findings[]` about every file, by name, whose size or digest is not the manifest's."""
+    # Not the newest good one: one whose proof failed would be passed over the next time.
+    with reading_set(target, domain, backup_id, good=False) as found:
+        path = Path(found["path"])
+        findings = [*found["findings"], *_sums(path)]
+        manifest = found["manifest"]
+        if manifest is not None:
+            broken = {finding.partition(":")[0] for finding in findings}
+            findings += strangers(path, manifest)
+            for disk in manifest["disks"]:
+                if disk["file"] not in broken:
+                    findings += _proved(disk["file"], lambda name: image_digest(path / name), disk["digest"])
+            for file in manifest["files"]:
+                if file["name"] not in broken:
+                    findings += _proved(file["name"], lambda name: file_digest(path / name), file["digest"])
+    return {**found, "findings": [one_line(one) for one in findings]}
+
+
+def _proved(name: str, digest_of: Callable[[str], str], wanted: str) -> list[str]:
+    try:
+        return _differs(name, digest_of(name), wanted)
+    except OSError as error:
+        # A rotten disk is what a proof is to find.
+        return [f"{name}: it cannot be read: {os.strerror(error.errno or 0)}"]
+
+
+def _differs(name: str, digest: str, wanted: str) -> list[str]:
+    return [] if digest == wanted else [f"{name}: its digest is {digest}, not {wanted}"]
+
+
+def _sums(path: Path) -> list[str]:
+    """What sha256sum would find of the files that tell about the set."""
+    try:
+        lines = read_small(path / SUMS).decode().splitlines()
+    except ValueError as error:
+        return [f"{SUMS}: it {error}"]
+    noted = {name: digest for digest, _space, name in (line.partition("  ") for line in lines)}
+    findings = []
+    for name in sorted({"manifest.json", GUIDE}):
+        try:
+            read_small(path / name)
+        except ValueError as error:
+            # What is wrong with the manifest is told already.
+            findings += [f"{name}: it {error}"] if name == GUIDE else []
+            continue
+        findings += _differs(name, file_digest(path / name), f"sha256:{noted.get(name)}")
+    return findings
+
+
+def note_proof(target: str, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> dict[str, Any]:
+    """Record, beside the sets, how the last proof of a set went. One that timed out proves nothing, and takes no failure back."""
+    if Path(target) not in Path(path).parents:
+        raise LiveBackupError(f"{path} is not below {target}.", code="target_unsafe")
+    try:
+        digest = manifest_digest(Path(path))
+    except ValueError:
+        # There is nothing to tie it to, and such a set is damaged for everybody who looks.
+        return {}
+    last = read_proof(Path(path))
+    if outcome == "timed out" and last is not None and last["outcome"] == "failed":
+        return last
+    record = {
+        "backup_id": os.path.basename(path),
+        "manifest": digest,
+        "level": level,
+        "verified": outcome == "verified",
+        "outcome": outcome,
+        "at": rfc3339(time.time()),
+        "rto_ms": rto_ms,
+        "findings": findings,
+    }
+    directory = Path(path).parent / PROOFS
+    if directory.is_symlink():
+        raise LiveBackupError(f"{directory} is a link, and is not followed. The proof of {path} is not recorded.", code="target_unsafe")
+    directory.mkdir(mode=0o700, exist_ok=True)
+    write_durably(proof_file(Path(path)), json.dumps(record).encode())
+    return record

@@ -1,0 +1,96 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Remove the backup sets that the retention rules do not keep. Runs at the far end of an ssh:// target too."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+from .._base.errors import LiveBackupError, from_os_error
+from .._base.files import sync_path
+from .catalogue import REMOVING, list_sets, sets_in
+from .locks import removing, require_owner
+from .proofs import proof_file
+from .retention import Plan, plan_retention
+
+
+def prune_sets(
+    target: str, domains: list[str], keep: dict[str, int], keep_ids: list[str], held: dict[str, str], check_mode: bool
+) -> dict[str, Any]:
+    """Keep and remove, domain by domain: `kept[]` with reasons, `removed[]`, `problems[]` for domains of which nothing was removed.
+
+    `held` says, by the UUID of a domain, why nothing of it may be removed now.
+    """
+    found = list_sets(target, domains)
+    kept: list[dict[str, Any]] = []
+    removed: list[dict[str, Any]] = []
+    problems: list[str] = []
+    for directory, group in groupby(found["sets"], key=lambda one: one["directory"]):
+        sets = list(group)
+        plan, gone, left = _plan(sets, keep, keep_ids, held)
+        try:
+            if (gone or left) and not check_mode:
+                with removing(Path(directory)):
+                    # Since the listing one may have been proven, found bad or removed.
+                    sets = sets_in(Path(directory), [])
+                    plan, gone, left = _plan(sets, keep, keep_ids, held)
+                    _remove(gone, left)
+            elif gone or left:
+                require_owner(Path(directory))
+            if plan.problem:
+                problems.append(f"Nothing of domain {sets[0]['domain']!r} was removed: {plan.problem}.")
+        except (LiveBackupError, OSError) as error:
+            problems.append(error.msg if isinstance(error, LiveBackupError) else from_os_error(error).msg)
+            # One without its name is no set any more, even if files of it are left.
+            plan.kept.update({one["backup_id"]: ["it could not be removed"] for one in gone if os.path.lexists(one["path"])})
+            gone, left = ([one for one in some if not os.path.lexists(one["path"])] for some in (gone, left))
+        kept += [{**_name(one), "reasons": plan.kept[one["backup_id"]]} for one in sets if _is_set(one) and one["backup_id"] in plan.kept]
+        removed += [_name(one) for one in [*gone, *left]]
+    return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
+
+
+def _plan(
+    sets: list[dict[str, Any]], keep: dict[str, int], keep_ids: list[str], held: dict[str, str]
+) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
+    """The plan, the sets that go by it, and those whose removal was interrupted; nothing goes where there is a problem."""
+    reason = next((held[one["uuid"]] for one in sets if one["uuid"] in held), "")
+    if reason:
+        plan = Plan({one["backup_id"]: ["nothing is removed"] for one in sets if _is_set(one)}, [], reason)
+    else:
+        plan = plan_retention(sets, keep, time.time(), keep_ids)
+    gone = [one for one in sets if _is_set(one) and one["backup_id"] in plan.removed]
+    return plan, gone, [] if plan.problem else [one for one in sets if one["status"] == "removing"]
+
+
+def _is_set(one: dict[str, Any]) -> bool:
+    return one["status"] in ("good", "damaged")
+
+
+def _name(one: dict[str, Any]) -> dict[str, Any]:
+    return {key: one[key] for key in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
+
+
+def _remove(gone: list[dict[str, Any]], left: list[dict[str, Any]]) -> None:
+    """Each set loses its name first: what is seen is whole. The oldest go first."""
+    # First of all, since a set may have the name of one whose removal was interrupted.
+    for one in left:
+        shutil.rmtree(one["path"])
+    doomed = []
+    for one in gone:
+        path = Path(one["path"])
+        hidden = path.with_name(f".{path.name}{REMOVING}")
+        path.rename(hidden)
+        sync_path(path.parent)
+        doomed.append(hidden)
+        proof = proof_file(path)
+        if proof.parent.is_dir() and not proof.parent.is_symlink():
+            proof.unlink(missing_ok=True)
+    for path in doomed:
+        shutil.rmtree(path)

@@ -1,0 +1,121 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Receive a backup set that another host sends. Runs at the far end of an ssh:// target."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from .._base.errors import LiveBackupError
+from .._base.files import sync_path
+from .._base.filesystem import free_bytes, inode_problem, require_safe
+from .layout import SENDER, SetPaths, check_backup_id, claim_domain_directory, domain_directory
+from .read import read_manifest
+
+# Holds its sender's token, and is locked while that lives; a partial set without it is made by a run on this host and is no concern
+# of ours.
+# The sets that this process writes, and removes if it ends before they are whole or left to a later one. Their locks end with it.
+_unfinished: list[Path] = []
+
+
+def room_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, Any]:
+    """The bytes that are free for a domain's next set, when what senders have left of it that are gone is removed."""
+    _require_directory(target)
+    if not check_mode:
+        for left in domain_directory(Path(target), name, uuid).glob(".*.partial"):
+            _remove_dead(left)
+    problem = inode_problem(target)
+    if problem:
+        raise LiveBackupError(f"{problem}.", code="no_free_inodes")
+    return {"free": free_bytes(target)}
+
+
+def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> dict[str, Any]:
+    """Make the directory that a set is written in; those of senders that are gone are removed."""
+    check_backup_id(backup_id)
+    _require_directory(target)
+    paths = SetPaths(claim_domain_directory(Path(target), name, uuid), backup_id)
+    if os.path.lexists(paths.final):
+        raise LiveBackupError(f"{paths.final} exists already.", code="backup_id_taken")
+    free = room_for(target, name, uuid, check_mode=False)["free"]
+    if free < needed:
+        raise LiveBackupError(
+            f"Target {target} is too small: the set needs {needed >> 20} MiB, and {free >> 20} MiB are free.", code="no_free_space"
+        )
+    paths.partial.mkdir(mode=0o700)
+    descriptor = os.open(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    os.write(descriptor, token.encode())
+    _unfinished.append(paths.partial)
+    return {"path": str(paths.partial)}
+
+
+def leave_set() -> dict[str, Any]:
+    """Keep what was written for the process that goes on."""
+    for partial in _unfinished:
+        sync_path(partial)
+    _unfinished.clear()
+    return {}
+
+
+def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) -> dict[str, Any]:
+    """Go on with the set that another process of the same sender has left."""
+    check_backup_id(backup_id)
+    partial = SetPaths(domain_directory(Path(target), name, uuid), backup_id).partial
+    gone = LiveBackupError(f"{partial} is gone or was made by another run: back the domain up again.", code="partial_gone")
+    try:
+        descriptor = os.open(partial / SENDER, os.O_RDWR | os.O_NOFOLLOW)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (FileNotFoundError, BlockingIOError):
+        raise gone from None
+    if os.read(descriptor, len(token) + 1) != token.encode():
+        raise gone
+    _unfinished.append(partial)
+    return {"path": str(partial)}
+
+
+def discard_unfinished() -> None:
+    """Remove what this process has begun and nobody goes on with."""
+    for partial in _unfinished:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, Any]:
+    """Give the set its name when all of it is there."""
+    paths = SetPaths(domain_directory(Path(target), name, uuid), backup_id)
+    problems = read_manifest(paths.partial, backup_id)[1]
+    if problems:
+        raise LiveBackupError(f"The set in {paths.partial} is not whole: {'; '.join(problems)}.", code="copy_damaged")
+    sync_path(paths.partial)
+    paths.partial.rename(paths.final)
+    _unfinished.remove(paths.partial)
+    sync_path(paths.directory)
+    # Not before: without it nobody could say whether the writer of a partial set lives.
+    (paths.final / SENDER).unlink()
+    return {"path": str(paths.final)}
+
+
+def _require_directory(target: str) -> None:
+    if not os.path.isdir(target):
+        raise LiveBackupError(f"Target {target} does not exist. Create it; a backup never does.", code="target_missing")
+    require_safe(Path(target))
+
+
+def _remove_dead(left: Path) -> None:
+    # Empty, if its writer died before it could say that it lives; one that is not empty stays.
+    with suppress(OSError):
+        left.rmdir()
+    with suppress(FileNotFoundError, BlockingIOError):
+        descriptor = os.open(left / SENDER, os.O_RDWR | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            shutil.rmtree(left)
+        finally:
+            os.close(descriptor)

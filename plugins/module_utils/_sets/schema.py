@@ -1,0 +1,117 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The form of a manifest."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .._base.schema import MOST, Schema
+
+VERSION = 2
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "additionalProperties": False, "required": list(properties), "properties": properties}
+
+
+def _array(items: Schema, **more: Any) -> Schema:
+    return {"type": "array", "items": items, **more}
+
+
+def _text(pattern: str) -> Schema:
+    return {"type": "string", "pattern": f"^{pattern}$"}
+
+
+_STRING: Schema = {"type": "string"}
+
+
+_SOME: Schema = {"type": "string", "minLength": 1}
+
+
+_AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": MOST}
+
+
+# As file_name in _backup_set makes them; no separator, no dot in front.
+_FILE = {**_text("[A-Za-z0-9_%-][A-Za-z0-9._%-]*"), "maxLength": 255}
+
+
+_TIME = _text(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
+
+
+_RELEASE = _text(r"[0-9]+\.[0-9]+\.[0-9]+")
+
+
+_BACKUP_ID = _text("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+_UUID = _text("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+
+
+_HEX = "[0-9a-f]{64}"
+
+
+SCHEMA = _object(
+    schema={"enum": [1, VERSION]},
+    backup_id=_BACKUP_ID,
+    domain=_object(name=_SOME, uuid=_UUID, hypervisor=_STRING),
+    method={"enum": ["push", "legacy", "offline", "pull"]},
+    method_reason=_SOME,
+    level={"enum": ["full", "incremental", "differential"]},
+    parent={"type": ["string", "null"], "pattern": _BACKUP_ID["pattern"]},
+    consistency=_object(level={"enum": ["filesystem", "crash", "offline"]}, instant=_TIME, frozen_ms=_AMOUNT, why=_SOME),
+    started=_TIME,
+    finished=_TIME,
+    job={
+        **_object(
+            type={"const": "completed"},
+            operation=_STRING,
+            success={"const": True},
+            time_elapsed_ms=_AMOUNT,
+            data_total=_AMOUNT,
+            data_processed=_AMOUNT,
+            data_remaining=_AMOUNT,
+            error=_STRING,
+        ),
+        "type": ["object", "null"],
+    },
+    versions=_object(libvirt=_RELEASE, qemu=_RELEASE, collection=_SOME),
+    disks=_array(
+        _object(
+            target=_SOME,
+            file=_FILE,
+            format={"enum": ["qcow2", "raw"]},
+            capacity=_AMOUNT,
+            size=_AMOUNT,
+            allocated=_AMOUNT,
+            digest=_text("sha256-64k:" + _HEX),
+            source=_object(path=_STRING, format=_SOME),
+            backing={**_FILE, "type": ["string", "null"]},
+        ),
+        minItems=1,
+    ),
+    skipped=_array(_object(target=_SOME, reason=_SOME)),
+    not_captured=_array(_SOME),
+    files=_array(_object(name=_FILE, size=_AMOUNT, digest=_text("sha256:" + _HEX))),
+)
+
+
+# What the place of the disk was, as far as that is known; not in version 1.
+SCHEMA["properties"]["disks"]["items"]["properties"]["source"]["properties"].update(
+    type=_SOME, pool=_SOME, volume=_SOME, device_size=_AMOUNT, mount=_SOME, real_path=_SOME, elsewhere=_SOME
+)
+
+
+# Sets of early releases lack it.
+SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
+
+
+# Only there where the domain was captured together with others.
+SCHEMA["properties"]["group"] = _object(
+    name=_SOME,
+    spread_ms=_AMOUNT,
+    clock_error_ms=_AMOUNT,
+    members=_array(_object(domain=_SOME, uuid=_UUID, hypervisor=_SOME), minItems=1),
+)

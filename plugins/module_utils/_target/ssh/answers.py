@@ -1,0 +1,147 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a server answers, held to a schema before anything builds on it: it may be old, broken or hostile."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from ..._base.clock import wall_time
+from ..._base.schema import Schema, violations
+from ..._sets.proofs import PROOF
+from ..._sets.schema import SCHEMA
+
+_STRING: Schema = {"type": "string"}
+
+
+_MAYBE: Schema = {"type": ["string", "null"]}
+
+
+_NUMBER: Schema = {"type": "integer", "minimum": 0}
+
+
+_BOOL: Schema = {"enum": [True, False]}
+
+
+_TEXTS: Schema = {"type": "array", "items": _STRING}
+
+
+_MAYBE_TIME: Schema = {**SCHEMA["properties"]["started"], "type": ["string", "null"]}
+
+
+def _object(**properties: Schema) -> Schema:
+    return {"type": "object", "required": list(properties), "properties": properties}
+
+
+def _objects(item: Schema) -> Schema:
+    return {"type": "array", "items": item}
+
+
+# As _sets gives it. What an unfinished one is named is anybody's choice.
+_LISTED = _object(
+    domain=_STRING,
+    uuid=_MAYBE,
+    backup_id=_STRING,
+    directory=_STRING,
+    path=_STRING,
+    status={"enum": ["good", "damaged", "partial", "removing"]},
+    good=_BOOL,
+    findings=_TEXTS,
+    method=_MAYBE,
+    level=_MAYBE,
+    parent=_MAYBE,
+    consistency=_MAYBE,
+    instant=_MAYBE_TIME,
+    ahead=_BOOL,
+    finished=_MAYBE_TIME,
+    bytes=_NUMBER,
+    # Who lists a set says the outcome of older proofs, too.
+    proof={**PROOF, "type": ["object", "null"], "required": list(PROOF["properties"])},
+    manifest={**SCHEMA, "type": ["object", "null"]},
+)
+
+
+# One that is read: its names become paths here.
+_FOUND = _object(**{**_LISTED["properties"], "backup_id": SCHEMA["properties"]["backup_id"], "status": {"enum": ["good", "damaged"]}})
+
+
+_NAMED = {name: _LISTED["properties"][name] for name in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
+
+
+_PLACE = _object(path=_STRING)
+
+
+_NOTHING = _object()
+
+
+# By the functions of _far_end.CALLS, and by what else it is told to do.
+ANSWERS: dict[str, Schema] = {
+    "list_sets": _object(sets=_objects(_LISTED), findings=_TEXTS),
+    "find_set": _FOUND,
+    "open_set": _FOUND,
+    "check_files": _FOUND,
+    "note_proof": {**PROOF, "required": []},
+    "prune_sets": _object(
+        changed=_BOOL,
+        kept=_objects(_object(**_NAMED, reasons=_TEXTS)),
+        removed=_objects(_object(**_NAMED)),
+        problems=_TEXTS,
+        findings=_TEXTS,
+    ),
+    "room_for": _object(free=_NUMBER),
+    "begin_set": _PLACE,
+    "resume_set": _PLACE,
+    "finish_set": _PLACE,
+    "leave_set": _NOTHING,
+    "look": _object(
+        directory=_BOOL,
+        writable=_BOOL,
+        free=_NUMBER,
+        dest={"type": ["array", "null"], "items": {"type": "integer"}},
+        is_file=_BOOL,
+        mode={"type": ["integer", "null"]},
+        record=_MAYBE,
+    ),
+    "receive": _object(dest={"type": "array", "items": {"type": "integer"}}, allocated=_NUMBER),
+    "send": _object(size={**_NUMBER, "maximum": 2**63 - 1}),
+    "sent": _NOTHING,
+    "note": _NOTHING,
+    "error": {
+        "type": "object",
+        "required": ["error"],
+        "properties": {
+            "error": _STRING,
+            "code": {"type": "string", "pattern": "^[a-z_]{1,60}$"},
+            "errno": {"type": ["integer", "null"]},
+            "file": _MAYBE,
+        },
+    },
+}
+
+
+def unexpected(function: str, answer: Any) -> Iterator[str]:
+    """What is wrong with an answer, in words."""
+    if function == "call":
+        # What it returns is looked at by the name of what was called.
+        if not isinstance(answer, dict) or "returned" not in answer:
+            yield "it returns nothing"
+        return
+    problems = list(violations(answer, ANSWERS[function], "it"))
+    yield from problems
+    if not problems:
+        for one in answer["sets"] if function == "list_sets" else [answer] if ANSWERS[function] is _FOUND else []:
+            yield from _doubts(one)
+
+
+def _doubts(one: dict[str, Any]) -> Iterator[str]:
+    """What is said of a good set rests on its manifest."""
+    if one["status"] == "good":
+        if one["manifest"] is None or one["manifest"]["backup_id"] != one["backup_id"]:
+            yield f"set {one['backup_id']} is good, and has no manifest of its own"
+        try:
+            wall_time(str(one["instant"]))
+        except ValueError:
+            yield f"the instant of set {one['backup_id']} is not a time"

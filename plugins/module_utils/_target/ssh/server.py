@@ -1,0 +1,328 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The far end of a copy over ssh: it looks, receives an image's data, and proves what it wrote.
+
+It runs as a program of its own, made of the texts of this module and of those that it imports, which need nothing but Python's
+standard library.
+
+It is told what to do in lines of JSON, and answers each with one, before which empty ones show that it works. After `receive` come
+frames of data, and after an empty frame a line with the image's digest. What was written is read again from the disk, and has its name
+only if it has that digest. If the input ends before, or anything fails, nothing is left.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import json
+import os
+import signal
+import stat
+import struct
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from typing import Any
+
+from ..._base.errors import LiveBackupError, from_os_error
+from ..._base.filesystem import free_bytes
+from ..._image.digest import BATCH, data_extents, open_digest
+from ..._sets.catalogue import find_set, list_sets
+from ..._sets.check import check_files, note_proof
+from ..._sets.locks import reading_set
+from ..._sets.prune import prune_sets
+from ..._sets.receive import begin_set, discard_unfinished, finish_set, leave_set, resume_set, room_for
+
+# What a login shell may print comes before this.
+MARK = "live_backup far end"
+
+
+# A frame's offset in the image and its length.
+FRAME = struct.Struct(">QI")
+
+
+# How often work shows that it goes on, and the least of the processor's time that is work.
+_SIGN_SECONDS = 10.0
+
+
+_WORK_SECONDS = 0.001
+
+
+_ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
+
+
+# What lasts as long as this program.
+_open = ExitStack()
+
+
+def open_set(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
+    """A set that is not removed as long as this program runs."""
+    return _open.enter_context(reading_set(target, domain, backup_id))
+
+
+_ABOUT_SETS: list[Callable[..., Any]] = [list_sets, find_set, check_files, note_proof, prune_sets, open_set]
+
+
+_RECEIVING: list[Callable[..., Any]] = [room_for, begin_set, leave_set, resume_set, finish_set]
+
+
+CALLS = {one.__name__: one for one in _ABOUT_SETS + _RECEIVING}
+
+
+def call(function: str, arguments: dict[str, Any]) -> Any:
+    """Do with the sets here what is done with those on a hypervisor's own disks."""
+    try:
+        return {"returned": CALLS[function](**arguments)}
+    except OSError as error:
+        # What the near end says of others is about a copy that is not written.
+        raise from_os_error(error) from error
+
+
+def look(path: str) -> Any:
+    """What is at a path and beside it."""
+    directory = os.path.dirname(path)
+    found: Any = {"directory": False, "writable": False, "free": 0, "dest": None, "is_file": True, "mode": None, "record": None}
+    if not os.path.isdir(directory):
+        return found
+    found.update(directory=True, writable=os.access(directory, os.W_OK | os.X_OK), free=free_bytes(directory))
+    try:
+        status = os.lstat(path)
+        found.update(dest=identity(status), is_file=stat.S_ISREG(status.st_mode), mode=stat.S_IMODE(status.st_mode))
+        with open(record_of(path), encoding="utf-8", errors="replace") as file:
+            found["record"] = file.read()
+    except FileNotFoundError:
+        pass
+    return found
+
+
+def identity(status: os.stat_result) -> Any:
+    """What changes when a file is written or replaced."""
+    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+
+
+def record_of(path: str) -> str:
+    """Where it is noted from what an image was copied."""
+    directory, name = os.path.split(path)
+    return os.path.join(directory, "." + name + ".sparse_copy.json")
+
+
+def receive(path: str, size: int, mode: int) -> Any:
+    """Write the frames that follow to a new file, and give it its name when it is whole, on the disk and proved."""
+    directory = os.path.dirname(path)
+    remove_left(path)
+    # Nothing may come between a file and who removes it.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    descriptor, temporary = tempfile.mkstemp(".tmp", prefix_of(path), directory)
+    try:
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+        # It says that this file's writer lives.
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        os.ftruncate(descriptor, size)
+        write_frames(descriptor)
+        expected = json.loads(read_line())["digest"]
+        os.fsync(descriptor)
+        # What is read now comes from the disk.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        found = open_digest(descriptor)
+        if found != expected:
+            raise LiveBackupError(f"{path} was not written: what was written has digest {found}, not {expected}.", code="copy_damaged")
+        os.fchmod(descriptor, mode)
+        os.fsync(descriptor)
+        os.rename(temporary, path)
+        temporary = ""
+        sync_directory(directory)
+        status = os.fstat(descriptor)
+        return {"dest": identity(status), "allocated": status.st_blocks * 512}
+    finally:
+        if temporary:
+            os.unlink(temporary)
+        os.close(descriptor)
+
+
+def send(path: str, offset: int = 0, length: int | None = None) -> Any:
+    """Send the data of a file, or of a part of it, as frames, an empty one at the end."""
+    try:
+        return _send(path, offset, length)
+    except OSError as error:
+        raise from_os_error(error) from error
+
+
+def _send(path: str, offset: int, length: int | None) -> Any:
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise LiveBackupError(f"{path} is no regular file.", code="set_damaged")
+        say(json.dumps({"size": status.st_size}))
+        last = status.st_size if length is None else min(offset + length, status.st_size)
+        for first, end in data_extents(descriptor, offset, last):
+            for start in range(first, end, BATCH):
+                data = os.pread(descriptor, min(BATCH, end - start), start)
+                if len(data) < min(BATCH, end - start):
+                    raise OSError(errno.EIO, "the file ended while it was read")
+                os.posix_fadvise(descriptor, start, len(data), os.POSIX_FADV_DONTNEED)
+                sys.stdout.buffer.write(FRAME.pack(start, len(data)))
+                sys.stdout.buffer.write(data)
+        sys.stdout.buffer.write(FRAME.pack(0, 0))
+        sys.stdout.buffer.flush()
+    finally:
+        os.close(descriptor)
+    return {}
+
+
+def prefix_of(path: str) -> str:
+    """How the names of a file's temporary files begin."""
+    return "." + os.path.basename(path) + ".copy-"
+
+
+def remove_left(path: str) -> None:
+    """Remove what writers left that were killed; who lives holds a lock."""
+    directory = os.path.dirname(path)
+    for name in os.listdir(directory):
+        if name.startswith(prefix_of(path)) and name.endswith(".tmp"):
+            left = os.path.join(directory, name)
+            try:
+                descriptor = os.open(left, os.O_RDWR | os.O_NOFOLLOW)
+                try:
+                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    os.unlink(left)
+                finally:
+                    os.close(descriptor)
+            except OSError as error:
+                if error.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
+                    raise
+
+
+def write_frames(descriptor: int) -> None:
+    """Write what comes until the empty frame."""
+    header, buffer = bytearray(FRAME.size), bytearray(BATCH)
+    while True:
+        read_into(memoryview(header))
+        offset, length = FRAME.unpack(header)
+        if not length:
+            return
+        data = memoryview(buffer)[:length]
+        read_into(data)
+        done = 0
+        while done < length:
+            done += os.pwrite(descriptor, data[done:], offset + done)
+        # Starts the writing, and leaves the page cache to others.
+        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
+
+
+def read_into(buffer: memoryview) -> None:
+    """Fill a buffer from the input."""
+    source: Any = sys.stdin.buffer
+    done = 0
+    while done < len(buffer):
+        got = source.readinto(buffer[done:])
+        if not got:
+            raise EOFError
+        done += got
+
+
+def read_line() -> bytes:
+    """A whole line of the input."""
+    line = sys.stdin.buffer.readline()
+    if not line.endswith(b"\n"):
+        raise EOFError
+    return line
+
+
+def note(path: str, record: Any) -> Any:
+    """Write the record of a copy, beside it and durably."""
+    directory = os.path.dirname(path)
+    data = json.dumps(dict(record, dest=identity(os.stat(path)))).encode()
+    descriptor, temporary = tempfile.mkstemp(".tmp", prefix_of(path), directory)
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(descriptor)
+        os.rename(temporary, record_of(path))
+    except OSError:
+        os.unlink(temporary)
+        raise
+    sync_directory(directory)
+    return {}
+
+
+def sync_directory(path: str) -> None:
+    """Have the directory's entries on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def end(number: int, frame: Any) -> None:
+    """A signal ends the program as any error does: what is unfinished is removed."""
+    raise SystemExit(128 + number)
+
+
+def main() -> int:
+    """Do what comes, until the input ends or something fails."""
+    for number in _ENDING:
+        signal.signal(number, end)
+    actions: Any = {"look": look, "receive": receive, "note": note, "call": call, "send": send}
+    say(MARK)
+    try:
+        return serve(actions)
+    finally:
+        discard_unfinished()
+
+
+def serve(actions: dict[str, Callable[..., Any]]) -> int:
+    """Do one thing after the other; 1 where one of them failed."""
+    while True:
+        try:
+            request = json.loads(read_line())
+            do = request.pop("do")
+            # What is sent shows itself that it goes on, and nothing may come between.
+            with nullcontext() if do == "send" else showing_work():
+                answer = actions[do](**request)
+        except EOFError:
+            return 0
+        except LiveBackupError as error:
+            answer = {"error": error.msg, "code": error.code}
+        except OSError as error:
+            answer = {"error": os.strerror(error.errno or 0), "errno": error.errno, "file": error.filename}
+        say(json.dumps(answer))
+        if "error" in answer:
+            return 1
+
+
+@contextmanager
+def showing_work() -> Iterator[None]:
+    """Say an empty line now and then while there is work, which uses the processor; who waits for a disk that hangs does not."""
+    over = threading.Event()
+
+    def show() -> None:
+        used = time.process_time() - time.thread_time()
+        while not over.wait(_SIGN_SECONDS):
+            before, used = used, time.process_time() - time.thread_time()
+            if used - before > _WORK_SECONDS:
+                say("")
+
+    thread = threading.Thread(target=show, daemon=True)
+    # It must not be given a signal that is blocked where the work is done.
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    thread.start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def say(line: str) -> None:
+    """Answer."""
+    sys.stdout.write(line + "\n")
+    sys.stdout.flush()

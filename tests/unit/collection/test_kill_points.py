@@ -1,0 +1,26 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""The tables of kill points name what there is."""
+
+from __future__ import annotations
+
+import importlib
+
+import pytest
+
+from tests.faults import points, tables
+from tests.faults.faulty import UTILS, place_of
+
+NEAR = {call for _modules, call in points.CALLS.values()} | {call for _module, call in points.WITHIN.values()}
+NEAR |= {row.call for row in [*tables.KILLS, *tables.PRUNES, *tables.PROOFS, *tables.RECOVERIES, *tables.RESTORES]}
+
+
+@pytest.mark.parametrize("call", sorted(NEAR - {call for call in NEAR if call[0].islower() and "." not in call}))
+def test_each_call_is_there(call: str) -> None:
+    place, name = place_of(call.partition("#")[0])
+    assert callable(getattr(place, name))
+
+
+@pytest.mark.parametrize("call", sorted({row.call for row in tables.FAR_ENDS}))
+def test_each_call_of_the_far_end_is_there(call: str) -> None:
+    module, _dot, name = call.partition("#")[0].removeprefix("far.").rpartition(".")
+    assert callable(getattr(importlib.import_module(UTILS + module), name))
