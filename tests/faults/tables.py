@@ -49,7 +49,7 @@ _COPYING = {
 }
 CALLS: dict[str, dict[str, dict[str, str]]] = {
     "push": {
-        BEGIN: {**_MAKING, "forgetting the last job": "_capture.capture.drop_completed_job", "the start of the job": "backupBegin"},
+        BEGIN: {**_MAKING, "forgetting the last job": "_capture.push.drop_completed_job", "the start of the job": "backupBegin"},
         WAIT: {
             "noting the wait": "_claim.step.save_claim",
             "the wait": "_operations.wait._await",
@@ -67,7 +67,7 @@ CALLS: dict[str, dict[str, dict[str, str]]] = {
     # What points.py has not: what this flow does besides.
     "legacy": {
         SNAPSHOT: {
-            "keeping room": "_operations.begin.keep_room",
+            "keeping room": "_capture.legacy.keep_room",
             "the claim's second copy": "_claim.claim.write_durably#2",
             "noting the partial set": "_capture.capture.save_claim",
             "saving the definition": "_capture.capture._save_definition",
@@ -156,13 +156,13 @@ PROOF = {
 RECOVERY: dict[str, dict[str, str]] = {
     "overlays": {
         "giving up": "_operations.recover.give_up",
-        "the first disk": "_recovery.repairs.commit_all",
+        "the first disk": "_capture.legacy.commit_all",
         "the start of a commit": "blockCommit",
         "a pivot": "blockJobAbort",
         "noting a pivot": "_overlay.way_back.Way._remember_pivot",
         "a deletion": "_overlay.way_back.Way._delete",
         "syncing a deletion": "_overlay.way_back.sync_path",
-        "the second disk": "_recovery.repairs.commit_all#2",
+        "the second disk": "_capture.legacy.commit_all#2",
         "the second pivot": "blockJobAbort#2",
         "the removal of the partial set": "shutil.rmtree",
         "a file of the partial set": "os.rmdir",
@@ -186,7 +186,7 @@ RECOVERY: dict[str, dict[str, str]] = {
     "a job": {
         "giving up": "_operations.recover.give_up",
         "the abortion": "abortJob",
-        "the job's end": "_recovery.repairs.abort_and_wait",
+        "the job's end": "_capture.push.abort_and_wait",
         "the removal of the partial set": "shutil.rmtree",
         "the removal of the claim": "_recovery.repairs.remove_claim",
     },

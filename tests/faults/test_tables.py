@@ -151,7 +151,7 @@ def test_a_restore_is_killed(
     if point.what.startswith("restore"):
         assert died(restore(point.fault))
     else:
-        assert died(restore("KILL after _restore_files._put"))
+        assert died(restore("KILL after _restore.files._put"))
         undoing = point.what.startswith("undoing")
         again = restore(point.fault, "night-1") if undoing else None
         assert died(again or run.backup.start_module("libvirt_backup_recover", fault=point.fault, domain=guest.name))

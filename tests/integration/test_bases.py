@@ -109,7 +109,7 @@ def interrupted(backup: Backup) -> None:
     """A run that was killed as its copy began, with the guest on its overlays, and a write that is only there."""
     made = backup.snapshot(overlay_dir=str(backup.guest.directory))
     assert made.get("changed"), made
-    run_until_killed(backup, "KILL before _capture_copy._Copies.run")
+    run_until_killed(backup, "KILL before _copy.disks.Copies.run")
     write(backup.guest, 9, PLACE)
 
 
@@ -124,7 +124,7 @@ def interrupted_in_the_commit_offline(backup: Backup) -> None:
     """A guest that ended on its overlay, and a recovery that was killed before it knew the end of its qemu-img."""
     interrupted(backup)
     backup.guest.destroy()
-    run_until_killed(backup, "KILL before _commit.sync_path", "libvirt_backup_recover")
+    run_until_killed(backup, "KILL before _overlay.way_back.sync_path", "libvirt_backup_recover")
 
 
 def run_until_killed(backup: Backup, fault: str, module: str = "sparse_copy") -> None:
@@ -283,7 +283,7 @@ def test_a_commit_offline_that_was_killed_is_begun_again(paused: Callable[[str],
     """Killed again in that, too."""
     backup = backup_of(paused("one-raw"))
     interrupted_in_the_commit_offline(backup)
-    run_until_killed(backup, "KILL before _commit.sync_path", "libvirt_backup_recover")
+    run_until_killed(backup, "KILL before _overlay.way_back.sync_path", "libvirt_backup_recover")
     assert_recovered(backup, base_of(backup.guest))
 
 

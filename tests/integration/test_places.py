@@ -246,7 +246,7 @@ def test_the_same_set_once_more_is_interrupted(machine: Callable[..., Machine], 
     for image in images:
         image.write_bytes(bytes(len(saved[0])))
     options = {"domain": made.name, "backup_id": "night-1", "target": str(backup.target), "overwrite": True, "again": True}
-    killed = backup.start_module("libvirt_domain_restore", fault="KILL after _restore_files._put", **options)
+    killed = backup.start_module("libvirt_domain_restore", fault="KILL after _restore.files._put", **options)
     assert killed.wait(timeout=120) != 0
     assert [image.read_bytes() for image in images] == [saved[0], bytes(len(saved[0]))]
     assert backup.recover()["changed"]

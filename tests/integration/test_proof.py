@@ -182,8 +182,8 @@ def test_two_proofs_side_by_side(everyday: Guest, backup_of: Callable[..., Backu
 
 
 KILLS = [
-    "before _boot_scratch.Scratch._start",
-    "after _boot_scratch.Scratch._start",
+    "before _proof.scratch.Scratch._start",
+    "after _proof.scratch.Scratch._start",
     "before createXML",
     "after createXML",
     "before destroy",

@@ -6,40 +6,71 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
-from .._hypervisor.bindings import libvirt
+from .._claim.claim import Claim
+from .._claim.plan import CapturePlan
 from .._hypervisor.domain_facts import DomainFacts, chain_allocation, chain_of
-from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
+from .._hypervisor.domain_xml import Disk
+from .._hypervisor.domains import active, lookup
+from .._hypervisor.versions import HostVersions
 from .._image.fingerprint import fingerprint
 from .._image.lock import images_locked
-from .plan import choose_disks
+from .method import Left, Repair
+from .options import BeginOptions
+from .plan import missing_copy, plan_copies
 
 
-def plan_offline(domain: libvirt.virDomain, facts: DomainFacts, params: dict[str, Any]) -> dict[str, Any]:
-    """The disks of a domain that is shut off, as their own headers tell their chains."""
-    if domain.state()[1] == VIR_DOMAIN_SHUTOFF_MIGRATED:
-        raise LiveBackupError(
-            f"Domain {facts.xml.name!r} was migrated away, and may be running on another host: back it up there, and undefine it here.",
-            code="domain_migrated",
-        )
-    disks = choose_disks(facts.xml, params["exclude_disks"])[0]
-    devices = [disk.target for disk in disks if disk.chain[0].type == "block"]
-    if devices and not params["exclusive"]:
-        raise LiveBackupError(
-            f"Disks {', '.join(devices)} of domain {facts.xml.name!r} are block devices, where QEMU's lock does not show whether "
-            "another host uses them. If only this host does, say so with exclusive, or leave them out with exclude_disks.",
-            code="exclusive_needed",
-        )
-    whole = {disk.target: replace(disk, chain=chain_of(disk.chain[0])) for disk in disks}
-    held = {disk.target: chain_allocation(whole[disk.target], facts.capacity_of(disk)) for disk in disks}
-    with images_locked([Path(disk.chain[0].path) for disk in disks]):
-        prints = {disk.target: fingerprint(disk.chain[0].path) for disk in disks}
-    return {
-        "held": held,
-        "prints": prints,
-        "saved": bool(domain.hasManagedSaveImage()),
-    }
+class Offline:
+    """Nothing is captured: the images stand still, and sparse_copy copies them under QEMU's lock."""
+
+    name = "offline"
+    live = False
+    copies = True
+
+    def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
+        return f"it is {facts.state}; `offline` is for domains that are shut off" if facts.active else ""
+
+    def disk_obstacle(self, disk: Disk) -> str:
+        return disk.copy_obstacle
+
+    def plan(self, plan: CapturePlan, chosen: list[Disk], facts: DomainFacts, options: BeginOptions) -> None:
+        """The disks' own headers tell their chains, which libvirt does not show of a domain that is shut off."""
+        name = facts.xml.name
+        if facts.migrated:
+            raise LiveBackupError(
+                f"Domain {name!r} was migrated away, and may be running on another host: back it up there, and undefine it here.",
+                code="domain_migrated",
+            )
+        devices = [disk.target for disk in chosen if disk.chain[0].type == "block"]
+        if devices and not options.exclusive:
+            raise LiveBackupError(
+                f"Disks {', '.join(devices)} of domain {name!r} are block devices, where QEMU's lock does not show whether "
+                "another host uses them. If only this host does, say so with exclusive, or leave them out with exclude_disks.",
+                code="exclusive_needed",
+            )
+        plan_copies(plan, chosen, options)
+        for planned, disk in zip(plan.disks, chosen):
+            planned.allocation = chain_allocation(replace(disk, chain=chain_of(disk.chain[0])), facts.capacity_of(disk))
+        with images_locked([Path(disk.chain[0].path) for disk in chosen]):
+            plan.prints = {disk.target: fingerprint(disk.chain[0].path) for disk in chosen}
+        plan.saved = facts.saved
+
+    def prepare(self, domain: Any, claim: Claim) -> None:
+        pass
+
+    def capture(self, domain: Any, claim: Claim) -> None:
+        pass
+
+    def missing_step(self, claim: Claim) -> str:
+        return missing_copy(claim)
+
+    def can_go_on(self, left: Left) -> bool:
+        return active(lookup(left.connection, left.claim.uuid)) is None
+
+    def repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
+        return iter(())

@@ -2,39 +2,21 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Decide what a backup captures, by which method, and how much room it needs. Nothing here touches libvirt or a disk."""
+"""Decide what a backup captures."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
+from .._claim.claim import Claim
+from .._claim.plan import CapturePlan
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk, Domain
-from .._hypervisor.versions import HostVersions, version_text
-
-
-def choose_method(versions: HostVersions, *, active: bool, wanted: str = "auto") -> tuple[str, str]:
-    """The method that suits a domain, and why; `wanted` is `auto`, `push` or `legacy`."""
-    if not active:
-        return "offline", "the domain is shut off"
-    if wanted != "auto":
-        return wanted, "it was asked for"
-    have = f"libvirt {version_text(versions.libvirt)} and QEMU {version_text(versions.qemu)}"
-    if versions.supports_push:
-        return "push", f"the domain is running, and {have} have the backup job"
-    return "legacy", f"the backup job needs libvirt 7.2 and QEMU 4.2, here are {have}"
-
-
-def why_not(method: str, versions: HostVersions, *, active: bool, state: str) -> str:
-    """Why a domain cannot be backed up by a method; empty where it can."""
-    if method == "offline":
-        return f"it is {state}; `offline` is for domains that are shut off" if active else ""
-    if not active:
-        return f"it is {state}, and {method} needs a running domain; use `offline`, or start it"
-    if method == "push" and not versions.supports_push:
-        return choose_method(versions, active=True)[1]
-    return ""
+from .._image.qcow2 import is_self_contained
+from .._target.target import is_remote
+from .options import BeginOptions
 
 
 def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:
@@ -91,3 +73,21 @@ def will_freeze(facts: DomainFacts, quiesce: str) -> bool:
             code="agent_missing",
         )
     return possible and quiesce != "never"
+
+
+def needs_running(method: str, facts: DomainFacts) -> str:
+    """Why a method for domains that run is not for this one; empty where it is."""
+    return "" if facts.active else f"it is {facts.state}, and {method} needs a running domain; use `offline`, or start it"
+
+
+def plan_copies(plan: CapturePlan, chosen: list[Disk], options: BeginOptions) -> None:
+    """Where the data of a disk go, and in which format, is known when they start to be written; but not whether that is on a server."""
+    for planned, disk in zip(plan.disks, chosen):
+        image = disk.chain[0]
+        as_it_is = image.format in options.keep_formats and is_self_contained(Path(image.path), image.format)
+        planned.sent = as_it_is and is_remote(vars(options.server))
+
+
+def missing_copy(claim: Claim) -> str:
+    """The module that has not copied all disks."""
+    return "sparse_copy" if claim.to_copy() else ""

@@ -23,36 +23,31 @@ from typing import Any
 from .._base.clock import boot_id
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path, temporary_of, write_durably
+from .._base.filesystem import allocated
+from .._base.records import known
 from .._base.schema import violations
 from .._base.text import foreign
 from .._sets.layout import SetPaths
 from . import places
+from .overlays import Memory, Overlay
 from .places import claim_file, thaw_mark
+from .plan import CapturePlan, DiskPlan
+from .progress import Captured, Progress
 from .schema import CLAIM
-
-
-def paths_of(claim: Claim) -> SetPaths:
-    return SetPaths(Path(claim.directory), claim.backup_id)
-
-
-def planned_files(claim: Claim) -> dict[str, str]:
-    """The file that each disk is written to."""
-    return {disk["target"]: disk["path"] for disk in claim.plan["disks"]}
-
 
 _RESERVE_BYTES = 256 * 1024
 
 
 @dataclass
 class Claim:
-    """What a run has planned and done so far; `results` holds each finished step's result."""
+    """What a run has planned and done so far."""
 
     uuid: str
     domain: str
     backup_id: str
     method: str
     directory: str
-    plan: dict[str, Any]
+    plan: CapturePlan
     started: float
     uri: str = ""
     token: str = field(default_factory=lambda: secrets.token_hex(16))
@@ -60,11 +55,63 @@ class Claim:
     step: str = ""
     in_step: bool = False
     lease_until: float = 0.0
-    results: dict[str, Any] = field(default_factory=dict)
+    progress: Progress = field(default_factory=Progress)
     copies: list[str] = field(default_factory=list)
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> Claim:
+        """Of this version or an older one."""
+        nested = {"plan": CapturePlan.from_json(data["plan"]), "progress": Progress.from_json(data.get("results", {}))}
+        return cls(**{**known(cls, data), **nested})
+
+    def to_json(self) -> dict[str, Any]:
+        data = asdict(self)
+        del data["progress"]
+        return {**data, "results": self.progress.to_json()}
 
     def file(self) -> Path:
         return claim_file(self.uuid)
+
+    @property
+    def paths(self) -> SetPaths:
+        """Where its set is made and published."""
+        return SetPaths(Path(self.directory), self.backup_id)
+
+    def require_captured(self) -> Captured:
+        """The instant; an error where the run died before it had one."""
+        if self.progress.begin is None:
+            raise LiveBackupError(
+                f"Backup {self.backup_id} of domain {self.domain!r} was interrupted while it began; run libvirt_backup_recover.",
+                code="recovery_needed",
+            )
+        return self.progress.begin
+
+    @property
+    def may_go_on(self) -> bool:
+        """Whether its capture is whole, and neither a recovery nor a restart of this host came after it."""
+        return self.progress.begin is not None and not self.progress.recovering and self.boot_id == boot_id()
+
+    def overlays(self, targets: list[str] | None = None) -> list[Overlay]:
+        """The overlays that it names, all or those of some disks."""
+        found = [] if self.progress.ended else self.plan.overlays
+        return [overlay for overlay in found if targets is None or overlay.target in targets]
+
+    def memory(self, target: str) -> Memory:
+        """What is remembered of a disk that is or was on an overlay."""
+        at_first = {"instance": self.plan.instance, "fingerprint": self.progress.bases.get(target)}
+        return Memory(**{**at_first, **self.progress.memory.get(target, {})})
+
+    def to_copy(self) -> list[DiskPlan]:
+        """The disks that are not copied yet."""
+        return [disk for disk in self.plan.disks if disk.target not in self.progress.copies]
+
+    def still_needs(self, device: int) -> int:
+        """What it still has to write on a file system, and what its overlays still have to find free there."""
+        needed = self.plan.space_for_overlays(device, self.progress.committed)
+        if self.plan.device == device:
+            written = sum(allocated(disk.path) for disk in self.plan.disks if not disk.sent)
+            needed += max(0, self.plan.bytes_needed_here - written)
+        return needed
 
 
 def read_claim(uuid: str) -> Claim | None:
@@ -82,7 +129,7 @@ def parse_claim(data: bytes, path: Path) -> Claim:
         found = json.loads(data)
         problems = list(violations(found, CLAIM, "it"))
         if not problems:
-            return Claim(**found)
+            return Claim.from_json(found)
     except (ValueError, TypeError, RecursionError) as error:
         problems = [str(error)]
     raise LiveBackupError(
@@ -104,7 +151,7 @@ def keep_room(claim: Claim) -> None:
 
 def save_claim(claim: Claim) -> None:
     """Write a claim durably. It may name secrets of the domain, so only root reads it."""
-    data = json.dumps(asdict(claim), indent=1, sort_keys=True).encode()
+    data = json.dumps(claim.to_json(), indent=1, sort_keys=True).encode()
     try:
         write_durably(claim.file(), data)
     except OSError as error:
@@ -129,3 +176,9 @@ def remove_claim(claim: Claim) -> None:
     temporary_of(claim.file()).unlink(missing_ok=True)
     thaw_mark(claim.uuid).unlink(missing_ok=True)
     sync_path(places.CLAIMS)
+
+
+def remember(claim: Claim, target: str, **what: Any) -> None:
+    """Write down what is about to be done, or was, with one disk."""
+    claim.progress.memory.setdefault(target, {}).update(what)
+    save_claim(claim)

@@ -16,18 +16,19 @@ from .._base.version import VERSION
 from .._image.digest import image_digest
 from .._sets.schema import VERSION as VERSION_OF_SCHEMA
 from .claim import Claim
+from .plan import DiskPlan
 
 
-def image_entry(disk: dict[str, Any], copied: dict[str, Any] | None) -> dict[str, Any]:
+def image_entry(disk: DiskPlan, copied: dict[str, Any] | None) -> dict[str, Any]:
     """An image as the manifest lists it; reads it once, unless it is known what was copied."""
-    path = Path(disk["path"])
+    path = Path(disk.path)
     return {
-        "target": disk["target"],
+        "target": disk.target,
         "file": path.name,
-        "format": disk["format"],
-        "capacity": disk["capacity"],
+        "format": disk.format,
+        "capacity": disk.capacity,
         **({key: copied[key] for key in ("size", "allocated", "digest")} if copied else _measured(path)),
-        "source": disk["source"],
+        "source": disk.source,
         "backing": None,
     }
 
@@ -41,30 +42,30 @@ def build_manifest(
     claim: Claim, disks: list[dict[str, Any]], files: list[dict[str, Any]], finished: float, group: dict[str, Any] | None = None
 ) -> dict[str, Any]:
     """The manifest of a full backup, which may have been captured together with others, the `group`."""
-    begun = claim.results["begin"]
+    captured = claim.require_captured()
     return {
         "schema": VERSION_OF_SCHEMA,
         "backup_id": claim.backup_id,
         "domain": {"name": claim.domain, "uuid": claim.uuid, "hypervisor": platform.node()},
         "method": claim.method,
-        "method_reason": claim.plan["method_reason"],
+        "method_reason": claim.plan.method_reason,
         "level": "full",
         "parent": None,
         "consistency": {
-            "level": begun["consistency"],
-            "instant": begun["instant"],
-            "frozen_ms": begun["frozen_ms"],
-            "hook_ms": begun.get("hook_ms", 0),
-            "why": begun["why"],
+            "level": captured.consistency,
+            "instant": captured.instant,
+            "frozen_ms": captured.frozen_ms,
+            "hook_ms": captured.hook_ms,
+            "why": captured.why,
         },
         **({"group": group} if group else {}),
         "started": rfc3339(claim.started),
         "finished": rfc3339(finished),
-        "job": claim.results.get("job"),
-        "versions": {**claim.plan["versions"], "collection": VERSION},
+        "job": claim.progress.job,
+        "versions": {**claim.plan.versions, "collection": VERSION},
         "disks": disks,
-        "skipped": claim.plan["skipped"],
-        "not_captured": claim.plan["not_captured"],
+        "skipped": claim.plan.skipped,
+        "not_captured": claim.plan.not_captured,
         "files": files,
     }
 

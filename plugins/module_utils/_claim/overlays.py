@@ -9,25 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from .claim import Claim, save_claim
-
-
-def overlays_of(claim: Claim, targets: list[str] | None = None) -> list[Overlay]:
-    """The overlays that a claim names, all or those of some disks."""
-    found = [] if "ended" in claim.results else [Overlay(**overlay) for overlay in claim.plan.get("overlays", [])]
-    return [overlay for overlay in found if targets is None or overlay.target in targets]
-
-
-def memory_of(claim: Claim, target: str) -> Memory:
-    remembered = claim.results.get("memory", {}).get(target, {})
-    return Memory(**{"instance": claim.plan["instance"], "fingerprint": claim.results.get("bases", {}).get(target), **remembered})
-
-
-def remember(claim: Claim, target: str, **what: Any) -> None:
-    """Write down what is about to be done, or was, with one disk."""
-    claim.results.setdefault("memory", {}).setdefault(target, {}).update(what)
-    save_claim(claim)
-
 
 @dataclass(frozen=True)
 class Overlay:
@@ -38,6 +19,15 @@ class Overlay:
     base_format: str
     base_type: str
     path: str
+
+
+@dataclass(frozen=True)
+class PlannedSpace:
+    """The bytes that an overlay, the file `path`, must find free on the file system `device` when its backup starts."""
+
+    path: str
+    device: int
+    bytes: int
 
 
 @dataclass(frozen=True)

@@ -75,11 +75,8 @@ _PLAN = _object(
 _PLAN["dependentRequired"] = {"overlays": ["instance"]}
 
 
-_BEGIN = _object(
-    consistency=_STRING, instant=_STRING, frozen_ms=_AMOUNT, why=_STRING, began=_TIME, disks=_array({"type": "object"}), path=_STRING
-)
-
-
+_BEGIN = _object({"hook_ms": _AMOUNT}, consistency=_STRING, instant=_STRING, frozen_ms=_AMOUNT, why=_STRING, began=_TIME)
+_FREEZE = _object(frozen=_AMOUNT, agent=_AMOUNT, response={"type": "integer"}, instance=_STRING, owed_until=_TIME)
 _MEMORY = {
     "type": "object",
     "properties": {
@@ -94,6 +91,7 @@ _MEMORY = {
 _RESULTS = _object(
     {
         "begin": _BEGIN,
+        "freeze": _FREEZE,
         "job": {"type": "object"},
         "copies": _of_each_disk({"type": "object"}),
         "committed": _of_each_disk(_AMOUNT),
@@ -114,7 +112,8 @@ CLAIM = _object(
         "results": _RESULTS,
         "copies": _array(_STRING),
     },
-    **dict.fromkeys(("uuid", "domain", "backup_id", "method", "directory"), _STRING),
+    **dict.fromkeys(("uuid", "domain", "backup_id", "directory"), _STRING),
+    method={"enum": ["push", "legacy", "offline"]},
     plan=_PLAN,
     started=_TIME,
 )

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, wait
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from .._base.files import temporary_of
 from .._base.filesystem import allocated
 from .._base.progress import Amounts, tell
 from .._base.threads import DaemonThreads
-from .._claim.claim import Claim, paths_of, save_claim
-from .._claim.overlays import memory_of, overlays_of
+from .._capture.methods import METHODS
+from .._claim.claim import Claim, save_claim
+from .._claim.plan import DiskPlan
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import FAILURES, explain
 from .._hypervisor.domains import active, lookup
@@ -32,7 +34,7 @@ from .._image.data import Pace
 from .._image.fingerprint import stood_still
 from .._image.lock import images_locked
 from .._overlay.decide import Do
-from .._overlay.space import RoomWatch
+from .._overlay.space import SpaceWatch
 from .._overlay.way_back import Way
 from .._target.send import naming
 from .._target.ssh.client import FarEnd
@@ -53,18 +55,34 @@ _HANG_SECONDS = 60.0
 _FOREVER = float("inf")
 
 
+@dataclass(frozen=True)
+class CopyOptions:
+    """How disks are copied: `bandwidth` is in bytes per second, 0 for no limit."""
+
+    uri: str
+    format: str
+    compress: str
+    bandwidth: int
+    find_zeroes: bool
+
+    @classmethod
+    def of(cls, params: dict[str, Any]) -> CopyOptions:
+        return cls(params["uri"], params["format"], params["compress"], params["bandwidth"] or 0, params["find_zeroes"])
+
+
 class Copies:
     """Copies under way, each in a thread; this thread watches them, and libvirt, another one the room of the overlays."""
 
-    def __init__(self, claim: Claim, todo: list[dict[str, Any]], params: dict[str, Any], clock: Clock) -> None:
+    def __init__(self, claim: Claim, todo: list[DiskPlan], options: CopyOptions, clock: Clock) -> None:
         self._claim = claim
         self._todo = todo
-        self._params = params
+        self._options = options
+        self._method = METHODS[claim.method]
         self._clock = clock
-        self._pace = Pace(clock, params["bandwidth"] or 0)
+        self._pace = Pace(clock, options.bandwidth)
         self._way = Way(claim, clock)
-        self._overlays = {overlay.target: overlay for overlay in overlays_of(claim)}
-        self._room = RoomWatch(list(self._overlays.values()), clock)
+        self._overlays = {overlay.target: overlay for overlay in claim.overlays()}
+        self._room = SpaceWatch(list(self._overlays.values()), clock)
         # What the copies' threads tell, each of a target: its base is read, its copy has ended. Only this thread talks to libvirt.
         self._news: queue.SimpleQueue[tuple[list[str], str]] = queue.SimpleQueue()
         self._pending: dict[str, Future[dict[str, Any]]] = {}
@@ -78,8 +96,8 @@ class Copies:
 
     def run(self) -> None:
         for disk in self._todo:
-            disk["format"] = self._format_of(disk)
-            disk["path"] = str(paths_of(self._claim).image(disk["target"], disk["format"]))
+            disk.format = self._format_of(disk)
+            disk.path = str(self._claim.paths.image(disk.target, disk.format))
         save_claim(self._claim)
         with self._undisturbed(), self._receiving():
             # One that a target holds keeps the overlays from nothing.
@@ -88,8 +106,8 @@ class Copies:
             threads.submit(self._watch_room)
             try:
                 for disk in self._todo:
-                    self._pending[disk["target"]] = threads.submit(partial(self._copy, disk))
-                across_restarts(self._params["uri"], _FOREVER, self._clock, self._watch)
+                    self._pending[disk.target] = threads.submit(partial(self._copy, disk))
+                across_restarts(self._options.uri, _FOREVER, self._clock, self._watch)
             except BaseException as error:
                 self._pace.give_up(explain(error, "watch the copy"))
                 self._all_end(_END_SECONDS)
@@ -103,7 +121,7 @@ class Copies:
         """Fail while a copy that was given up has not ended: what it writes to hangs."""
         if not self._all_end(_HANG_SECONDS):
             raise LiveBackupError(
-                f"{paths_of(self._claim).partial} does not answer since the copy to it was given up: is it on a network mount whose server "
+                f"{self._claim.paths.partial} does not answer since the copy to it was given up: is it on a network mount whose server "
                 "is gone, or on a disk that hangs?",
                 code="target_no_answer",
             )
@@ -111,80 +129,80 @@ class Copies:
     def _all_end(self, seconds: float) -> bool:
         return not wait(self._pending.values(), seconds).not_done
 
-    def _format_of(self, disk: dict[str, Any]) -> str:
-        wanted = self._params["format"]
-        source = disk["source"]["format"]
+    def _format_of(self, disk: DiskPlan) -> str:
+        wanted = self._options.format
+        source = disk.source["format"]
         # What no set can hold as it is, or is compressed, becomes qcow2.
-        kept = source if source in ("raw", "qcow2") and self._params["compress"] == "none" else "qcow2"
+        kept = source if source in ("raw", "qcow2") and self._options.compress == "none" else "qcow2"
         return kept if wanted == "keep" else wanted
 
     def _undisturbed(self) -> AbstractContextManager[None]:
         """Disks of a domain that is shut off are copied under QEMU's lock."""
-        if self._claim.method == "legacy":
+        if self._method.live:
             return nullcontext()
-        return images_locked([Path(disk["source"]["path"]) for disk in self._todo])
+        return images_locked([Path(disk.source["path"]) for disk in self._todo])
 
     @contextmanager
     def _receiving(self) -> Iterator[None]:
         """Have the other host make the directory of the disks that are sent there, and keep it for who publishes the set."""
-        sent = [disk for disk in self._claim.plan["disks"] if disk["sent"]]
+        sent = self._claim.plan.sent
         if not sent:
             yield
             return
         if not all(disk in self._todo for disk in sent):
             raise LiveBackupError("What was sent of it is gone, since the copy was interrupted.", code="partial_gone")
-        address = address_of(self._claim.plan["server"])
+        address = address_of(vars(self._claim.plan.server))
         with FarEnd(address) as far_end:
             # A server that hangs must not keep the overlays from being committed.
             self._pace.on_give_up(far_end.give_up)
             directory = far_end.call("begin_set", {**naming(address, self._claim), "token": self._claim.token, "needed": 0})["path"]
             for disk in sent:
-                disk["path"] = f"{directory}/{Path(disk['path']).name}"
+                disk.path = f"{directory}/{Path(disk.path).name}"
             save_claim(self._claim)
             yield
             far_end.call("leave_set", {})
 
-    def _copy(self, disk: dict[str, Any]) -> dict[str, Any]:
+    def _copy(self, disk: DiskPlan) -> dict[str, Any]:
         try:
             return self._copy_disk(disk)
         finally:
-            self._news.put((self._ended, disk["target"]))
+            self._news.put((self._ended, disk.target))
 
-    def _copy_disk(self, disk: dict[str, Any]) -> dict[str, Any]:
-        rate = (self._params["bandwidth"] or 0) // len(self._todo)
-        source = disk["source"]
+    def _copy_disk(self, disk: DiskPlan) -> dict[str, Any]:
+        rate = self._options.bandwidth // len(self._todo)
+        source = disk.source
         copying = Copying(
             Path(source["path"]),
             source["format"],
-            disk["format"],
-            self._params["compress"],
+            disk.format,
+            self._options.compress,
             rate,
-            find_zeroes=self._params["find_zeroes"],
-            in_use=self._claim.method == "legacy",
+            find_zeroes=self._options.find_zeroes,
+            in_use=self._method.live,
         )
 
         def source_free() -> None:
-            self._news.put((self._unproved, disk["target"]))
+            self._news.put((self._unproved, disk.target))
 
-        if disk["sent"]:
+        if disk.sent:
             return self._send(copying, disk, source_free)
-        return copy_image(copying, Path(disk["path"]), self._pace, self._clock, source_free)
+        return copy_image(copying, Path(disk.path), self._pace, self._clock, source_free)
 
-    def _send(self, copying: Copying, disk: dict[str, Any], source_free: Callable[[], None]) -> dict[str, Any]:
+    def _send(self, copying: Copying, disk: DiskPlan, source_free: Callable[[], None]) -> dict[str, Any]:
         if not copying.by_bytes:
             raise LiveBackupError(
-                f"Disk {disk['target']} would have to be converted, and the backup was begun with its format in keep_formats.",
+                f"Disk {disk.target} would have to be converted, and the backup was begun with its format in keep_formats.",
                 code="ssh_cannot_convert",
             )
-        far_end = FarEnd(address_of(self._claim.plan["server"]))
+        far_end = FarEnd(address_of(vars(self._claim.plan.server)))
         with ExitStack() as stack:
             with self._connecting:
                 stack.enter_context(far_end)
             source = stack.enter_context(open(copying.source, "rb", buffering=0))
-            self._far_ends[disk["target"]] = far_end
+            self._far_ends[disk.target] = far_end
             self._pace.on_give_up(far_end.give_up)
             try:
-                return far_end.copy(source.fileno(), copying.mode, self._pace, self._clock, source_free, disk["path"])
+                return far_end.copy(source.fileno(), copying.mode, self._pace, self._clock, source_free, disk.path)
             except LiveBackupError as error:
                 raise self._pace.given_up or error from error
 
@@ -202,12 +220,12 @@ class Copies:
                 if target in self._overlays:
                     self._way.advance(connection, self._overlays[target])
             while self._ended:
-                self._claim.results.setdefault("copies", {})[self._ended[0]] = self._pending[self._ended[0]].result()
+                self._claim.progress.copies[self._ended[0]] = self._pending[self._ended[0]].result()
                 del self._pending[self._ended.pop(0)]
                 save_claim(self._claim)
             if not self._pending:
                 return
-            if self._claim.method == "offline" and active(lookup(connection, self._claim.uuid)) is not None:
+            if not self._method.live and active(lookup(connection, self._claim.uuid)) is not None:
                 raise LiveBackupError("The domain was started while its disks were copied.", code="source_changed")
             self._pace.check()
             answered()
@@ -227,25 +245,25 @@ class Copies:
 
     def _amounts(self) -> Amounts:
         """What is written of each disk; what will be is a guess where images are converted or compressed."""
-        under_way = [disk for disk in self._todo if disk["target"] in self._pending]
-        return {disk["target"]: (self._written(disk), disk["allocation"]) for disk in under_way}
+        under_way = [disk for disk in self._todo if disk.target in self._pending]
+        return {disk.target: (self._written(disk), disk.allocation) for disk in under_way}
 
-    def _written(self, disk: dict[str, Any]) -> int:
-        if disk["sent"]:
-            return self._far_ends[disk["target"]].sent if disk["target"] in self._far_ends else 0
-        return allocated(str(temporary_of(Path(disk["path"]))))
+    def _written(self, disk: DiskPlan) -> int:
+        if disk.sent:
+            return self._far_ends[disk.target].sent if disk.target in self._far_ends else 0
+        return allocated(str(temporary_of(Path(disk.path))))
 
     def _require_still(self, connection: libvirt.virConnect, target: str) -> None:
         """Fail unless live XML, block jobs and the base itself show that nobody wrote to it since the capture."""
         if target in self._overlays:
             found = self._way.next_step(connection, self._overlays[target])
-            if found not in (Do.COMMIT, Do.COMMIT_OFFLINE) or memory_of(self._claim, target).commit_begun:
+            if found not in (Do.COMMIT, Do.COMMIT_OFFLINE) or self._claim.memory(target).commit_begun:
                 raise LiveBackupError(
                     f"The base of disk {target} did not stand still while it was copied: {found.value}.", code="source_changed"
                 )
             return
-        [disk] = [disk for disk in self._todo if disk["target"] == target]
+        [disk] = [disk for disk in self._todo if disk.target == target]
         domain = lookup(connection, self._claim.uuid)
         # Where a device does not tell, the word is the user's that only this domain uses it.
-        if active(domain) is not None or stood_still(disk["source"]["path"], self._claim.plan["prints"][target]) is False:
+        if active(domain) is not None or stood_still(disk.source["path"], self._claim.plan.prints[target]) is False:
             raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.", code="source_changed")

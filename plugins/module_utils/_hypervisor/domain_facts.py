@@ -21,7 +21,7 @@ from .connection import explained
 from .domain_xml import Disk, Domain, Image
 from .domains import read_domain
 from .jobs import block_jobs, running_job
-from .numbers import STATES
+from .numbers import STATES, VIR_DOMAIN_SHUTOFF_MIGRATED
 from .versions import HostVersions
 
 
@@ -34,7 +34,10 @@ def chain_of(image: Image) -> tuple[Image, ...]:
 
 @dataclass(frozen=True)
 class DomainFacts:
-    """A domain's definition and what is going on in it; `capacity` and `allocation` are bytes by target dev."""
+    """A domain's definition and what is going on in it; `capacity` and `allocation` are bytes by target dev.
+
+    `migrated` is whether it is shut off because it was migrated away, `saved` whether its memory is saved.
+    """
 
     xml: Domain
     active: bool
@@ -44,6 +47,8 @@ class DomainFacts:
     allocation: dict[str, int]
     job: dict[str, Any] | None
     block_jobs: list[dict[str, Any]]
+    migrated: bool
+    saved: bool
 
     def capacity_of(self, disk: Disk) -> int:
         """The size of a disk that is to be captured, in bytes."""
@@ -64,7 +69,7 @@ def domain_facts(connection: libvirt.virConnect, domain: libvirt.virDomain) -> D
     """All that a plan needs to know."""
     with explained(f"examine domain {domain.name()!r}"):
         xml = read_domain(domain)
-        active = bool(domain.isActive())
+        active, state = bool(domain.isActive()), domain.state()[:2]
         capacity = _capacities(connection, domain)
         # libvirt does not look for a volume of a pool that is not active.
         volumes = [disk for disk in xml.disks if disk.chain and disk.chain[0].volume and os.path.exists(disk.chain[0].path)]
@@ -76,12 +81,14 @@ def domain_facts(connection: libvirt.virConnect, domain: libvirt.virDomain) -> D
         return DomainFacts(
             xml=xml,
             active=active,
-            state=STATES[domain.state()[0]],
+            state=STATES[state[0]],
             persistent=bool(domain.isPersistent()),
             capacity=capacity,
             allocation={disk.target: chain_allocation(disk, capacity.get(disk.target, 0)) for disk in xml.disks},
             job=job,
             block_jobs=jobs,
+            migrated=state == [libvirt.VIR_DOMAIN_SHUTOFF, VIR_DOMAIN_SHUTOFF_MIGRATED],
+            saved=bool(domain.hasManagedSaveImage()),
         )
 
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 PUSH_LIBVIRT = 7_002_000
-
-
 PUSH_QEMU = 4_002_000
 
 
@@ -24,6 +22,10 @@ class HostVersions:
     @property
     def supports_push(self) -> bool:
         return self.libvirt >= PUSH_LIBVIRT and self.qemu >= PUSH_QEMU
+
+    @property
+    def words(self) -> str:
+        return f"libvirt {version_text(self.libvirt)} and QEMU {version_text(self.qemu)}"
 
 
 def version_text(number: int) -> str:

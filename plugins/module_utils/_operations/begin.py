@@ -7,34 +7,35 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .._base.clock import Clock, boot_id
+from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import bytes_needed, check_room
-from .._capture.capture import Capture, capture_claimed
-from .._capture.legacy import plan_overlays, snapshot
-from .._capture.offline import plan_offline
-from .._capture.plan import choose_disks, choose_method, occupied_by, why_not
-from .._capture.push import plan_push, start_job
-from .._claim.claim import Claim, keep_room, paths_of
+from .._capture.capture import capture_claimed
+from .._capture.methods import METHODS, reason_for
+from .._capture.options import BeginOptions
+from .._capture.plan import choose_disks, occupied_by
+from .._claim.claim import Claim
 from .._claim.find import claim_of
 from .._claim.lock import hold
 from .._claim.owner import require_no_restore
+from .._claim.places import claim_copy
+from .._claim.plan import CapturePlan, DiskPlan
 from .._claim.step import describe, is_alive, step
 from .._claim.turn import turn
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import connect, explain, explained, find_domain
 from .._hypervisor.disk_place import noted_place
-from .._hypervisor.domain_facts import DomainFacts, domain_facts, host_versions
-from .._hypervisor.domain_xml import Disk, sources
+from .._hypervisor.domain_facts import domain_facts, host_versions
+from .._hypervisor.domain_xml import sources
 from .._hypervisor.domains import read_domain
 from .._hypervisor.reach import probe_target
-from .._hypervisor.versions import HostVersions, version_text
-from .._image.qcow2 import is_self_contained
-from .._overlay.space import overlay_room, reserved
+from .._hypervisor.versions import version_text
+from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
 from .._recovery.repairs import undoing
 from .._sets.layout import SetPaths, check_backup_id, domain_directory, published_manifest
@@ -43,78 +44,128 @@ from .._target.send import sent_set
 from .._target.target import at_target, is_remote, made_in
 
 
+def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """Start the backup of `backup_id` by push, or claim a domain that is shut off; or say that it is under way or published."""
+    return begin(BeginOptions.of(params), check_mode, clock)
+
+
 def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Put an overlay on each chosen disk, all at one instant, or find those of `backup_id` in place."""
-    return begin(params, check_mode, clock, "legacy", plan_overlays, snapshot)
+    return begin(BeginOptions.of(params, method="legacy"), check_mode, clock)
 
 
-# What a method adds to the plan. A domain is Any here: this is evaluated where libvirt is missing too.
-Planner = Callable[[Any, DomainFacts, dict[str, Any]], dict[str, Any]]
-
-
-def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
-    """Start the backup job of `backup_id`, or claim a domain that is shut off; or say that it is under way or published."""
-    if params["method"] == "offline":
-        return begin(params, check_mode, clock, "offline", plan_offline, lambda domain, claim: None)
-    return begin(params, check_mode, clock, "push", plan_push, start_job)
-
-
-def begin(params: dict[str, Any], check_mode: bool, clock: Clock, method: str, planner: Planner, capture: Capture) -> dict[str, Any]:
-    """Plan, check and claim; then freeze, `capture` and thaw."""
-    check_backup_id(params["backup_id"])
-    target = made_in(params)
-    for timeout in ("freeze_timeout", "hook_timeout"):
-        if params[timeout] is not None and params[timeout] < 1:
-            raise LiveBackupError(f"{timeout} must be at least 1 second, not {params[timeout]}.", code="option_invalid")
-    with connect(params["uri"], readonly=True) as connection:
-        domain = find_domain(connection, params["domain"])
+def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, Any]:
+    """Plan, check and claim; then freeze, capture and thaw."""
+    check_backup_id(options.backup_id)
+    target = made_in(vars(options))
+    for name in ("freeze_timeout", "hook_timeout"):
+        seconds = getattr(options, name)
+        if seconds is not None and seconds < 1:
+            raise LiveBackupError(f"{name} must be at least 1 second, not {seconds}.", code="option_invalid")
+    with connect(options.uri, readonly=True) as connection:
+        domain = find_domain(connection, options.domain)
         name, uuid = domain.name(), domain.UUIDString()
         if is_proof(domain):
             raise LiveBackupError(f"{name!r} is the guest of a proof that boots a backup set: it is not backed up.", code="proof_guest")
         probe_target(target, name, None, write=False)
-        begun = _begun_before(target, domain, params["backup_id"], clock) or _sent_before(params, uuid)
+        begun = _begun_before(target, domain, options.backup_id, clock) or _sent_before(options, uuid)
         if begun is not None:
             return begun
     # Anything may have changed when it is this domain's turn, so that all is looked at after that.
-    parallel = 0 if check_mode else params["parallel"]
-    with turn(uuid, name, parallel, clock) as end_turn, connect(params["uri"], readonly=check_mode) as connection:
+    parallel = 0 if check_mode else options.parallel
+    with turn(uuid, name, parallel, clock) as end_turn, connect(options.uri, readonly=check_mode) as connection:
         domain = find_domain(connection, uuid)
-        begun = _begun_before(target, domain, params["backup_id"], clock)
+        begun = _begun_before(target, domain, options.backup_id, clock)
         if begun is not None:
             return begun
-        plan = _plan(connection, domain, target, params, method)
-        plan.update(planner(domain, plan.pop("facts"), params))
-        plan.update(_room(plan, target, uuid, name, params, check_mode))
+        plan = plan_backup(domain, target, options, write=not check_mode)
         if check_mode:
-            return {"changed": True, "planned": True, "published": False, **_planned(plan)}
+            return {"changed": True, "planned": True, "published": False, **_reported(plan)}
         with hold(uuid, clock):
             # Another run may have come between the first look and the lock.
-            begun = _begun_before(target, domain, params["backup_id"], clock)
-            return begun or _begin(domain, plan, target, params, clock, method, capture, end_turn)
+            begun = _begun_before(target, domain, options.backup_id, clock)
+            return begun or _capture(domain, plan, options, clock, end_turn)
 
 
-def _sent_before(params: dict[str, Any], uuid: str) -> dict[str, Any] | None:
-    """The result of the same backup where it is published on another host."""
-    sent = sent_set(params, uuid) if is_remote(params) else None
-    return sent and _from_manifest(sent["manifest"], sent["path"])
-
-
-def _room(plan: dict[str, Any], target: Path, uuid: str, name: str, params: dict[str, Any], check_mode: bool) -> dict[str, Any]:
-    """What is needed and free, here and on another host that the set is sent to; fails where that is too little."""
-    for disk in plan["disks"]:
-        disk["allocation"] = plan.get("held", {}).get(disk["target"], disk["allocation"])
-    needed, needed_here = (
-        sum(bytes_needed(disk["capacity"], disk["allocation"]) for disk in disks)
-        for disks in (plan["disks"], [disk for disk in plan["disks"] if not disk["sent"]])
+def plan_backup(domain: libvirt.virDomain, target: Path, options: BeginOptions, *, write: bool) -> CapturePlan:
+    """What will be captured, from where to where below the directory `target`. Fails when it could not be captured, or not now."""
+    connection = domain.connect()
+    facts, versions, method = domain_facts(connection, domain), host_versions(connection), METHODS[options.method]
+    name, uuid = facts.xml.name, facts.xml.uuid
+    chosen, skipped = choose_disks(facts.xml, options.exclude_disks)
+    obstacle = method.obstacle(versions, facts)
+    if obstacle:
+        raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method.name}: {obstacle}.", code="method_unsuitable")
+    for disk in chosen:
+        if obstacle := method.disk_obstacle(disk):
+            raise LiveBackupError(
+                f"Disk {disk.target} of domain {name!r} cannot be captured by {method.name}: {obstacle}. "
+                "Name it in exclude_disks to back the domain up without it.",
+                code="disk_unsupported",
+            )
+    occupied = occupied_by(facts.job, facts.block_jobs)
+    if occupied:
+        raise LiveBackupError(
+            f"Domain {name!r} cannot be backed up now: {occupied}. Wait until it has ended, and run again.", code="domain_busy"
+        )
+    plan = CapturePlan(
+        method=method.name,
+        method_reason=reason_for(method.name, versions, active=facts.active),
+        path=str(SetPaths(domain_directory(target, name, uuid), options.backup_id).final),
+        disks=[DiskPlan(disk.target, noted_place(disk), facts.capacity_of(disk), facts.allocation[disk.target]) for disk in chosen],
+        skipped=skipped,
+        server=options.server,
+        state=facts.state,
+        agent=facts.xml.agent,
+        nvram=facts.xml.nvram,
+        not_captured=list(facts.xml.secrets),
+        versions={"libvirt": version_text(versions.libvirt), "qemu": version_text(versions.qemu)},
+        qemu_user=facts.xml.qemu_user,
+        sources=sources(facts.xml),
     )
-    facts = probe_target(target, name, plan["qemu_user"], write=not check_mode)
+    method.plan(plan, chosen, facts, options)
+    _check_space(plan, target, name, uuid, write=write)
+    return plan
+
+
+def _check_space(plan: CapturePlan, target: Path, name: str, uuid: str, *, write: bool) -> None:
+    """Note what is needed and free, here and on a backup server; fail where that is too little."""
+    remote = is_remote(vars(plan.server))
+    plan.bytes_needed, plan.bytes_needed_here = (
+        sum(bytes_needed(disk.capacity, disk.allocation) for disk in disks)
+        for disks in (plan.disks, [disk for disk in plan.disks if not disk.sent])
+    )
+    facts = probe_target(target, name, plan.qemu_user, write=write)
     # While it is copied its overlays grow, maybe on the same file system.
-    check_room(needed_here + overlay_room(plan, facts.device), reserved(facts.device, uuid), facts.free, str(target))
-    free = [facts.free] if needed_here or not is_remote(params) else []
-    if is_remote(params):
-        free.append(at_target(params, room_for, name=name, uuid=uuid, check_mode=check_mode)["free"])
-        check_room(needed, 0, free[-1], params["target"])
-    return {"bytes_needed": needed, "bytes_needed_here": needed_here, "bytes_free": min(free), "device": facts.device}
+    needed = plan.bytes_needed_here + plan.space_for_overlays(facts.device)
+    check_room(needed, reserved(facts.device, uuid), facts.free, str(target))
+    free = [facts.free] if plan.bytes_needed_here or not remote else []
+    if remote:
+        free.append(at_target(vars(plan.server), room_for, name=name, uuid=uuid, check_mode=not write)["free"])
+        check_room(plan.bytes_needed, 0, free[-1], plan.server.target)
+    plan.bytes_free, plan.device = min(free), facts.device
+
+
+def _capture(
+    domain: libvirt.virDomain, plan: CapturePlan, options: BeginOptions, clock: Clock, end_turn: Callable[[], None]
+) -> dict[str, Any]:
+    name, uuid = domain.name(), domain.UUIDString()
+    claim = Claim(
+        uuid=uuid,
+        domain=name,
+        backup_id=options.backup_id,
+        method=plan.method,
+        directory=str(Path(plan.path).parent),
+        plan=plan,
+        started=clock.wall(),
+        uri=options.uri,
+        copies=sorted({str(claim_copy(Path(overlay.path).parent, uuid, options.backup_id)) for overlay in plan.overlays}),
+    )
+    in_words = partial(explain, action=f"begin the backup of domain {name!r}")
+    with undoing(options.uri, claim, clock, in_words), step(claim, "begin", clock):
+        end_turn()
+        claim.progress.begin = capture_claimed(domain, claim, options, METHODS[plan.method], clock)
+    return {"changed": True, **_begun(claim)}
 
 
 def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock: Clock) -> dict[str, Any] | None:
@@ -130,9 +181,8 @@ def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock
     claim = claim_of(xml)
     if claim is None:
         return None
-    goes_on = "begin" in claim.results and "recovering" not in claim.results
-    if paths_of(claim) == paths and goes_on and claim.boot_id == boot_id():
-        return {**claim.results["begin"], "changed": False}
+    if claim.paths == paths and claim.may_go_on:
+        return {"changed": False, **_begun(claim)}
     if is_alive(claim, clock):
         raise LiveBackupError(
             f"Domain {name!r} is being backed up: {describe(claim, clock)}. Wait for it, or end that run, and run again.",
@@ -143,6 +193,32 @@ def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock
         "run libvirt_backup_recover (playbook virtops.live_backup.recover) first.",
         code="recovery_needed",
     )
+
+
+def _sent_before(options: BeginOptions, uuid: str) -> dict[str, Any] | None:
+    """The result of the same backup where it is published on another host."""
+    sent = sent_set(vars(options), uuid) if is_remote(vars(options)) else None
+    return sent and _from_manifest(sent["manifest"], sent["path"])
+
+
+def _reported(plan: CapturePlan) -> dict[str, Any]:
+    """The part of a plan that a user sees."""
+    return {
+        "path": plan.path,
+        "method": plan.method,
+        "disks": [{"target": disk.target, "path": disk.path, "format": disk.format} for disk in plan.disks],
+        # Not `skipped`: Ansible takes a result with that key for a task that did not run.
+        "skipped_disks": plan.skipped,
+        "not_captured": plan.not_captured,
+        "bytes_needed": plan.bytes_needed,
+        "bytes_free": plan.bytes_free,
+        "consistency": plan.consistency,
+        **({"overlays": [asdict(overlay) for overlay in plan.overlays]} if plan.overlays else {}),
+    }
+
+
+def _begun(claim: Claim) -> dict[str, Any]:
+    return {"planned": False, "published": False, **_reported(claim.plan), **asdict(claim.require_captured())}
 
 
 def _from_manifest(manifest: dict[str, Any], path: str) -> dict[str, Any]:
@@ -161,114 +237,3 @@ def _from_manifest(manifest: dict[str, Any], path: str) -> dict[str, Any]:
         "instant": manifest["consistency"]["instant"],
         "job": manifest["job"],
     }
-
-
-def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Path, params: dict[str, Any], method: str) -> dict[str, Any]:
-    """What will be captured, from where to where. Fails when libvirt would not, or not now, capture it."""
-    facts = domain_facts(connection, domain)
-    name = facts.xml.name
-    chosen, skipped = choose_disks(facts.xml, params["exclude_disks"])
-    versions = host_versions(connection)
-    obstacle = why_not(method, versions, active=facts.active, state=facts.state)
-    if obstacle:
-        raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method}: {obstacle}.", code="method_unsuitable")
-    for disk in chosen:
-        if method != "push" and disk.copy_obstacle:
-            raise LiveBackupError(
-                f"Disk {disk.target} of domain {name!r} cannot be captured by {method}: {disk.copy_obstacle}. "
-                "Name it in exclude_disks to back the domain up without it.",
-                code="disk_unsupported",
-            )
-    occupied = occupied_by(facts.job, facts.block_jobs)
-    if occupied:
-        raise LiveBackupError(
-            f"Domain {name!r} cannot be backed up now: {occupied}. Wait until it has ended, and run again.", code="domain_busy"
-        )
-    paths = SetPaths(domain_directory(target, name, facts.xml.uuid), params["backup_id"])
-    disks = [
-        {
-            "target": disk.target,
-            # Where the data of a disk goes, and in which format, is known when it begins to be written.
-            "path": str(paths.image(disk.target, params["format"])) if method == "push" else "",
-            "format": params["format"] if method == "push" else "",
-            "capacity": facts.capacity_of(disk),
-            "allocation": facts.allocation[disk.target],
-            "source": noted_place(disk),
-            "sent": method != "push" and is_remote(params) and _has_bytes_of_copy(disk, params["keep_formats"]),
-        }
-        for disk in chosen
-    ]
-    return {
-        "facts": facts,
-        "method": method,
-        "method_reason": choose_method(versions, active=facts.active, wanted=_asked_for(method, versions))[1],
-        "path": str(paths.final),
-        "disks": disks,
-        "skipped": skipped,
-        "server": {key: params[key] for key in ("target", "ssh_key", "ssh_options")},
-        "state": facts.state,
-        "agent": facts.xml.agent,
-        "freezes": False,
-        "nvram": facts.xml.nvram,
-        "not_captured": list(facts.xml.secrets),
-        "versions": {"libvirt": version_text(versions.libvirt), "qemu": version_text(versions.qemu)},
-        "qemu_user": facts.xml.qemu_user,
-        "sources": sources(facts.xml),
-    }
-
-
-def _has_bytes_of_copy(disk: Disk, keep_formats: list[str]) -> bool:
-    """Whether a disk's image, as it is, is what will stand in the set."""
-    image = disk.chain[0]
-    return image.format in keep_formats and is_self_contained(Path(image.path), image.format)
-
-
-def _asked_for(method: str, versions: HostVersions) -> str:
-    return "legacy" if method == "legacy" and versions.supports_push else "auto"
-
-
-def _planned(plan: dict[str, Any]) -> dict[str, Any]:
-    """The part of a plan that is told to the user."""
-    return {
-        "path": plan["path"],
-        "method": plan["method"],
-        "disks": [{"target": disk["target"], "path": disk["path"], "format": disk["format"]} for disk in plan["disks"]],
-        # Not `skipped`: Ansible takes a result with that key for a task that did not run.
-        "skipped_disks": plan["skipped"],
-        "not_captured": plan["not_captured"],
-        "bytes_needed": plan["bytes_needed"],
-        "bytes_free": plan["bytes_free"],
-        "consistency": "filesystem" if plan["freezes"] else "crash" if plan["method"] != "offline" or plan["saved"] else "offline",
-        **({"overlays": plan["overlays"]} if "overlays" in plan else {}),
-    }
-
-
-def _begin(
-    domain: libvirt.virDomain,
-    plan: dict[str, Any],
-    target: Path,
-    params: dict[str, Any],
-    clock: Clock,
-    method: str,
-    capture: Capture,
-    end_turn: Callable[[], None],
-) -> dict[str, Any]:
-    name, uuid = domain.name(), domain.UUIDString()
-    claim = Claim(
-        uuid=uuid,
-        domain=name,
-        backup_id=params["backup_id"],
-        method=method,
-        directory=str(domain_directory(target, name, uuid)),
-        plan=plan,
-        started=clock.wall(),
-        uri=params["uri"],
-        copies=plan.pop("copies", []),
-    )
-    in_words = partial(explain, action=f"begin the backup of domain {name!r}")
-    with undoing(params["uri"], claim, clock, in_words), step(claim, "begin", clock):
-        end_turn()
-        if plan.get("overlays"):
-            keep_room(claim)
-        claim.results["begin"] = {**_planned(plan), **capture_claimed(domain, claim, target, params, clock, capture)}
-    return {**claim.results["begin"], "changed": True}

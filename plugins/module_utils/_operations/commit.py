@@ -13,7 +13,6 @@ from .._base.errors import LiveBackupError
 from .._claim.claim import Claim, save_claim
 from .._claim.find import find_claim
 from .._claim.lock import hold
-from .._claim.overlays import overlays_of
 from .._claim.step import require_claim, step
 from .._hypervisor.connection import connect
 from .._overlay.decide import Do
@@ -35,19 +34,19 @@ def commit_overlays(params: dict[str, Any], check_mode: bool, clock: Clock) -> d
     with hold(uuid, clock):
         claim = _claimed(uuid, name, params)
         left = _left(params, claim, clock)
-        if not left and set(claim.results.get("committed", {})) >= {overlay.target for overlay in overlays_of(claim)}:
+        if not left and set(claim.progress.committed) >= {overlay.target for overlay in claim.overlays()}:
             return _result([], {}, False)
         with step(claim, "commit", clock):
             behind = commit_all(params["uri"], claim, params["disks"], params["timeout"], clock)
             save_claim(claim)
         with connect(params["uri"], readonly=True) as connection:
             check_commit(claim, behind, params["timeout"], connection)
-        return _result(left, claim.results.get("committed", {}), False)
+        return _result(left, claim.progress.committed, False)
 
 
 def _claimed(uuid: str, name: str, params: dict[str, Any]) -> Claim:
     claim = require_claim(uuid, name, params["backup_id"])
-    unknown = set(params["disks"] or []) - {overlay.target for overlay in overlays_of(claim)}
+    unknown = set(params["disks"] or []) - {overlay.target for overlay in claim.overlays()}
     if unknown:
         raise LiveBackupError(
             f"Backup {params['backup_id']} of domain {name!r} has no overlay on {', '.join(sorted(unknown))}.", code="disk_unknown"
@@ -60,7 +59,7 @@ def _left(params: dict[str, Any], claim: Claim, clock: Clock) -> list[dict[str, 
     way = Way(claim, clock)
     # Not only to read: QEMU may have to be asked.
     with connect(params["uri"]) as connection:
-        steps = [(overlay, way.next_step(connection, overlay)) for overlay in overlays_of(claim, params["disks"])]
+        steps = [(overlay, way.next_step(connection, overlay)) for overlay in claim.overlays(params["disks"])]
     return [{"target": one.target, "base": one.base, "overlay": one.path} for one, do in steps if do != Do.NOTHING]
 
 

@@ -12,13 +12,14 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
+from .._capture.methods import METHODS
 from .._claim.claim import Claim
 from .._claim.find import find_claim
 from .._claim.lock import hold
 from .._claim.owner import require_no_restore
 from .._claim.step import require_claim, step
 from .._copy.destination import place_of
-from .._copy.disks import Copies
+from .._copy.disks import Copies, CopyOptions
 from .._hypervisor.connection import explain
 from .._recovery.repairs import undoing
 from .._sets.layout import check_backup_id
@@ -32,13 +33,13 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
     uuid, name, _claim = find_claim(params["uri"], params["domain"])
     if check_mode:
         claim = _captured(uuid, name, params["backup_id"])
-        return {"changed": bool(_to_copy(claim)), "planned": True, "disks": _copied(claim)}
+        return {"changed": bool(claim.to_copy()), "planned": True, "disks": _copied(claim)}
     with hold(uuid, clock):
         claim = _captured(uuid, name, params["backup_id"])
-        todo = _to_copy(claim)
+        todo = claim.to_copy()
         if not todo:
             return {"changed": False, "planned": False, "disks": _copied(claim)}
-        copies = Copies(claim, todo, params, clock)
+        copies = Copies(claim, todo, CopyOptions.of(params), clock)
 
         def in_words(error: BaseException) -> LiveBackupError:
             reason = explain(error, f"copy the disks of domain {name!r}")
@@ -51,7 +52,7 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 
 def _captured(uuid: str, name: str, backup_id: str) -> Claim:
     claim = require_claim(uuid, name, backup_id)
-    if "begin" not in claim.results or claim.method not in ("legacy", "offline"):
+    if claim.progress.begin is None or not METHODS[claim.method].copies:
         raise LiveBackupError(
             f"Backup {backup_id} of domain {name!r} has nothing to copy: its method is {claim.method}, "
             "or it was interrupted while it began.",
@@ -60,16 +61,12 @@ def _captured(uuid: str, name: str, backup_id: str) -> Claim:
     return claim
 
 
-def _to_copy(claim: Claim) -> list[dict[str, Any]]:
-    return [disk for disk in claim.plan["disks"] if disk["target"] not in claim.results.get("copies", {})]
-
-
 def _copied(claim: Claim) -> list[dict[str, Any]]:
-    copies = claim.results.get("copies", {})
+    copies = claim.progress.copies
     return [
-        {"target": disk["target"], "src": disk["source"]["path"], "dest": disk["path"], **copies[disk["target"]]}
-        for disk in claim.plan["disks"]
-        if disk["target"] in copies
+        {"target": disk.target, "src": disk.source["path"], "dest": disk.path, **copies[disk.target]}
+        for disk in claim.plan.disks
+        if disk.target in copies
     ]
 
 

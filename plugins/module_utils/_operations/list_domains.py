@@ -11,7 +11,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._capture.plan import choose_method
+from .._capture.methods import choose_method
 from .._claim.claim import Claim
 from .._claim.find import all_claims, claim_of
 from .._claim.lock import is_locked

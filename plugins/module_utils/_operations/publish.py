@@ -15,11 +15,11 @@ from typing import Any
 from .._base.clock import Clock, wall_time
 from .._base.errors import LiveBackupError
 from .._base.files import has_writer, sync_path, write_durably
-from .._claim.claim import Claim, paths_of
+from .._capture.methods import METHODS
+from .._claim.claim import Claim
 from .._claim.describe import build_manifest, image_entry, manifest_bytes
 from .._claim.find import find_claim
 from .._claim.lock import hold
-from .._claim.overlays import overlays_of
 from .._claim.owner import require_no_restore
 from .._claim.step import require_claim, step
 from .._hypervisor.connection import explain
@@ -87,39 +87,28 @@ def _diff(paths: SetPaths) -> dict[str, Any]:
 def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
     """The claim of a backup whose job succeeded and whose files are all there."""
     claim = require_claim(uuid, name, paths.backup_id)
-    missing_step = _missing_step(claim)
+    missing_step = METHODS[claim.method].missing_step(claim)
     if missing_step:
         raise LiveBackupError(
             f"Backup {claim.backup_id} of domain {name!r} is not finished: run {missing_step} first.", code="step_out_of_order"
         )
-    if paths_of(claim) != paths:
+    if claim.paths != paths:
         raise LiveBackupError(
             f"Backup {claim.backup_id} of domain {name!r} was begun for {claim.directory}, not for {paths.directory}.",
             code="options_differ",
         )
-    if any(disk["sent"] for disk in claim.plan["disks"]) and claim.plan["server"]["target"] != target:
+    if claim.plan.sent and claim.plan.server.target != target:
         raise LiveBackupError(
-            f"The disks of domain {name!r} were sent to {claim.plan['server']['target']}, not to {target}.", code="options_differ"
+            f"The disks of domain {name!r} were sent to {claim.plan.server.target}, not to {target}.", code="options_differ"
         )
     if not is_partial_of(paths, claim.token):
         raise LiveBackupError(
             f"{paths.partial} is gone or was made by another run; run libvirt_backup_recover and back up again.", code="partial_gone"
         )
-    missing = [disk["path"] for disk in claim.plan["disks"] if not disk["sent"] and not Path(disk["path"]).is_file()]
+    missing = [disk.path for disk in claim.plan.disks if not disk.sent and not Path(disk.path).is_file()]
     if missing:
         raise LiveBackupError(f"{', '.join(missing)} is gone; run libvirt_backup_recover and back up again.", code="partial_gone")
     return claim
-
-
-def _missing_step(claim: Claim) -> str:
-    """The module that has not done its part yet."""
-    if claim.method == "push":
-        return "" if "job" in claim.results else "libvirt_job_wait"
-    targets = {disk["target"] for disk in claim.plan["disks"]}
-    if set(claim.results.get("copies", {})) != targets:
-        return "sparse_copy"
-    on_overlays = {overlay.target for overlay in overlays_of(claim)} - set(claim.results.get("committed", {}))
-    return "libvirt_blockcommit" if on_overlays else ""
 
 
 def _send(params: dict[str, Any], claim: Claim, paths: SetPaths, manifest: dict[str, Any], clock: Clock) -> str:
@@ -140,11 +129,10 @@ def _show(paths: SetPaths) -> str:
 def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
     """Sync the images and write what tells about them."""
     with undoing(params["uri"], claim, clock, partial(explain, action="sync the images")):
-        for disk in claim.plan["disks"]:
-            if not disk["sent"]:
-                _settle(Path(disk["path"]), clock)
-    copies = claim.results.get("copies", {})
-    disks = [image_entry(disk, copies.get(disk["target"])) for disk in claim.plan["disks"]]
+        for disk in claim.plan.disks:
+            if not disk.sent:
+                _settle(Path(disk.path), clock)
+    disks = [image_entry(disk, claim.progress.copies.get(disk.target)) for disk in claim.plan.disks]
     images = {disk["file"] for disk in disks}
     for left in paths.partial.glob(".*.tmp"):
         # Of a write that was interrupted.
@@ -152,7 +140,7 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
     files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
     manifest = build_manifest(claim, disks, files, clock.wall(), params["group"])
-    write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan["nvram"]).encode())
+    write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan.nvram).encode())
     write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
     sums = [f"{file_digest(paths.partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]
     write_durably(paths.partial / SUMS, "".join(sums).encode())

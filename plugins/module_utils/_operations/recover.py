@@ -9,23 +9,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from .._base.clock import Clock, boot_id
+from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._capture.push import outcome
-from .._claim.claim import Claim, paths_of, planned_files
+from .._capture.method import Left, Repair
+from .._capture.methods import METHODS
+from .._claim.claim import Claim
 from .._claim.find import find_claim, require_same_uri
 from .._claim.lock import hold, is_locked, remove_stale_lock
-from .._claim.overlays import memory_of, overlays_of
 from .._claim.owner import restore_that_owns
 from .._claim.restore_journal import Journal, restore_of
 from .._claim.step import describe, is_alive
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import connect
-from .._hypervisor.domains import active, lookup
-from .._hypervisor.jobs import running_backup
-from .._overlay.decide import Do, Refusal
-from .._overlay.way_back import Way
-from .._recovery.repairs import Repair, find_repairs, give_up
+from .._recovery.repairs import find_repairs, give_up
 from .._restore.finish import recover_restore
 
 
@@ -48,7 +44,7 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
         return _result([], check_mode)
     # Not only to read, even in check mode: QEMU may have to be asked.
     with connect(params["uri"]) as connection:
-        if claim.backup_id == params["backup_id"] and _can_go_on(connection, claim, clock):
+        if claim.backup_id == params["backup_id"] and _can_go_on(Left(params["uri"], connection, claim, clock)):
             return _result([], check_mode)
         at_work = is_locked(claim.uuid)
         if at_work or (is_alive(claim, clock) and not params["take_over"]):
@@ -84,7 +80,7 @@ def _recovered(journal: Journal, uri: str, check_mode: bool, clock: Clock) -> Re
 
 
 def _repairs(params: dict[str, Any], connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:
-    return find_repairs(params["uri"], connection, claim, clock, died=True, base_untouched=params["base_untouched"])
+    return find_repairs(Left(params["uri"], connection, claim, clock, params["base_untouched"]), died=True)
 
 
 def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:
@@ -96,30 +92,7 @@ def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:
     }
 
 
-def _can_go_on(connection: libvirt.virConnect, claim: Claim, clock: Clock) -> bool:
-    """Whether a later step of the same backup can take over: its job runs, or is finished and waits to be published."""
-    given_up = "begin" not in claim.results or "recovering" in claim.results or claim.boot_id != boot_id()
-    if given_up or paths_of(claim).final.exists():
-        return False
-    domain = active(lookup(connection, claim.uuid))
-    if claim.method == "offline":
-        return domain is None
-    if claim.method == "legacy":
-        return _bases_stand_still(connection, claim, clock)
-    if "job" in claim.results:
-        return True
-    running = domain is not None and running_backup(domain) == planned_files(claim)
-    return running or not outcome(connection, claim, 0, clock)[0]
-
-
-def _bases_stand_still(connection: libvirt.virConnect, claim: Claim, clock: Clock) -> bool:
-    """Whether each disk that is not copied yet is still on its overlay, over a base that nobody has written."""
-    way, copied = Way(claim, clock), claim.results.get("copies", {})
-    try:
-        return not any(
-            way.next_step(connection, overlay) != Do.COMMIT or memory_of(claim, overlay.target).commit_begun
-            for overlay in overlays_of(claim)
-            if overlay.target not in copied
-        )
-    except Refusal:
-        return False
+def _can_go_on(left: Left) -> bool:
+    """Whether a later step of the same backup can go on."""
+    claim = left.claim
+    return claim.may_go_on and not claim.paths.final.exists() and METHODS[claim.method].can_go_on(left)

@@ -18,7 +18,7 @@ from .._base.errors import LiveBackupError, advised
 from .._base.files import write_out
 from .._base.progress import tell
 from .._capture.push import outcome
-from .._claim.claim import Claim, planned_files
+from .._claim.claim import Claim
 from .._claim.find import find_claim
 from .._claim.lock import hold
 from .._claim.step import require_claim, step
@@ -49,7 +49,7 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         with step(claim, "wait", clock), explained(f"wait for the backup of domain {claim.domain!r}"):
             job = _await(claim, params, clock)
             if job is not None:
-                claim.results["job"] = job
+                claim.progress.job = job
     if job is None:
         raise LiveBackupError(
             f"The backup of domain {claim.domain!r} has not finished within {params['timeout']} s. Its job goes on: "
@@ -62,16 +62,12 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 
 def _begun(uuid: str, name: str, backup_id: str) -> Claim:
     claim = require_claim(uuid, name, backup_id)
-    if "begin" not in claim.results:
-        raise LiveBackupError(
-            f"Backup {backup_id} of domain {claim.domain!r} was interrupted while it began; run libvirt_backup_recover.",
-            code="recovery_needed",
-        )
+    claim.require_captured()
     return claim
 
 
 def _recorded(claim: Claim) -> dict[str, Any] | None:
-    return {"changed": False, "job": claim.results["job"]} if "job" in claim.results else None
+    return {"changed": False, "job": claim.progress.job} if claim.progress.job else None
 
 
 def _look(uri: str, claim: Claim) -> dict[str, Any] | None:
@@ -85,11 +81,11 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any]
     When it failed, all that it left is removed before the error is raised.
     """
     uri = params["uri"]
-    targets = list(planned_files(claim))
-    watch = JobWatch(uri, claim.uuid, planned_files(claim), clock, lambda domain: tell(claim.domain, partial(amounts, domain, targets)))
+    targets = list(claim.plan.files)
+    watch = JobWatch(uri, claim.uuid, claim.plan.files, clock, lambda domain: tell(claim.domain, partial(amounts, domain, targets)))
     with ExitStack() as images:
         # Opened while QEMU writes: a write that fails late is told to every descriptor, and to no later one, but once.
-        opened = [images.enter_context(path.open("rb")) for path in map(Path, planned_files(claim).values()) if path.is_file()]
+        opened = [images.enter_context(path.open("rb")) for path in map(Path, claim.plan.files.values()) if path.is_file()]
         ended = watch.until_ended(clock.boottime() + params["timeout"])
         if not ended and params["on_timeout"] == "fail":
             return None

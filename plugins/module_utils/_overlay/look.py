@@ -65,7 +65,7 @@ def look(
         overlay_written=last_write(overlay.path) / 1e9 if exists else 0.0,
         overlay_exists=exists,
         # The copy of the claim lies there from before the snapshot to the end.
-        place_is_there="partial" not in claim.results or any(Path(copy).exists() for copy in claim.copies if _beside(copy, overlay)),
+        place_is_there=not claim.progress.partial or any(Path(copy).exists() for copy in claim.copies if _beside(copy, overlay)),
         overlay_holds_data=exists and on_base and (qemu is not None and qemu.writes or holds_data(overlay.path)),
         identical=exists and not running and not lost and bool(memory.pivot_asked) and _same(overlay),
         saved=domain is not None

@@ -7,26 +7,23 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Container, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import MIB, allocated, free_bytes
 from .._claim.find import all_claims
-from .._claim.overlays import Overlay
+from .._claim.overlays import Overlay, PlannedSpace
 
 # What must be left when a copy is given up, so that the guest can write until its overlays are committed.
 RESERVE = 32 * MIB
-
-
 _RESERVE_SECONDS = 10
 
 
 @dataclass(frozen=True)
-class Room:
+class Space:
     """One file system that overlays are on, in bytes. `commit` is what the commit still needs in the bases that are on it too."""
 
     path: str
@@ -35,28 +32,19 @@ class Room:
     commit: int
 
 
-def least_room(held: int) -> int:
+def least_space(held: int) -> int:
     """What an overlay must find free when the backup begins: a twentieth of what its disk holds, and the reserve."""
     return held // 20 + 2 * RESERVE
 
 
-def planned_room(overlay: Overlay, held: int) -> dict[str, Any]:
+def planned_space(overlay: Overlay, held: int) -> PlannedSpace:
     """What an overlay must find free, and on which file system."""
-    return {"path": overlay.path, "device": os.stat(Path(overlay.path).parent).st_dev, "bytes": least_room(held)}
+    return PlannedSpace(overlay.path, os.stat(Path(overlay.path).parent).st_dev, least_space(held))
 
 
-def overlay_room(plan: dict[str, Any], device: int, committed: Container[str] = ()) -> int:
-    """What the overlays of a plan, but for those that are committed, are still to find free on one file system. Looks at no other."""
-    return sum(
-        max(0, room["bytes"] - allocated(room["path"]))
-        for target, room in plan.get("overlay_room", {}).items()
-        if room["device"] == device and target not in committed
-    )
-
-
-def is_threatened(room: Room, growth: float) -> bool:
+def is_threatened(space: Space, growth: float) -> bool:
     """Whether the overlays, which grow by `growth` bytes a second, would soon leave too little for their commit."""
-    return room.free < RESERVE + room.commit + growth * _RESERVE_SECONDS
+    return space.free < RESERVE + space.commit + growth * _RESERVE_SECONDS
 
 
 class Growth:
@@ -73,7 +61,7 @@ class Growth:
         return max(0, used - before) / (now - then) if now - then > 1 else 0.0
 
 
-class RoomWatch:
+class SpaceWatch:
     """Watches the room of a backup's overlays while they grow."""
 
     def __init__(self, overlays: list[Overlay], clock: Clock) -> None:
@@ -83,19 +71,19 @@ class RoomWatch:
 
     def check(self) -> None:
         """Fail when the copy is to be given up."""
-        for room in rooms(self._overlays):
-            growth = self._growth.setdefault(room.path, Growth(self._clock, room.used))
-            if is_threatened(room, growth.rate(room.used)):
+        for space in file_systems(self._overlays):
+            growth = self._growth.setdefault(space.path, Growth(self._clock, space.used))
+            if is_threatened(space, growth.rate(space.used)):
                 raise LiveBackupError(
-                    f"The overlays threaten to fill {room.path}: {room.free / MIB:.0f} MiB are free, and they hold "
-                    f"{room.used / MIB:.0f} MiB. "
+                    f"The overlays threaten to fill {space.path}: {space.free / MIB:.0f} MiB are free, and they hold "
+                    f"{space.used / MIB:.0f} MiB. "
                     "The copy was given up, so that the overlays are committed, as soon as libvirt answers, before the guest has to stop. "
                     "Free some room, choose another overlay_dir, or back up when the guest writes less.",
                     code="overlay_space_short",
                 )
 
 
-def rooms(overlays: list[Overlay]) -> Iterator[Room]:
+def file_systems(overlays: list[Overlay]) -> Iterator[Space]:
     """The file systems of overlays, by the directory of one of their overlays."""
     by_device: dict[int, list[Overlay]] = {}
     for overlay in overlays:
@@ -103,7 +91,7 @@ def rooms(overlays: list[Overlay]) -> Iterator[Room]:
     for device, group in by_device.items():
         directory = str(Path(group[0].path).parent)
         held = {overlay.path: allocated(overlay.path) for overlay in group}
-        yield Room(
+        yield Space(
             directory,
             free_bytes(directory),
             sum(held.values()),
@@ -119,12 +107,4 @@ def _growth(overlay: Overlay, held: int) -> int:
 
 def reserved(device: int, uuid: str) -> int:
     """What the unfinished backups of other domains still have to write on this file system, and their overlays to find free there."""
-    found = 0
-    for claim in all_claims():
-        if claim.uuid == uuid:
-            continue
-        found += overlay_room(claim.plan, device, claim.results.get("committed", {}))
-        if claim.plan["device"] == device:
-            written = sum(allocated(disk["path"]) for disk in claim.plan["disks"] if not disk["sent"])
-            found += max(0, claim.plan["bytes_needed_here"] - written)
-    return found
+    return sum(claim.still_needs(device) for claim in all_claims() if claim.uuid != uuid)

@@ -19,8 +19,8 @@ from .._base.errors import LiveBackupError
 from .._base.files import sync_existing, sync_path
 from .._base.filesystem import allocated
 from .._base.progress import tell
-from .._claim.claim import Claim, save_claim
-from .._claim.overlays import Overlay, memory_of, overlays_of, remember
+from .._claim.claim import Claim, remember, save_claim
+from .._claim.overlays import Overlay
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import explained
 from .._hypervisor.domain_xml import with_disk_source
@@ -68,17 +68,17 @@ class Way:
 
     def next_step(self, connection: libvirt.virConnect, overlay: Overlay) -> Do:
         """What is to be done now; changes nothing."""
-        return judge(overlay, memory_of(self._claim, overlay.target), self._see(connection, overlay))
+        return judge(overlay, self._claim.memory(overlay.target), self._see(connection, overlay))
 
     def _see(self, connection: libvirt.virConnect, overlay: Overlay) -> Seen:
         with explained(f"examine disk {overlay.target} of domain {self._claim.domain!r}"):
-            domain, memory = lookup(connection, self._claim.uuid), memory_of(self._claim, overlay.target)
+            domain, memory = lookup(connection, self._claim.uuid), self._claim.memory(overlay.target)
             watched = self._clock.boottime() - self._at_work.get(overlay.target, float("-inf")) <= _WATCHED_SECONDS
             return look(domain, self._claim, overlay, memory, watched=watched, vouched=self._base_untouched)
 
     def _note(self, overlay: Overlay, seen: Seen) -> None:
         """Note what a commit has written to the base while its QEMU runs, and what the base was like when that had ended."""
-        memory = memory_of(self._claim, overlay.target)
+        memory = self._claim.memory(overlay.target)
         if not memory.commit_begun or seen.lost:
             return
         if seen.running and seen.instance == memory.instance != "":
@@ -93,9 +93,9 @@ class Way:
         while True:
             seen = self._see(connection, overlay)
             self._note(overlay, seen)
-            step = judge(overlay, memory_of(self._claim, overlay.target), seen)
+            step = judge(overlay, self._claim.memory(overlay.target), seen)
             if step == Do.NOTHING:
-                self._claim.results.setdefault("committed", {}).setdefault(overlay.target, 0)
+                self._claim.progress.committed.setdefault(overlay.target, 0)
                 return True
             if step == Do.LOOK_AGAIN:
                 self._be_patient(connection, overlay)
@@ -211,14 +211,14 @@ class Way:
         """Change our disk's source in the domain's definition, and nothing else that it has by now."""
         with explained(f"define domain {self._claim.domain!r} on its base"):
             xml = _inactive_xml(connection.lookupByUUIDString(self._claim.uuid))
-            connection.defineXML(with_disk_source(xml, overlay.target, self._claim.plan["inactive_xml"]))
+            connection.defineXML(with_disk_source(xml, overlay.target, self._claim.plan.inactive_xml))
 
     def _delete(self, connection: libvirt.virConnect, overlay: Overlay) -> None:
         for who in names_image(connection, overlay.path):
             raise Refusal(
                 f"{who} still names the overlay {overlay.path}, so it is kept. Remove that, and recover again.", code="overlay_in_use"
             )
-        self._claim.results.setdefault("committed", {})[overlay.target] = allocated(overlay.path)
+        self._claim.progress.committed[overlay.target] = allocated(overlay.path)
         # After a power cut the definition that names the base must be there; or at least the proof that nothing is lost with the overlay.
         remember(self._claim, overlay.target, merged=fingerprint(overlay.path))
         sync_existing(DEFINITIONS)
@@ -230,7 +230,7 @@ class Way:
 def commit_all(uri: str, claim: Claim, targets: list[str] | None, seconds: float, clock: Clock, base_untouched: bool = False) -> list[str]:
     """Bring disks back to their bases; those that are not after `seconds` are returned."""
     way, deadline = Way(claim, clock, base_untouched), clock.boottime() + seconds
-    overlays = overlays_of(claim, targets)
+    overlays = claim.overlays(targets)
 
     def watch(connection: libvirt.virConnect, answered: Callable[[], None]) -> list[str]:
         while True:

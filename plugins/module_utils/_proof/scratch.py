@@ -21,7 +21,7 @@ from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
 from .._base.memory import memory_available, memory_total
 from .._image.qemu_img import create_overlay
-from .._overlay.space import MIB, Growth, Room, is_threatened, least_room
+from .._overlay.space import MIB, Growth, Space, is_threatened, least_space
 
 _SECTOR = 512
 
@@ -68,7 +68,7 @@ class Scratch:
 
     def require_room(self, held: int) -> None:
         """Fail unless there is enough free space to start a guest whose images hold so many bytes."""
-        free, needed = self._room().free, least_room(min(held, self._size))
+        free, needed = self._room().free, least_space(min(held, self._size))
         if free < needed:
             raise LiveBackupError(
                 f"scratch_dir {self._directory} has {free // MIB} MiB free, and what the guest writes needs at least {needed // MIB} MiB. "
@@ -150,10 +150,10 @@ class Scratch:
             return None
         return LiveBackupError(f"The proof was given up: {why.text}. This says nothing about the set.", why.code)
 
-    def _room(self) -> Room:
+    def _room(self) -> Space:
         status = os.statvfs(self._directory)
         used = sum(os.fstat(file).st_blocks * 512 for file in self._files)
-        return Room(str(self._directory), status.f_bavail * status.f_frsize, used, 0)
+        return Space(str(self._directory), status.f_bavail * status.f_frsize, used, 0)
 
 
 def _node(overlay: int, image: Path, image_format: str) -> str:

@@ -30,7 +30,7 @@ def naming(address: Address, claim: Claim) -> dict[str, Any]:
 def send_set(params: dict[str, Any], claim: Claim, directory: Path, manifest: dict[str, Any], clock: Clock) -> str:
     """Publish at `target` the set whose files are in a directory, or are there already; each is proved there. Where it then is."""
     address = address_of(params)
-    there = [Path(disk["path"]).name for disk in claim.plan["disks"] if disk["sent"]]
+    there = [Path(disk.path).name for disk in claim.plan.sent]
     digests = {disk["file"]: disk["digest"] for disk in manifest["disks"] if disk["file"] not in there}
     names = [*digests, *(file["name"] for file in manifest["files"]), GUIDE, SUMS, MANIFEST]
     known = naming(address, claim)

@@ -24,7 +24,7 @@ def claim_of_another_run(backup: Backup, **fields: Any) -> Claim:
     backup.claims.mkdir(exist_ok=True)
     plan = {**PLAN, "device": backup.target.stat().st_dev, "state": "running"}
     mine = {"uuid": backup.domain.uuid, "domain": "db1", "backup_id": "other", "method": "push", "directory": "/t", "started": 1.0}
-    claim = Claim(**{**mine, "plan": plan, **fields})
+    claim = Claim.from_json({**mine, "plan": plan, **fields})
     save_claim(claim)
     return claim
 
@@ -37,7 +37,7 @@ def test_a_job_a_claim_and_a_partial_set(backup: Backup) -> None:
     assert backup.domain.job is not None and backup.domain.job.targets == files
     assert begun["job"]["operation"] == "backup"
     claim = read_claim(backup.domain.uuid)
-    assert claim is not None and not claim.in_step and claim.results["begin"]["instant"] == begun["instant"]
+    assert claim is not None and not claim.in_step and claim.require_captured().instant == begun["instant"]
     assert parse_domain((backup.partial / "domain.xml").read_text(encoding="utf-8")) == parse_domain(backup.domain.xml())
     assert backup.claim_files() == [f"{backup.domain.uuid}.json"]
 

@@ -16,8 +16,8 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import MIB, is_on_disk
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture import legacy as _snapshot
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim import claim as _claim, overlays as _overlays, places as _places
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim.claim import Claim, read_claim, save_claim
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim import claim as _claim, places as _places
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim.claim import Claim, read_claim, remember, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.overlays import Overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._copy import disks as _capture_copy
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.reach import TargetFacts
@@ -26,7 +26,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.fingerp
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import begin as _begin
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import look as _look, space as _space, way_back as _commit
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.decide import Do
-from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.space import Room
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.space import Space
 
 from ..recovery.test_repairs import die, repaired
 from ..support.backup import PLAN, UUID, Backup, Killed
@@ -186,7 +186,7 @@ def test_a_pivot_that_was_not_done_is_not_remembered_as_one(capture: Backup) -> 
         capture.commit(timeout=10)
     claim = read_claim(UUID)
     assert claim is not None
-    assert {(one["commit_begun"], one["pivot_asked"]) for one in claim.results["memory"].values()} == {(True, "")}
+    assert {(one["commit_begun"], one["pivot_asked"]) for one in claim.progress.memory.values()} == {(True, "")}
 
 
 def test_libvirtd_restarts_during_the_commit(capture: Backup) -> None:
@@ -545,7 +545,7 @@ def test_an_overlay_that_was_made_and_never_formatted(capture: Backup) -> None:
 def test_a_commit_of_which_libvirt_has_lost_sight_ends_with_its_qemu(dead: Backup) -> None:
     claim = read_claim(UUID)
     assert claim is not None
-    claim.results["memory"] = {"vda": {"commit_begun": True}}
+    claim.progress.memory = {"vda": {"commit_begun": True}}
     save_claim(claim)
     dead.domain.commits["vda"] = libvirt.Commit(1, 1000, noted=False)
     with raises_code("block_job_unknown"):
@@ -562,7 +562,7 @@ def test_the_way_that_a_stuck_pivot_is_left(dead: Backup) -> None:
     """QEMU is on the base, and libvirt never shows it. When the domain was shut off and started, what is left goes."""
     claim = read_claim(UUID)
     assert claim is not None
-    claim.results["memory"] = {"vda": {"commit_begun": True, "pivot_asked": "0@1", "pivot_time": 0.0}}
+    claim.progress.memory = {"vda": {"commit_begun": True, "pivot_asked": "0@1", "pivot_time": 0.0}}
     save_claim(claim)
     overlay = dead.domain.live["vda"][0]
     dead.domain.commits["vda"] = libvirt.Commit(1, 0)
@@ -585,9 +585,7 @@ def test_saved_memory_that_names_an_overlay_keeps_it(dead: Backup) -> None:
     text = dead.domain.xml()
     claim = read_claim(UUID)
     assert claim is not None
-    claim.results["memory"] = {
-        overlay["target"]: {"commit_begun": True, "merged": fingerprint(overlay["path"])} for overlay in claim.plan["overlays"]
-    }
+    claim.progress.memory = {overlay.target: {"commit_begun": True, "merged": fingerprint(overlay.path)} for overlay in claim.plan.overlays}
     save_claim(claim)
     dead.domain.live.clear()
     dead.domain.defined.clear()
@@ -684,8 +682,8 @@ def test_what_a_commit_was_seen_to_write_is_no_use_of_the_base(ended_in_the_comm
     """A guest may write nothing for as long as its commit takes."""
     moment = write_base(ended_in_the_commit, DAY)
     claim = read_claim(UUID)
-    assert claim is not None and claim.results["memory"]["vda"]["base_seen"] > 0
-    claim.results["memory"]["vda"]["base_seen"] = moment - 3
+    assert claim is not None and claim.progress.memory["vda"]["base_seen"] > 0
+    claim.progress.memory["vda"]["base_seen"] = moment - 3
     save_claim(claim)
     ended_in_the_commit.recover()
     ended_in_the_commit.assert_on_bases()
@@ -796,7 +794,7 @@ def test_the_power_fails_after_the_overlay_was_deleted(
         unlink(path, **options)
         if str(path).endswith("vda.night-1.overlay"):
             claim = read_claim(UUID)
-            assert claim is not None and claim.results["memory"]["vda"]["merged"]
+            assert claim is not None and claim.progress.memory["vda"]["merged"]
             order.append("deleted")
             raise Killed
 
@@ -808,7 +806,7 @@ def test_the_power_fails_after_the_overlay_was_deleted(
 
     def delete_without_answer(way: _commit.Way, connection: Any, overlay: Any) -> None:
         """As one does that finds a domain on its base, and does not know what the pivot answered."""
-        _overlays.remember(way._claim, overlay.target, merged=None)
+        remember(way._claim, overlay.target, merged=None)
         delete(way, connection, overlay)
 
     with monkeypatch.context() as patch, pytest.raises(Killed):
@@ -914,7 +912,7 @@ def test_overlays_in_a_directory_of_their_own(capture: Backup, tmp_path: Path) -
 
 def test_too_little_room_for_overlays(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state(capture)
-    monkeypatch.setattr(_snapshot, "rooms", lambda overlays: [Room(str(Path(overlays[0].path).parent), 63 * MIB, 0, 0)])
+    monkeypatch.setattr(_snapshot, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 63 * MIB, 0, 0)])
     for check in (True, False):
         with pytest.raises(LiveBackupError, match="has too little room for overlays.* 63 MiB are free, at least 128 MiB"):
             capture.snapshot(check=check)
@@ -932,15 +930,16 @@ def test_overlays_and_copies_on_one_file_system(capture: Backup, monkeypatch: py
     monkeypatch.setattr(_begin, "probe_target", lambda *_arguments, **_options: TargetFacts(free, device + 1))
     assert capture.snapshot(check=True)["changed"]
 
-    other = dict.fromkeys(["domain", "backup_id", "method", "directory"], "other")
+    other = dict.fromkeys(["domain", "backup_id", "directory"], "other")
     rooms = {target: {"path": f"{capture.target}/{target}.overlay", "device": device, "bytes": 70 * MIB} for target in ("vda", "vdb")}
     # Nobody looks at another file system for it: it may hang.
     rooms["vdc"] = {"path": f"{capture.target}/file/vdc.overlay", "device": device + 2, "bytes": 70 * MIB}
     (capture.target / "file").touch()
     plan = {**PLAN, "device": device, "bytes_needed_here": 5 * MIB, "overlay_room": rooms}
     _places.CLAIMS.mkdir()
-    save_claim(Claim(uuid="other", plan=plan, started=0.0, results={"committed": {"vdb": 1}}, **other))
-    monkeypatch.setattr(_snapshot, "rooms", lambda overlays: [Room(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])
+    claim = {**other, "uuid": "other", "method": "legacy", "plan": plan, "started": 0.0, "results": {"committed": {"vdb": 1}}}
+    save_claim(Claim.from_json(claim))
+    monkeypatch.setattr(_snapshot, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])
     with pytest.raises(LiveBackupError, match="at least 128 MiB are needed, and other unfinished backups there still need 75 MiB"):
         capture.snapshot()
     (capture.target / "vda.overlay").write_bytes(bytes(4 * MIB))
@@ -981,7 +980,7 @@ def test_an_error_of_a_snapshot_that_was_made_nevertheless_loses_nothing(capture
 def test_overlays_that_threaten_to_fill_their_file_system_are_committed(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     capture.snapshot()
     capture.domain.write("vda", 3, 9)
-    monkeypatch.setattr(_space, "rooms", lambda overlays: [Room("/images", 31 * MIB, MIB, 0)])
+    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space("/images", 31 * MIB, MIB, 0)])
     with raises_code("overlay_space_short"):
         capture.copy(bandwidth=1)
     capture.assert_on_bases()
@@ -1004,7 +1003,7 @@ def test_the_overlays_are_watched_while_libvirt_hangs(capture: Backup, monkeypat
         assert given_up.wait(20), "nobody watched the overlays"
         return opened(uri)
 
-    monkeypatch.setattr(_space, "rooms", lambda overlays: [Room("/images", 31 * MIB, MIB, 0)])
+    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space("/images", 31 * MIB, MIB, 0)])
     monkeypatch.setattr(_copy.Pace, "give_up", give_up_and_tell)
     monkeypatch.setattr(libvirt, "open", answer_late)
     with pytest.raises(LiveBackupError, match="threaten to fill /images.* as soon as libvirt answers"):
@@ -1020,7 +1019,7 @@ def test_overlays_that_cannot_be_watched_are_committed(capture: Backup, monkeypa
     def fail(_overlays: Any) -> None:
         raise OSError(116, "Stale file handle", "/images")
 
-    monkeypatch.setattr(_space, "rooms", fail)
+    monkeypatch.setattr(_space, "file_systems", fail)
     with pytest.raises(LiveBackupError, match="was given up.*refused on '/images': Stale file handle"):
         capture.copy(bandwidth=1)
     capture.assert_on_bases()
@@ -1055,7 +1054,7 @@ def test_a_copy_that_hangs_does_not_keep_the_overlays_from_being_committed(captu
     monkeypatch.setattr(_copy_image, "copy_data", hang)
     monkeypatch.setattr(_capture_copy, "_END_SECONDS", 0.1)
     monkeypatch.setattr(_capture_copy, "_HANG_SECONDS", 0.1)
-    monkeypatch.setattr(_space, "rooms", lambda overlays: [Room("/images", 31 * MIB, MIB, 0)])
+    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space("/images", 31 * MIB, MIB, 0)])
     with pytest.raises(LiveBackupError, match=r"threaten to fill /images.*\.partial does not answer since.*Run libvirt_backup_recover"):
         capture.copy()
     capture.assert_on_bases()
@@ -1071,7 +1070,7 @@ def test_a_copy_that_hangs_does_not_keep_the_overlays_from_being_committed(captu
 def test_a_guest_that_stopped_for_want_of_room_is_resumed(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     capture.snapshot()
     capture.domain.state, capture.domain.reason = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR
-    monkeypatch.setattr(_space, "rooms", lambda overlays: [Room("/images", 0, MIB, 0)])
+    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space("/images", 0, MIB, 0)])
     with raises_code("overlay_space_short"):
         capture.copy(bandwidth=1)
     capture.assert_on_bases()
@@ -1144,7 +1143,7 @@ def test_while_a_recovery_is_not_finished_no_later_step_goes_on(capture: Backup)
     capture.copy()
     claim = read_claim(UUID)
     assert claim is not None
-    claim.results["recovering"] = True
+    claim.progress.recovering = True
     save_claim(claim)
     for late in (capture.copy, capture.commit, capture.publish):
         with raises_code("recovery_needed"):

@@ -10,6 +10,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.claim import read_claim, save_claim
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim.progress import Progress
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import wait as _wait
 
 from ..support.backup import Backup
@@ -183,7 +184,7 @@ def test_what_was_not_begun_cannot_be_waited_for(backup: Backup, check: bool) ->
 def test_what_was_interrupted_while_it_began_is_for_recovery(begun: Backup, check: bool) -> None:
     claim = read_claim(begun.domain.uuid)
     assert claim is not None
-    claim.results.clear()
+    claim.progress = Progress()
     save_claim(claim)
     with raises_code("recovery_needed"):
         begun.wait(check=check)
@@ -198,7 +199,7 @@ def test_a_claim_of_a_gone_domain_of_the_same_name_is_not_taken_for_this_one(beg
     begun.domain.end_job()
     assert begun.wait()["job"]["success"]
     claim = read_claim(begun.domain.uuid)
-    assert claim is not None and "job" in claim.results
+    assert claim is not None and claim.progress.job
 
 
 def lose_what_is_cached(path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -11,7 +11,6 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim import 
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.claim import Claim, read_claim, remove_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.find import all_claims, find_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.lock import hold
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim.progress import Progress
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.step import (
     LEASE_SECONDS,
     describe,
@@ -48,7 +48,8 @@ sys.stdin.read()
 
 
 def make(uuid: str = "u-1", domain: str = "db1", backup_id: str = "night-1", **fields: Any) -> Claim:
-    return Claim(uuid, domain, backup_id, "push", f"/t/{domain}", PLAN, 1.0, **fields)
+    known = {"uuid": uuid, "domain": domain, "backup_id": backup_id, "method": "push", "directory": f"/t/{domain}", "plan": PLAN}
+    return Claim.from_json({**known, "started": 1.0, **fields})
 
 
 def saved(claims: Path, **fields: Any) -> Claim:
@@ -82,10 +83,33 @@ JSON = st.recursive(
 )
 
 
-@given(st.dictionaries(st.text(), JSON), st.text(), st.floats(allow_nan=False), st.booleans())
-def test_a_claim_survives_json(plan: dict[str, Any], domain: str, lease: float, in_step: bool) -> None:
-    claim = Claim("u", domain, "i", "push", "/t", plan, lease, lease_until=lease, in_step=in_step, results=plan)
-    assert Claim(**json.loads(json.dumps(asdict(claim)))) == claim
+@given(st.dictionaries(st.text(), JSON, min_size=1), st.text(), st.floats(allow_nan=False), st.booleans())
+def test_a_claim_survives_json(job: dict[str, Any], domain: str, lease: float, in_step: bool) -> None:
+    overlay = {"target": domain, "base": domain, "base_format": "raw", "base_type": "file", "path": domain}
+    disk = {"target": domain, "path": "", "format": "", "capacity": 1, "sent": in_step, "source": {"path": domain, "format": "raw"}}
+    space = {domain: {"path": domain, "device": 1, "bytes": 2}}
+    plan = {**PLAN, "nvram": domain, "overlays": [overlay], "disks": [disk], "overlay_room": space, "instance": domain}
+    freeze = {"frozen": 1, "agent": 2, "response": -1, "instance": domain, "owed_until": lease}
+    begin = {"consistency": domain, "instant": "", "frozen_ms": 1, "why": domain, "began": lease}
+    results = {
+        "job": job,
+        "begin": begin,
+        "freeze": freeze,
+        "partial": in_step,
+        "copies": {domain: job},
+        "memory": {domain: {"base_seen": lease}},
+    }
+    claim = make(domain=domain, plan=plan, results=results, lease_until=lease, in_step=in_step)
+    assert claim.progress.job == job and claim.overlays()[0].path == domain and claim.memory(domain).base_seen == lease
+    assert Claim.from_json(json.loads(json.dumps(claim.to_json()))) == claim
+
+
+def test_a_claim_of_another_version_may_say_more(claims: Path) -> None:
+    claim = saved(claims)
+    data = claim.to_json()
+    data["plan"]["checkpoint"] = data["results"]["level"] = data["mood"] = "new"
+    claim.file().write_text(json.dumps(data), encoding="ascii")
+    assert read_claim("u-1") == claim
 
 
 def test_tokens_differ_and_the_boot_is_this_one() -> None:
@@ -119,7 +143,7 @@ def test_a_damaged_claim_is_an_error_that_names_the_file(claims: Path, content: 
 )
 def test_a_claim_with_wrong_values_is_damaged(claims: Path, changes: dict[str, Any]) -> None:
     claim = saved(claims)
-    claim.file().write_text(json.dumps({**asdict(claim), **changes}), encoding="ascii")
+    claim.file().write_text(json.dumps({**claim.to_json(), **changes}), encoding="ascii")
     with pytest.raises(LiveBackupError, match=r"u-1\.json is damaged \(it"):
         read_claim("u-1")
     assert all_claims() == []
@@ -271,9 +295,9 @@ def test_a_step_is_noted_and_renews_the_lease(claims: Path, clock: FakeClock) ->
         noted = read_claim("u-1")
         assert noted is not None and (noted.step, noted.in_step) == ("wait", True)
         clock.sleep(10)
-        claim.results["wait"] = {"ok": True}
+        claim.progress.partial = True
     after = read_claim("u-1")
-    assert after is not None and not after.in_step and after.results == {"wait": {"ok": True}}
+    assert after is not None and not after.in_step and after.progress == Progress(partial=True)
     assert after.lease_until == clock.boottime() + LEASE_SECONDS
 
 

@@ -21,7 +21,8 @@ from ..support.raising import raises_code
 def under_way(backup: Backup, uuid: str, seconds: float) -> Claim:
     """Somebody else's backup, between two steps; its lease runs for so long."""
     backup.claims.mkdir(exist_ok=True)
-    claim = Claim(uuid, f"domain-{uuid}", "other", "push", "/t", PLAN, 1.0, lease_until=backup.clock.boottime() + seconds)
+    known = {"uuid": uuid, "domain": f"domain-{uuid}", "backup_id": "other", "method": "push", "directory": "/t", "started": 1.0}
+    claim = Claim.from_json({**known, "plan": PLAN, "lease_until": backup.clock.boottime() + seconds})
     save_claim(claim)
     return claim
 

@@ -26,7 +26,6 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._base.text imp
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import find as _find, places as _places
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.claim import read_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.find import all_claims, claim_of
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim.overlays import memory_of, overlays_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.owner import require_no_backup, require_no_restore
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.places import claim_copy
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore_journal import (
@@ -420,8 +419,8 @@ def test_claims(capture: Backup, claim_files: list[Any], place: Path, outside: P
             if claim is not None:
                 attempt(describe, claim, capture.clock)
                 attempt(is_alive, claim, capture.clock)
-                for overlay in attempt(overlays_of, claim) or []:
-                    attempt(memory_of, claim, overlay.target)
+                for overlay in attempt(claim.overlays) or []:
+                    attempt(claim.memory, overlay.target)
             attempt(capture.recover, check=True)
             assert sorted(path.name for path in directory.iterdir()) == sorted([f"{UUID}.json", copy.name])
 

@@ -169,7 +169,7 @@ def test_two_disks_share_what_they_may_write(scratch: Scratch, image: Path, tmp_
 
 def test_it_is_given_up_before_the_file_system_is_full(tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     free, used = [GIB], [0]
-    monkeypatch.setattr(Scratch, "_room", lambda self: _boot_scratch.Room("/scratch", free[0], used[0], 0))
+    monkeypatch.setattr(Scratch, "_room", lambda self: _boot_scratch.Space("/scratch", free[0], used[0], 0))
     scratch = Scratch(tmp_path, 100 * GIB, clock)
     assert scratch.problem() is None
     clock.sleep(2)
@@ -192,7 +192,7 @@ def test_it_is_given_up_when_the_host_runs_short_of_memory(scratch: Scratch, mon
 
 def test_too_little_room_is_found_before_anything_starts(scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch.require_room(1 << 60)
-    monkeypatch.setattr(Scratch, "_room", lambda self: _boot_scratch.Room("/scratch", 64 * MIB, 0, 0))
+    monkeypatch.setattr(Scratch, "_room", lambda self: _boot_scratch.Space("/scratch", 64 * MIB, 0, 0))
     scratch.require_room(0)
     with pytest.raises(LiveBackupError, match="has 64 MiB free, and what the guest writes needs at least 64 MiB"):
         scratch.require_room(20 * MIB)

@@ -1,0 +1,49 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a user asks of a backup."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._base.records import known
+from .._claim.plan import Server
+
+
+@dataclass(frozen=True)
+class BeginOptions:
+    """The options of libvirt_backup_begin and libvirt_disk_snapshot, with the modules' defaults.
+
+    `at` is the agreed moment, in seconds since the epoch. Times are in seconds.
+    """
+
+    uri: str
+    domain: str
+    backup_id: str
+    method: str
+    target: str
+    ssh_key: str | None = None
+    ssh_options: list[str] = field(default_factory=list)
+    staging_dir: str | None = None
+    keep_formats: list[str] = field(default_factory=lambda: ["raw", "qcow2"])
+    exclude_disks: list[str] = field(default_factory=list)
+    format: str = "qcow2"
+    quiesce: str = "auto"
+    freeze_timeout: int = 30
+    hook_timeout: int | None = None
+    parallel: int = 0
+    at: float | None = None
+    exclusive: bool = False
+    overlay_dir: str | None = None
+
+    @classmethod
+    def of(cls, params: dict[str, Any], **more: Any) -> BeginOptions:
+        return cls(**{**known(cls, params), **more})
+
+    @property
+    def server(self) -> Server:
+        """Where the set goes."""
+        return Server(self.target, self.ssh_key, self.ssh_options)

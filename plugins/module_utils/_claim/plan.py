@@ -1,0 +1,116 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What a backup is going to capture, from where to where, as its claim notes it."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from dataclasses import dataclass, field
+from typing import Any
+
+from .._base.filesystem import allocated
+from .._base.records import known
+from .overlays import Overlay, PlannedSpace
+
+
+@dataclass
+class DiskPlan:
+    """One disk: its image in the set, `capacity` and the bytes that its chain holds, and where it was.
+
+    `path` and `format` are empty until it is known where the data go. `sent` is whether the data go straight to a backup server.
+    """
+
+    target: str
+    source: dict[str, Any]
+    capacity: int
+    allocation: int = 0
+    path: str = ""
+    format: str = ""
+    sent: bool = False
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> DiskPlan:
+        return cls(**known(cls, data))
+
+
+@dataclass(frozen=True)
+class Server:
+    """The target as the user named it, and how to get there if it is on a backup server."""
+
+    target: str
+    ssh_key: str | None = None
+    ssh_options: list[str] = field(default_factory=list)
+
+
+@dataclass
+class CapturePlan:
+    """The whole backup. `path` is the published set; `state` and `agent` are the domain's when the backup was planned.
+
+    `sources` is every disk with the image that the guest writes to: what must not change while the backup starts. `bytes_needed_here` is
+    the part of `bytes_needed` that is written on this host, on the file system `device`.
+
+    Only legacy has `overlays` and what goes with them; `instance` is the run of QEMU that they are of. Only offline has `prints`, the
+    fingerprints of the images, and `saved`, whether the domain's memory is saved.
+    """
+
+    method: str
+    method_reason: str
+    path: str
+    disks: list[DiskPlan]
+    skipped: list[dict[str, str]]
+    server: Server
+    state: str
+    agent: str
+    nvram: str
+    not_captured: list[str]
+    versions: dict[str, str]
+    sources: list[list[str]]
+    qemu_user: tuple[int, int] | None = None
+    freezes: bool = False
+    bytes_needed: int = 0
+    bytes_needed_here: int = 0
+    bytes_free: int = 0
+    device: int = 0
+    overlays: list[Overlay] = field(default_factory=list)
+    overlay_room: dict[str, PlannedSpace] = field(default_factory=dict)
+    snapshot_xml: str = ""
+    live_xml: str = ""
+    inactive_xml: str = ""
+    instance: str = ""
+    prints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    saved: bool = False
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> CapturePlan:
+        """Of this version or an older one, which lacks some fields."""
+        nested = {
+            "disks": [DiskPlan.from_json(one) for one in data["disks"]],
+            "server": Server(**known(Server, data["server"])),
+            "overlays": [Overlay(**one) for one in data.get("overlays", [])],
+            "overlay_room": {target: PlannedSpace(**known(PlannedSpace, one)) for target, one in data.get("overlay_room", {}).items()},
+        }
+        return cls(**{"method": "", "path": "", **known(cls, data), **nested})
+
+    @property
+    def files(self) -> dict[str, str]:
+        """The file that each disk is written to."""
+        return {disk.target: disk.path for disk in self.disks}
+
+    @property
+    def sent(self) -> list[DiskPlan]:
+        """The disks whose data go straight to a backup server."""
+        return [disk for disk in self.disks if disk.sent]
+
+    @property
+    def consistency(self) -> str:
+        """What is expected, if the guest agent does its part."""
+        if self.freezes:
+            return "filesystem"
+        return "offline" if self.method == "offline" and not self.saved else "crash"
+
+    def space_for_overlays(self, device: int, committed: Container[str] = ()) -> int:
+        """What the overlays, except those that are committed, still need to find free on one file system. Looks at no other."""
+        spaces = [space for target, space in self.overlay_room.items() if space.device == device and target not in committed]
+        return sum(max(0, space.bytes - allocated(space.path)) for space in spaces)
