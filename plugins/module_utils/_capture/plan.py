@@ -6,11 +6,10 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._base.errors import LiveBackupError
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk, Domain
+from .._hypervisor.jobs import BlockJob, Job
 from .._hypervisor.versions import HostVersions, version_text
 
 
@@ -73,7 +72,7 @@ def _reasons(skipped: list[dict[str, str]]) -> str:
     return ", ".join(f"{one['target']} is {one['reason']}" for one in skipped) or "it has none"
 
 
-def occupied_by(jobs: dict[str, Any] | None, block_jobs: list[dict[str, Any]]) -> str:
+def occupied_by(jobs: Job | None, block_jobs: list[BlockJob]) -> str:
     """What keeps libvirt from starting a backup now, said at once: libvirt itself would wait 30 s for its lock."""
     if jobs is not None:
         return f"a job ({jobs['operation']}) is running on it"

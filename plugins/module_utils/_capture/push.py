@@ -15,12 +15,12 @@ from .._hypervisor.backup_xml import push_backup_xml
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import explained
 from .._hypervisor.domain_facts import DomainFacts
-from .._hypervisor.jobs import completed_job, judge_job
+from .._hypervisor.jobs import Job, completed_job, judge_job
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
 from .plan import will_freeze
 
 
-def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, dict[str, Any] | None]:
+def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, Job | None]:
     """What went wrong (empty if nothing did), and the job's statistics."""
     try:
         domain = connection.lookupByUUIDString(claim.uuid)

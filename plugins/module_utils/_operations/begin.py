@@ -193,7 +193,7 @@ def _plan(connection: libvirt.virConnect, domain: libvirt.virDomain, target: Pat
             "format": params["format"] if method == "push" else "",
             "capacity": facts.capacity_of(disk),
             "allocation": facts.allocation[disk.target],
-            "source": noted_place(disk),
+            "source": noted_place(disk).to_json(),
             "sent": method != "push" and is_remote(params) and _has_bytes_of_copy(disk, params["keep_formats"]),
         }
         for disk in chosen
