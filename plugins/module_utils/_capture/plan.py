@@ -7,13 +7,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from .._base.errors import LiveBackupError
 from .._claim.claim import Claim
 from .._claim.plan import CapturePlan
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk, Domain
+from .._hypervisor.jobs import BlockJob, Job
 from .._image.qcow2 import is_self_contained
 from .._target.target import is_remote
 from .options import BeginOptions
@@ -55,10 +55,10 @@ def _reasons(skipped: list[dict[str, str]]) -> str:
     return ", ".join(f"{one['target']} is {one['reason']}" for one in skipped) or "it has none"
 
 
-def occupied_by(jobs: dict[str, Any] | None, block_jobs: list[dict[str, Any]]) -> str:
+def occupied_by(job: Job | None, block_jobs: list[BlockJob]) -> str:
     """What keeps libvirt from starting a backup now, said at once: libvirt itself would wait 30 s for its lock."""
-    if jobs is not None:
-        return f"a job ({jobs['operation']}) is running on it"
+    if job is not None:
+        return f"a job ({job['operation']}) is running on it"
     if block_jobs:
         return "block jobs are running on it: " + ", ".join(f"{job['type']} on {job['disk']}" for job in block_jobs)
     return ""

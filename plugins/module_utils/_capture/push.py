@@ -21,7 +21,7 @@ from .._hypervisor.connection import explained
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import active, lookup
-from .._hypervisor.jobs import JobWatch, abort_and_wait, completed_job, drop_completed_job, judge_job, running_backup, running_job
+from .._hypervisor.jobs import Job, JobWatch, abort_and_wait, completed_job, drop_completed_job, judge_job, running_backup, running_job
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
 from .._hypervisor.qemu_monitor import close_in_qemu, open_nodes
 from .._hypervisor.versions import HostVersions
@@ -130,7 +130,7 @@ def _open_file_repairs(domain: libvirt.virDomain, claim: Claim) -> Iterator[Repa
             yield Repair("open file", f"QEMU has {path} open, and no job writes it", "close it", partial(close_in_qemu, domain, path))
 
 
-def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, dict[str, Any] | None]:
+def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, Job | None]:
     """What went wrong (empty if nothing did), and the job's statistics."""
     try:
         domain = connection.lookupByUUIDString(claim.uuid)

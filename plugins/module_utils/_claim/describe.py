@@ -28,7 +28,7 @@ def image_entry(disk: DiskPlan, copied: dict[str, Any] | None) -> dict[str, Any]
         "format": disk.format,
         "capacity": disk.capacity,
         **({key: copied[key] for key in ("size", "allocated", "digest")} if copied else _measured(path)),
-        "source": disk.source,
+        "source": disk.source.to_json(),
         "backing": None,
     }
 

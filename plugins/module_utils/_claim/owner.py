@@ -27,7 +27,7 @@ def backup_that_owns(uuid: str, paths: Collection[str] = ()) -> Claim | None:
     """The unfinished backup of a domain, or of one of these files or devices."""
     own = read_claim(uuid)
     others = all_claims() if own is None else []
-    return own or next((one for one in others if _meet([disk.source["path"] for disk in one.plan.disks], paths)), None)
+    return own or next((one for one in others if _meet([disk.source.path for disk in one.plan.disks], paths)), None)
 
 
 def require_no_restore(action: str, uuid: str, name: str, paths: Collection[str] = ()) -> None:

@@ -12,6 +12,7 @@ from typing import Any
 
 from .._base.filesystem import allocated
 from .._base.records import known
+from .._hypervisor.disk_place import NotedPlace
 from .overlays import Overlay, PlannedSpace
 
 
@@ -23,7 +24,7 @@ class DiskPlan:
     """
 
     target: str
-    source: dict[str, Any]
+    source: NotedPlace
     capacity: int
     allocation: int = 0
     path: str = ""
@@ -32,7 +33,7 @@ class DiskPlan:
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DiskPlan:
-        return cls(**known(cls, data))
+        return cls(**{**known(cls, data), "source": NotedPlace.from_json(data["source"])})
 
 
 @dataclass(frozen=True)

@@ -10,6 +10,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .._base.records import known
+from .._hypervisor.jobs import Job
 
 
 @dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Captured:
     instant: str
     began: float
     hook_ms: int = 0
-    job: dict[str, Any] | None = None
+    job: Job | None = None
 
 
 @dataclass
@@ -52,7 +53,7 @@ class Progress:
     """
 
     begin: Captured | None = None
-    job: dict[str, Any] | None = None
+    job: Job | None = None
     freeze: FreezeNote | None = None
     partial: bool = False
     recovering: bool = False

@@ -131,7 +131,7 @@ class Copies:
 
     def _format_of(self, disk: DiskPlan) -> str:
         wanted = self._options.format
-        source = disk.source["format"]
+        source = disk.source.format
         # What no set can hold as it is, or is compressed, becomes qcow2.
         kept = source if source in ("raw", "qcow2") and self._options.compress == "none" else "qcow2"
         return kept if wanted == "keep" else wanted
@@ -140,7 +140,7 @@ class Copies:
         """Disks of a domain that is shut off are copied under QEMU's lock."""
         if self._method.live:
             return nullcontext()
-        return images_locked([Path(disk.source["path"]) for disk in self._todo])
+        return images_locked([Path(disk.source.path) for disk in self._todo])
 
     @contextmanager
     def _receiving(self) -> Iterator[None]:
@@ -172,8 +172,8 @@ class Copies:
         rate = self._options.bandwidth // len(self._todo)
         source = disk.source
         copying = Copying(
-            Path(source["path"]),
-            source["format"],
+            Path(source.path),
+            source.format,
             disk.format,
             self._options.compress,
             rate,
@@ -265,5 +265,5 @@ class Copies:
         [disk] = [disk for disk in self._todo if disk.target == target]
         domain = lookup(connection, self._claim.uuid)
         # Where a device does not tell, the word is the user's that only this domain uses it.
-        if active(domain) is not None or stood_still(disk.source["path"], self._claim.plan.prints[target]) is False:
+        if active(domain) is not None or stood_still(disk.source.path, self._claim.plan.prints[target]) is False:
             raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.", code="source_changed")

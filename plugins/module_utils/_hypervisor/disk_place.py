@@ -12,32 +12,57 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from .._base.filesystem import mount_of, not_mounted
+from .._base.records import known
 from .._base.text import foreign
 from .._image.digest import image_size
 from .domain_xml import Disk, VolumePlace
 
 
-def noted_place(disk: Disk) -> dict[str, Any]:
-    """What the manifest says of the place of a disk; empty fields are left out."""
+@dataclass(frozen=True)
+class NotedPlace:
+    """What the manifest says of the place of a disk. An older version noted only `path` and `format`."""
+
+    path: str
+    format: str
+    type: str = ""
+    pool: str = ""
+    volume: str = ""
+    # Why the path alone is not the disk.
+    elsewhere: str = ""
+    # Only of a device; the others only of a file: where its links lead, if it is one, and the mount point that it is below.
+    device_size: int = 0
+    real_path: str = ""
+    mount: str = ""
+
+    @classmethod
+    def from_json(cls, source: dict[str, Any]) -> NotedPlace:
+        return cls(**known(cls, source))
+
+    def to_json(self) -> dict[str, Any]:
+        """As the manifest has it: without what is not known."""
+        return {key: value for key, value in asdict(self).items() if value or key in ("path", "format")}
+
+
+def noted_place(disk: Disk) -> NotedPlace:
+    """What the manifest will say of the place of a disk."""
     image = disk.chain[0]
     pool, volume = image.volume or ("", "")
-    noted: dict[str, Any] = {"path": image.path, "format": image.format, "type": image.type, "pool": pool, "volume": volume}
+    noted = NotedPlace(image.path, image.format, image.type, pool, volume)
     if image.only_qemu:
-        noted["elsewhere"] = f"the disk is not the whole of {image.path or 'one file'}: its <source> has {', '.join(image.only_qemu)}"
-    if os.path.isabs(image.path) and os.path.exists(image.path):
-        if image.type == "block":
-            # Where its name leads (/dev/dm-3) changes from one start of the host to the next.
-            noted["device_size"] = device_size(image.path)
-        else:
-            real = os.path.realpath(image.path)
-            noted["real_path"] = real if real != image.path else ""
-            noted["mount"] = mount_of(image.path)
-    return {key: value for key, value in noted.items() if value or key in ("path", "format")}
+        what = f"the disk is not the whole of {image.path or 'one file'}: its <source> has {', '.join(image.only_qemu)}"
+        noted = replace(noted, elsewhere=what)
+    if not (os.path.isabs(image.path) and os.path.exists(image.path)):
+        return noted
+    if image.type == "block":
+        # Where its name leads (/dev/dm-3) changes from one start of the host to the next.
+        return replace(noted, device_size=device_size(image.path))
+    real = os.path.realpath(image.path)
+    return replace(noted, real_path=real if real != image.path else "", mount=mount_of(image.path))
 
 
 def device_size(path: str | Path) -> int:
@@ -65,38 +90,38 @@ class OldPlace:
     differences: tuple[str, ...]
 
 
-def old_place(target: str, source: dict[str, Any], volume_place: VolumePlace) -> OldPlace:
+def old_place(target: str, source: NotedPlace, volume_place: VolumePlace) -> OldPlace:
     """The old place of a disk, as a manifest notes it, compared with what is there now."""
-    volume = (source["pool"], source["volume"]) if source.get("pool") else None
-    named = volume_place(*volume)[1] if volume else source["path"]
-    problems = list(_wrong_source(target, source, volume, named))
+    volume = (source.pool, source.volume) if source.pool else None
+    named = volume_place(*volume)[1] if volume else source.path
+    problems = list(_wrong_source(target, source, named))
     if problems:
         return OldPlace("", named, False, volume, tuple(problems), ())
     path = os.path.realpath(named)
     differences = []
-    if volume and named != source["path"]:
-        differences.append(f"volume {volume[1]!r} of pool {volume[0]!r} was {source['path']} and is {named} now")
-    elif "type" not in source:
+    if volume and named != source.path:
+        differences.append(f"volume {volume[1]!r} of pool {volume[0]!r} was {source.path} and is {named} now")
+    elif not source.type:
         # A manifest of an older version says no more than the path.
         problems += [f"{named} is a symbolic link, and nothing says that it was one. Name a directory"] * os.path.islink(named)
-    elif source["type"] != "block" and path != (source.get("real_path") or source["path"]):
-        was = source.get("real_path") or "no link"
+    elif source.type != "block" and path != (source.real_path or source.path):
+        was = source.real_path or "no link"
         problems.append(f"{named} leads to {path} now; at the backup it was {was}. Put it right, or name a directory")
-    problems += place_problems(path, was_block=source["type"] == "block" if "type" in source else None)
+    problems += place_problems(path, was_block=source.type == "block" if source.type else None)
     mount = mount_of(path)
-    if source.get("mount", mount) != mount:
-        differences.append(f"{named} was on the file system mounted at {source['mount']}, and is on that at {mount} now")
-    if source.get("device_size") and _is_block(path) and device_size(path) != source["device_size"]:
-        differences.append(f"{named} had {source['device_size']} bytes, and has {device_size(path)} now")
+    if source.mount not in ("", mount):
+        differences.append(f"{named} was on the file system mounted at {source.mount}, and is on that at {mount} now")
+    if source.device_size and _is_block(path) and device_size(path) != source.device_size:
+        differences.append(f"{named} had {source.device_size} bytes, and has {device_size(path)} now")
     return OldPlace(path, named, _is_block(path), volume, tuple(problems), tuple(differences))
 
 
-def _wrong_source(target: str, source: dict[str, Any], volume: tuple[str, str] | None, named: str) -> Iterator[str]:
+def _wrong_source(target: str, source: NotedPlace, named: str) -> Iterator[str]:
     """Why there is no old place to write to."""
-    if source.get("elsewhere"):
-        yield f"disk {target} cannot be restored to its old place, since {foreign(source['elsewhere'])}. Name a directory"
-    elif volume and not named:
-        yield f"there is no storage pool {volume[0]!r} with a place for volume {volume[1]!r}, which disk {target} was"
+    if source.elsewhere:
+        yield f"disk {target} cannot be restored to its old place, since {foreign(source.elsewhere)}. Name a directory"
+    elif source.pool and not named:
+        yield f"there is no storage pool {source.pool!r} with a place for volume {source.volume!r}, which disk {target} was"
     elif not named:
         yield f"disk {target} had no path on its hypervisor. Name a directory"
     elif not os.path.isabs(named):

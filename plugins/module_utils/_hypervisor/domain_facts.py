@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from .._base.errors import LiveBackupError
 from .._base.filesystem import allocated
@@ -20,7 +19,7 @@ from .bindings import libvirt
 from .connection import explained
 from .domain_xml import Disk, Domain, Image
 from .domains import read_domain
-from .jobs import block_jobs, running_job
+from .jobs import BlockJob, Job, block_jobs, running_job
 from .numbers import STATES, VIR_DOMAIN_SHUTOFF_MIGRATED
 from .versions import HostVersions
 
@@ -45,8 +44,8 @@ class DomainFacts:
     persistent: bool
     capacity: dict[str, int]
     allocation: dict[str, int]
-    job: dict[str, Any] | None
-    block_jobs: list[dict[str, Any]]
+    job: Job | None
+    block_jobs: list[BlockJob]
     migrated: bool
     saved: bool
 

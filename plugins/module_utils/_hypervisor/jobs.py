@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, TypedDict
 
 from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
@@ -33,8 +33,30 @@ from .numbers import (
 _SLACK_SECONDS = 2.0
 
 
-def job_fields(stats: dict[str, Any]) -> dict[str, Any] | None:
-    """A job as the modules return it, from libvirt's statistics; None for no job.
+class Job(TypedDict):
+    """A job as the modules return it; the amounts are bytes."""
+
+    type: str
+    operation: str
+    success: bool
+    time_elapsed_ms: int
+    data_total: int
+    data_processed: int
+    data_remaining: int
+    error: str
+
+
+class BlockJob(TypedDict):
+    """A job on one disk, and how far it is."""
+
+    disk: str
+    type: str
+    cur: int
+    end: int
+
+
+def job_fields(stats: dict[str, Any]) -> Job | None:
+    """A job from libvirt's statistics; None for no job.
 
     The keys of the amounts are absent from libvirt's statistics when they are zero.
     """
@@ -54,7 +76,7 @@ def job_fields(stats: dict[str, Any]) -> dict[str, Any] | None:
     }
 
 
-def running_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
+def running_job(domain: libvirt.virDomain) -> Job | None:
     """The job that occupies a domain now.
 
     libvirt sends the event of a finished backup before QEMU has closed the target. This query is answered after that,
@@ -79,7 +101,7 @@ def running_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
         raise
 
 
-def completed_job(domain: libvirt.virDomain) -> dict[str, Any] | None:
+def completed_job(domain: libvirt.virDomain) -> Job | None:
     """The statistics of the last finished job, which stay there for others to read."""
     return job_fields(domain.jobStats(libvirt.VIR_DOMAIN_JOB_STATS_COMPLETED | VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED))
 
@@ -99,9 +121,9 @@ def running_backup(domain: libvirt.virDomain) -> dict[str, str]:
         raise
 
 
-def block_jobs(domain: libvirt.virDomain, disks: list[str]) -> list[dict[str, Any]]:
+def block_jobs(domain: libvirt.virDomain, disks: list[str]) -> list[BlockJob]:
     """The block jobs on these disks."""
-    found = []
+    found: list[BlockJob] = []
     for disk in disks:
         info = domain.blockJobInfo(disk)
         if info:
@@ -114,7 +136,7 @@ def amounts(domain: libvirt.virDomain, disks: list[str]) -> Amounts:
     return {job["disk"]: (job["cur"], job["end"]) for job in block_jobs(domain, disks)}
 
 
-def judge_job(job: dict[str, Any] | None, began: float, watched: float, now: float) -> str:
+def judge_job(job: Job | None, began: float, watched: float, now: float) -> str:
     """Why completed statistics are not those of our backup; empty when they are.
 
     A job that took longer than the time from `began` to `now` began before ours: both are by the wall clock, as libvirt's

@@ -64,7 +64,7 @@ def _captured(uuid: str, name: str, backup_id: str) -> Claim:
 def _copied(claim: Claim) -> list[dict[str, Any]]:
     copies = claim.progress.copies
     return [
-        {"target": disk.target, "src": disk.source["path"], "dest": disk.path, **copies[disk.target]}
+        {"target": disk.target, "src": disk.source.path, "dest": disk.path, **copies[disk.target]}
         for disk in claim.plan.disks
         if disk.target in copies
     ]

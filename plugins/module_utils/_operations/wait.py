@@ -24,7 +24,7 @@ from .._claim.lock import hold
 from .._claim.step import require_claim, step
 from .._hypervisor.connection import connect, explain, explained, find_domain
 from .._hypervisor.events import across_restarts
-from .._hypervisor.jobs import JobWatch, abort_and_wait, amounts, running_job
+from .._hypervisor.jobs import Job, JobWatch, abort_and_wait, amounts, running_job
 from .._image.digest import open_digest
 from .._recovery.repairs import ABORT_SECONDS, undoing
 from .._sets.layout import check_backup_id
@@ -70,12 +70,12 @@ def _recorded(claim: Claim) -> dict[str, Any] | None:
     return {"changed": False, "job": claim.progress.job} if claim.progress.job else None
 
 
-def _look(uri: str, claim: Claim) -> dict[str, Any] | None:
+def _look(uri: str, claim: Claim) -> Job | None:
     with connect(uri, readonly=True) as connection:
         return running_job(find_domain(connection, claim.uuid))
 
 
-def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> dict[str, Any] | None:
+def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> Job | None:
     """The statistics of the finished job, or None if it has not finished and shall go on.
 
     When it failed, all that it left is removed before the error is raised.

@@ -17,7 +17,7 @@ from .._base.errors import LiveBackupError
 from .._base.filesystem import MIB, free_bytes, inode_problem
 from .._base.text import foreign
 from .._hypervisor.bindings import libvirt
-from .._hypervisor.disk_place import OldPlace, device_size, old_place, place_problems
+from .._hypervisor.disk_place import NotedPlace, OldPlace, device_size, old_place, place_problems
 from .._hypervisor.domain_xml import VolumePlace, parse_domain, parse_xml
 from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes_of
 from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
@@ -175,7 +175,7 @@ def _disk_images(backup: Path, manifest: dict[str, Any], name: str, params: dict
             path = str(Path(params["directory"]) / f"{file_name(name)}.{file_name(disk['target'])}.{image_format}")
             place = OldPlace(path, path, False, None, (), ())
         else:
-            place = old_place(disk["target"], disk["source"], volumes)
+            place = old_place(disk["target"], NotedPlace.from_json(disk["source"]), volumes)
         yield Image(
             disk["target"],
             disk["file"],

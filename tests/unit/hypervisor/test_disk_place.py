@@ -11,7 +11,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import filesystem as _filesystem
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import mount_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import disk_place as _disk_place
-from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.disk_place import OldPlace, noted_place, old_place
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.disk_place import NotedPlace, OldPlace, noted_place, old_place
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import Image, parse_domain
 
 
@@ -22,11 +22,11 @@ def no_volumes(_pool: str, _volume: str) -> tuple[str, str]:
 def noted(inner: str, attributes: str = "type='file'", volume: tuple[str, str] = ("volume", "")) -> dict[str, Any]:
     xml = f"<domain><name>a</name><uuid>u</uuid><devices><disk {attributes}>{inner}<target dev='vda'/></disk></devices></domain>"
     [disk] = parse_domain(xml, lambda _pool, _volume: volume).disks
-    return noted_place(disk)
+    return noted_place(disk).to_json()
 
 
 def place(source: dict[str, Any], volumes: Any = no_volumes) -> OldPlace:
-    return old_place("vda", source, volumes)
+    return old_place("vda", NotedPlace.from_json(source), volumes)
 
 
 @pytest.fixture
