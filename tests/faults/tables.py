@@ -147,7 +147,7 @@ PRUNE = {
     "a file of the second set": "os.unlink#9",
 }
 PROOF = {
-    "reading the set": "_operations.verify.at_target",
+    "reading the set": "_target.directory.DirectoryTarget.check",
     "noting the proof": "_sets.check.note_proof",
     "the proof's file": "_sets.check.write_durably",
     "the proof's name": "os.replace",

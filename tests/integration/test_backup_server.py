@@ -22,10 +22,9 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._operations.pr
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import RULES
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.fetch import fetched
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _ssh_copy, program as _far_program
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.client import FarEnd
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import address_of
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress, open_target
 from tests.rig.shell import family, run
 from tests.rig.sshd import Sshd
 from tests.unit.support.sets import INSTANT, make_set, replace_images
@@ -39,6 +38,10 @@ def sshd(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Sshd]:
 
 def params(sshd: Sshd, target: Path, **more: Any) -> dict[str, Any]:
     return {"target": f"{sshd.url}{target}", **sshd.options, **more}
+
+
+def at(sshd: Sshd, target: Path) -> TargetAddress:
+    return TargetAddress(f"{sshd.url}{target}", **sshd.options)
 
 
 def test_what_is_being_fetched_is_not_removed(sshd: Sshd, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -56,7 +59,7 @@ def test_what_is_being_fetched_is_not_removed(sshd: Sshd, tmp_path: Path, monkey
         fetch(far_end, path, destination)
 
     def restore() -> dict[str, bytes]:
-        with fetched(params(sshd, vault, domain="db1", backup_id="old"), images_into=here) as found:
+        with open_target(at(sshd, vault)).reading("db1", "old", here) as found:
             return {path.name: path.read_bytes() for path in Path(found["path"]).iterdir()}
 
     monkeypatch.setattr(FarEnd, "fetch", wait_and_fetch)
@@ -78,7 +81,7 @@ def test_what_is_being_fetched_is_not_removed(sshd: Sshd, tmp_path: Path, monkey
 def test_what_the_server_cannot_read_is_told_as_it_is(sshd: Sshd, tmp_path: Path) -> None:
     one = make_set(tmp_path / "vault")
     (one / "RESTORE.md").unlink()
-    fetching = fetched(params(sshd, tmp_path / "vault", domain="db1", backup_id="night-1"), images_into=tmp_path)
+    fetching = open_target(at(sshd, tmp_path / "vault")).reading("db1", "night-1", tmp_path)
     with pytest.raises(LiveBackupError, match=f"^On 127.0.0.1: .* refused on '{one}/RESTORE.md': No such file"), fetching:
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["vault"]
@@ -169,7 +172,5 @@ def test_a_long_proof_shows_that_it_goes_on(sshd: Sshd, tmp_path: Path, monkeypa
         return said
 
     monkeypatch.setattr(_pipes.Pipes, "line", counted)
-    asked = params(sshd, tmp_path / "vault")
-    with FarEnd(address_of(asked)) as far_end:
-        found = far_end.call("check_files", {"target": str(tmp_path / "vault"), "domain": "db1", "backup_id": "night-1"})
+    found = open_target(at(sshd, tmp_path / "vault")).check("db1", "night-1")
     assert found["findings"] == [] and b"" in signs

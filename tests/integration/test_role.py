@@ -426,7 +426,7 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
             image.unlink()
         elsewhere = tmp_path / "elsewhere"
         elsewhere.mkdir()
-        fault = "KILL before _target.fetch.sync_path"
+        fault = "KILL before _target.ssh.target.sync_path"
         lost = {**to_server, "backup_id": "night-1", "directory": str(elsewhere)}
         backup.start_module("libvirt_domain_restore", fault=fault, **lost).wait(timeout=60)
         assert [path.name for path in elsewhere.rglob("*.qcow2")], "what it has fetched"

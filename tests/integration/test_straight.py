@@ -167,7 +167,11 @@ def test_the_copy_dies_when_all_is_sent(everyday: Guest, backup_of: Callable[...
     assert backup.chain() == chain and there.files() == []
 
 
-DEATHS = ["KILL before _operations.publish.end_claim", "KILL before _target.ssh.client.FarEnd.copy", "KILL after _target.send.send_set"]
+DEATHS = [
+    "KILL before _operations.publish.end_claim",
+    "KILL before _target.ssh.client.FarEnd.copy",
+    "KILL after _target.ssh.target.SshTarget.publish",
+]
 
 
 @pytest.mark.parametrize("fault", DEATHS if ALL else DEATHS[:1])

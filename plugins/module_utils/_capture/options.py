@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .._base.records import known
-from .._claim.plan import Server
+from .._target.target import TargetAddress
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,6 @@ class BeginOptions:
         return cls(**{**known(cls, params), **more})
 
     @property
-    def server(self) -> Server:
+    def server(self) -> TargetAddress:
         """Where the set goes."""
-        return Server(self.target, self.ssh_key, self.ssh_options)
+        return TargetAddress(self.target, self.ssh_key, self.ssh_options)

@@ -15,7 +15,6 @@ from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk, Domain
 from .._hypervisor.jobs import BlockJob, Job
 from .._image.qcow2 import is_self_contained
-from .._target.target import is_remote
 from .options import BeginOptions
 
 
@@ -81,11 +80,10 @@ def needs_running(method: str, facts: DomainFacts) -> str:
 
 
 def plan_copies(plan: CapturePlan, chosen: list[Disk], options: BeginOptions) -> None:
-    """Where the data of a disk go, and in which format, is known when they start to be written; but not whether that is on a server."""
+    """Where the data of a disk go, and in which format, is known when they start to be written; but not whether a server could have them as they are."""
     for planned, disk in zip(plan.disks, chosen):
         image = disk.chain[0]
-        as_it_is = image.format in options.keep_formats and is_self_contained(Path(image.path), image.format)
-        planned.sent = as_it_is and is_remote(vars(options.server))
+        planned.sent = image.format in options.keep_formats and is_self_contained(Path(image.path), image.format)
 
 
 def missing_copy(claim: Claim) -> str:

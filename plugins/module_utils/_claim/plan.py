@@ -13,6 +13,7 @@ from typing import Any
 from .._base.filesystem import allocated
 from .._base.records import known
 from .._hypervisor.disk_place import NotedPlace
+from .._target.target import TargetAddress
 from .overlays import Overlay, PlannedSpace
 
 
@@ -36,15 +37,6 @@ class DiskPlan:
         return cls(**{**known(cls, data), "source": NotedPlace.from_json(data["source"])})
 
 
-@dataclass(frozen=True)
-class Server:
-    """The target as the user named it, and how to get there if it is on a backup server."""
-
-    target: str
-    ssh_key: str | None = None
-    ssh_options: list[str] = field(default_factory=list)
-
-
 @dataclass
 class CapturePlan:
     """The whole backup. `path` is the published set; `state` and `agent` are the domain's when the backup was planned.
@@ -61,7 +53,7 @@ class CapturePlan:
     path: str
     disks: list[DiskPlan]
     skipped: list[dict[str, str]]
-    server: Server
+    server: TargetAddress
     state: str
     agent: str
     nvram: str
@@ -88,7 +80,7 @@ class CapturePlan:
         """Of this version or an older one, which lacks some fields."""
         nested = {
             "disks": [DiskPlan.from_json(one) for one in data["disks"]],
-            "server": Server(**known(Server, data["server"])),
+            "server": TargetAddress(**known(TargetAddress, data["server"])),
             "overlays": [Overlay(**one) for one in data.get("overlays", [])],
             "overlay_room": {target: PlannedSpace(**known(PlannedSpace, one)) for target, one in data.get("overlay_room", {}).items()},
         }

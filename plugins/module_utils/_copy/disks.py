@@ -36,9 +36,9 @@ from .._image.lock import images_locked
 from .._overlay.decide import Do
 from .._overlay.space import SpaceWatch
 from .._overlay.way_back import Way
-from .._target.send import naming
+from .._target.records import SetName
 from .._target.ssh.client import FarEnd
-from .._target.target import address_of
+from .._target.target import open_server
 
 # How often the room of the overlays is looked at.
 _LOOK_SECONDS = 0.5
@@ -151,16 +151,12 @@ class Copies:
             return
         if not all(disk in self._todo for disk in sent):
             raise LiveBackupError("What was sent of it is gone, since the copy was interrupted.", code="partial_gone")
-        address = address_of(vars(self._claim.plan.server))
-        with FarEnd(address) as far_end:
-            # A server that hangs must not keep the overlays from being committed.
-            self._pace.on_give_up(far_end.give_up)
-            directory = far_end.call("begin_set", {**naming(address, self._claim), "token": self._claim.token, "needed": 0})["path"]
+        name = SetName(self._claim.domain, self._claim.uuid, self._claim.backup_id)
+        with open_server(self._claim.plan.server).receiving(name, self._claim.token, self._pace) as directory:
             for disk in sent:
                 disk.path = f"{directory}/{Path(disk.path).name}"
             save_claim(self._claim)
             yield
-            far_end.call("leave_set", {})
 
     def _copy(self, disk: DiskPlan) -> dict[str, Any]:
         try:
@@ -194,7 +190,7 @@ class Copies:
                 f"Disk {disk.target} would have to be converted, and the backup was begun with its format in keep_formats.",
                 code="ssh_cannot_convert",
             )
-        far_end = FarEnd(address_of(vars(self._claim.plan.server)))
+        far_end = open_server(self._claim.plan.server).connection()
         with ExitStack() as stack:
             with self._connecting:
                 stack.enter_context(far_end)

@@ -31,7 +31,7 @@ from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import connect, explain, explained, find_domain
 from .._hypervisor.disk_place import noted_place
 from .._hypervisor.domain_facts import domain_facts, host_versions
-from .._hypervisor.domain_xml import sources
+from .._hypervisor.domain_xml import Domain, sources
 from .._hypervisor.domains import read_domain
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
@@ -39,9 +39,7 @@ from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
 from .._recovery.repairs import undoing
 from .._sets.layout import SetPaths, check_backup_id, domain_directory, published_manifest
-from .._sets.receive import room_for
-from .._target.send import sent_set
-from .._target.target import at_target, is_remote, made_in
+from .._target.target import Target, open_target
 
 
 def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -57,7 +55,8 @@ def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
 def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Plan, check and claim; then freeze, capture and thaw."""
     check_backup_id(options.backup_id)
-    target = made_in(vars(options))
+    where = open_target(options.server)
+    target = where.made_in(options.staging_dir)
     for name in ("freeze_timeout", "hook_timeout"):
         seconds = getattr(options, name)
         if seconds is not None and seconds < 1:
@@ -68,7 +67,7 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
         if is_proof(domain):
             raise LiveBackupError(f"{name!r} is the guest of a proof that boots a backup set: it is not backed up.", code="proof_guest")
         probe_target(target, name, None, write=False)
-        begun = _begun_before(target, domain, options.backup_id, clock) or _sent_before(options, uuid)
+        begun = _begun_before(target, domain, options.backup_id, clock) or _published_before(where, name, uuid, options.backup_id)
         if begun is not None:
             return begun
     # Anything may have changed when it is this domain's turn, so that all is looked at after that.
@@ -78,7 +77,7 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
         begun = _begun_before(target, domain, options.backup_id, clock)
         if begun is not None:
             return begun
-        plan = plan_backup(domain, target, options, write=not check_mode)
+        plan = plan_backup(domain, where, options, write=not check_mode)
         if check_mode:
             return {"changed": True, "planned": True, "published": False, **_reported(plan)}
         with hold(uuid, clock):
@@ -87,9 +86,9 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
             return begun or _capture(domain, plan, options, clock, end_turn)
 
 
-def plan_backup(domain: libvirt.virDomain, target: Path, options: BeginOptions, *, write: bool) -> CapturePlan:
-    """What will be captured, from where to where below the directory `target`. Fails when it could not be captured, or not now."""
-    connection = domain.connect()
+def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions, *, write: bool) -> CapturePlan:
+    """What will be captured, from where to where. Fails when it could not be captured, or not now."""
+    connection, target = domain.connect(), where.made_in(options.staging_dir)
     facts, versions, method = domain_facts(connection, domain), host_versions(connection), METHODS[options.method]
     name, uuid = facts.xml.name, facts.xml.uuid
     chosen, skipped = choose_disks(facts.xml, options.exclude_disks)
@@ -124,26 +123,26 @@ def plan_backup(domain: libvirt.virDomain, target: Path, options: BeginOptions, 
         sources=sources(facts.xml),
     )
     method.plan(plan, chosen, facts, options)
-    _check_space(plan, target, name, uuid, write=write)
+    for planned in plan.disks:
+        # A set of this host is made in its place, and nothing of it is sent.
+        planned.sent = planned.sent and not where.is_here
+    _check_space(plan, where, target, facts.xml, write=write)
     return plan
 
 
-def _check_space(plan: CapturePlan, target: Path, name: str, uuid: str, *, write: bool) -> None:
-    """Note what is needed and free, here and on a backup server; fail where that is too little."""
-    remote = is_remote(vars(plan.server))
+def _check_space(plan: CapturePlan, where: Target, target: Path, xml: Domain, *, write: bool) -> None:
+    """Note what is needed and free, in the directory that the set is made in and where it is published; fail where that is too little."""
     plan.bytes_needed, plan.bytes_needed_here = (
         sum(bytes_needed(disk.capacity, disk.allocation) for disk in disks)
         for disks in (plan.disks, [disk for disk in plan.disks if not disk.sent])
     )
-    facts = probe_target(target, name, plan.qemu_user, write=write)
+    facts = probe_target(target, xml.name, plan.qemu_user, write=write)
     # While it is copied its overlays grow, maybe on the same file system.
     needed = plan.bytes_needed_here + plan.space_for_overlays(facts.device)
-    check_room(needed, reserved(facts.device, uuid), facts.free, str(target))
-    free = [facts.free] if plan.bytes_needed_here or not remote else []
-    if remote:
-        free.append(at_target(vars(plan.server), room_for, name=name, uuid=uuid, check_mode=not write)["free"])
-        check_room(plan.bytes_needed, 0, free[-1], plan.server.target)
-    plan.bytes_free, plan.device = min(free), facts.device
+    check_room(needed, reserved(facts.device, xml.uuid), facts.free, str(target))
+    there = where.free_for(xml.name, xml.uuid, check_mode=not write)
+    check_room(plan.bytes_needed, 0, there, plan.server.target)
+    plan.bytes_free, plan.device = min(there, facts.free) if plan.bytes_needed_here else there, facts.device
 
 
 def _capture(
@@ -195,10 +194,10 @@ def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock
     )
 
 
-def _sent_before(options: BeginOptions, uuid: str) -> dict[str, Any] | None:
-    """The result of the same backup where it is published on another host."""
-    sent = sent_set(vars(options), uuid) if is_remote(vars(options)) else None
-    return sent and _from_manifest(sent["manifest"], sent["path"])
+def _published_before(where: Target, name: str, uuid: str, backup_id: str) -> dict[str, Any] | None:
+    """The result of the same backup where it is published at the target."""
+    found = where.published(name, uuid, backup_id)
+    return found and _from_manifest(found.manifest, found.path)
 
 
 def _reported(plan: CapturePlan) -> dict[str, Any]:

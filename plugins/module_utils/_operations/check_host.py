@@ -10,7 +10,7 @@ import os
 import secrets
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +21,9 @@ from .._hypervisor.domain_xml import parse_domain
 from .._hypervisor.processes import daemon_pid
 from .._hypervisor.reach import probe_target
 from .._hypervisor.signs import denials, mounted_apart
-from .._sets.catalogue import list_sets
-from .._target.ssh.address import SCHEME
-from .._target.target import at_target, is_remote, made_in
 from .begin import begin_backup, snapshot_disks
 from .list_domains import domain_info
+from .target import target_of
 
 Finding = dict[str, str]
 
@@ -33,25 +31,16 @@ Finding = dict[str, str]
 AUDIT_LOG = Path("/var/log/audit/audit.log")
 
 
-# Reaching the server is what is tried; no set is of this domain.
+# Reaching the target is what is tried; no set is of this domain.
 _NO_DOMAIN = "00000000-0000-0000-0000-000000000000"
 
 
 def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """The findings, those that would fail a backup first. In check mode no probe file is written at the target."""
-    # A staging directory may be set for all hypervisors, whatever their target is.
-    params = {**params, "staging_dir": params["staging_dir"] if (params["target"] or "").startswith(SCHEME) else None}
     info = domain_info({**params, "unmatched": "tell"}, check_mode, clock)
     found = [*_clock(params), *_unmatched(info), *_claims(info), *_restores(info), *_agents(info, params)]
     if params["target"]:
-        no_directory = _target_problem(_require_directory, params)
-        found += no_directory
-        if not no_directory:
-            directory = made_in(params)
-            # A target that hangs would hold these, too.
-            found += [*_denials(params, clock), *_mounts(directory)]
-            # Each plan would wait for a server that does not answer, and tell the same.
-            found += _target_problem(_require_server, params) or _plans(directory, info, params, check_mode, clock)
+        found += _target(info, params, check_mode, clock)
     return {"changed": False, "findings": sorted(found, key=lambda one: one["severity"] != "error"), "host": info["host"]}
 
 
@@ -149,23 +138,32 @@ def _command_output(*command: str) -> str:
     return done.stdout
 
 
-def _target_problem(require: Callable[[dict[str, Any]], None], params: dict[str, Any]) -> list[Finding]:
+def _target(info: dict[str, Any], params: dict[str, Any], check_mode: bool, clock: Clock) -> Iterator[Finding]:
+    """What is wrong with the target, and with backups to it."""
     try:
-        require(params)
+        target = target_of(params)
+        # A staging directory may be set for all hypervisors, whatever their target is.
+        params = {**params, "staging_dir": None if target.is_here else params["staging_dir"]}
+        directory = target.made_in(params["staging_dir"])
+        # No domain: whether QEMU sees it is asked for each.
+        probe_target(directory, "", None, write=False)
     except FAILURES as error:
-        return [_finding("target", "error", params["target"], explain(error, "look at the target").msg)]
-    return []
+        yield _target_finding(params, error)
+        return
+    # A target that hangs would hold these, too.
+    yield from _denials(params, clock)
+    yield from _mounts(directory)
+    try:
+        target.sets([_NO_DOMAIN])
+    except FAILURES as error:
+        # Each plan would wait for a server that does not answer, and tell the same.
+        yield _target_finding(params, error)
+    else:
+        yield from _plans(directory, info, params, check_mode, clock)
 
 
-def _require_directory(params: dict[str, Any]) -> None:
-    """The one in which sets are made here."""
-    # No domain: whether QEMU sees it is asked for each.
-    probe_target(made_in(params), "", None, write=False)
-
-
-def _require_server(params: dict[str, Any]) -> None:
-    if is_remote(params):
-        at_target(params, list_sets, domains=[_NO_DOMAIN])
+def _target_finding(params: dict[str, Any], error: BaseException) -> Finding:
+    return _finding("target", "error", params["target"], explain(error, "look at the target").msg)
 
 
 def _mounts(directory: Path) -> Iterator[Finding]:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 from .._base.clock import Clock
-from .._sets.catalogue import list_sets
-from .._target.target import at_target
+from .target import target_of
 
 
 def set_info(params: dict[str, Any], _check_mode: bool, _clock: Clock) -> dict[str, Any]:
     """The sets below a target."""
-    return {"changed": False, **at_target(params, list_sets, domains=params["domains"])}
+    target = target_of(params)
+    return {"changed": False, **target.sets(params["domains"])}

@@ -12,9 +12,8 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
 from .._claim.restore_journal import all_journals
-from .._sets.prune import prune_sets
 from .._sets.retention import RULES
-from .._target.target import address_of, at_target, is_remote
+from .target import target_of
 
 
 def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, Any]:
@@ -25,12 +24,12 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
         raise LiveBackupError(f"keep_{negative[0]} must not be negative.", code="option_invalid")
     # The domains of unfinished restores, and those whose sets they need.
     held = {uuid: f"{one.words} is not finished" for one in all_journals() for uuid in (one.uuid, one.stamp["uuid"])}
-    rules = {"keep": keep, "keep_ids": params["keep_ids"], "held": held}
-    result = at_target(params, prune_sets, domains=params["domains"], **rules, check_mode=check_mode)
+    target = target_of(params)
+    result = target.prune(params["domains"], {"rules": keep, "ids": params["keep_ids"], "held": held}, check_mode)
     problems = result.pop("problems")
     paths = ["".join(f"{one['path']}\n" for one in result[which]) for which in ("removed", "kept")]
     result["diff"] = {"before": paths[0] + paths[1], "after": paths[1]}
     if problems:
-        where = f"On {address_of(params).host}: " if is_remote(params) else ""
+        where = f"On {target.host}: " if target.host else ""
         raise LiveBackupError(where + " ".join(foreign(problem, 1000) for problem in problems), **result, code="prune_incomplete")
     return result

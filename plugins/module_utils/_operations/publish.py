@@ -36,28 +36,25 @@ from .._sets.layout import (
     check_backup_id,
     domain_directory,
     is_partial_of,
-    published_manifest,
     release_domain_directory,
 )
 from .._sets.read import GUIDE, SUMS
-from .._target.send import send_set, sent_set
-from .._target.target import is_remote, made_in
+from .._target.records import MadeSet, SetName
+from .._target.target import Target
+from .target import target_of
 
 
 def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Publish the backup `backup_id`, or find it published."""
     check_backup_id(params["backup_id"])
-    remote = is_remote(params)
-    target = made_in(params)
+    target = target_of(params)
+    directory = target.made_in(params["staging_dir"])
     uuid, name, _claim = find_claim(params["uri"], params["domain"])
-    sent = sent_set(params, uuid) if remote else None
-    if sent is not None:
-        return {"changed": False, **_published(sent["path"], sent["manifest"])}
-    probe_target(target, name, None, write=False)
-    paths = SetPaths(domain_directory(target, name, uuid), params["backup_id"])
-    manifest = published_manifest(paths)
-    if manifest is not None and not remote:
-        return {"changed": False, **_published(str(paths.final), manifest)}
+    probe_target(directory, name, None, write=False)
+    published = target.published(name, uuid, params["backup_id"])
+    if published is not None:
+        return {"changed": False, **_published(published.path, published.manifest)}
+    paths = SetPaths(domain_directory(directory, name, uuid), params["backup_id"])
     if check_mode:
         _ready(uuid, name, paths, params["target"])
         return {"changed": True, "path": str(paths.final), **_diff(paths)}
@@ -66,7 +63,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         claim = _ready(uuid, name, paths, params["target"])
         with step(claim, "publish", clock):
             manifest = _describe(params, claim, paths, clock)
-            path = _send(params, claim, paths, manifest, clock) if remote else _show(paths)
+            path = _publish(params, target, claim, manifest, clock)
             end_claim(claim)
     return {"changed": True, **_published(path, manifest), **_diff(paths)}
 
@@ -111,19 +108,17 @@ def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
     return claim
 
 
-def _send(params: dict[str, Any], claim: Claim, paths: SetPaths, manifest: dict[str, Any], clock: Clock) -> str:
-    """Publish the set on another host. What was made here is removed, whether that succeeds or not."""
+def _publish(params: dict[str, Any], target: Target, claim: Claim, manifest: dict[str, Any], clock: Clock) -> str:
+    """Publish the set. What was made here to be sent is removed, whether that succeeds or not."""
+    sent = tuple(Path(disk.path).name for disk in claim.plan.sent)
+    made = MadeSet(SetName(claim.domain, claim.uuid, claim.backup_id), claim.token, claim.paths.partial, manifest, sent)
+    if target.is_here:
+        return target.publish(made, clock)
     with undoing(params["uri"], claim, clock, partial(explain, action="send the set")):
-        path = send_set(params, claim, paths.partial, manifest, clock)
-    shutil.rmtree(paths.partial)
-    release_domain_directory(paths.directory, claim.uuid)
+        path = target.publish(made, clock)
+    shutil.rmtree(claim.paths.partial)
+    release_domain_directory(claim.paths.directory, claim.uuid)
     return path
-
-
-def _show(paths: SetPaths) -> str:
-    paths.partial.rename(paths.final)
-    sync_path(paths.directory)
-    return str(paths.final)
 
 
 def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:

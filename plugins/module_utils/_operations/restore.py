@@ -33,10 +33,9 @@ from .._restore.files import end, note_identities, swap, undo
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
 from .._restore.plan import Plan, plan_restore, require_replaceable
 from .._restore.write import moves_of, write_image
-from .._sets.layout import check_backup_id, check_target
-from .._sets.locks import reading_set
-from .._target.fetch import fetched
-from .._target.target import is_remote
+from .._sets.layout import check_backup_id
+from .._target.target import Target
+from .target import target_of
 
 # A disk has whole sectors, though a raw image need not.
 SECTOR = 512
@@ -48,15 +47,9 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
         check_backup_id(params["backup_id"])
     if params["directory"]:
         _require_directory(params["directory"])
+    target = target_of(params)
     with ExitStack() as stack:
-        if is_remote(params):
-            found = stack.enter_context(fetched(params))
-        else:
-            found = stack.enter_context(reading_set(str(check_target(params["target"])), params["domain"], params["backup_id"]))
-        if found["status"] != "good":
-            raise LiveBackupError(
-                f"Backup set {found['path']} is damaged and was not restored: {'; '.join(found['findings'])}.", code="set_damaged"
-            )
+        found = stack.enter_context(target.reading(params["domain"], params["backup_id"]))
         name = params["name"] or found["domain"]
         if not re.fullmatch(r"[^/\n]+", name):
             raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")
@@ -64,7 +57,7 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
         if check_mode:
             return _planned(params, found, name, stamp)
         stack.enter_context(restore_lock(name, clock))
-        return _restore(params, found, name, stamp, clock)
+        return _restore(params, target, found, name, stamp, clock)
 
 
 def _require_directory(directory: str) -> None:
@@ -89,7 +82,9 @@ def _planned(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
     return {"changed": True, "planned": True, "verified": False, **_reported(plan)}
 
 
-def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: dict[str, str], clock: Clock) -> dict[str, Any]:
+def _restore(
+    params: dict[str, Any], target: Target, found: dict[str, Any], name: str, stamp: dict[str, str], clock: Clock
+) -> dict[str, Any]:
     left = restore_of(name)
     if left is not None:
         require_same_uri(left.uri, params["uri"], left.words)
@@ -109,14 +104,14 @@ def _restore(params: dict[str, Any], found: dict[str, Any], name: str, stamp: di
         if left is None:
             _require_free(plan)
         require_no_backup(f"restore domain {name!r}", plan.uuid, name, [image.path for image in plan.images])
-        journal = _journal(params, plan, left)
+        journal = _journal(params, target, plan, left)
         journal.save()
         with ExitStack() as undoing:
             undoing.callback(undo, journal)
-            if is_remote(params):
+            if not target.is_here:
                 needed = sum(image.needed for image in plan.images)
                 directory = Path(journal.fetched_into)
-                found = stack.enter_context(fetched({**params, "backup_id": stamp["backup_id"]}, images_into=directory, beside=needed))
+                found = stack.enter_context(target.reading(params["domain"], stamp["backup_id"], directory, needed))
                 journal.set_path = found["path"]
                 journal.save()
             for image, move in zip(plan.images, moves_of(plan)):
@@ -142,7 +137,7 @@ def _require_free(plan: Plan) -> None:
     require_no_restore(f"restore domain {plan.name!r}", plan.uuid, plan.name, [image.path for image in plan.images])
 
 
-def _journal(params: dict[str, Any], plan: Plan, left: Journal | None) -> Journal:
+def _journal(params: dict[str, Any], target: Target, plan: Plan, left: Journal | None) -> Journal:
     moves = [move for move in moves_of(plan) if move is not None]
     fetched_into = str(Path(moves[0].path).parent) if moves else "/var/tmp"
     return Journal(
@@ -153,7 +148,7 @@ def _journal(params: dict[str, Any], plan: Plan, left: Journal | None) -> Journa
         xml=plan.xml,
         start=params["start"],
         set_path=plan.backup,
-        fetched_into=fetched_into if is_remote(params) else "",
+        fetched_into="" if target.is_here else fetched_into,
         moves=moves,
         devices=[
             Device(image.path, image.file, image.source_format, image.format, -(-image.capacity // SECTOR) * SECTOR)

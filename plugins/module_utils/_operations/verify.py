@@ -15,10 +15,9 @@ from .._base.errors import LiveBackupError
 from .._claim.owner import require_no_restore
 from .._overlay.space import MIB
 from .._proof.boot import Boot, Terms, boot_set
-from .._proof.images import image_problems, images_of
-from .._sets.check import check_files, note_proof
+from .._proof.images import image_problems
 from .._sets.layout import check_backup_id
-from .._target.target import at_target, is_remote
+from .target import target_of
 
 # As much of the console is in the message.
 _SHOWN_LINES = 5
@@ -40,17 +39,18 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
             )
     except re.error as error:
         raise LiveBackupError(f"console_pattern {pattern!r} is no regular expression: {error}.", code="option_invalid") from error
-    if is_remote(params) and params["level"] == "boot":
+    target = target_of(params)
+    if not target.is_here and params["level"] == "boot":
         raise LiveBackupError(
             "A set on another host cannot be booted where it is. Mount its target here, or restore the set under a new name.",
             code="set_not_bootable",
         )
-    found = at_target(params, check_files, domain=params["domain"], backup_id=params["backup_id"])
+    found = target.check(params["domain"], params["backup_id"])
     require_no_restore(f"prove a set of domain {found['domain']!r}", found["uuid"] or "", found["domain"])
     path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
     boot = Boot(None, "", timed_out=False, console="")
     if manifest is not None:
-        with images_of(params, path, found["backup_id"]) as image_of:
+        with target.images(params["domain"], found) as image_of:
             broken = {finding.partition(":")[0] for finding in findings}
             for disk in manifest["disks"]:
                 if disk["file"] not in broken:
@@ -61,8 +61,7 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
                 findings += [f"boot: {boot.problem}"] if boot.problem else []
     outcome = "timed out" if boot.timed_out else "failed" if findings else "verified"
     if manifest is not None and not check_mode:
-        told = {"level": params["level"], "outcome": outcome, "findings": findings, "rto_ms": boot.rto_ms}
-        at_target(params, note_proof, path=str(path), **told)
+        target.note_proof(str(path), params["level"], outcome, findings, boot.rto_ms)
     result = {
         "verified": outcome == "verified",
         "outcome": outcome,

@@ -11,40 +11,18 @@ QEMU sees.
 
 from __future__ import annotations
 
-import os
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
 from .._base.memory import memory_available
-from .._image.nbd_server import served
-from .._image.qcow2 import HEADER_BYTES, read_header
+from .._image.qcow2 import read_header
 from .._image.qemu_img import check_image
-from .._sets.locks import reading
-from .._target.ssh.client import FarEnd
-from .._target.target import address_of, is_remote
-
-# For how long the images of another host may keep us. The tables of a disk of a terabyte are some 150 MB, which are read twice.
-_MOST_SECONDS = 3600.0
-
+from .._target.records import SetImage
 
 _SECTOR = 512
 
 
-@dataclass(frozen=True)
-class Image:
-    """An image's bytes and first bytes, and how QEMU gets at them: a node of its block layer, and the descriptors that it inherits."""
-
-    size: int
-    header: bytes
-    node: dict[str, Any]
-    descriptors: tuple[int, ...] = ()
-
-
-def image_problems(image: Image, disk: dict[str, Any]) -> list[str]:
+def image_problems(image: SetImage, disk: dict[str, Any]) -> list[str]:
     """What is wrong with the image of one of the manifest's disks. One that needs another file is not opened any further."""
     size = image.size
     if disk["format"] == "qcow2":
@@ -75,40 +53,3 @@ def _require_memory(needed: int, name: str) -> None:
             "Free some, or prove the set on another host.",
             code="not_enough_memory",
         )
-
-
-@contextmanager
-def images_of(params: dict[str, Any], path: Path, backup_id: str) -> Iterator[Callable[[str], AbstractContextManager[Image]]]:
-    """What opens an image of a set by its file's name. The set is not removed meanwhile."""
-    if is_remote(params):
-        address = address_of(params)
-        with FarEnd(address) as far_end:
-            far_end.call("open_set", {"target": address.path, "domain": params["domain"], "backup_id": backup_id})
-            yield lambda name: _there(far_end, f"{path}/{name}")
-    else:
-        with reading(path.parent):
-            yield lambda name: _here(path / name)
-
-
-@contextmanager
-def _here(path: Path) -> Iterator[Image]:
-    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
-        header = file.read(HEADER_BYTES)
-    yield Image(path.stat().st_size, header, {"driver": "file", "filename": str(path)})
-
-
-@contextmanager
-def _there(far_end: FarEnd, path: str) -> Iterator[Image]:
-    with far_end.within(_MOST_SECONDS):
-        size = far_end.size(path)
-        header = bytes(far_end.read(path, 0, min(size, HEADER_BYTES)))
-
-        def read(offset: int, length: int) -> bytes:
-            known = header[offset : offset + length]
-            if len(known) == length:
-                return known
-            return known + far_end.read(path, offset + len(known), length - len(known))
-
-        # QEMU reads whole sectors, and waits for ever for the rest of one that is not whole; there come zeroes, as from a file.
-        with served(_sectors(size) * _SECTOR, read) as descriptor:
-            yield Image(size, header, {"driver": "nbd", "server": {"type": "fd", "str": str(descriptor)}}, (descriptor,))

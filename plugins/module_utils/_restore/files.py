@@ -20,7 +20,7 @@ from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Move, identity
 from .._hypervisor.disk_place import device_size
 from .._image.qemu_img import convert
-from .._target.fetch import FETCHED
+from .._target.ssh.target import FETCHED
 
 # Linux's number of the ioctl that zeroes a part of a block device (linux/fs.h), and how much is zeroed at a time.
 _BLKZEROOUT = 0x127F

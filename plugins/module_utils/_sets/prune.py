@@ -18,29 +18,24 @@ from .._base.files import sync_path
 from .catalogue import REMOVING, list_sets, sets_in
 from .locks import removing, require_owner
 from .proofs import proof_file
-from .retention import Plan, plan_retention
+from .retention import Keep, Plan, plan_retention
 
 
-def prune_sets(
-    target: str, domains: list[str], keep: dict[str, int], keep_ids: list[str], held: dict[str, str], check_mode: bool
-) -> dict[str, Any]:
-    """Keep and remove, domain by domain: `kept[]` with reasons, `removed[]`, `problems[]` for domains of which nothing was removed.
-
-    `held` says, by the UUID of a domain, why nothing of it may be removed now.
-    """
+def prune_sets(target: str, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
+    """Keep and remove, domain by domain: `kept[]` with reasons, `removed[]`, `problems[]` for domains of which nothing was removed."""
     found = list_sets(target, domains)
     kept: list[dict[str, Any]] = []
     removed: list[dict[str, Any]] = []
     problems: list[str] = []
     for directory, group in groupby(found["sets"], key=lambda one: one["directory"]):
         sets = list(group)
-        plan, gone, left = _plan(sets, keep, keep_ids, held)
+        plan, gone, left = _plan(sets, keep)
         try:
             if (gone or left) and not check_mode:
                 with removing(Path(directory)):
                     # Since the listing one may have been proven, found bad or removed.
                     sets = sets_in(Path(directory), [])
-                    plan, gone, left = _plan(sets, keep, keep_ids, held)
+                    plan, gone, left = _plan(sets, keep)
                     _remove(gone, left)
             elif gone or left:
                 require_owner(Path(directory))
@@ -56,15 +51,13 @@ def prune_sets(
     return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
 
 
-def _plan(
-    sets: list[dict[str, Any]], keep: dict[str, int], keep_ids: list[str], held: dict[str, str]
-) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
+def _plan(sets: list[dict[str, Any]], keep: Keep) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
     """The plan, the sets that go by it, and those whose removal was interrupted; nothing goes where there is a problem."""
-    reason = next((held[one["uuid"]] for one in sets if one["uuid"] in held), "")
+    reason = next((keep["held"][one["uuid"]] for one in sets if one["uuid"] in keep["held"]), "")
     if reason:
         plan = Plan({one["backup_id"]: ["nothing is removed"] for one in sets if _is_set(one)}, [], reason)
     else:
-        plan = plan_retention(sets, keep, time.time(), keep_ids)
+        plan = plan_retention(sets, keep["rules"], time.time(), keep["ids"])
     gone = [one for one in sets if _is_set(one) and one["backup_id"] in plan.removed]
     return plan, gone, [] if plan.problem else [one for one in sets if one["status"] == "removing"]
 

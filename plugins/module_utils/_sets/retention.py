@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, TypedDict
 
 from .._base.clock import is_ahead
 
@@ -27,6 +27,14 @@ PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
 
 
 RULES = ("last", *PERIODS)
+
+
+class Keep(TypedDict):
+    """What must stay: how many sets by each of RULES, those that are named, and all of the domains that are `held`: UUID and why."""
+
+    rules: dict[str, int]
+    ids: list[str]
+    held: dict[str, str]
 
 
 @dataclass(frozen=True)

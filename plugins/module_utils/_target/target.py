@@ -2,47 +2,92 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Do something with the sets below a target: on this host, or where an ssh:// target is."""
+"""Where the sets are: a directory of this host, or a server. Nothing else asks which of them it is."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
+from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._sets.layout import check_target
-from .ssh.address import SCHEME, Address, parse
-from .ssh.client import FarEnd
+from .._sets.retention import Keep
+from .directory import DirectoryTarget
+from .records import MadeSet, Published, SetImage
+from .ssh.address import SCHEME, parse
+from .ssh.target import SshTarget
 
 
-def at_target(params: dict[str, Any], function: Callable[..., dict[str, Any]], **arguments: Any) -> dict[str, Any]:
-    """What `function(target, **arguments)` returns where the target is; it is one of those that `_far_end.CALLS` names."""
-    if is_remote(params):
-        address = address_of(params)
-        with FarEnd(address) as far_end:
-            return far_end.call(function.__name__, {"target": address.path, **arguments})
-    return function(str(check_target(params["target"])), **arguments)
+@dataclass(frozen=True)
+class TargetAddress:
+    """The options that say where the sets are, and how to get there."""
+
+    target: str
+    ssh_key: str | None = None
+    ssh_options: list[str] = field(default_factory=list)
 
 
-def address_of(params: dict[str, Any]) -> Address:
-    """Where a target on another host is, and how to get there."""
-    return parse(params["target"], params["ssh_key"], params["ssh_options"])
+class Target(Protocol):
+    """The sets of a target. What fails there fails with the same code whatever the target is.
+
+    If `is_here`, the sets are files of this host: they are made in their place and published by a rename, and QEMU here can open their
+    images.
+    `host` is the name of the host that has them, empty for this one.
+    """
+
+    is_here: bool
+    host: str
+
+    def made_in(self, staging_dir: str | None) -> Path:
+        """The directory of this host that sets are made in."""
+
+    def sets(self, domains: list[str]) -> dict[str, Any]:
+        """`sets[]` of the domains that match, all without a pattern, and `findings[]` about what is not a set and should be one."""
+
+    def published(self, name: str, uuid: str, backup_id: str) -> Published | None:
+        """The published set of a `backup_id`; an error if something else has its name."""
+
+    def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
+        """The bytes that are free for a domain's next set. What is left of sets whose sender is gone is removed first."""
+
+    def publish(self, made: MadeSet, clock: Clock) -> str:
+        """Publish a set, and say where it is. If that fails, a target that is not here has removed what was sent to it."""
+
+    def reading(
+        self, domain: str, backup_id: str | None, images_into: Path | None = None, beside: int = 0
+    ) -> AbstractContextManager[dict[str, Any]]:
+        """The facts of a good set that is not removed in the meantime. `path` is a directory of this host.
+
+        From another host the small files are fetched there. The images are fetched too if there is `images_into`: below it, where
+        `beside` bytes more must be free.
+        """
+
+    def check(self, domain: str, backup_id: str | None) -> dict[str, Any]:
+        """The facts of a set, with `findings[]` about every file that is not what its manifest says."""
+
+    def images(self, domain: str, found: dict[str, Any]) -> AbstractContextManager[Callable[[str], AbstractContextManager[SetImage]]]:
+        """What opens an image of a set by its file's name. The set is not removed in the meantime."""
+
+    def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
+        """Record how the proof of a set went."""
+
+    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
+        """Remove the sets that need not stay: `kept[]` with reasons, `removed[]`, `problems[]` of domains of which nothing was removed."""
 
 
-def is_remote(params: dict[str, Any]) -> bool:
-    """Whether the target is another host's; an error where only its options are given."""
-    remote: bool = params["target"].startswith(SCHEME)
-    if not remote and (params["ssh_key"] or params["ssh_options"]):
+def open_target(address: TargetAddress) -> Target:
+    """The target that the options name."""
+    if address.target.startswith(SCHEME):
+        return open_server(address)
+    if address.ssh_key or address.ssh_options:
         raise LiveBackupError("ssh_key and ssh_options are for a target that begins with ssh://.", code="option_invalid")
-    return remote
+    return DirectoryTarget(check_target(address.target))
 
 
-def made_in(params: dict[str, Any]) -> Path:
-    """The directory of this host that sets are made in: the target, or where they are before they are sent."""
-    if is_remote(params) != bool(params["staging_dir"]):
-        raise LiveBackupError(
-            "staging_dir is needed where target begins with ssh://, and only there: name an existing directory on this host.",
-            code="option_invalid",
-        )
-    return check_target(params["staging_dir"] or params["target"])
+def open_server(address: TargetAddress) -> SshTarget:
+    """A target that is known to be on another host: disks can be sent to it before their set is published."""
+    return SshTarget(parse(address.target, address.ssh_key, address.ssh_options))

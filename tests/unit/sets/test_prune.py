@@ -16,6 +16,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogu
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.check import note_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.locks import reading
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import Keep
 
 from ..support.sets import OTHER, content, make_set
 
@@ -39,7 +40,7 @@ def today(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prune(target: Path, keep: int = 1, check_mode: bool = False, domains: tuple[str, ...] = (), keep_ids: tuple[str, ...] = ()) -> Result:
-    result = prune_sets(str(target), list(domains), {"last": keep}, list(keep_ids), {}, check_mode)
+    result = prune_sets(str(target), list(domains), {"rules": {"last": keep}, "ids": list(keep_ids), "held": {}}, check_mode)
     assert result["changed"] == bool(result["removed"])
     return result
 
@@ -118,7 +119,8 @@ def test_a_set_loses_its_name_before_its_files(target: Path, monkeypatch: pytest
         prune(target, domains=("db1",))
     monkeypatch.undo()
     assert {one["status"] for one in list_sets(str(target), ["db1"])["sets"]} == {"removing", "good"}
-    assert prune_sets(str(target), ["db1"], {}, [], {}, False)["problems"] == [] and there(target) == ["app/n1", "app/n2", "db1/n3"]
+    none: Keep = {"rules": {}, "ids": [], "held": {}}
+    assert prune_sets(str(target), ["db1"], none, False)["problems"] == [] and there(target) == ["app/n1", "app/n2", "db1/n3"]
 
 
 def test_the_proofs_of_removed_sets_go_and_others_stay(target: Path) -> None:

@@ -110,6 +110,12 @@ def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     (path / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
 
 
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of a set."""
+    manifest: dict[str, Any] = json.loads((path / "manifest.json").read_bytes())
+    return manifest
+
+
 def content(directory: Path) -> dict[str, Any]:
     """Everything below a directory, and when it was last written."""
     found = {}

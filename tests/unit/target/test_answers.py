@@ -17,9 +17,9 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._operations.pr
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import find_set, list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.check import check_files, note_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.send import sent_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import answers as _answers, server as _far_end
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.answers import ANSWERS, unexpected
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress, open_target
 
 from ..support.backup import UUID
 from ..support.clock import FakeClock
@@ -43,7 +43,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
         "open_set": {**found, "findings": ["a: it is missing"]},
         "check_files": check_files(str(target), "db1", "y2021"),
         "note_proof": proof,
-        "prune_sets": {**prune_sets(str(target), [], {"last": 1}, [], {}, True), "problems": ["no"]},
+        "prune_sets": {**prune_sets(str(target), [], {"rules": {"last": 1}, "ids": [], "held": {}}, True), "problems": ["no"]},
         "room_for": {"free": 1},
         "begin_set": {"path": "/a"},
         "error": {"error": "no", "errno": 2, "file": "/a", "code": "set_in_use"},
@@ -105,7 +105,7 @@ def test_a_good_set_rests_on_its_manifest(
     one = {**answers["find_set"], **change}
     answering(ssh, tmp_path, {"returned": {"sets": [one], "findings": []}})
     with pytest.raises(LiveBackupError, match="far does not answer as the program does"):
-        sent_set({**params("ssh://far/a"), "backup_id": one["backup_id"]}, UUID)
+        open_target(TargetAddress("ssh://far/a", None, [])).published("db1", UUID, one["backup_id"])
 
 
 @pytest.mark.parametrize("function", [set_info, prune])

@@ -1,0 +1,88 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Sets below a directory of this host."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import Clock
+from .._base.errors import LiveBackupError
+from .._base.files import sync_path
+from .._image.qcow2 import HEADER_BYTES
+from .._sets.catalogue import list_sets
+from .._sets.check import check_files, note_proof
+from .._sets.layout import SetPaths, domain_directory, published_manifest
+from .._sets.locks import reading, reading_set
+from .._sets.prune import prune_sets
+from .._sets.receive import room_for
+from .._sets.retention import Keep
+from .records import MadeSet, Published, SetImage, require_good
+
+
+class DirectoryTarget:
+    """A target that is a directory; `Target` says what its methods do."""
+
+    is_here = True
+    host = ""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def made_in(self, staging_dir: str | None) -> Path:
+        if staging_dir:
+            raise LiveBackupError(
+                "staging_dir is only for a target that begins with ssh://: a set is made in its target directory.", code="option_invalid"
+            )
+        return self._directory
+
+    def sets(self, domains: list[str]) -> dict[str, Any]:
+        return list_sets(str(self._directory), domains)
+
+    def published(self, name: str, uuid: str, backup_id: str) -> Published | None:
+        paths = SetPaths(domain_directory(self._directory, name, uuid), backup_id)
+        manifest = published_manifest(paths)
+        return None if manifest is None else Published(str(paths.final), manifest)
+
+    def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
+        return room_for(str(self._directory), name, uuid, check_mode)["free"]
+
+    def publish(self, made: MadeSet, _clock: Clock) -> str:
+        final = made.directory.with_name(made.name.backup_id)
+        made.directory.rename(final)
+        sync_path(final.parent)
+        return str(final)
+
+    @contextmanager
+    def reading(self, domain: str, backup_id: str | None, _images_into: Path | None = None, _beside: int = 0) -> Iterator[dict[str, Any]]:
+        with reading_set(str(self._directory), domain, backup_id) as found:
+            require_good(found)
+            yield found
+
+    def check(self, domain: str, backup_id: str | None) -> dict[str, Any]:
+        return check_files(str(self._directory), domain, backup_id)
+
+    @contextmanager
+    def images(self, _domain: str, found: dict[str, Any]) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
+        path = Path(found["path"])
+        with reading(path.parent):
+            yield lambda name: _image(path / name)
+
+    def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
+        note_proof(str(self._directory), path, level, outcome, findings, rto_ms)
+
+    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
+        return prune_sets(str(self._directory), domains, keep, check_mode)
+
+
+@contextmanager
+def _image(path: Path) -> Iterator[SetImage]:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        header = file.read(HEADER_BYTES)
+    yield SetImage(path.stat().st_size, header, {"driver": "file", "filename": str(path)})

@@ -1,0 +1,184 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Sets on another host, which is reached by ssh.
+
+Each operation there has a connection of its own: between two of them hours may pass in which a guest's turn is waited for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..._base.clock import Clock
+from ..._base.errors import LiveBackupError
+from ..._base.files import SCRATCH, scratch_directory, sync_path
+from ..._base.filesystem import require_free
+from ..._image.data import Pace
+from ..._image.nbd_server import served
+from ..._image.qcow2 import HEADER_BYTES
+from ..._sets.catalogue import list_sets
+from ..._sets.check import check_files, note_proof
+from ..._sets.layout import MANIFEST, check_target
+from ..._sets.prune import prune_sets
+from ..._sets.read import GUIDE, SUMS, read_manifest
+from ..._sets.receive import begin_set, finish_set, leave_set, resume_set, room_for
+from ..._sets.retention import Keep
+from ..records import MadeSet, Published, SetImage, SetName, require_good
+from .address import Address
+from .client import FarEnd
+from .server import open_set
+
+T = TypeVar("T")
+
+
+# How the names of the directories begin in which a set arrives.
+FETCHED = ".live_backup-fetched-"
+
+
+# For how long the images of another host may keep us. The tables of a disk of a terabyte are some 150 MB, which are read twice.
+_MOST_SECONDS = 3600.0
+
+
+_SECTOR = 512
+
+
+class SshTarget:
+    """A target on another host; `Target` says what its methods do."""
+
+    is_here = False
+
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self.host = address.host
+
+    def made_in(self, staging_dir: str | None) -> Path:
+        if not staging_dir:
+            raise LiveBackupError(
+                "staging_dir is needed where target begins with ssh://: name an existing directory on this host.", code="option_invalid"
+            )
+        return check_target(staging_dir)
+
+    def sets(self, domains: list[str]) -> dict[str, Any]:
+        return self._alone(list_sets, domains=domains)
+
+    def published(self, _name: str, uuid: str, backup_id: str) -> Published | None:
+        for one in self.sets([uuid])["sets"]:
+            if one["backup_id"] == backup_id and one["status"] != "partial":
+                if one["status"] != "good":
+                    raise LiveBackupError(
+                        f"{one['path']} at {self._address.url} is {one['status']}; move it away or choose another backup_id.",
+                        code="backup_id_taken",
+                    )
+                return Published(one["path"], one["manifest"])
+        return None
+
+    def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
+        return self._alone(room_for, name=name, uuid=uuid, check_mode=check_mode)["free"]
+
+    def publish(self, made: MadeSet, clock: Clock) -> str:
+        """Send a set whose files are in a directory, or are there already; each is proved there."""
+        digests = {disk["file"]: disk["digest"] for disk in made.manifest["disks"] if disk["file"] not in made.sent}
+        names = [*digests, *(file["name"] for file in made.manifest["files"]), GUIDE, SUMS, MANIFEST]
+        known = _naming(made.name)
+        with self.connection() as far_end:
+            if made.sent:
+                partial = self._call(far_end, resume_set, **known, token=made.token)["path"]
+            else:
+                needed = sum((made.directory / name).stat().st_blocks * 512 for name in names)
+                partial = self._call(far_end, begin_set, **known, token=made.token, needed=needed)["path"]
+            for name in names:
+                with (made.directory / name).open("rb") as file:
+                    digest = far_end.copy(file.fileno(), 0o600, Pace(clock), clock, lambda: None, f"{partial}/{name}")["digest"]
+                if digest != digests.get(name, digest):
+                    raise LiveBackupError(
+                        f"{made.directory / name} has changed since it was backed up: its digest is {digest}.", code="copy_damaged"
+                    )
+            return self._call(far_end, finish_set, **known)["path"]
+
+    @contextmanager
+    def receiving(self, name: SetName, token: str, pace: Pace) -> Iterator[str]:
+        """Have the directory made there that disks are sent to, and keep it for who publishes the set; gone if this ends by an error."""
+        with self.connection() as far_end:
+            # A server that hangs must not keep the overlays from being committed.
+            pace.on_give_up(far_end.give_up)
+            yield self._call(far_end, begin_set, **_naming(name), token=token, needed=0)["path"]
+            far_end.call(leave_set.__name__, {})
+
+    @contextmanager
+    def reading(self, domain: str, backup_id: str | None, images_into: Path | None = None, beside: int = 0) -> Iterator[dict[str, Any]]:
+        """What the other host says is checked as what is found on a disk is."""
+        with scratch_directory(images_into or SCRATCH, FETCHED) as staging:
+            with self.connection() as far_end:
+                found = self._call(far_end, open_set, domain=domain, backup_id=backup_id)
+                require_good(found, self.host)
+                manifest = found["manifest"]
+                path = staging / found["backup_id"]
+                path.mkdir(mode=0o700)
+                names = [MANIFEST, GUIDE, SUMS, *(file["name"] for file in manifest["files"])]
+                if images_into:
+                    needed = beside + sum(disk["allocated"] for disk in manifest["disks"])
+                    require_free(images_into, needed, "the set is fetched there, and its disks are restored beside it")
+                    names += [disk["file"] for disk in manifest["disks"]]
+                for name in names:
+                    far_end.fetch(f"{found['path']}/{name}", path / name)
+            if images_into:
+                problems = read_manifest(path, found["backup_id"])[1]
+                if problems:
+                    raise LiveBackupError(
+                        f"Backup set {found['path']} did not arrive whole from {self.host}: {'; '.join(problems)}.", code="copy_damaged"
+                    )
+                sync_path(path)
+            yield {**found, "path": str(path), "directory": str(staging)}
+
+    def check(self, domain: str, backup_id: str | None) -> dict[str, Any]:
+        return self._alone(check_files, domain=domain, backup_id=backup_id)
+
+    @contextmanager
+    def images(self, domain: str, found: dict[str, Any]) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
+        with self.connection() as far_end:
+            self._call(far_end, open_set, domain=domain, backup_id=found["backup_id"])
+            yield lambda name: _image(far_end, f"{found['path']}/{name}")
+
+    def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
+        self._alone(note_proof, path=path, level=level, outcome=outcome, findings=findings, rto_ms=rto_ms)
+
+    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
+        return self._alone(prune_sets, domains=domains, keep=keep, check_mode=check_mode)
+
+    def connection(self) -> FarEnd:
+        return FarEnd(self._address)
+
+    def _alone(self, function: Callable[..., T], **arguments: object) -> T:
+        with self.connection() as far_end:
+            return self._call(far_end, function, **arguments)
+
+    def _call(self, far_end: FarEnd, function: Callable[..., T], **arguments: object) -> T:
+        """What a function of the server's program returns there; it is held to a schema."""
+        return far_end.call(function.__name__, {"target": self._address.path, **arguments})
+
+
+def _naming(name: SetName) -> dict[str, str]:
+    """How the other host is told which set it is about."""
+    return {"name": name.domain, "uuid": name.uuid, "backup_id": name.backup_id}
+
+
+@contextmanager
+def _image(far_end: FarEnd, path: str) -> Iterator[SetImage]:
+    with far_end.within(_MOST_SECONDS):
+        size = far_end.size(path)
+        header = bytes(far_end.read(path, 0, min(size, HEADER_BYTES)))
+
+        def read(offset: int, length: int) -> bytes:
+            known = header[offset : offset + length]
+            if len(known) == length:
+                return known
+            return known + far_end.read(path, offset + len(known), length - len(known))
+
+        # QEMU reads whole sectors, and waits for ever for the rest of one that is not whole; there come zeroes, as from a file.
+        with served(-(-size // _SECTOR) * _SECTOR, read) as descriptor:
+            yield SetImage(size, header, {"driver": "nbd", "server": {"type": "fd", "str": str(descriptor)}}, (descriptor,))
