@@ -30,7 +30,7 @@ from .._overlay.space import file_systems, least_space, planned_space, reserved
 from .._overlay.way_back import COMMIT_SECONDS, Way, check_commit, commit_all
 from .method import Left, Repair, paused_repair
 from .options import BeginOptions
-from .plan import missing_copy, needs_running, plan_copies, will_freeze
+from .plan import missing_copy, needs_running, will_freeze
 
 # Where libvirt keeps images unless it is told otherwise, so that AppArmor and SELinux permit QEMU to write there.
 _IMAGES = (Path("/var/lib/libvirt/images"), Path("/var/lib/libvirt/qemu"))
@@ -50,7 +50,6 @@ class Legacy:
         return disk.copy_obstacle
 
     def plan(self, plan: CapturePlan, chosen: list[Disk], facts: DomainFacts, options: BeginOptions) -> None:
-        plan_copies(plan, chosen, options)
         plan.overlays = [_overlay(disk, facts, options, chosen) for disk in chosen]
         _check_places(plan.overlays)
         plan.overlay_room = {overlay.target: planned_space(overlay, facts.allocation[overlay.target]) for overlay in plan.overlays}

@@ -22,7 +22,7 @@ from .._image.fingerprint import fingerprint
 from .._image.lock import images_locked
 from .method import Left, Repair
 from .options import BeginOptions
-from .plan import missing_copy, plan_copies
+from .plan import missing_copy
 
 
 class Offline:
@@ -53,7 +53,6 @@ class Offline:
                 "another host uses them. If only this host does, say so with exclusive, or leave them out with exclude_disks.",
                 code="exclusive_needed",
             )
-        plan_copies(plan, chosen, options)
         for planned, disk in zip(plan.disks, chosen):
             planned.allocation = chain_allocation(replace(disk, chain=chain_of(disk.chain[0])), facts.capacity_of(disk))
         with images_locked([Path(disk.chain[0].path) for disk in chosen]):

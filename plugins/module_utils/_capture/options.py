@@ -44,6 +44,6 @@ class BeginOptions:
         return cls(**{**known(cls, params), **more})
 
     @property
-    def server(self) -> TargetAddress:
+    def address(self) -> TargetAddress:
         """Where the set goes."""
         return TargetAddress(self.target, self.ssh_key, self.ssh_options)

@@ -6,16 +6,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from .._base.errors import LiveBackupError
 from .._claim.claim import Claim
-from .._claim.plan import CapturePlan
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk, Domain
 from .._hypervisor.jobs import BlockJob, Job
-from .._image.qcow2 import is_self_contained
-from .options import BeginOptions
 
 
 def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:
@@ -77,13 +72,6 @@ def will_freeze(facts: DomainFacts, quiesce: str) -> bool:
 def needs_running(method: str, facts: DomainFacts) -> str:
     """Why a method for domains that run is not for this one; empty where it is."""
     return "" if facts.active else f"it is {facts.state}, and {method} needs a running domain; use `offline`, or start it"
-
-
-def plan_copies(plan: CapturePlan, chosen: list[Disk], options: BeginOptions) -> None:
-    """Where the data of a disk go, and in which format, is known when they start to be written; but not whether a server could have them as they are."""
-    for planned, disk in zip(plan.disks, chosen):
-        image = disk.chain[0]
-        planned.sent = image.format in options.keep_formats and is_self_contained(Path(image.path), image.format)
 
 
 def missing_copy(claim: Claim) -> str:

@@ -44,8 +44,8 @@ class CapturePlan:
     `sources` is every disk with the image that the guest writes to: what must not change while the backup starts. `bytes_needed_here` is
     the part of `bytes_needed` that is written on this host, on the file system `device`.
 
-    Only legacy has `overlays` and what goes with them; `instance` is the run of QEMU that they are of. Only offline has `prints`, the
-    fingerprints of the images, and `saved`, whether the domain's memory is saved.
+    `server` is the target as the user named it. Only legacy has `overlays` and what goes with them; `instance` is the run of QEMU that they
+    are of. Only offline has `prints`, the fingerprints of the images, and `saved`, whether the domain's memory is saved.
     """
 
     method: str

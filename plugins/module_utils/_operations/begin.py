@@ -30,11 +30,12 @@ from .._claim.turn import turn
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import connect, explain, explained, find_domain
 from .._hypervisor.disk_place import noted_place
-from .._hypervisor.domain_facts import domain_facts, host_versions
-from .._hypervisor.domain_xml import Domain, sources
+from .._hypervisor.domain_facts import DomainFacts, domain_facts, host_versions
+from .._hypervisor.domain_xml import Disk, sources
 from .._hypervisor.domains import read_domain
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
+from .._image.qcow2 import is_self_contained
 from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
 from .._recovery.repairs import undoing
@@ -55,7 +56,7 @@ def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
 def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Plan, check and claim; then freeze, capture and thaw."""
     check_backup_id(options.backup_id)
-    where = open_target(options.server)
+    where = open_target(options.address)
     target = where.made_in(options.staging_dir)
     for name in ("freeze_timeout", "hook_timeout"):
         seconds = getattr(options, name)
@@ -87,10 +88,11 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
 
 
 def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions, *, write: bool) -> CapturePlan:
-    """What will be captured, from where to where. Fails when it could not be captured, or not now."""
-    connection, target = domain.connect(), where.made_in(options.staging_dir)
+    """What will be captured, from where to where. Fails when it could not be captured, or not now. With `write` the target is probed."""
+    connection = domain.connect()
     facts, versions, method = domain_facts(connection, domain), host_versions(connection), METHODS[options.method]
     name, uuid = facts.xml.name, facts.xml.uuid
+    target = where.made_in(options.staging_dir)
     chosen, skipped = choose_disks(facts.xml, options.exclude_disks)
     obstacle = method.obstacle(versions, facts)
     if obstacle:
@@ -111,9 +113,9 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         method=method.name,
         method_reason=reason_for(method.name, versions, active=facts.active),
         path=str(SetPaths(domain_directory(target, name, uuid), options.backup_id).final),
-        disks=[DiskPlan(disk.target, noted_place(disk), facts.capacity_of(disk), facts.allocation[disk.target]) for disk in chosen],
+        disks=[_disk_plan(disk, facts, options, may_send=method.copies and not where.is_here) for disk in chosen],
         skipped=skipped,
-        server=options.server,
+        server=options.address,
         state=facts.state,
         agent=facts.xml.agent,
         nvram=facts.xml.nvram,
@@ -123,24 +125,29 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         sources=sources(facts.xml),
     )
     method.plan(plan, chosen, facts, options)
-    for planned in plan.disks:
-        # A set of this host is made in its place, and nothing of it is sent.
-        planned.sent = planned.sent and not where.is_here
-    _check_space(plan, where, target, facts.xml, write=write)
+    _check_space(plan, where, target, (name, uuid), write=write)
     return plan
 
 
-def _check_space(plan: CapturePlan, where: Target, target: Path, xml: Domain, *, write: bool) -> None:
-    """Note what is needed and free, in the directory that the set is made in and where it is published; fail where that is too little."""
+def _disk_plan(disk: Disk, facts: DomainFacts, options: BeginOptions, *, may_send: bool) -> DiskPlan:
+    image = disk.chain[0]
+    # What is sent straight to a server is the image as it is.
+    sent = may_send and image.format in options.keep_formats and is_self_contained(Path(image.path), image.format)
+    return DiskPlan(disk.target, noted_place(disk), facts.capacity_of(disk), facts.allocation[disk.target], sent=sent)
+
+
+def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[str, str], *, write: bool) -> None:
+    """Note what is needed and free, here and at the target that the set is sent to; fail where that is too little."""
+    name, uuid = domain
     plan.bytes_needed, plan.bytes_needed_here = (
         sum(bytes_needed(disk.capacity, disk.allocation) for disk in disks)
         for disks in (plan.disks, [disk for disk in plan.disks if not disk.sent])
     )
-    facts = probe_target(target, xml.name, plan.qemu_user, write=write)
+    facts = probe_target(target, name, plan.qemu_user, write=write)
     # While it is copied its overlays grow, maybe on the same file system.
     needed = plan.bytes_needed_here + plan.space_for_overlays(facts.device)
-    check_room(needed, reserved(facts.device, xml.uuid), facts.free, str(target))
-    there = where.free_for(xml.name, xml.uuid, check_mode=not write)
+    check_room(needed, reserved(facts.device, uuid), facts.free, str(target))
+    there = where.free_for(name, uuid, not write)
     check_room(plan.bytes_needed, 0, there, plan.server.target)
     plan.bytes_free, plan.device = min(there, facts.free) if plan.bytes_needed_here else there, facts.device
 

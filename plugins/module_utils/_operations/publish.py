@@ -63,7 +63,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         claim = _ready(uuid, name, paths, params["target"])
         with step(claim, "publish", clock):
             manifest = _describe(params, claim, paths, clock)
-            path = _publish(params, target, claim, manifest, clock)
+            path = _publish(params, target, claim, paths, manifest, clock)
             end_claim(claim)
     return {"changed": True, **_published(path, manifest), **_diff(paths)}
 
@@ -108,16 +108,16 @@ def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
     return claim
 
 
-def _publish(params: dict[str, Any], target: Target, claim: Claim, manifest: dict[str, Any], clock: Clock) -> str:
+def _publish(params: dict[str, Any], target: Target, claim: Claim, paths: SetPaths, manifest: dict[str, Any], clock: Clock) -> str:
     """Publish the set. What was made here to be sent is removed, whether that succeeds or not."""
     sent = tuple(Path(disk.path).name for disk in claim.plan.sent)
-    made = MadeSet(SetName(claim.domain, claim.uuid, claim.backup_id), claim.token, claim.paths.partial, manifest, sent)
+    made = MadeSet(SetName(claim.domain, claim.uuid, claim.backup_id), claim.token, paths.partial, manifest, sent)
     if target.is_here:
         return target.publish(made, clock)
     with undoing(params["uri"], claim, clock, partial(explain, action="send the set")):
         path = target.publish(made, clock)
-    shutil.rmtree(claim.paths.partial)
-    release_domain_directory(claim.paths.directory, claim.uuid)
+    shutil.rmtree(paths.partial)
+    release_domain_directory(paths.directory, claim.uuid)
     return path
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -222,7 +223,7 @@ def test_the_claim_stays_while_the_target_is_not_there(backup: Backup) -> None:
         with raises_code("target_missing"):
             backup.recover()
     backup.target.mkdir()
-    die(backup, plan={**claim_of(backup).plan, "device": 0})
+    die(backup, plan=replace(claim_of(backup).plan, device=0))
     with pytest.raises(LiveBackupError, match="is not the file system that it was made on"):
         backup.recover()
     backup.target.rmdir()

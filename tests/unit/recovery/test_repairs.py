@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -290,7 +291,7 @@ def test_without_a_freeze_of_ours_nobody_is_thawed(backup: Backup) -> None:
     ],
 )
 def test_only_a_domain_that_our_job_paused_is_resumed(dead: Backup, reason: int, before: str, resumed: bool) -> None:
-    die(dead, plan={**claim_of(dead).plan, "state": before})
+    die(dead, plan=replace(claim_of(dead).plan, state=before))
     dead.domain.state, dead.domain.reason = libvirt.VIR_DOMAIN_PAUSED, reason
     assert ("paused domain" in repaired(dead.recover())) == resumed
     assert (dead.domain.state == libvirt.VIR_DOMAIN_RUNNING) == resumed

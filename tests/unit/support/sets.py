@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.describe import image_entry, manifest_bytes
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim.plan import DiskPlan
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import file_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.guide import restore_guide
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import OWNER, file_name
@@ -85,7 +86,7 @@ def make_set(
     manifest["consistency"]["instant"] = instant
     for number, disk in enumerate(manifest["disks"]):
         (path / disk["file"]).write_bytes(b"%d" % number * 100_000)
-        disk.update(image_entry({**disk, "path": path / disk["file"]}, None))
+        disk.update(image_entry(DiskPlan.from_json({**disk, "path": str(path / disk["file"])}), None))
     (path / "domain.xml").write_text("<domain/>", encoding="utf-8")
     manifest["files"][0]["digest"] = file_digest(path / "domain.xml")
     (path / "RESTORE.md").write_text(restore_guide(manifest, ""), encoding="utf-8")
@@ -99,7 +100,7 @@ def replace_images(path: Path, make: Callable[[Path], object], **changes: Any) -
     for disk in manifest["disks"]:
         (path / disk["file"]).unlink()
         make(path / disk["file"])
-        disk.update(image_entry({**disk, "path": path / disk["file"]}, None), **changes)
+        disk.update(image_entry(DiskPlan.from_json({**disk, "path": str(path / disk["file"])}), None), **changes)
     write_manifest(path, manifest)
 
 
