@@ -250,6 +250,12 @@ def assert_at_rest(run: Run, before: str, durable: int) -> None:
     assert {path for path in left if path.name not in (".domain.json", ".proofs")} == set()
 
 
+def assert_as_captured(guest: Guest, captured: list[tuple[Path, str]]) -> None:
+    """By QEMU's word too, not the oracle's alone: a guest that stands still has what was captured, block by block."""
+    for (own, own_format), (copy, copy_format) in zip(guest.images, captured):
+        run_here(["qemu-img", "compare", "-U", "-f", own_format, "-F", copy_format, own, copy])
+
+
 def carry_on(run: Run, durable: int, scratch: Path) -> None:
     """The next backup is right, retention keeps it, and the domain starts from what it had."""
     backup, guest = run.backup, run.backup.guest
@@ -261,6 +267,8 @@ def carry_on(run: Run, durable: int, scratch: Path) -> None:
     images = [(Path(result["path"]) / disk["file"], disk["format"]) for disk in result["manifest"]["disks"]]
     verdict = judge(images, durable)
     assert verdict.ok, str(verdict)
+    if guest.shape.still:
+        assert_as_captured(guest, images)
     pruned = run.follow("backup_set_prune", keep_last=1)
     assert "failed" not in pruned, pruned
     assert assert_sets_whole(run) == ["next"]

@@ -5,8 +5,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
@@ -17,12 +19,13 @@ from xml.etree import ElementTree
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import file_digest, image_digest
-from tests.rig.guest import Guest
+from tests.rig.guest import MIB, Guest
 from tests.rig.hypervisor import Inside
 from tests.rig.oracle import judge
-from tests.rig.shell import wait_until
+from tests.rig.shell import family, wait_until
 
 from .conftest import ALL, Backup, at_length, result_of
+from .test_bases import write
 
 
 def verify(backup: Backup, **options: Any) -> dict[str, Any]:
@@ -368,6 +371,72 @@ def test_a_domain_that_was_used_between_an_interruption_and_the_next_run(
     backup.hypervisor.virsh("managedsave-remove", guest.uuid)
     assert restore(backup, backup_id="night-1", overwrite=True)["changed"]
     assert left_of_a_restore(backup) == [] and judge(guest.images, 0).ok
+
+
+@pytest.mark.parametrize("kill", ["after pathlib.Path.rename#2", "before _restore.swap", "before _restore.complete"][: 3 if ALL else 1])
+def test_a_half_restored_domain_that_was_started_by_hand(
+    kill: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
+) -> None:
+    """What it wrote is not destroyed by a recovery; another restore, for which somebody asks, may."""
+    guest, backup = off(make_guest, backup_of)
+    killed_restore(backup, f"KILL {kill}", backup_id="night-1")
+    guest.hypervisor.virsh("start", "--paused", guest.uuid)
+    write(guest, 5, 5 * MIB)
+    refused = backup.recover()
+    assert refused["failed"] and "is running" in refused["msg"], refused
+    guest.destroy()
+    written = digests(guest)
+    for _time in range(2):
+        refused = backup.recover()
+        assert refused["failed"] and str(guest.images[0][0].parent) in refused["msg"], refused
+        print(refused["msg"])
+    assert digests(guest) == written
+    restored = restore(backup, backup_id="night-1", overwrite=True)
+    assert restored.get("changed") and judge(guest.images, 0).ok, restored
+    assert left_of_a_restore(backup) == []
+
+
+def qemu_img_of(process: Inside) -> int | None:
+    """The qemu-img of a module that has written something."""
+    for pid in family(process.command_pid):
+        written = re.search(r"wchar: (\d+)", Path(f"/proc/{pid}/io").read_text())
+        if Path(f"/proc/{pid}/comm").read_text() == "qemu-img\n" and written and int(written[1]) > MIB:
+            return pid
+    return None
+
+
+@pytest.mark.parametrize("shape", ["still", "still-device"])
+def test_qemu_img_is_killed_in_a_restore(
+    shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the kernel, for want of memory: files are as they were, a device is told, and the same restore again is right."""
+    guest = make_guest(shape, size=32 * MIB, fill=16 * MIB)
+    backup = backup_of(guest)
+    instant = backup.judge(backup.run(), 0).number
+    guest.write(5)
+    guest.destroy()
+    newest = digests(guest)
+    slow = tmp_path / "qemu-img"
+    real = shutil.which("qemu-img")
+    slow.write_text(f'#!/bin/sh\n[ "$1" = convert ] || exec {real} "$@"\nshift\nexec {real} convert -r 1M "$@"\n', encoding="utf-8")
+    slow.chmod(0o755)
+    options = {"domain": guest.name, "backup_id": backup.backup_id, "target": str(backup.target), "overwrite": True, "exclusive": True}
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        process = backup.start_module("libvirt_domain_restore", **options)
+        wait_until(lambda: qemu_img_of(process) is not None, 60, "qemu-img to write")
+        os.kill(qemu_img_of(process) or 0, signal.SIGKILL)
+        failed = result_of(process)
+    print(failed["msg"])
+    assert failed["failed"] and "qemu-img convert of" in failed["msg"] and "status -9" in failed["msg"], failed
+    if shape == "still":
+        assert digests(guest) == newest and left_of_a_restore(backup) == []
+    else:
+        assert "not finished" in backup.begin(method="offline", exclusive=True)["msg"]
+    restored = restore(backup, overwrite=True, exclusive=True)
+    verdict = judge(guest.images)
+    assert restored.get("changed") and verdict.ok and verdict.number == instant, (restored, verdict)
+    assert left_of_a_restore(backup) == []
 
 
 def test_a_device_that_the_host_uses(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
