@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.decide import Do
-from tests.integration.conftest import Backup, result_of
+from tests.integration.conftest import KILLED, Backup, result_of
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Inside
 from tests.rig.oracle import Verdict, judge
@@ -84,7 +84,7 @@ class Run:
 
 def died(process: Inside, seconds: float = 120) -> bool:
     """Wait for a module; whether it was killed."""
-    return process.wait(timeout=seconds) in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    return process.wait(timeout=seconds) in KILLED
 
 
 def is_stopped(process: Inside) -> bool:

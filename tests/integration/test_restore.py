@@ -25,7 +25,7 @@ from tests.rig.hypervisor import Inside
 from tests.rig.oracle import judge
 from tests.rig.shell import family, wait_until
 
-from .conftest import ALL, Backup, at_length, result_of
+from .conftest import ALL, KILLED, Backup, at_length, result_of
 from .test_bases import write
 
 
@@ -288,7 +288,8 @@ def off(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> t
 def killed_restore(backup: Backup, fault: str, **options: Any) -> None:
     given = {"domain": backup.guest.name, "target": str(backup.target), "overwrite": True, **options}
     process = backup.start_module("libvirt_domain_restore", fault=fault, **given)
-    process.communicate(timeout=120)
+    said = process.communicate(timeout=120)
+    assert (process.returncode in KILLED) == fault.startswith("KILL"), said
 
 
 def digests(guest: Guest) -> list[str]:
@@ -375,10 +376,10 @@ def test_a_domain_that_was_used_between_an_interruption_and_the_next_run(
 
 
 USED = [
-    ("still", "after _restore_files._put"),
-    ("still-device", "after _restore.swap"),
-    ("still", "before _restore.swap"),
-    ("still", "before _restore.complete"),
+    ("still", "after _restore.files._put"),
+    ("still-device", "after _operations.restore.swap"),
+    ("still", "before _operations.restore.swap"),
+    ("still", "before _restore.finish.complete"),
 ]
 
 
