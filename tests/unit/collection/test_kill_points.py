@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import points, tables
+from tests.faults import faulty, points, tables
 from tests.faults.faulty import UTILS, place_of
 
 NEAR = {call for _modules, call in points.CALLS.values()} | {call for _module, call in points.WITHIN.values()}
@@ -19,7 +19,7 @@ TESTS = Path(points.__file__).parents[1]
 IN_TESTS = {
     found[1]
     for place in ("faults", "integration")
-    for file in (TESTS / place).glob("test_*.py")
+    for file in {*(TESTS / place).glob("*.py")} - {Path(faulty.__file__)}
     for found in re.finditer(
         r"(?:\b(?:before|after|\d[.\d]*) |\"(?=_))([A-Za-z_]\w*(?:\.\w+)+)(?:#\d)?\"", file.read_text(encoding="utf-8")
     )
