@@ -43,7 +43,7 @@ def swap(journal: Journal) -> None:
         if device.path not in journal.broken:
             journal.broken.append(device.path)
             journal.save()
-        if not (device.written and _stood_still(device)):
+        if not _is_written(device):
             _write_device(Path(journal.set_path), device)
             device.written = fingerprint(device.path)
             journal.save()
@@ -103,21 +103,22 @@ def was_used(journal: Journal, overwrite: bool = False) -> bool:
     """
     if journal.phase not in ("swap", "undo"):
         return False
-    files = [move.path for move in journal.moves if identity(move.path) not in ([], move.old, move.new)]
-    devices = [device.path for device in journal.devices if device.written and not _stood_still(device)]
-    if (files or devices) and not overwrite:
+    still: dict[str, bool | None] = {one.path: identity(one.path) in ([], one.old, one.new) for one in journal.moves}
+    still.update((one.path, stood_still(one.path, one.written)) for one in journal.devices if _is_written(one))
+    used = [path for path in still if not still[path]]
+    if used and not overwrite:
         raise LiveBackupError(
-            f"{(files + devices)[0]} was written after {journal.words} was interrupted. Was the domain started? Nothing is touched. Its "
-            "disks may be of two instants. Copy what you need of them. Then restore this or another set with overwrite: true, which "
-            "replaces them.",
+            f"{used[0]} {'was' if still[used[0]] is False else 'may have been'} written after {journal.words} was interrupted. Was the "
+            "domain started? Nothing is touched. Its disks may be of two instants. Copy what you need of them. Then restore this or "
+            "another set with overwrite: true, which replaces them.",
             code="half_restored_in_use",
         )
-    return bool(files or devices)
+    return bool(used)
 
 
-def _stood_still(device: Device) -> bool:
-    """Whether it is proved that nobody has written a device since we did."""
-    return os.path.exists(device.path) and stood_still(device.path, device.written) is True
+def _is_written(device: Device) -> bool:
+    """Whether we have written a device wholly. One that is not there is to be written, which will say so."""
+    return bool(device.written) and os.path.exists(device.path)
 
 
 def undo(journal: Journal, overwrite: bool = False) -> None:

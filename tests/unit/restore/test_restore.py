@@ -21,7 +21,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore
 )
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import numbers as _numbers
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.fingerprint import fingerprint
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore import finish as _finish
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore import files as _files, finish as _finish
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.files import note_identities, swap, undo, was_used
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.plan import require_replaceable
 
@@ -194,7 +194,9 @@ def test_a_device_that_holds_a_part_of_a_set_is_told_by_each_recovery(journal: J
     assert restore_of("db1") == restore_of(UUID) == journal
 
 
-def test_a_device_that_was_used_half_restored_is_not_written_again(tmp_path: Path, journal: Journal) -> None:
+def test_a_device_that_was_used_half_restored_is_not_written_again(
+    tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A file stands for it, which has a fingerprint too."""
     device = tmp_path / "device"
     device.write_text("restored", encoding="utf-8")
@@ -207,6 +209,11 @@ def test_a_device_that_was_used_half_restored_is_not_written_again(tmp_path: Pat
     with pytest.raises(LiveBackupError, match=f"^{device} was written after the restore of domain 'db1' from backup n1 was interrupted"):
         was_used(journal)
     assert was_used(journal, overwrite=True)
+    monkeypatch.setattr(_files, "stood_still", lambda _path, _before: None)
+    with pytest.raises(LiveBackupError, match="may have been written"):
+        was_used(journal)
+    device.unlink()
+    assert not was_used(journal), "it is not there, which is said when it is to be written"
 
 
 @pytest.mark.parametrize("swapped", [True, False])
