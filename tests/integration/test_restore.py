@@ -448,7 +448,7 @@ def test_qemu_img_is_killed_in_a_restore(
     if shape == "still":
         assert digests(guest) == newest and left_of_a_restore(backup) == []
     else:
-        assert "not finished" in backup.begin(method="offline", exclusive=True)["msg"]
+        assert "not finished" in backup.begin(method="offline", exclusive=True, backup_id="night-2")["msg"]
     restored = restore(backup, overwrite=True, exclusive=True)
     verdict = judge(guest.images)
     assert restored.get("changed") and verdict.ok and verdict.number == instant, (restored, verdict)
