@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.decide import Do
-from tests.integration.conftest import Backup, result_of
+from tests.integration.conftest import KILLED, Backup, result_of
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Inside
 from tests.rig.oracle import Verdict, judge
@@ -84,7 +84,7 @@ class Run:
 
 def died(process: Inside, seconds: float = 120) -> bool:
     """Wait for a module; whether it was killed."""
-    return process.wait(timeout=seconds) in (-signal.SIGKILL, 128 + signal.SIGKILL)
+    return process.wait(timeout=seconds) in KILLED
 
 
 def is_stopped(process: Inside) -> bool:
@@ -250,6 +250,12 @@ def assert_at_rest(run: Run, before: str, durable: int) -> None:
     assert {path for path in left if path.name not in (".domain.json", ".proofs")} == set()
 
 
+def assert_as_captured(guest: Guest, captured: list[tuple[Path, str]]) -> None:
+    """By QEMU's word too, not the oracle's alone: a guest that stands still has what was captured, block by block."""
+    for (own, own_format), (copy, copy_format) in zip(guest.images, captured):
+        run_here(["qemu-img", "compare", "-U", "-f", own_format, "-F", copy_format, own, copy])
+
+
 def carry_on(run: Run, durable: int, scratch: Path) -> None:
     """The next backup is right, retention keeps it, and the domain starts from what it had."""
     backup, guest = run.backup, run.backup.guest
@@ -261,6 +267,8 @@ def carry_on(run: Run, durable: int, scratch: Path) -> None:
     images = [(Path(result["path"]) / disk["file"], disk["format"]) for disk in result["manifest"]["disks"]]
     verdict = judge(images, durable)
     assert verdict.ok, str(verdict)
+    if guest.shape.still:
+        assert_as_captured(guest, images)
     pruned = run.follow("backup_set_prune", keep_last=1)
     assert "failed" not in pruned, pruned
     assert assert_sets_whole(run) == ["next"]

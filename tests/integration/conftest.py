@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -34,6 +35,8 @@ ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 REPETITIONS = 20 if ALL else 2
 # What "make sanity" has made of other versions of ansible-core.
 CORES = [path.parent for path in (REPOSITORY / ".build").glob("venv-core-*/made")]
+# How a module ends that was killed: itself, or seen through what runs it inside a hypervisor.
+KILLED = (-signal.SIGKILL, 128 + signal.SIGKILL)
 at_length = pytest.mark.skipif(not ALL, reason="only by make test-all: it takes long")
 
 # One process, ready before the job begins: on a busy machine a job can be over before a virsh has started.

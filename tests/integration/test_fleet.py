@@ -340,6 +340,30 @@ def test_a_group_waits_for_no_other_domain(fleet: Fleet, target: Path) -> None:
         assert wall_time(played.rows[member]["finished"]) <= wall_time(played.rows[other]["started"]), played.rows
 
 
+@pytest.mark.parametrize("method", ["push", "legacy"] if ALL else ["push"])
+def test_a_group_of_more_domains_than_forks_or_than_places(method: str, fleet: Fleet, target: Path) -> None:
+    """Too few forks are refused before anything is captured; too few places of one hypervisor keep nobody waiting for ever."""
+    home = fleet.hypervisors[0]
+    third = home.guest("third", "still", size=16 * MIB)
+    members = ["g11", "g12", "third"]
+    options: dict[str, Any] = {"backup_groups": {"shop": members}, "backup_domains": members, "backup_group_max_spread": 5000}
+    # A busy machine has the time that it needs before the moment.
+    options |= {"backup_target": str(target), "backup_method": method, "backup_parallel": 2, "backup_group_lead": 60}
+    try:
+        refused = play(fleet, forks=2, **options)
+        assert refused.status != 0 and "Use --forks 3 or more" in refused.output, refused.output
+        assert list(target.iterdir()) == [] and list(home.outside("/var/lib/live_backup").glob("*.json")) == []
+        durable = {guest.name: guest.durable() for guest in home.guests() if guest.name in members}
+        played = play(fleet, forks=3, backup_id="night-1", **options)
+        assert played.status == 0, played.output
+        assert {name: (row["group"], row["status"]) for name, row in played.rows.items()} == dict.fromkeys(members, ("shop", "published"))
+        for guest in home.guests():
+            if guest.name in members:
+                assert_right(target, guest, "night-1", durable[guest.name])
+    finally:
+        third.remove()
+
+
 @at_length
 def test_how_many_write_to_one_target(fleet: Fleet, target: Path) -> None:
     """Each hypervisor has its share; a target with fewer places than hypervisors is refused before anything is done."""

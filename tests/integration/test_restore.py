@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import re
 import shlex
+import shutil
 import signal
 import subprocess
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -17,12 +20,13 @@ from xml.etree import ElementTree
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import file_digest, image_digest
-from tests.rig.guest import Guest
+from tests.rig.guest import MIB, Guest
 from tests.rig.hypervisor import Inside
 from tests.rig.oracle import judge
-from tests.rig.shell import wait_until
+from tests.rig.shell import family, wait_until
 
-from .conftest import ALL, Backup, at_length, result_of
+from .conftest import ALL, KILLED, Backup, at_length, result_of
+from .test_bases import write
 
 
 def verify(backup: Backup, **options: Any) -> dict[str, Any]:
@@ -284,7 +288,8 @@ def off(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> t
 def killed_restore(backup: Backup, fault: str, **options: Any) -> None:
     given = {"domain": backup.guest.name, "target": str(backup.target), "overwrite": True, **options}
     process = backup.start_module("libvirt_domain_restore", fault=fault, **given)
-    process.communicate(timeout=120)
+    said = process.communicate(timeout=120)
+    assert (process.returncode in KILLED) == fault.startswith("KILL"), said
 
 
 def digests(guest: Guest) -> list[str]:
@@ -368,6 +373,86 @@ def test_a_domain_that_was_used_between_an_interruption_and_the_next_run(
     backup.hypervisor.virsh("managedsave-remove", guest.uuid)
     assert restore(backup, backup_id="night-1", overwrite=True)["changed"]
     assert left_of_a_restore(backup) == [] and judge(guest.images, 0).ok
+
+
+USED = [
+    ("still", "after _restore.files._put"),
+    ("still-device", "after _operations.restore.swap"),
+    ("still", "before _operations.restore.swap"),
+    ("still", "before _restore.finish.complete"),
+]
+
+
+@pytest.mark.parametrize(("shape", "kill"), USED if ALL else USED[:2])
+def test_a_half_restored_domain_that_was_started_by_hand(
+    shape: str, kill: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
+) -> None:
+    """What it wrote is not destroyed by a recovery; another restore, for which somebody asks, may."""
+    guest = make_guest(shape, size=16 * MIB)
+    backup = backup_of(guest)
+    instant = backup.judge(backup.run(), 0).number
+    guest.write(5)
+    guest.destroy()
+    killed_restore(backup, f"KILL {kill}", backup_id="night-1", exclusive=True)
+    guest.hypervisor.virsh("start", "--paused", guest.uuid)
+    write(guest, 5, 5 * MIB)
+    refused = backup.recover()
+    assert refused["failed"] and "is running" in refused["msg"], refused
+    guest.destroy()
+    written = digests(guest)
+    for _time in range(2):
+        refused = backup.recover()
+        assert refused["failed"] and f"{guest.images[0][0]} was written after the restore" in refused["msg"], refused
+    assert digests(guest) == written
+    restored = restore(backup, overwrite=True, exclusive=True)
+    verdict = judge(guest.images)
+    assert restored.get("changed") and verdict.ok and verdict.number == instant, (restored, verdict)
+    assert left_of_a_restore(backup) == []
+
+
+def killed_qemu_img(process: Inside) -> bool:
+    """Kill the qemu-img of a module, if it has one that has written something."""
+    # Others of it come and go.
+    with suppress(FileNotFoundError, ProcessLookupError):
+        for pid in family(process.command_pid):
+            written = re.search(r"wchar: (\d+)", Path(f"/proc/{pid}/io").read_text())
+            if Path(f"/proc/{pid}/comm").read_text() == "qemu-img\n" and written and int(written[1]) > MIB:
+                os.kill(pid, signal.SIGKILL)
+                return True
+    return False
+
+
+@pytest.mark.parametrize("shape", ["still", "still-device"])
+def test_qemu_img_is_killed_in_a_restore(
+    shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by the kernel, for want of memory: files are as they were, a device is told, and the same restore again is right."""
+    guest = make_guest(shape, size=32 * MIB, fill=16 * MIB)
+    backup = backup_of(guest)
+    instant = backup.judge(backup.run(), 0).number
+    guest.write(5)
+    guest.destroy()
+    newest = digests(guest)
+    slow = tmp_path / "qemu-img"
+    real = shutil.which("qemu-img")
+    slow.write_text(f'#!/bin/sh\n[ "$1" = convert ] || exec {real} "$@"\nshift\nexec {real} convert -r 1M "$@"\n', encoding="utf-8")
+    slow.chmod(0o755)
+    options = {"domain": guest.name, "backup_id": backup.backup_id, "target": str(backup.target), "overwrite": True, "exclusive": True}
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+        process = backup.start_module("libvirt_domain_restore", **options)
+        wait_until(lambda: killed_qemu_img(process), 60, "qemu-img to write")
+        failed = result_of(process)
+    print(failed["msg"])
+    assert failed["failed"] and "qemu-img convert of" in failed["msg"] and "status -9" in failed["msg"], failed
+    if shape == "still":
+        assert digests(guest) == newest and left_of_a_restore(backup) == []
+    else:
+        assert "not finished" in backup.begin(method="offline", exclusive=True, backup_id="night-2")["msg"]
+    restored = restore(backup, overwrite=True, exclusive=True)
+    verdict = judge(guest.images)
+    assert restored.get("changed") and verdict.ok and verdict.number == instant, (restored, verdict)
+    assert left_of_a_restore(backup) == []
 
 
 def test_a_device_that_the_host_uses(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:

@@ -55,13 +55,14 @@ class Move:
 
 @dataclass
 class Device:
-    """A block device that is written in its place, with a disk of `size` bytes."""
+    """A block device that is written in its place, with a disk of `size` bytes; `written` is its fingerprint when that was done."""
 
     path: str
     file: str
     source_format: str
     format: str
     size: int
+    written: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -223,6 +224,8 @@ def _object(**properties: Schema) -> Schema:
 
 
 _DEVICE = _object(path=_STRING, file=_STRING, source_format=_STRING, format=_STRING, size={"type": "integer"})
+# Not in a journal of an older version.
+_DEVICE["properties"]["written"] = {"type": "object"}
 
 
 _SCHEMA = _object(

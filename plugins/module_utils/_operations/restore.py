@@ -90,7 +90,7 @@ def _restore(
         require_same_uri(left.uri, params["uri"], left.words)
         left.uri = params["uri"]
         with hold(left.uuid, clock):
-            completed = left.phase != "broken" and complete_or_undo(left, stamp)
+            completed = left.phase != "broken" and complete_or_undo(left, stamp, params["overwrite"])
         if completed and left.is_of(stamp):
             return {"changed": True, "planned": False, "verified": True, **left.result}
         # It stays where a device holds a part of it, until another restore is whole.

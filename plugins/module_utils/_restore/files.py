@@ -19,6 +19,7 @@ from .._base.files import remove_scratch, sync_path, temporary_of
 from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Move, identity
 from .._hypervisor.disk_place import device_size
+from .._image.fingerprint import fingerprint, stood_still
 from .._image.qemu_img import convert
 from .._target.ssh.target import FETCHED
 
@@ -42,7 +43,10 @@ def swap(journal: Journal) -> None:
         if device.path not in journal.broken:
             journal.broken.append(device.path)
             journal.save()
-        _write_device(Path(journal.set_path), device)
+        if not _is_written(device):
+            _write_device(Path(journal.set_path), device)
+            device.written = fingerprint(device.path)
+            journal.save()
     for move in journal.moves:
         if not move.new or identity(move.path) != move.new:
             _put(move)
@@ -92,13 +96,41 @@ def _zero_rest(device: Path, start: int) -> None:
         os.close(descriptor)
 
 
-def undo(journal: Journal) -> None:
-    """Put back what was there before. A device cannot be put back: then the journal stays, and with it the restore owns the domain."""
+def was_used(journal: Journal, overwrite: bool = False) -> bool:
+    """Whether a place holds neither what was there nor what was restored: who uses the domain half restored has written it.
+
+    Fail then, since what was written is not ours to destroy, unless `overwrite` says that it may be.
+    """
+    if journal.phase not in ("swap", "undo"):
+        return False
+    still: dict[str, bool | None] = {one.path: identity(one.path) in ([], one.old, one.new) for one in journal.moves}
+    still.update((one.path, stood_still(one.path, one.written)) for one in journal.devices if _is_written(one))
+    used = [path for path in still if not still[path]]
+    if used and not overwrite:
+        raise LiveBackupError(
+            f"{used[0]} {'was' if still[used[0]] is False else 'may have been'} written after {journal.words} was interrupted. Was the "
+            "domain started? Nothing is touched. Its disks may be of two instants. Copy what you need of them. Then restore this or "
+            "another set with overwrite: true, which replaces them.",
+            code="half_restored_in_use",
+        )
+    return bool(used)
+
+
+def _is_written(device: Device) -> bool:
+    """Whether we have written a device wholly. One that is not there is to be written, which will say so."""
+    return bool(device.written) and os.path.exists(device.path)
+
+
+def undo(journal: Journal, overwrite: bool = False) -> None:
+    """Put back what was there before; `overwrite` also what somebody has written since, since it is to be replaced anyway.
+
+    A device cannot be put back: then the journal stays, and with it the restore owns the domain.
+    """
     _require_mounts(journal)
     if journal.phase == "swap":
         # From here on it can only be undone: what is back in its place must not be taken for what is new.
         journal.set_phase("undo")
-    problems = [problem for move in journal.moves if (problem := _put_back(move, journal.phase))]
+    problems = [problem for move in journal.moves if (problem := _put_back(move, journal.phase, overwrite))]
     if problems:
         raise LiveBackupError(
             f"{journal.words[0].upper()}{journal.words[1:]} could not be undone wholly: {' '.join(problems)}", code="undo_incomplete"
@@ -109,18 +141,18 @@ def undo(journal: Journal) -> None:
         end(journal)
 
 
-def _put_back(move: Move, phase: str) -> str:
+def _put_back(move: Move, phase: str, overwrite: bool) -> str:
     """Put one file back; why that cannot be done."""
     path, temporary, aside = (Path(one) for one in (move.path, move.temporary, move.aside))
     if phase == "undo":
         there = identity(path)
         if move.old and identity(aside) == move.old:
-            if there not in ([], move.new):
+            if there not in ([], move.new) and not overwrite:
                 return f"{path} was created by somebody else, and the old one is {aside}. Move one of them away, and recover again."
             aside.rename(path)
         elif move.new and there == move.new and not move.old:
             path.unlink()
-        elif move.new and there == move.new:
+        elif move.new and there == move.new and not overwrite:
             return f"{path} is the new file, and the old one, {aside}, is gone or was changed. Decide which you want, and restore again."
     for left in (temporary, temporary_of(temporary)):
         if os.path.lexists(left) and (phase == "write" or identity(left) == move.new):

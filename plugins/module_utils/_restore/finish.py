@@ -22,7 +22,7 @@ from .._hypervisor.connection import connect, explain, explained
 from .._hypervisor.domains import DEFINITIONS, lookup_name
 from .._hypervisor.stamp import set_of
 from .._image.lock import images_locked
-from .files import end, remove_old, swap, undo
+from .files import end, remove_old, swap, undo, was_used
 from .plan import require_replaceable
 
 
@@ -55,8 +55,11 @@ def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
     return "complete it" if completes else "undo it"
 
 
-def complete_or_undo(journal: Journal, stamp: dict[str, str]) -> bool:
-    """Bring an interrupted restore to an end; whether it is completed. `stamp` is the set that is wanted now."""
+def complete_or_undo(journal: Journal, stamp: dict[str, str], overwrite: bool = False) -> bool:
+    """Complete an interrupted restore, or undo it; whether it is completed.
+
+    `stamp` is the set that is wanted now. With `overwrite` it is undone although the domain was used since.
+    """
     with connect(journal.uri) as connection:
         if journal.phase == "swap" and is_restored(connection, journal.name, journal.stamp):
             # Only the journal does not know yet that it was defined.
@@ -68,8 +71,9 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str]) -> bool:
                 require_replaceable(existing, overwrite=True)
     places = [Path(move.path) for move in journal.moves if os.path.isfile(move.path)]
     with images_locked(places if journal.phase in ("swap", "undo") else []):
-        if journal.phase in ("write", "undo") or (journal.phase == "swap" and not _may_complete(journal, stamp)):
-            undo(journal)
+        used = was_used(journal, overwrite)
+        if journal.phase in ("write", "undo") or (journal.phase == "swap" and (used or not _may_complete(journal, stamp))):
+            undo(journal, overwrite)
             return False
         if journal.phase == "swap":
             swap(journal)

@@ -4,14 +4,27 @@
 from __future__ import annotations
 
 import importlib
+import re
+from pathlib import Path
 
 import pytest
 
-from tests.faults import points, tables
+from tests.faults import faulty, points, tables
 from tests.faults.faulty import UTILS, place_of
 
 NEAR = {call for _modules, call in points.CALLS.values()} | {call for _module, call in points.WITHIN.values()}
 NEAR |= {row.call for row in [*tables.KILLS, *tables.PRUNES, *tables.PROOFS, *tables.RECOVERIES, *tables.RESTORES]}
+TESTS = Path(points.__file__).parents[1]
+# As they are written in the tests themselves: in a fault, or alone.
+IN_TESTS = {
+    found[1]
+    for place in ("faults", "integration")
+    for file in {*(TESTS / place).glob("*.py")} - {Path(faulty.__file__)}
+    for found in re.finditer(
+        r"(?:\b(?:before|after|\d[.\d]*) |\"(?=_))([A-Za-z_]\w*(?:\.\w+)+)(?:#\d)?\"", file.read_text(encoding="utf-8")
+    )
+}
+NEAR |= {call for call in IN_TESTS if not call.startswith("far.")}
 
 
 @pytest.mark.parametrize("call", sorted(NEAR - {call for call in NEAR if call[0].islower() and "." not in call}))

@@ -12,10 +12,17 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import mount_of
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore_journal import Journal, Move, all_journals, restore_of
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore_journal import (
+    Device,
+    Journal,
+    Move,
+    all_journals,
+    restore_of,
+)
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import numbers as _numbers
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore import finish as _finish
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore.files import note_identities, swap, undo
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.fingerprint import fingerprint
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore import files as _files, finish as _finish
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore.files import note_identities, swap, undo, was_used
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.plan import require_replaceable
 
 from ..support.clock import FakeClock
@@ -185,6 +192,41 @@ def test_a_device_that_holds_a_part_of_a_set_is_told_by_each_recovery(journal: J
     with pytest.raises(LiveBackupError, match="/dev/vg/b may hold only a part of backup n1.*Restore this or another set"):
         _finish.recover_restore(journal, False, clock)
     assert restore_of("db1") == restore_of(UUID) == journal
+
+
+def test_a_device_that_was_used_half_restored_is_not_written_again(
+    tmp_path: Path, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file stands for it, which has a fingerprint too."""
+    device = tmp_path / "device"
+    device.write_text("restored", encoding="utf-8")
+    journal.moves, journal.devices = [], [Device(str(device), "vdb.qcow2", "qcow2", "raw", 8)]
+    assert not was_used(journal)
+    journal.devices[0].written = fingerprint(device)
+    journal.save()
+    assert restore_of(UUID) == journal and not was_used(journal)
+    device.write_text("used", encoding="utf-8")
+    with pytest.raises(LiveBackupError, match=f"^{device} was written after the restore of domain 'db1' from backup n1 was interrupted"):
+        was_used(journal)
+    assert was_used(journal, overwrite=True)
+    monkeypatch.setattr(_files, "stood_still", lambda _path, _before: None)
+    with pytest.raises(LiveBackupError, match="may have been written"):
+        was_used(journal)
+    device.unlink()
+    assert not was_used(journal), "it is not there, which is said when it is to be written"
+
+
+@pytest.mark.parametrize("swapped", [True, False])
+def test_files_that_were_used_half_restored_are_overwritten_only_if_somebody_asks(tmp_path: Path, journal: Journal, swapped: bool) -> None:
+    if swapped:
+        swap(journal)
+    assert not was_used(journal)
+    (tmp_path / "old").write_text("used", encoding="utf-8")
+    with pytest.raises(LiveBackupError, match=f"^{tmp_path}/old was written after"):
+        was_used(journal)
+    assert was_used(journal, overwrite=True)
+    undo(journal, overwrite=True)
+    assert files(tmp_path) == {"old": "old" if swapped else "used"} and not journal.file.exists()
 
 
 def of_older_version(journal: Journal, phase: str) -> Path:
