@@ -52,7 +52,8 @@ options:
       - Confirms that nothing else has written to the bases since the backup put the guest on its overlays. Only the domain on its overlays
         and their commit may have written. No guest that was started from an old definition, no other host and no tool may have written.
       - Required if nothing proves this. That is possible for a block device after a restart of the host or a new activation of the
-        device. It is also possible if the guest ended during a commit that no run watched. Recovery then fails and names this option.
+        device. It is also possible if a commit was interrupted, or if the guest ended during a commit that no run watched. Recovery then
+        fails and names this option.
       - If the confirmation is wrong, the commit destroys what is in the base. The option has no effect if a base is known to have been
         used.
     type: bool
@@ -101,7 +102,8 @@ repairs:
       type: str
       sample: abort it
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: A stable name of the cause. It stays the same when the message changes. The troubleshooting guide has a section for each
+    code.
   returned: failure
   type: str
   sample: claim_alive
