@@ -50,7 +50,7 @@ options:
       - Or C(ssh://[user@]host[:port]/directory), a directory on another host, which the hypervisor reaches by SSH. That host needs sshd,
         a POSIX shell and C(python3) 3.9 or newer. Its host key must be known. The module first checks whether the set already exists
         there and whether there is enough free disk space.
-      - The directory and each one above it must belong to root or to the user of the task, and others must not be able to write to them.
+      - The directory and each one above it must belong to root or to the user of the task. Others must not be able to write to them.
       - The set is published as C(<target>/<domain>/<backup_id>/).
     type: str
     required: true

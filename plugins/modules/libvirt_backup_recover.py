@@ -14,12 +14,12 @@ author:
 description:
   - Repairs what a dead run of a backup left. It works from the run's claim in C(/var/lib/live_backup), or from the copy of the claim beside
     the overlays.
-  - Thaws the guest, commits the overlays and deletes them, aborts the job, resumes a guest that an I/O error has paused, and removes the
-    partial set. It removes the claim last.
+  - Thaws the guest, commits the overlays and deletes them, aborts the job, and resumes a guest that an I/O error has paused. Then it
+    removes the partial set, and the claim last.
   - Changes nothing that does not provably belong to that run. If it cannot prove that a base holds every write of the guest, it commits
     nothing and deletes nothing. It fails with the reason and what to do, and fails again until that is done.
-  - Completes an interrupted restore, or undoes it if the restore had replaced nothing yet. It does not start the domain. If the set of the
-    restore is gone while a block device holds a part of it, this is an error, because nothing can put that back.
+  - Completes an interrupted restore, or undoes it if the restore had replaced nothing yet. It does not start the domain. It is an error
+    if the set is gone while a block device holds a part of it. Nothing can put that back.
   - The claim of a live run is an error, which says for how long the claim still holds. A claim is live while a step works, and for
     five minutes after each step. O(take_over) ends the five minutes.
 extends_documentation_fragment:

@@ -15,8 +15,8 @@ description:
   - Waits for the end of the backup job that M(virtops.live_backup.libvirt_backup_begin) started, and records the result.
   - "'No job' is not success. Libvirt must have statistics of the finished job, they must be of this job, and they must report success."
   - Continues to wait if libvirtd is restarted. If libvirtd loses the statistics of a finished job, the backup has failed.
-  - If the job failed, the module removes everything that the backup left, resumes a guest that an I/O error of the job has paused,
-    and fails with the reason.
+  - If the job failed, the module removes everything that the backup left, and resumes a guest that an I/O error of the job has paused.
+    Then it fails with the reason.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
