@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import yaml
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MOST_WORDS = 25
 # Guides, by glob.
 GUIDES = ["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/internals/*.md", "roles/*/README.md"]
