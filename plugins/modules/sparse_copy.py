@@ -103,7 +103,7 @@ options:
     default: false
   bandwidth:
     description:
-      - Maximum throughput in bytes per second, for all disks together, for example V(50M). The default is no limit.
+      - Maximum throughput in bytes per second, for all disks together, for example V(50M). By default there is no limit.
       - For a copy by C(qemu-img), this needs QEMU 6.0 or newer.
     type: bytes
   mode:
