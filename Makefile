@@ -102,7 +102,7 @@ importer: venv ## Build the collection and check it as Galaxy does
 docs: venv ## Build the guides and the reference as a site in .build/docs/html
 	rm -rf .build/docs
 	install --directory --mode=755 .build/docs/source/collection
-	cp --recursive docs/*.md docs/*.json docs/monitoring docs/docsite/*.rst .build/docs/source
+	cp --recursive docs/*.md docs/*.json docs/internals docs/monitoring docs/docsite/*.rst .build/docs/source
 	antsibull-docs collection --use-current --squash-hierarchy --dest-dir .build/docs/source/collection virtops.live_backup
 	sphinx-build --quiet --fail-on-warning --keep-going --conf-dir docs/docsite .build/docs/source .build/docs/html
 

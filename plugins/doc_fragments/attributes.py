@@ -6,7 +6,7 @@ from __future__ import annotations
 
 
 class ModuleDocFragment:
-    """What every module of this collection promises."""
+    """The attributes of every module of this collection."""
 
     DOCUMENTATION = r"""
 options: {}

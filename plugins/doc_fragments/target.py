@@ -12,7 +12,7 @@ class ModuleDocFragment:
 options:
   target:
     description:
-      - The export target. An existing directory on the host that the module runs on, as an absolute path.
+      - The target. An existing directory on the host that the module runs on, as an absolute path.
       - Or C(ssh://[user@]host[:port]/directory), a directory on another host, which the module's host reaches by SSH. That host needs
         sshd, a POSIX shell and C(python3) 3.9 or newer. Its host key must be known.
       - The sets of a domain are in C(<target>/<domain>/<backup_id>/).
@@ -21,20 +21,20 @@ options:
 requirements:
   - Python 3.9 or newer
 notes:
-  - Run it as a user who may read the sets, which is root (C(become)), or by SSH the user whose they are.
+  - Run it as a user who may read the sets. That is root (C(become)), or by SSH the user who owns them.
 """
 
     SSH = r"""
 options:
   ssh_key:
     description:
-      - The private key for what begins with C(ssh://), a file on the host that the module runs on.
-      - The default is what ssh finds there for the user.
+      - The private key for a path that starts with C(ssh://), a file on the host that the module runs on.
+      - The default is the key that ssh finds there for the user.
     type: path
   ssh_options:
     description:
-      - Options of C(ssh) as its C(-o) takes them, for example V(UserKnownHostsFile=/etc/live_backup/known_hosts).
-      - Options that protect this host or show that the server is the right one cannot be set. C(BatchMode), C(StrictHostKeyChecking) and
+      - Options for C(ssh), in the form of its C(-o), for example V(UserKnownHostsFile=/etc/live_backup/known_hosts).
+      - Options that protect this host, or that prove the server's identity, cannot be set. C(BatchMode), C(StrictHostKeyChecking) and
         C(ClearAllForwardings) are always V(yes). C(ForwardAgent), C(ForwardX11), C(GSSAPIDelegateCredentials), C(PermitLocalCommand),
         C(Tunnel), C(ControlMaster) and C(NoHostAuthenticationForLocalhost) are always V(no), and C(ControlPath) is always V(none).
     type: list

@@ -12,9 +12,9 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Lists every backup set of one, some or all domains, with what its manifest says and how its last proof went.
-  - A set that is damaged or unfinished is listed as such. Nothing is believed unread, and no link is followed.
-  - Looks at manifests and at the sizes of files. To read every byte, use M(virtops.live_backup.backup_set_verify).
+  - Lists the backup sets of one, some or all domains, with the contents of their manifests and the result of their last proof.
+  - Lists damaged and unfinished sets as such. The module believes nothing that it has not read, and follows no link.
+  - Reads manifests and the sizes of files. To read every byte, use M(virtops.live_backup.backup_set_verify).
 extends_documentation_fragment:
   - virtops.live_backup.target
   - virtops.live_backup.target.ssh
@@ -22,15 +22,15 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: It only reads.
+    details: The module only reads.
   diff_mode:
     support: none
-    details: It changes nothing.
+    details: The module changes nothing.
   idempotent:
     support: full
 options:
   domains:
-    description: Names, UUIDs or globs of the domains whose sets are listed. The default is all.
+    description: Names, UUIDs or globs of the domains whose sets are listed. The default is all domains.
     type: list
     elements: str
     default: []
@@ -49,7 +49,7 @@ EXAMPLES = r"""
   ansible.builtin.assert:
     that: found.sets | selectattr('status', 'equalto', 'damaged') | length == 0
 
-- name: List what a backup server has of one domain
+- name: List the sets of one domain on a backup server
   virtops.live_backup.backup_set_info:
     target: ssh://backup@vault.example.com/srv/backup
     ssh_key: /etc/live_backup/id_ed25519
@@ -58,7 +58,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 sets:
-  description: The sets, by domain and age, the oldest first.
+  description: The sets, sorted by domain and age, the oldest first.
   returned: success
   type: list
   elements: dict
@@ -70,40 +70,40 @@ sets:
     path: {description: The directory of the set., type: str, sample: /srv/backup/db1/20261122T184512Z}
     status:
       description: >-
-        V(good) where the manifest is sound and every file has its size; V(damaged), and C(findings) say how; V(partial) while it is made,
-        or when its run was interrupted; V(removing) when its removal was interrupted.
+        V(good) if the manifest is sound and every file has its size. V(damaged) if not, and C(findings) say why. V(partial) while it is
+        written, or after its run was interrupted. V(removing) after its removal was interrupted.
       type: str
       sample: good
     good: {description: Whether its status is V(good) and its last proof did not fail., type: bool, sample: true}
-    findings: {description: What is wrong with it., type: list, elements: str, sample: []}
-    method: {description: How it was taken., type: str, sample: push}
-    level: {description: V(full)., type: str, sample: full}
-    parent: {description: The set that it builds on., type: str, sample: null}
+    findings: {description: The problems of the set., type: list, elements: str, sample: []}
+    method: {description: 'How it was captured - V(push), V(legacy) or V(offline).', type: str, sample: push}
+    level: {description: The level of the backup. Always V(full)., type: str, sample: full}
+    parent: {description: The set that it depends on. Always null for a full backup., type: str, sample: null}
     consistency: {description: 'V(filesystem), V(crash) or V(offline).', type: str, sample: filesystem}
-    instant: {description: The images show the disks as they were then., type: str, sample: '2026-11-22T18:45:12.345Z'}
+    instant: {description: The images show the disks at this instant., type: str, sample: '2026-11-22T18:45:12.345Z'}
     ahead:
       description: >-
-        Whether a good set seems to come from the future: by the clock of the target, more than five minutes. Such a set is restored
-        and proven only where it is named, and retention leaves it alone.
+        Whether a good set seems to come from the future, more than five minutes ahead of the target's clock. Such a set is restored
+        and proven only if you name it, and retention leaves it alone.
       type: bool
       sample: false
     finished: {description: When it was published., type: str, sample: '2026-11-22T18:46:45.559Z'}
-    bytes: {description: What its images occupied when it was published., type: int, sample: 3221225472}
+    bytes: {description: The disk space of its images when it was published., type: int, sample: 3221225472}
     proof:
       description:
-        - How the last proof of it went, with C(level), C(outcome) (V(verified), V(failed), V(timed out)), C(verified), C(at), C(rto_ms) and
-          C(findings); null if there was none.
+        - The last proof of the set, with C(level), C(outcome) (V(verified), V(failed), V(timed out)), C(verified), C(at), C(rto_ms) and
+          C(findings). Null if there was none.
       type: dict
       sample: {level: boot, outcome: verified, verified: true, at: '2026-11-22T19:02:01.100Z', rto_ms: 8123, findings: []}
-    manifest: {description: 'The manifest, as in C(docs/manifest.schema.json); null if it is damaged.', type: dict}
+    manifest: {description: 'The manifest, as in C(docs/manifest.schema.json). Null if it is damaged.', type: dict}
 findings:
-  description: What is below the target and looks like a set and is none.
+  description: What is below the target and looks like a set, but is not one.
   returned: success
   type: list
   elements: str
   sample: []
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive

@@ -12,13 +12,13 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Keeps, for each domain, what any rule keeps, and removes the other sets. The rules count as those of restic do, each on its own,
+  - Keeps, for each domain, the sets that any rule keeps, and removes the others. The rules count as in restic, each one separately,
     in UTC, with weeks as in ISO 8601.
   - Without any rule, or with all of them V(0), nothing is removed.
-  - Never removes a domain's last good set, nor one that another builds on, nor one that is being read. A set that is damaged,
-    that seems to be from the future or whose last proof failed is kept, told and not counted.
-  - While the last proof of one of a domain's sets failed, no set of that domain is removed, and the module fails.
-  - A set loses its name before its files are removed, so that what is seen is whole. An interrupted removal is completed by the next.
+  - Never removes a domain's last good set, a set that another one depends on, or a set that is being read.
+  - Keeps and reports a set that is damaged, that seems to come from the future, or whose last proof failed. The rules do not count it.
+  - While the last proof of one of a domain's sets has failed, no set of that domain is removed, and the module fails.
+  - A set loses its name before its files are removed. So a set that is visible is complete. The next run finishes an interrupted removal.
 extends_documentation_fragment:
   - virtops.live_backup.target
   - virtops.live_backup.target.ssh
@@ -31,35 +31,35 @@ attributes:
     support: full
   idempotent:
     support: full
-    details: No change when there is nothing to remove.
+    details: No change if there is nothing to remove.
 options:
   domains:
-    description: Names, UUIDs or globs of the domains whose sets are looked at. The default is all.
+    description: Names, UUIDs or globs of the domains whose sets are pruned. The default is all domains.
     type: list
     elements: str
     default: []
   keep_last:
-    description: How many of the newest sets to keep.
+    description: The number of newest sets to keep.
     type: int
   keep_hourly:
-    description: For how many of the newest hours that have a set to keep the newest one.
+    description: Keep the newest set of each of this many hours that have a set, counted from the newest.
     type: int
   keep_daily:
-    description: For how many of the newest days that have a set to keep the newest one.
+    description: Keep the newest set of each of this many days that have a set, counted from the newest.
     type: int
   keep_weekly:
-    description: For how many of the newest weeks that have a set to keep the newest one.
+    description: Keep the newest set of each of this many weeks that have a set, counted from the newest.
     type: int
   keep_monthly:
-    description: For how many of the newest months that have a set to keep the newest one.
+    description: Keep the newest set of each of this many months that have a set, counted from the newest.
     type: int
   keep_yearly:
-    description: For how many of the newest years that have a set to keep the newest one.
+    description: Keep the newest set of each of this many years that have a set, counted from the newest.
     type: int
   keep_ids:
     description:
       - The names of backups that stay, whatever the rules say.
-      - The role names the one that it has just published, which a hypervisor whose clock is years behind makes look like the oldest.
+      - The role names the set that it has just published. If the clock of a hypervisor is years behind, that set looks like the oldest.
     type: list
     elements: str
     default: []
@@ -69,7 +69,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Keep a week of days and a year of months
+- name: Keep seven daily and twelve monthly sets
   virtops.live_backup.backup_set_prune:
     target: /srv/backup
     keep_daily: 7
@@ -85,7 +85,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 kept:
-  description: The sets that stay, each with C(domain), C(uuid), C(backup_id), C(path), C(instant), C(bytes) and the C(reasons).
+  description: The kept sets, each with C(domain), C(uuid), C(backup_id), C(path), C(instant), C(bytes) and the C(reasons).
   returned: success, or failure after the rules were applied
   type: list
   elements: dict
@@ -98,17 +98,17 @@ kept:
       bytes: 3221225472
       reasons: [last, daily]
 removed:
-  description: The sets that were removed, or in check mode would be, as in RV(kept) without reasons.
+  description: The removed sets, as in RV(kept) without reasons. In check mode, the sets that would be removed.
   returned: success, or failure after the rules were applied
   type: list
   elements: dict
 findings:
-  description: What is below the target and looks like a set and is none.
+  description: What is below the target and looks like a set, but is not one.
   returned: success, or failure after the rules were applied
   type: list
   elements: str
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive

@@ -12,8 +12,9 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Makes the files of a finished backup a set, with C(manifest.json) and C(RESTORE.md), each file synced, readable for root alone.
-  - Renames the set into place as the last step, so that a set that can be seen is whole.
+  - Turns the files of a finished backup into a set, with C(manifest.json) and C(RESTORE.md). Each file is synced, and only root can read
+    it.
+  - Renames the set into place as the last step. So a set that is visible is complete.
   - Needs the result that M(virtops.live_backup.libvirt_job_wait) recorded, and every planned image.
   - Reads each image once, for its digest.
 extends_documentation_fragment:
@@ -27,26 +28,26 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Fails as the real run would when the backup is not ready to be published.
+    details: Fails as the real run would if the backup is not ready to be published.
   diff_mode:
     support: full
   idempotent:
     support: full
-    details: No change when the set is published.
+    details: No change if the set is published.
 options:
   staging_dir:
     description:
-      - Needed where O(target) begins with C(ssh://), and only there. The directory on this host that the backup was begun with, as its
+      - Required if O(target) starts with C(ssh://), and only then. The directory on this host with which the backup was started, as its
         staging_dir or its target.
-      - What is not sent yet is sent from there. Each file is written under another name, read again and compared at the other host, before
-        the set has its name there. What was made here is removed, also when that fails.
+      - Everything that was not sent yet is sent from there. On the other host, each file is written under another name, read again and
+        compared, before the set gets its name. The files in this directory are removed afterwards, even if the transfer fails.
     type: path
   group:
     description:
       - >-
-        The domains that this one was captured together with, itself among them, at one moment
+        The domains that were captured together with this one at one moment, this one included
         (O(virtops.live_backup.libvirt_backup_begin#module:at)).
-      - The manifest says so. The group is whole where the set of this O(backup_id) of each member is published.
+      - The manifest records it. The group is complete when the set of this O(backup_id) of each member is published.
     type: dict
     suboptions:
       name:
@@ -58,7 +59,7 @@ options:
         type: int
         required: true
       clock_error_ms:
-        description: By how much that may be wrong, in milliseconds, since the hypervisors' clocks were compared over the network.
+        description: The possible error of that time in milliseconds, because the hypervisors' clocks were compared over the network.
         type: int
         required: true
       members:
@@ -72,7 +73,7 @@ options:
             type: str
             required: true
           uuid:
-            description: Its UUID.
+            description: The domain's UUID.
             type: str
             required: true
           hypervisor:
@@ -106,27 +107,27 @@ path:
   type: str
   sample: /srv/backup/db1/20261122T184512Z
 bytes:
-  description: What the images occupy.
-  returned: success, outside check mode or when the set is published
+  description: The disk space of the images, in bytes.
+  returned: success, outside check mode or if the set is published
   type: int
   sample: 3221225472
 seconds:
-  description: From the begin of the backup to its last image's digest.
-  returned: success, outside check mode or when the set is published
+  description: Seconds from the start of the backup to the digest of its last image.
+  returned: success, outside check mode or if the set is published
   type: float
   sample: 93.214
 manifest:
-  description: The set's manifest, described by the JSON Schema in C(docs/manifest.schema.json).
-  returned: success, outside check mode or when the set is published
+  description: The set's manifest. C(docs/manifest.schema.json) is its JSON Schema.
+  returned: success, outside check mode or if the set is published
   type: dict
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

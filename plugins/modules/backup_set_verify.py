@@ -12,11 +12,11 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Reads every byte of a backup set and compares it with the digests in its manifest, and lets C(qemu-img check) look at its images.
-  - If asked, boots the set as a transient domain, without network, on throw-away overlays, and measures how long that takes.
-  - Fails if the set is not good, and names each file that is not and why. Fails also if the guest of a set is not up in time.
-  - Writes nothing into the set. Records the proof beside it, in C(<target>/<domain>/.proofs/), where M(virtops.live_backup.backup_set_info)
-    and M(virtops.live_backup.backup_set_prune) find it.
+  - Reads every byte of a backup set, compares it with the digests in its manifest, and runs C(qemu-img check) on its images.
+  - On request, boots the set as a transient domain, without network, on throw-away overlays. It measures how long that takes.
+  - Fails if the set is not good, and names each bad file and the reason. It also fails if the guest of a set is not up in time.
+  - Writes nothing into the set. It records the proof beside the set, in C(<target>/<domain>/.proofs/).
+    M(virtops.live_backup.backup_set_info) and M(virtops.live_backup.backup_set_prune) read it there.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
@@ -27,59 +27,59 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Proves the set too, and does not record it.
+    details: Proves the set too, but does not record it.
   diff_mode:
     support: none
-    details: It changes nothing.
+    details: The module changes nothing.
   idempotent:
     support: full
-    details: It is never changed.
+    details: The module never reports a change.
 options:
   domain:
-    description: The name or UUID of the domain whose set it is. The domain itself need not exist any more.
+    description: The name or UUID of the domain whose set is proven. The domain itself need not exist any more.
   backup_id:
     description: The name of the backup. The default is the newest one that does not seem to come from the future.
     type: str
   level:
     description:
-      - V(check) reads the files. For a O(target) over ssh this is done there, and C(qemu-img) on the module's host reads the images' tables
-        over the same way.
+      - V(check) reads the files. For a O(target) over ssh, the server reads them. C(qemu-img) on the module's host reads the images' tables
+        over the same connection.
       - V(boot) also starts the set. Not possible for a O(target) over ssh.
     type: str
     choices: [check, boot]
     default: check
   console_pattern:
     description:
-      - A regular expression of Python that the guest's first serial port shows when it is up.
-      - Without it the guest agent must answer.
+      - A regular expression of Python for what the guest's first serial port shows when the guest is up.
+      - Without it, the guest agent must answer.
     type: str
   timeout:
     description:
-      - The longest time in seconds until the guest must be up.
+      - Maximum time in seconds until the guest is up.
       - A guest that is not up in time proves nothing. The module fails, and the set counts as not proven, whatever was proven before.
     type: int
     default: 300
   scratch_dir:
     description:
-      - For O(level=boot), an existing directory on the module's host. Whatever the guest writes is in files without a name there.
-      - The files are gone when the proof ends, in whatever way it ends.
+      - For O(level=boot), an existing directory on the module's host. Everything the guest writes is in files without a name there.
+      - The files disappear when the proof ends, however it ends.
     type: path
     default: /var/tmp
   scratch_size:
     description:
-      - For O(level=boot), the most bytes that the guest may write, all disks together, for example V(50G).
-      - The proof is given up when the guest has written more, or when O(scratch_dir) is about to fill. That says nothing about the set.
+      - For O(level=boot), the maximum number of bytes that the guest may write, all disks together, for example V(50G).
+      - The proof is aborted when the guest has written more, or when O(scratch_dir) is almost full. That says nothing about the set.
     type: bytes
     default: 10G
   max_memory:
     description:
-      - For O(level=boot), the most memory in bytes that the guest gets, for example V(4G). The default is what the domain has.
+      - For O(level=boot), the maximum memory of the guest in bytes, for example V(4G). The default is the memory of the domain.
       - >-
-        The proof is refused where its guest would leave other guests less than a twentieth of the host's memory, and given up where less is
+        The proof is refused if its guest would leave other guests less than a twentieth of the host's memory. It is aborted if less is
         left while it runs. Huge pages are not used.
     type: bytes
   max_vcpus:
-    description: For O(level=boot), the most virtual processors that the guest gets. They run with low priority.
+    description: For O(level=boot), the maximum number of virtual processors of the guest. They run with low priority.
     type: int
     default: 4
 seealso:
@@ -103,56 +103,56 @@ EXAMPLES = r"""
     timeout: 120
   register: proof
 
-- name: Say how long a restored domain takes to be up
+- name: Show how long a restored domain takes to start
   ansible.builtin.debug:
     msg: "db1 was up after {{ proof.rto_seconds }} s"
 """
 
 RETURN = r"""
 verified:
-  description: Whether the set was proven to be good.
-  returned: always, once the set was found
+  description: Whether the set was proven good.
+  returned: always, if the set was found
   type: bool
   sample: true
 outcome:
-  description: V(verified), V(failed) where the set is not good, or V(timed out) where its files are right and its guest was not up in time.
-  returned: always, once the set was found
+  description: V(verified), V(failed) if the set is not good, or V(timed out) if its files are right but its guest was not up in time.
+  returned: always, if the set was found
   type: str
   sample: verified
 findings:
-  description: What is wrong with it, each with the name of the file.
-  returned: always, once the set was found
+  description: The problems of the set, each with the name of the file.
+  returned: always, if the set was found
   type: list
   elements: str
   sample: []
 path:
   description: The directory of the set.
-  returned: always, once the set was found
+  returned: always, if the set was found
   type: str
   sample: /srv/backup/db1/20261122T184512Z
 backup_id:
   description: The name of the backup.
-  returned: always, once the set was found
+  returned: always, if the set was found
   type: str
   sample: 20261122T184512Z
 rto_seconds:
-  description: For O(level=boot), the seconds from the start of the servers of its images until the guest was up.
-  returned: always, once the set was found
+  description: For O(level=boot), the seconds from the start of the set's image servers until the guest was up.
+  returned: always, if the set was found
   type: float
   sample: 8.123
 console:
   description: For O(level=boot), the last lines that the guest printed on its first serial port, as a terminal shows them.
-  returned: always, once the set was found
+  returned: always, if the set was found
   type: str
   sample: 'db1 login:'
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: hypervisor_check
-short_description: Find what would trouble the backups of a hypervisor
+short_description: Check a hypervisor for problems that would affect backups
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Looks for what backups of this hypervisor would fail with, or be worse for, before they begin.
+  - Finds problems that would fail the backups of this hypervisor, or make them worse, before they start.
   - Plans a backup of every domain, with the checks that M(virtops.live_backup.libvirt_backup_begin) and
-    M(virtops.live_backup.libvirt_disk_snapshot) make in check mode, and sums up the room that all of them need.
-  - Tries whether QEMU's user can write at the target, with a probe file that is removed again; in check mode only by looking.
-  - Looks whether libvirt's daemon sees the target, whether mounts propagate, and what AppArmor or SELinux has denied there.
-  - Tells guests whose agent is not connected, what interrupted backups have left, and a clock that is wrong.
+    M(virtops.live_backup.libvirt_disk_snapshot) make in check mode. It adds up the disk space that all of them need.
+  - Checks with a probe file whether QEMU's user can write at the target. It removes the file again. In check mode it only reads.
+  - Checks whether libvirt's daemon sees the target, whether mounts propagate, and what AppArmor or SELinux has denied there.
+  - Reports guests whose agent is not connected, what interrupted backups have left, and a clock that is wrong.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.target.ssh
@@ -26,7 +26,7 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Without check mode, too, nothing is changed. With it, no probe file is written.
+    details: The module changes nothing without check mode either. In check mode, it writes no probe file.
   diff_mode:
     support: N/A
     details: The module changes nothing.
@@ -36,17 +36,17 @@ attributes:
 options:
   target:
     description:
-      - The export target, an existing directory on the hypervisor as an absolute path, or C(ssh://[user@]host[:port]/directory).
-      - Without it what concerns the target is not checked, and no backup is planned.
+      - The target, an existing directory on the hypervisor as an absolute path, or C(ssh://[user@]host[:port]/directory).
+      - Without it, the module checks nothing about the target, and plans no backup.
     type: str
   staging_dir:
-    description: Where the sets are made for a O(target) that begins with C(ssh://). Needed there.
+    description: The directory on the hypervisor where sets are written before they are sent. Required if O(target) starts with C(ssh://).
     type: path
   overlay_dir:
-    description: As of M(virtops.live_backup.libvirt_disk_snapshot).
+    description: As in M(virtops.live_backup.libvirt_disk_snapshot).
     type: path
   domains:
-    description: Names or globs of domains. One that matches none here is a warning; another hypervisor may have it.
+    description: Names or globs of domains. An entry without a match here is a warning, because another hypervisor may have the domain.
     type: list
     elements: str
     default: ["*"]
@@ -60,29 +60,29 @@ options:
     type: dict
     default: {}
   method:
-    description: The method for running domains. V(auto) is push where the host can, otherwise legacy.
+    description: The method for running domains. V(auto) is push if the host supports it, otherwise legacy.
     type: str
     choices: [auto, push, legacy]
     default: auto
   exclusive:
-    description: As of M(virtops.live_backup.libvirt_backup_begin).
+    description: As in M(virtops.live_backup.libvirt_backup_begin).
     type: bool
     default: false
   quiesce:
     description:
-      - V(auto) warns of a running domain without a connected guest agent, for V(require) that is an error.
-      - V(never) does not care.
+      - With V(auto), a running domain without a connected guest agent is a warning. With V(require) it is an error.
+      - V(never) does not check the agent.
     type: str
     choices: [auto, require, never]
     default: auto
   denial_hours:
-    description: How many hours back denials are looked for.
+    description: For how many hours back denials are checked.
     type: int
     default: 24
   clock:
     description:
-      - How far this host's clock is from the controller's.
-      - It is measured anew unless it is given.
+      - The difference between this host's clock and the controller's.
+      - If it is not given, it is measured.
     type: dict
     suboptions:
       offset_ms:
@@ -90,69 +90,69 @@ options:
         type: float
         required: true
       error_ms:
-        description: How many milliseconds that may be off, which is half the time of the way there and back.
+        description: The possible error in milliseconds, which is half of the round-trip time.
         type: float
         required: true
   max_skew:
-    description: The most seconds by which the two clocks may differ.
+    description: Maximum difference of the two clocks in seconds.
     type: float
     default: 1.0
 notes:
-  - SELinux often logs the last part of a path only. What may concern the backups is then a warning.
-  - Where a backup server does not answer, that is all that is told of the backups.
+  - SELinux often logs only the last part of a path. A denial that may concern the backups is then a warning.
+  - If a backup server does not answer, the module reports only that about the backups.
 seealso:
   - module: virtops.live_backup.libvirt_domain_info
   - module: virtops.live_backup.libvirt_backup_begin
 """
 
 EXAMPLES = r"""
-- name: Look for trouble
+- name: Check the hypervisor
   virtops.live_backup.hypervisor_check:
     target: /srv/backup
   register: hypervisor
 
-- name: Say what was found
+- name: Show the findings
   ansible.builtin.debug:
     msg: "{{ hypervisor.findings | map(attribute='msg') }}"
 """
 
 RETURN = r"""
 findings:
-  description: What was found, errors first. Empty where all is well.
+  description: The findings, errors first. Empty if everything is well.
   returned: success
   type: list
   elements: dict
   contains:
     check:
       description: >-
-        V(target) and V(mounts) are about the target, V(backup) about a domain that a backup would fail for, V(space) about all of them
-        together, V(domains) about names that match none, V(denials) about AppArmor and SELinux, V(claim) about an interrupted backup,
-        V(restore) about an interrupted restore, V(agent) and V(clock) about these.
+        The subject of the check. V(target) and V(mounts) - the target. V(backup) - a domain whose backup would fail. V(space) - all
+        domains together. V(domains) - names without a match. V(denials) - AppArmor and SELinux. V(claim) - an interrupted backup.
+        V(restore) - an interrupted restore. V(agent) - the guest agent. V(clock) - the clock.
       type: str
       sample: agent
     severity:
-      description: V(error) for what would fail a backup, V(warning) for what makes it worse or may fail it.
+      description: V(error) if a backup would fail, V(warning) if a backup would be worse or may fail.
       type: str
       sample: warning
     subject:
-      description: The domain, or the path, that it is about. Empty for the host.
+      description: The domain or the path that has the problem. Empty for the host.
       type: str
       sample: db1
     msg:
-      description: What is wrong, and what to do.
+      description: The problem, and what to do.
       type: str
 host:
-  description: The hypervisor's software, as RV(virtops.live_backup.libvirt_domain_info#module:host).
+  description: The hypervisor's software versions, as RV(virtops.live_backup.libvirt_domain_info#module:host).
   returned: success
   type: dict
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_backup_begin
-short_description: Begin a full backup of a libvirt domain
+short_description: Start a full backup of a libvirt domain
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Starts libvirt's backup job in push mode. QEMU then writes an image of every chosen disk, as it was at one instant,
-    while the guest runs on.
-  - Freezes the guest's file systems before and thaws them after, in one process, with a watchdog beside it that thaws
-    when that process dies, hangs, or takes longer than O(freeze_timeout) or O(hook_timeout).
-  - Writes a claim to C(/var/lib/live_backup) first, so that no second run meets this one and an interrupted one can be
-    recovered with M(virtops.live_backup.libvirt_backup_recover).
-  - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the unfinished set.
-  - Skips CD-ROMs, floppies, empty drives and read-only disks of itself. Any other disk that cannot be captured is an
+  - Starts libvirt's backup job in push mode. QEMU then writes a point-in-time image of every chosen disk while the guest keeps running.
+  - Freezes the guest's file systems before the start and thaws them after it, in one process. A watchdog thaws them if that process dies,
+    hangs, or takes longer than O(freeze_timeout) or O(hook_timeout).
+  - Writes a claim to C(/var/lib/live_backup) first. The claim keeps other runs away. M(virtops.live_backup.libvirt_backup_recover) uses it
+    to clean up after an interrupted run.
+  - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the partial set.
+  - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
@@ -34,13 +33,13 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: All that can be checked without writing is checked, and the same errors are raised.
+    details: Checks everything that can be checked without writing, and fails with the same errors.
   diff_mode:
     support: none
-    details: The result lists the files that are begun; nothing that was there changes.
+    details: The result lists the new files. No existing file changes.
   idempotent:
     support: full
-    details: No change when the job of this O(backup_id) was begun, or its set is published.
+    details: No change if the job of this O(backup_id) was started, or its set is published.
 options:
   method:
     description:
@@ -53,12 +52,13 @@ options:
     default: push
   exclusive:
     description:
-      - Says that no other host uses the domain's block devices. Needed for O(method=offline) where a disk is a block device, since
-        QEMU's image lock does not show there whether it is in use elsewhere.
+      - Confirms that no other host uses the domain's block devices.
+      - Required for O(method=offline) if a disk is a block device. QEMU's image lock does not show whether another host uses a block
+        device.
     type: bool
     default: false
   format:
-    description: The format of the images that a push writes. Offline it is an option of M(virtops.live_backup.sparse_copy).
+    description: The format of the images of a push. For O(method=offline), set it in M(virtops.live_backup.sparse_copy).
     type: str
     choices: [qcow2, raw]
     default: qcow2
@@ -73,13 +73,13 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Begin the backup
+- name: Start the backup
   virtops.live_backup.libvirt_backup_begin:
     domain: db1
     backup_id: 20261122T184512Z
     target: /srv/backup
 
-- name: Begin a backup that must be consistent on file system level, without the scratch disk
+- name: Start a backup that must be consistent on file system level, without the scratch disk
   virtops.live_backup.libvirt_backup_begin:
     domain: db1
     backup_id: before-upgrade
@@ -103,7 +103,7 @@ method:
   type: str
   sample: push
 disks:
-  description: The disks that are captured.
+  description: The captured disks.
   returned: success
   type: list
   elements: dict
@@ -114,8 +114,8 @@ disks:
       sample: vda
     path:
       description: >-
-        The file that it is written to; below the published set once that is published. Empty for O(method=offline) until it
-        is copied, as is its format.
+        The file that the disk is written to, in the published set once it is published. For O(method=offline) it and the format are empty
+        until the disk is copied.
       type: str
       sample: /srv/backup/db1/.20261122T184512Z.partial/vda.qcow2
     format:
@@ -123,7 +123,7 @@ disks:
       type: str
       sample: qcow2
 skipped_disks:
-  description: The disks that are not captured, and why.
+  description: The disks that are not captured, and the reason.
   returned: success
   type: list
   elements: dict
@@ -136,50 +136,50 @@ not_captured:
   sample: [the state of its virtual TPM (/var/lib/libvirt/swtpm)]
 consistency:
   description: >-
-    V(filesystem) when the guest's file systems were frozen at that instant, V(offline) when the domain was shut off, otherwise V(crash).
-    In check mode, what is expected.
+    V(filesystem) if the guest's file systems were frozen at that instant, V(offline) if the domain was shut off, otherwise V(crash).
+    In check mode, the expected value.
   returned: success
   type: str
   sample: filesystem
 why:
-  description: Why the consistency is what it is.
-  returned: when a backup was begun or found
+  description: The reason for the consistency.
+  returned: if a backup was started or found
   type: str
   sample: 'the guest agent froze file systems: 1'
 frozen_ms:
   description:
-    - How long the guest could not write, in milliseconds, from its agent's answer to the freeze until the thaw was sent.
+    - How long the guest could not write, in milliseconds. It is the time from its agent's answer to the freeze until the thaw was sent.
     - This is the minimum. The guest could also not write for a part of RV(hook_ms), while it wrote its caches to the disks.
-  returned: when a backup was begun or found
+  returned: if a backup was started or found
   type: int
   sample: 61
 hook_ms:
   description:
-    - How long the guest agent took to freeze and to thaw, in milliseconds. Nearly all of it is the time of its hooks, during which the
-      guest writes. When the hooks ended cannot be seen from the hypervisor.
+    - How long the guest agent took to freeze and to thaw, in milliseconds. Nearly all of it is the time of its hooks. The guest writes
+      during that time. A hypervisor cannot see when a hook ends.
     - The guest paused for at most RV(frozen_ms) and RV(hook_ms) together.
     - V(null) for a set that was published before this was measured.
-  returned: when a backup was begun or found
+  returned: if a backup was started or found
   type: int
   sample: 42
 instant:
-  description: When libvirt had begun the job, by the hypervisor's clock; the images show the disks as they were then.
-  returned: when a backup was begun or found
+  description: When libvirt had started the job, by the hypervisor's clock. The images show the disks at this instant.
+  returned: if a backup was started or found
   type: str
   sample: '2026-11-22T18:45:12.345Z'
 began:
-  description: When the job was asked for, in seconds since the epoch.
-  returned: when a backup was begun or found under way
+  description: When the module asked for the job, in seconds since the epoch.
+  returned: if a backup was started or found running
   type: float
   sample: 1795373112.311
 job:
   description: >-
-    The job as RV(virtops.live_backup.libvirt_job_wait#module:job), as it was when it had begun; V(null) if it had ended by then. Of a
+    The job as RV(virtops.live_backup.libvirt_job_wait#module:job), just after its start. V(null) if it had ended by then. For a
     published set, the finished job.
-  returned: when a backup was begun or found
+  returned: if a backup was started or found
   type: dict
 path:
-  description: Where the set is, or will be, published.
+  description: The directory where the set is, or will be, published.
   returned: success
   type: str
   sample: /srv/backup/db1/20261122T184512Z
@@ -188,27 +188,27 @@ planned:
   returned: success
   type: bool
 published:
-  description: Whether the set is published already, so that there is nothing to wait for.
+  description: Whether the set is published already. Then there is nothing to wait for.
   returned: success
   type: bool
 bytes_needed:
-  description: The room that the images may need, in bytes.
-  returned: unless the set is published already, and when there is too little
+  description: The disk space that the images may need, in bytes.
+  returned: unless the set is published already, and if there is too little disk space
   type: int
   sample: 3543348019
 bytes_free:
-  description: The room that there is, in bytes.
-  returned: unless the set is published already, and when there is too little
+  description: The free disk space, in bytes.
+  returned: unless the set is published already, and if there is too little disk space
   type: int
   sample: 107374182400
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

@@ -7,19 +7,20 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_backup_recover
-short_description: Bring a libvirt domain back to rest after an interrupted backup or restore
+short_description: Clean up after an interrupted backup or restore of a libvirt domain
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Repairs what a backup left whose run has died, by its claim in C(/var/lib/live_backup), or by the copy of it beside the overlays. It
-    thaws the guest, commits the overlays and deletes them, aborts the job, resumes a guest that an I/O error has paused, removes the
-    unfinished set, and removes the claim last.
-  - Touches nothing that is not provably of that run. Where it cannot be proved that a base holds every write of the guest, it commits
-    nothing, deletes nothing, fails with the reason and what to do, and fails again until that is done.
-  - Completes a restore that was interrupted, or undoes it where it had replaced nothing yet. It does not start the domain. A restore whose
-    set is gone while a block device holds a part of it is an error, since nothing can put that back.
-  - The claim of a living run is an error, which says for how long the claim still holds. A claim lives while a step works on it, and for
+  - Repairs what a dead run of a backup left. It works from the run's claim in C(/var/lib/live_backup), or from the copy of the claim beside
+    the overlays.
+  - Thaws the guest, commits the overlays and deletes them, aborts the job, and resumes a guest that an I/O error has paused. Then it
+    removes the partial set, and the claim last.
+  - Changes nothing that does not provably belong to that run. If it cannot prove that a base holds every write of the guest, it commits
+    nothing and deletes nothing. It fails with the reason and what to do, and fails again until that is done.
+  - Completes an interrupted restore, or undoes it if the restore had replaced nothing yet. It does not start the domain. It is an error
+    if the set is gone while a block device holds a part of it. Nothing can put that back.
+  - The claim of a live run is an error, which says for how long the claim still holds. A claim is live while a step works, and for
     five minutes after each step. O(take_over) ends the five minutes.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
@@ -34,25 +35,27 @@ attributes:
     support: full
   idempotent:
     support: full
-    details: No change when there is nothing to repair.
+    details: No change if there is nothing to repair.
 options:
   backup_id:
-    description: The backup that is to go on after this. If its job runs or has finished on the domain, it is left as it is.
+    description: The backup that will continue after this. If its job is running or has finished on the domain, it is left as it is.
     type: str
   take_over:
     description:
-      - Recovers although the run's last step ended less than five minutes ago. Use it only if you know that the run is dead, for example
-        because you have ended its C(ansible-playbook). If the run lives after all, its next step fails and its backup is lost.
-      - A step that works on the domain right now is never disturbed.
+      - Recover even if the run's last step ended less than five minutes ago. Use it only if you know that the run is dead, for example
+        because you have ended its C(ansible-playbook). If the run is alive after all, its next step fails and its backup is lost.
+      - A step that is working on the domain now is never disturbed.
     type: bool
     default: false
   base_untouched:
     description:
-      - Your word that nothing has written to the bases since the backup put the guest on its overlays, but the domain on its overlays and
-        their commit. No guest booted from an old definition did, no other host, and no tool.
-      - It is needed where nothing proves this. That can be so for a block device after a restart of the host, a new activation of the
-        device, or an end of the guest during a commit that no run watched. Recovery then fails and names this option.
-      - If the word is wrong, the commit destroys what is in the base. It changes nothing where it is known that a base was used.
+      - Confirms that nothing else has written to the bases since the backup put the guest on its overlays. Only the domain on its overlays
+        and their commit may have written. No guest that was started from an old definition, no other host and no tool may have written.
+      - Required if nothing proves this. That is possible for a block device after a restart of the host or a new activation of the
+        device. It is also possible if a commit was interrupted, or if the guest ended during a commit that no run watched. Recovery then
+        fails and names this option.
+      - If the confirmation is wrong, the commit destroys what is in the base. The option has no effect if a base is known to have been
+        used.
     type: bool
     default: false
 seealso:
@@ -60,16 +63,16 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Heal what the last night left
+- name: Clean up after the last night
   virtops.live_backup.libvirt_backup_recover:
     domain: db1
 
-- name: Do not wait for a run that was ended a minute ago
+- name: Do not wait for a run that was killed a minute ago
   virtops.live_backup.libvirt_backup_recover:
     domain: db1
     take_over: true
 
-- name: Recover a domain on a block device that nobody else has used
+- name: Recover a domain on a block device that nothing else has used
   virtops.live_backup.libvirt_backup_recover:
     domain: db1
     base_untouched: true
@@ -81,7 +84,7 @@ planned:
   returned: success
   type: bool
 repairs:
-  description: What was repaired, in order.
+  description: The repairs, in order.
   returned: success
   type: list
   elements: dict
@@ -91,7 +94,7 @@ repairs:
       type: str
       sample: backup job
     evidence:
-      description: How it is known to be of the interrupted run.
+      description: Why it is known to belong to the interrupted run.
       type: str
       sample: it writes the files that the claim names
     action:
@@ -99,13 +102,14 @@ repairs:
       type: str
       sample: abort it
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: A stable name of the cause. It stays the same when the message changes. The troubleshooting guide has a section for each
+    code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

@@ -12,12 +12,12 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Commits the overlays that M(virtops.live_backup.libvirt_disk_snapshot) put on into their own bases, never deeper into a chain, pivots
+  - Commits the overlays of M(virtops.live_backup.libvirt_disk_snapshot) into their own bases, and never deeper into a chain. Then it pivots
     the domain to the bases, and deletes the overlays.
-  - Waits until libvirt says that a commit is ready to pivot. That a commit has caught up is not enough.
-  - Works on a domain that was shut down meanwhile, too, under QEMU's image lock.
-  - Deletes an overlay only when no live XML, definition, saved memory or snapshot of any domain names it.
-  - Where it cannot be proved that the base holds every write of the guest, commits nothing, deletes nothing, and says why.
+  - A commit counts as ready only when libvirt reports it ready to pivot. It is not enough that the commit has caught up.
+  - Also works on a domain that was shut down in the meantime, under QEMU's image lock.
+  - Deletes an overlay only if no live XML, definition, saved memory or snapshot of any domain names it.
+  - If it cannot prove that the base holds every write of the guest, it commits nothing, deletes nothing, and says why.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
@@ -33,16 +33,16 @@ attributes:
     support: full
   idempotent:
     support: full
-    details: No change when no disk of the domain is on an overlay of this O(backup_id).
+    details: No change if no disk of the domain is on an overlay of this O(backup_id).
 options:
   disks:
-    description: The target devs of the disks to bring back. The default is all that have an overlay.
+    description: The target devs of the disks to bring back. The default is all disks that have an overlay.
     type: list
     elements: str
   timeout:
     description:
-      - The longest time in seconds to wait. A guest may write faster than its overlay can be committed.
-      - After it the commits go on, and the module fails; a later call waits again.
+      - Maximum time to wait, in seconds. A guest may write faster than its overlay can be committed.
+      - After this time the module fails and the commits continue. A later call waits for them again.
     type: int
     default: 3600
 seealso:
@@ -60,7 +60,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 committed:
-  description: The overlays that were there, and were committed and deleted. In check mode, those that would be.
+  description: The overlays that were committed and deleted. In check mode, those that would be.
   returned: success
   type: list
   elements: dict
@@ -70,15 +70,15 @@ committed:
       type: str
       sample: vda
     base:
-      description: The image that the disk is on again.
+      description: The image that the disk uses again.
       type: str
       sample: /var/lib/libvirt/images/db1.qcow2
     overlay:
-      description: The overlay that is deleted.
+      description: The deleted overlay.
       type: str
       sample: /var/lib/libvirt/images/6a7d2f30-7a1f-4c9a-8f3e-0d2f5b1c9e11.vda.20261122T184512Z.overlay
     bytes:
-      description: What the overlay held when it was deleted, in bytes.
+      description: The disk space of the overlay when it was deleted, in bytes.
       type: int
       sample: 7340032
 planned:
@@ -86,13 +86,13 @@ planned:
   returned: success
   type: bool
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

@@ -12,14 +12,14 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Puts an external overlay on every chosen disk, in one transaction. From that instant on the guest writes to the overlays, and the
-    bases stand still to be copied with M(virtops.live_backup.sparse_copy). No snapshot metadata is left in libvirt.
-  - Freezes the guest's file systems before and thaws them after, in one process, with a watchdog beside it that thaws
-    when that process dies, hangs, or takes longer than O(freeze_timeout) or O(hook_timeout).
-  - Writes a claim to C(/var/lib/live_backup) first, and a copy of it beside the overlays, so that an interrupted run can be
-    recovered with M(virtops.live_backup.libvirt_backup_recover).
-  - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the unfinished set.
-  - Skips CD-ROMs, floppies, empty drives and read-only disks of itself. Any other disk that cannot be captured is an
+  - Puts an external overlay on every chosen disk, in one transaction. From that instant on the guest writes to the overlays. The bases do
+    not change, so M(virtops.live_backup.sparse_copy) can copy them. No snapshot metadata is left in libvirt.
+  - Freezes the guest's file systems before the snapshot and thaws them after it, in one process. A watchdog thaws them if that process
+    dies, hangs, or takes longer than O(freeze_timeout) or O(hook_timeout).
+  - Writes a claim to C(/var/lib/live_backup) first, and a copy of it beside the overlays. M(virtops.live_backup.libvirt_backup_recover)
+    uses it to clean up after an interrupted run.
+  - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the partial set.
+  - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
@@ -34,23 +34,25 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: All that can be checked without writing is checked, and the same errors are raised.
+    details: Checks everything that can be checked without writing, and fails with the same errors.
   diff_mode:
     support: full
   idempotent:
     support: full
-    details: No change when the overlays of this O(backup_id) were put on, or its set is published.
+    details: No change if the overlays of this O(backup_id) were created, or its set is published.
 options:
   overlay_dir:
     description:
       - An existing directory on the hypervisor for the overlays, as an absolute path. QEMU must be able to write there.
       - The default is the directory of each base.
-      - For a block device it is the first of these that exists, is not in memory (tmpfs), and has enough free space - the directories of
-        the domain's other images, C(/var/lib/libvirt/images), C(/var/lib/libvirt/qemu). RV(overlays) shows it, in check mode too.
-      - An overlay grows by what the guest writes, and frees, during the copy. The copy is given up before they fill the file system.
+      - >-
+        For a block device, the default is one of these: the directories of the domain's other images, C(/var/lib/libvirt/images),
+        C(/var/lib/libvirt/qemu). The first that exists, is not in memory (tmpfs), and has enough free disk space is used. RV(overlays)
+        shows it, in check mode too.
+      - An overlay grows by what the guest writes and frees during the copy. The copy is aborted before the overlays fill the file system.
     type: path
 notes:
-  - Works with any libvirt and QEMU that a hypervisor with Python 3.9 has.
+  - Works with any libvirt and QEMU of a hypervisor that has Python 3.9.
 seealso:
   - module: virtops.live_backup.sparse_copy
   - module: virtops.live_backup.libvirt_blockcommit
@@ -73,7 +75,7 @@ EXAMPLES = r"""
     target: /srv/backup
     overlay_dir: /var/lib/libvirt/overlays
 
-- name: Begin a backup that is sent straight to a backup server
+- name: Start a backup that is sent directly to a backup server
   virtops.live_backup.libvirt_disk_snapshot:
     domain: db1
     backup_id: 20261122T184512Z
@@ -84,7 +86,7 @@ EXAMPLES = r"""
 
 RETURN = r"""
 overlays:
-  description: The overlays, as planned or made.
+  description: The planned or created overlays.
   returned: unless the set is published already
   type: list
   elements: dict
@@ -94,11 +96,11 @@ overlays:
       type: str
       sample: vda
     base:
-      description: The image that stands still.
+      description: The image that does not change while the overlay exists.
       type: str
       sample: /var/lib/libvirt/images/db1.qcow2
     base_format:
-      description: Its format.
+      description: The base's format.
       type: str
       sample: qcow2
     base_type:
@@ -106,7 +108,7 @@ overlays:
       type: str
       sample: file
     path:
-      description: The overlay.
+      description: The file of the overlay.
       type: str
       sample: /var/lib/libvirt/images/6a7d2f30-7a1f-4c9a-8f3e-0d2f5b1c9e11.vda.20261122T184512Z.overlay
 method:
@@ -115,7 +117,7 @@ method:
   type: str
   sample: legacy
 disks:
-  description: The disks that are captured.
+  description: The captured disks.
   returned: success
   type: list
   elements: dict
@@ -126,7 +128,8 @@ disks:
       sample: vda
     path:
       description: >-
-        The file that it is written to; below the published set once that is published. Empty until it is copied, as is its format.
+        The file that the disk is written to, in the published set once it is published. It and the format are empty until the disk is
+        copied.
       type: str
       sample: /srv/backup/db1/.20261122T184512Z.partial/vda.qcow2
     format:
@@ -134,7 +137,7 @@ disks:
       type: str
       sample: qcow2
 skipped_disks:
-  description: The disks that are not captured, and why.
+  description: The disks that are not captured, and the reason.
   returned: success
   type: list
   elements: dict
@@ -147,48 +150,45 @@ not_captured:
   sample: [the state of its virtual TPM (/var/lib/libvirt/swtpm)]
 consistency:
   description: >-
-    V(filesystem) when the guest's file systems were frozen at that instant, otherwise V(crash).
-    In check mode, what is expected.
+    V(filesystem) if the guest's file systems were frozen at that instant, otherwise V(crash). In check mode, the expected value.
   returned: success
   type: str
   sample: filesystem
 why:
-  description: Why the consistency is what it is.
-  returned: when overlays were put on or found
+  description: The reason for the consistency.
+  returned: if overlays were created or found
   type: str
   sample: 'the guest agent froze file systems: 1'
 frozen_ms:
   description:
-    - How long the guest could not write, in milliseconds, from its agent's answer to the freeze until the thaw was sent.
-    - This is the minimum. The guest could also not write for a part of RV(hook_ms), while it wrote its caches to the disks.
-  returned: when a backup was begun or found
+    - How long the guest could not write, in milliseconds. This is the minimum.
+    - M(virtops.live_backup.libvirt_backup_begin) explains it at RV(virtops.live_backup.libvirt_backup_begin#module:frozen_ms).
+  returned: if overlays were created or found
   type: int
   sample: 61
 hook_ms:
   description:
-    - How long the guest agent took to freeze and to thaw, in milliseconds. Nearly all of it is the time of its hooks, during which the
-      guest writes. When the hooks ended cannot be seen from the hypervisor.
-    - The guest paused for at most RV(frozen_ms) and RV(hook_ms) together.
-    - V(null) for a set that was published before this was measured.
-  returned: when a backup was begun or found
+    - How long the guest agent took to freeze and to thaw, in milliseconds. Nearly all of it is the time of its hooks.
+    - M(virtops.live_backup.libvirt_backup_begin) explains it at RV(virtops.live_backup.libvirt_backup_begin#module:hook_ms).
+  returned: if overlays were created or found
   type: int
   sample: 42
 instant:
-  description: When the overlays were in place, by the hypervisor's clock; the bases show the disks as they were then.
-  returned: when overlays were put on or found
+  description: When the overlays were in place, by the hypervisor's clock. The bases show the disks at this instant.
+  returned: if overlays were created or found
   type: str
   sample: '2026-11-22T18:45:12.345Z'
 began:
-  description: When the overlays were asked for, in seconds since the epoch.
-  returned: when overlays were put on or found
+  description: When the module asked for the overlays, in seconds since the epoch.
+  returned: if overlays were created or found
   type: float
   sample: 1795373112.311
 job:
-  description: V(null); only a push has a job.
-  returned: when overlays were put on or found
+  description: V(null). Only a push has a job.
+  returned: if overlays were created or found
   type: dict
 path:
-  description: Where the set is, or will be, published.
+  description: The directory where the set is, or will be, published.
   returned: success
   type: str
   sample: /srv/backup/db1/20261122T184512Z
@@ -197,27 +197,27 @@ planned:
   returned: success
   type: bool
 published:
-  description: Whether the set is published already, so that there is nothing to do.
+  description: Whether the set is published already. Then there is nothing to do.
   returned: success
   type: bool
 bytes_needed:
-  description: The room that the images may need, in bytes.
-  returned: unless the set is published already, and when there is too little
+  description: The disk space that the images may need, in bytes.
+  returned: unless the set is published already, and if there is too little disk space
   type: int
   sample: 3543348019
 bytes_free:
-  description: The room that there is, in bytes.
-  returned: unless the set is published already, and when there is too little
+  description: The free disk space, in bytes.
+  returned: unless the set is published already, and if there is too little disk space
   type: int
   sample: 107374182400
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_domain_info
-short_description: List libvirt domains with what a backup of them would find
+short_description: List libvirt domains and how they would be backed up
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Lists domains with their disks, jobs, guest agent, claims, and the backup method that suits them, many in one call.
+  - Lists domains with their disks, jobs, guest agent, claims, and backup method. One call lists many domains.
   - Uses a read-only connection.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
@@ -31,13 +31,13 @@ attributes:
 options:
   method:
     description: >-
-      The method that is wanted of running domains, for RV(domains[].method). V(auto) is push where the host can, otherwise legacy.
+      The wanted method for running domains, for RV(domains[].method). V(auto) is push if the host supports it, otherwise legacy.
     type: str
     choices: [auto, push, legacy]
     default: auto
   domains:
     description:
-      - Names or globs of domains. V(*) stands for all there are, even if there is none. For others see O(unmatched).
+      - Names or globs of domains. V(*) matches all domains, and is never an error. For other entries without a match, see O(unmatched).
       - The default is all domains.
     type: list
     elements: str
@@ -48,7 +48,10 @@ options:
     elements: str
     default: []
   unmatched:
-    description: Whether it fails where one of O(domains) matches no domain, or tells that in RV(unmatched), since another host may have it.
+    description:
+      - What happens if an entry of O(domains) matches no domain.
+      - V(fail) fails.
+      - V(tell) lists the entry in RV(unmatched), because another host may have the domain.
     type: str
     choices: [fail, tell]
     default: fail
@@ -57,11 +60,11 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Look at every domain
+- name: List every domain
   virtops.live_backup.libvirt_domain_info:
   register: hypervisor
 
-- name: Look at the web servers only
+- name: List the web servers only
   virtops.live_backup.libvirt_domain_info:
     domains:
       - web*
@@ -114,7 +117,7 @@ domains:
           type: str
           sample: file
         source:
-          description: The path of the image that the guest writes to. Empty where it has no path on this host.
+          description: The path of the image that the guest writes to. Empty if it has no path on this host.
           type: str
           sample: /var/lib/libvirt/images/db1.qcow2
         format:
@@ -128,26 +131,26 @@ domains:
           description: Whether other domains may write to it.
           type: bool
         capacity:
-          description: The size that the guest sees, in bytes. V(0) where libvirt does not know it.
+          description: The size that the guest sees, in bytes. V(0) if libvirt does not know it.
           type: int
           sample: 21474836480
         allocation:
-          description: What the whole backing chain occupies, in bytes.
+          description: The disk space of the whole backing chain, in bytes.
           type: int
           sample: 3221225472
         chain:
-          description: The backing chain, the image that the guest writes to first.
+          description: The backing chain. The first entry is the image that the guest writes to.
           type: list
           elements: dict
           sample: [{path: /var/lib/libvirt/images/db1.qcow2, type: file, format: qcow2}]
         skip_reason:
-          description: Why a backup skips the disk, V(cdrom), V(floppy), V(empty) or V(read-only). Empty for a disk to capture.
+          description: Why a backup skips the disk - V(cdrom), V(floppy), V(empty) or V(read-only). Empty for a disk that is captured.
           type: str
         obstacle:
-          description: Why the disk cannot be captured, so that a backup fails unless the disk is excluded. Empty for a sound one.
+          description: Why the disk cannot be captured. A backup fails unless the disk is excluded. Empty if it can be captured.
           type: str
     job:
-      description: The job that occupies the domain now, as RV(virtops.live_backup.libvirt_job_wait#module:job). V(null) for none.
+      description: The job that runs on the domain now, as RV(virtops.live_backup.libvirt_job_wait#module:job). V(null) for none.
       type: dict
     block_jobs:
       description: The block jobs on the domain's disks, other than those of a backup.
@@ -159,14 +162,14 @@ domains:
       type: list
       elements: str
     agent:
-      description: V(connected), V(disconnected), or V(absent) where the domain has no channel for the guest agent.
+      description: V(connected), V(disconnected), or V(absent) if the domain has no channel for the guest agent.
       type: str
       sample: connected
     nvram:
       description: The path of the domain's NVRAM. Empty without one.
       type: str
     claim:
-      description: The claim of a backup that is under way or was interrupted. V(null) for none.
+      description: The claim of a backup that is running or was interrupted. V(null) for none.
       type: dict
       contains: &claim
         domain:
@@ -176,7 +179,7 @@ domains:
           description: The domain's UUID.
           type: str
         backup_id:
-          description: The backup.
+          description: The name of the backup.
           type: str
         method:
           description: Its method.
@@ -185,13 +188,13 @@ domains:
           description: The last step that worked on it.
           type: str
         alive:
-          description: Whether a living run owns it. A dead one is for M(virtops.live_backup.libvirt_backup_recover).
+          description: Whether a live run owns it. If not, use M(virtops.live_backup.libvirt_backup_recover).
           type: bool
         msg:
           description: The same in words.
           type: str
     restore:
-      description: A restore of the domain, or over one of its disks, that is under way or was interrupted. V(null) for none.
+      description: A restore of the domain, or over one of its disks, that is running or was interrupted. V(null) for none.
       type: dict
       contains: &restore
         name:
@@ -201,53 +204,53 @@ domains:
           description: Its UUID.
           type: str
         backup_id:
-          description: The backup that it is restored from.
+          description: The name of the backup that it is restored from.
           type: str
         path:
           description: The directory of the set's files.
           type: str
         phase:
           description:
-            - V(write) while nothing was replaced, V(swap) while files are replaced and devices are written, V(defined) when only old
-              files are left.
-            - V(undo) while it is undone, V(broken) where a block device holds only a part of the set.
+            - V(write) - nothing was replaced yet. V(swap) - files are being replaced and devices are being written. V(defined) - only
+              old files are left to remove.
+            - V(undo) - it is being undone. V(broken) - a block device holds only a part of the set.
           type: str
         alive:
-          description: Whether it is at work right now. Otherwise it was interrupted.
+          description: Whether it is running now. If not, it was interrupted.
           type: bool
         msg:
           description: The same in words. M(virtops.live_backup.libvirt_backup_recover) completes or undoes it.
           type: str
     method:
-      description: The backup method that suits the domain, V(push), V(legacy) or V(offline).
+      description: The backup method for the domain - V(push), V(legacy) or V(offline).
       type: str
       sample: push
     method_reason:
-      description: Why.
+      description: Why this method was chosen.
       type: str
     error:
-      description: Why the domain could not be examined; then the other values say nothing. Empty if it could.
+      description: Why the domain could not be examined. The other values are then meaningless. Empty if it could.
       type: str
 claims:
-  description: Every claim on the hypervisor, of domains that are gone too.
+  description: Every claim on the hypervisor, including those of domains that no longer exist.
   returned: success
   type: list
   elements: dict
   contains: *claim
 restores:
-  description: Every restore that is under way or was interrupted on the hypervisor, also of domains that are not defined.
+  description: Every restore that is running or was interrupted on the hypervisor, including those of domains that are not defined.
   returned: success
   type: list
   elements: dict
   contains: *restore
 matched:
-  description: Those of O(domains) that match a domain here, and V(*).
+  description: The entries of O(domains) that match a domain here, and V(*).
   returned: success
   type: list
   elements: str
   sample: ["*"]
 unmatched:
-  description: Those of O(domains) that match no domain here.
+  description: The entries of O(domains) that match no domain here.
   returned: success
   type: list
   elements: str
@@ -269,13 +272,13 @@ host:
       description: Whether both are new enough for a push backup.
       type: bool
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

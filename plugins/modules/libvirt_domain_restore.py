@@ -12,18 +12,19 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Writes the disks of a backup set, and its NVRAM, defines the domain, and starts it if asked to.
-  - Says before anything is written what this host lacks, such as networks, firmware, the machine type or room.
-  - Compares what is written with the set's digests meanwhile. A domain is never defined on an image that is not what was backed up.
-  - New disks are written beside their places. Old ones stay until the new ones are in place and the domain is defined on them. A restore
-    that was interrupted is completed or undone by the next run, or by M(virtops.live_backup.libvirt_backup_recover). Until then the domain
+  - Writes the disks of a backup set and its NVRAM, defines the domain, and starts it on request.
+  - Before it writes anything, it names everything that this host lacks, such as networks, firmware, the machine type or free disk space.
+  - Compares the written data with the set's digests. It never defines a domain on an image that differs from the backup.
+  - Writes new disks beside their places. Old disks stay until the new ones are in place and the domain is defined on them.
+  - The next run, or M(virtops.live_backup.libvirt_backup_recover), completes or undoes an interrupted restore. Until then the domain
     is neither backed up nor proven, and none of its sets is removed.
-  - A disk that is restored to its old place goes where it was. It goes to the same volume, or through the same link. What is another kind
-    of place now, or is not mounted, is an error. Lesser differences are returned. Nothing is created below C(/dev).
-  - A block device cannot be put aside. It is written, after everything is proved, as the last step before the domain is defined.
-  - A domain that is restored under another name gets its own UUID and MAC addresses, and keeps only what is the guest's own. Anything that
-    reaches out of the guest is left out, such as passed-through devices, sockets, scripts and shared folders. RV(removed) lists it.
-  - The domain's metadata names the set that it was restored from. A run that names the same set does nothing, whatever the disks hold by
+  - Restores a disk to its old place if that is still the same place - the same volume, or through the same link. If it is now another kind
+    of place, or is not mounted, this is an error. The module returns lesser differences. It creates nothing below C(/dev).
+  - A block device cannot be put aside. The module writes it when everything is proven, as the last step before it defines the domain.
+  - A domain that is restored under another name gets its own UUID and MAC addresses, and keeps only what belongs to the guest itself.
+    Everything that connects the guest to its host is left out, such as passed-through devices, sockets, scripts and shared folders.
+    RV(removed) lists it.
+  - The domain's metadata names the set from which it was restored. A run that names the same set does nothing, whatever the disks hold by
     then, unless O(again) is set.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
@@ -35,51 +36,52 @@ extends_documentation_fragment:
 attributes:
   check_mode:
     support: full
-    details: Fails as the real run would where the host lacks something. The digests of the images are not compared, as RV(verified) tells.
+    details: Fails as the real run would if the host lacks something. The digests of the images are not compared, see RV(verified).
   diff_mode:
     support: full
   idempotent:
     support: full
-    details: No change when the domain's metadata names the set.
+    details: No change if the domain's metadata names the set.
 options:
   domain:
-    description: The name or UUID of the domain whose set it is.
+    description: The name or UUID of the domain whose set is restored.
   backup_id:
     description:
       - The name of the backup. The default is the newest good one.
-      - One that seems to come from the future, after a clock was set back, is restored only if it is named.
+      - A set that seems to come from the future, after a clock was set back, is restored only if you name it.
     type: str
   name:
     description: The name of the restored domain. The default is its old one.
     type: str
   directory:
     description:
-      - An existing directory for the disks, as C(<name>.<disk>.<format>). The default is the place that each had when it was backed up.
-      - Needed with another O(name).
+      - An existing directory for the disks, as C(<name>.<disk>.<format>). The default is the place of each disk when it was backed up.
+      - Required with another O(name).
     type: path
   overwrite:
-    description: Whether disks and the definition of a domain of that name may be replaced. The domain must be shut off.
+    description: Whether the disks and the definition of an existing domain of that name may be replaced. The domain must be shut off.
     type: bool
     default: false
   exclusive:
     description:
-      - Says that no other host uses the block devices that are written. Needed where there are any, since QEMU's lock does not show it.
+      - Confirms that no other host uses the block devices that are written. Required if there are any, because QEMU's lock does not show
+        it.
     type: bool
     default: false
   again:
     description:
-      - Whether to restore a domain once more from the set that it was restored from. What it wrote since then is lost.
+      - Whether to restore a domain once more from the set from which it was restored. What it wrote since then is lost.
     type: bool
     default: false
   format:
-    description: The format of the disks. V(original) is the one that each had when it was backed up.
+    description: The format of the disks. V(original) is the format of each disk when it was backed up.
     type: str
     choices: [original, qcow2, raw]
     default: original
   start:
     description:
-      - Whether to start the domain when it is restored.
-      - A start that fails is an error, and is not tried again by the next run, since the domain is restored by then.
+      - Whether to start the domain after the restore.
+      - A failed start is an error. The next run does not try it again, because the domain is restored by then.
     type: bool
     default: false
 seealso:
@@ -93,7 +95,7 @@ EXAMPLES = r"""
     target: /srv/backup
     start: true
 
-- name: Go back to a certain backup
+- name: Restore a certain backup in place
   virtops.live_backup.libvirt_domain_restore:
     domain: db1
     backup_id: 20261122T184512Z
@@ -127,13 +129,13 @@ disks:
   elements: dict
   sample: [{target: vda, path: /var/lib/libvirt/images/db1.qcow2, format: qcow2}]
 removed:
-  description: What the original has and this domain lacks. A copy under another name lacks all that reaches out of the guest.
+  description: What the original has and this domain lacks. A copy under another name lacks everything that connects the guest to its host.
   returned: success
   type: list
   elements: str
   sample: [the medium /srv/iso/install.iso of drive sda]
 differences:
-  description: What is not as it was when the backup was made, such as another mount point or the size of a device.
+  description: Differences to the time of the backup, such as another mount point or another size of a device.
   returned: success
   type: list
   elements: str
@@ -145,24 +147,24 @@ not_captured:
   elements: str
   sample: [the state of its virtual TPM (/var/lib/libvirt/swtpm)]
 missing:
-  description: What this host lacks or what is in the way.
-  returned: failure, where that is why
+  description: What this host lacks, and what is in the way.
+  returned: failure, if that is the reason
   type: list
   elements: str
   sample: [there is no network lan]
 verified:
-  description: Whether what was written was compared with the set's digests; neither in check mode nor where there was nothing to do.
+  description: Whether the written data was compared with the set's digests. V(false) in check mode, and if there was nothing to do.
   returned: success
   type: bool
   sample: true
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

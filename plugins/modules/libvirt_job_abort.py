@@ -7,15 +7,15 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_job_abort
-short_description: End the backup job of a libvirt domain
+short_description: Abort the backup job of a libvirt domain
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Aborts the backup job that runs on a domain, whoever began it, and returns when it has ended.
-  - Libvirt removes the images that the job has written. The guest runs on.
-  - A job of another kind, such as a migration, is not touched.
-  - The claim of a backup that this collection began stays; M(virtops.live_backup.libvirt_job_wait) then records the failure and
+  - Aborts the backup job of a domain, whoever started it, and returns when the job has ended.
+  - Libvirt removes the images that the job has written. The guest keeps running.
+  - Does not abort a job of another kind, such as a migration.
+  - The claim of a backup of this collection stays. M(virtops.live_backup.libvirt_job_wait) then records the failure and
     removes what is left.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
@@ -30,10 +30,10 @@ attributes:
     details: Nothing that can be shown as a difference changes.
   idempotent:
     support: full
-    details: No change when no backup job runs.
+    details: No change if no backup job is running.
 options:
   timeout:
-    description: The longest time in seconds that the job may take to end.
+    description: Maximum time in seconds for the job to end.
     type: int
     default: 60
 seealso:
@@ -41,7 +41,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Stop the backup, the guest needs its disks for itself
+- name: Stop the backup, because the guest needs its disks
   virtops.live_backup.libvirt_job_abort:
     domain: db1
 """
@@ -53,13 +53,13 @@ job:
   returned: success
   type: dict
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

@@ -12,11 +12,11 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Waits until the backup job that M(virtops.live_backup.libvirt_backup_begin) began has ended, and records how it ended.
-  - No job is not taken for success. Libvirt's statistics of the finished job must be there, must be of this job, and must say so.
-  - Goes on waiting when libvirtd is restarted. If libvirtd loses the statistics of a finished job with that, the backup has failed.
-  - When the job failed, all that the backup left is removed, a guest that an I/O error of the job has paused is resumed,
-    and the module fails with the reason.
+  - Waits for the end of the backup job that M(virtops.live_backup.libvirt_backup_begin) started, and records the result.
+  - "'No job' is not success. Libvirt must have statistics of the finished job, they must be of this job, and they must report success."
+  - Continues to wait if libvirtd is restarted. If libvirtd loses the statistics of a finished job, the backup has failed.
+  - If the job failed, the module removes everything that the backup left, and resumes a guest that an I/O error of the job has paused.
+    Then it fails with the reason.
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
@@ -33,16 +33,16 @@ attributes:
     details: Nothing that can be shown as a difference changes.
   idempotent:
     support: full
-    details: No change when the result is recorded already.
+    details: No change if the result is recorded already.
 options:
   timeout:
-    description: The longest time in seconds to wait.
+    description: Maximum time to wait, in seconds.
     type: int
     default: 86400
   on_timeout:
     description:
-      - V(fail) leaves the job running, so that a later task can go on waiting.
-      - V(abort) ends it and removes what it has written.
+      - V(fail) leaves the job running. A later task can wait for it again.
+      - V(abort) ends the job and removes what it has written.
     type: str
     choices: [fail, abort]
     default: fail
@@ -52,7 +52,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Wait for the backup, for six hours at most
+- name: Wait for the backup, six hours at most
   virtops.live_backup.libvirt_job_wait:
     domain: db1
     backup_id: 20261122T184512Z
@@ -63,12 +63,13 @@ EXAMPLES = r"""
 RETURN = r"""
 job:
   description: >-
-    The finished job, with what C(virsh domjobinfo --completed) shows. In check mode, the job as it is now, V(null) if it has ended.
-  returned: success, and on failure where it is known
+    The finished job, with the values that C(virsh domjobinfo --completed) shows. In check mode, the job as it is now. V(null) if it has
+    ended.
+  returned: success, and failure if it is known
   type: dict
   contains:
     type:
-      description: V(completed), V(failed) or V(cancelled); V(unbounded) while it runs.
+      description: V(completed), V(failed) or V(cancelled). V(unbounded) while it runs.
       type: str
       sample: completed
     operation:
@@ -80,15 +81,15 @@ job:
       type: bool
       sample: true
     time_elapsed_ms:
-      description: How long it took, in milliseconds.
+      description: Its duration in milliseconds.
       type: int
       sample: 4213
     data_total:
-      description: The bytes of all disks.
+      description: The total size of all disks in bytes.
       type: int
       sample: 3221225472
     data_processed:
-      description: The bytes that are done.
+      description: The bytes that are processed.
       type: int
       sample: 3221225472
     data_remaining:
@@ -96,17 +97,17 @@ job:
       type: int
       sample: 0
     error:
-      description: What QEMU said, empty if nothing.
+      description: The error that QEMU reported. Empty if there is none.
       type: str
       sample: ''
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

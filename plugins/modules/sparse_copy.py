@@ -7,27 +7,29 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: sparse_copy
-short_description: Copy disk images, their holes kept
+short_description: Copy disk images and keep them sparse
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Copies an image, O(src), to O(dest), or all disks of a capture, of which O(domain) and O(backup_id) are given, into its unfinished
-    backup set, side by side.
+  - Has two forms. The first copies one image, O(src), to O(dest).
+  - The second copies all disks of a capture, which O(domain) and O(backup_id) name, into the partial set. The disks are copied in
+    parallel.
   - >-
-    Where the format stays, the kernel copies the bytes: by sharing blocks where the file system can (reflink), otherwise the data
-    alone, and its digest is computed while it passes. C(qemu-img) converts and compresses, and flattens an image that has a backing
-    or data file and whose format O(src_format) names.
-  - A copy has its name only when it is whole and on the disk. An interrupted copy leaves none.
+    If the format stays, the kernel copies the bytes. It shares blocks if the file system supports that (reflink), otherwise it copies only
+    the data. The digest is computed while the data passes.
   - >-
-    Of a capture by M(virtops.live_backup.libvirt_disk_snapshot), the commit of each overlay begins as soon as its base is copied and
-    is proved to have stood still. If the overlays threaten to fill their file system, the copy is given up and they are committed,
+    C(qemu-img) converts and compresses. It also flattens an image that has a backing or data file, if O(src_format) names its format.
+  - A copy gets its name only when it is complete and on the disk. An interrupted copy leaves nothing.
+  - >-
+    After a capture by M(virtops.live_backup.libvirt_disk_snapshot), the commit of each overlay starts as soon as its base is copied and
+    has been proven unchanged. If the overlays threaten to fill their file system, the copy is aborted and they are committed,
     even if the target hangs.
   - >-
-    A capture that was begun for an C(ssh://) target is sent straight there, each image that is raw or qcow2 and holds all of its disk. The
-    commit waits for the sending then, so an overlay lives as long as that takes.
-  - The disks of a domain that is shut off are copied under QEMU's image lock, and nothing is kept if it is started meanwhile.
-  - Only of a capture it is shown how far it is (O(progress_interval)).
+    A capture that was started for an C(ssh://) target is sent directly to it. This applies to each image that is raw or qcow2 and holds
+    all of its disk. The commit then waits for the transfer, so an overlay exists as long as that takes.
+  - The disks of a domain that is shut off are copied under QEMU's image lock. If the domain is started during the copy, nothing is kept.
+  - Progress is shown only when copying a capture (O(progress_interval)).
 extends_documentation_fragment:
   - virtops.live_backup.libvirt
   - virtops.live_backup.target.ssh
@@ -39,36 +41,38 @@ attributes:
     support: full
   diff_mode:
     support: partial
-    details: For O(src) and O(dest); a capture's copies are in a directory that nobody sees yet.
+    details: For O(src) and O(dest). The copies of a capture are in a directory that nobody sees yet.
   idempotent:
     support: full
     details:
-      - No change when a record beside O(dest) says that it was copied from O(src), and neither was changed since.
-      - A block device is always copied again, since nothing shows whether it was written.
+      - No change if a record beside O(dest) says that it was copied from O(src), and neither was changed since.
+      - A block device is always copied again, because nothing shows whether it was written.
       - A disk of a capture is copied once.
 options:
   src:
-    description: The image to copy, a file or a block device, as an absolute path. Nothing may write to it meanwhile.
+    description: The image to copy, a file or a block device, as an absolute path. Nothing may write to it during the copy.
     type: path
   src_format:
     description:
-      - The format of O(src). It is never guessed, since a guest can begin its raw disk with the header of any image, which names files of
-        the hypervisor.
-      - Without it the bytes of O(src) are copied as they are. Then O(format) must be V(keep), O(compress) must be V(none), and O(src) must
+      - The format of O(src). The module never guesses it. A guest can write the header of any image to its raw disk, and such a header
+        names files of the hypervisor.
+      - Without it, the bytes of O(src) are copied as they are. Then O(format) must be V(keep) and O(compress) must be V(none). O(src) must
         not look like a qcow2 image that needs another file.
-      - Name it to convert or compress O(src), or to flatten an image that has a backing or data file. With V(raw) the bytes are the disk.
+      - Set it to convert or compress O(src), or to flatten an image that has a backing or data file. With V(raw) the bytes are the disk.
     type: str
     choices: [raw, qcow2, qed, vdi, vhdx, vmdk, vpc]
     version_added: 1.0.0
   dest:
     description:
-      - The file to write, as an absolute path. A file that is there is replaced when the copy is whole.
+      - The file to write, as an absolute path. An existing file is replaced when the copy is complete.
       - >-
-        Or V(ssh://[user@]host[:port]/path), a file on another host, which the hypervisor reaches with C(ssh). The path is taken as it
-        stands, nothing in it is decoded. That host needs sshd, a POSIX shell and C(python3) 3.9 or newer. Its host key must be known.
+        Or V(ssh://[user@]host[:port]/path), a file on another host, which the hypervisor reaches with C(ssh). The path is used as it is,
+        nothing in it is decoded. That host needs sshd, a POSIX shell and C(python3) 3.9 or newer. Its host key must be known.
       - >-
-        Over ssh the bytes are copied, so the copy has the format of O(src), which must be raw or qcow2, without a backing or data file.
-        Only data passes, zeroes never do. What was written is read again from the disk there, and has its name only if its digest is right.
+        Over ssh the bytes are copied. So the copy has the format of O(src), which must be raw or qcow2, without a backing or data file.
+      - >-
+        Only data is sent, zeroes never are. The copy is read again from the disk of that host. It gets its name only if its digest is
+        right.
     type: path
   domain:
     description: The name or UUID of the domain whose capture is copied.
@@ -78,32 +82,32 @@ options:
     type: str
   format:
     description:
-      - The format of the copy. V(keep) is that of the source, if that is raw or qcow2, otherwise qcow2.
-      - For an image, O(src), the others need O(src_format).
+      - The format of the copy. V(keep) is the format of the source if that is raw or qcow2, otherwise qcow2.
+      - For a single image, O(src), V(raw) and V(qcow2) need O(src_format).
     type: str
     choices: [keep, raw, qcow2]
     default: keep
   compress:
     description:
-      - Compress the data of a qcow2 copy. V(zstd) needs QEMU 5.1 or newer, there and where it is restored.
-      - For an image, O(src), this needs O(src_format).
+      - Compress the data of a qcow2 copy. V(zstd) needs QEMU 5.1 or newer, on this host and on the host where it is restored.
+      - For a single image, O(src), this needs O(src_format).
     type: str
     choices: [none, zlib, zstd]
     default: none
   find_zeroes:
     description:
-      - Leave zeroes out that are data in a file, as in a preallocated image, so that the copy has holes there. Where the file system can
-        share blocks, it shares them piece by piece then, if at all.
-      - In a block device, over ssh and where C(qemu-img) converts, zeroes are always found.
+      - Leave out zeroes that are data in a file, as in a preallocated image. The copy then has holes there. If the file system can
+        share blocks, it shares them piece by piece, or not at all.
+      - Zeroes are always found in a block device, over ssh, and if C(qemu-img) converts.
     type: bool
     default: false
   bandwidth:
     description:
-      - The most bytes that are copied in a second, all disks together, for example V(50M). The default is no limit.
-      - For a copy that C(qemu-img) makes it needs QEMU 6.0 or newer.
+      - Maximum throughput in bytes per second, for all disks together, for example V(50M). By default there is no limit.
+      - For a copy by C(qemu-img), this needs QEMU 6.0 or newer.
     type: bytes
   mode:
-    description: The permissions of O(dest), as an octal number. The images of a set are always V(0600).
+    description: The permissions of O(dest), as an octal number. The images of a set always have V(0600).
     type: str
     default: '0600'
 seealso:
@@ -112,7 +116,7 @@ seealso:
 """
 
 EXAMPLES = r"""
-- name: Copy the disks of a capture, at most 100 MiB a second
+- name: Copy the disks of a capture, at most 100 MiB per second
   virtops.live_backup.sparse_copy:
     domain: db1
     backup_id: 20261122T184512Z
@@ -126,7 +130,7 @@ EXAMPLES = r"""
     format: qcow2
     compress: zstd
 
-- name: Copy it to a backup server, which must be known to ssh
+- name: Copy it to a backup server, whose host key ssh must know
   virtops.live_backup.sparse_copy:
     src: /srv/backup/template.qcow2
     dest: ssh://backup@vault.example.com/srv/backup/template.qcow2
@@ -138,37 +142,37 @@ EXAMPLES = r"""
 RETURN = r"""
 size:
   description: The length of the copy in bytes.
-  returned: when O(src) was copied, or had been
+  returned: if O(src) was copied, now or earlier
   type: int
   sample: 21474836480
 data_bytes:
-  description: How many of them are data and not in holes.
-  returned: when O(src) was copied, or had been
+  description: The bytes that are data, without holes.
+  returned: if O(src) was copied, now or earlier
   type: int
   sample: 1073741824
 allocated:
-  description: The room that the copy takes, in bytes.
-  returned: when O(src) was copied, or had been
+  description: The disk space of the copy, in bytes.
+  returned: if O(src) was copied, now or earlier
   type: int
   sample: 1073745920
 digest:
-  description: The copy's digest, the SHA-256 of the joined SHA-256 digests of its 64 KiB chunks.
-  returned: when O(src) was copied, or had been
+  description: The copy's digest. It is the SHA-256 of the joined SHA-256 digests of its 64 KiB chunks.
+  returned: if O(src) was copied, now or earlier
   type: str
   sample: sha256-64k:8f0cb2a1cf51d84d0c4f67ad1e8f6a7a7be8e1fd56f34e5c27ce4a0a1f6b2f11
 seconds:
-  description: How long the copy took.
-  returned: when O(src) was copied, or had been
+  description: The duration of the copy in seconds.
+  returned: if O(src) was copied, now or earlier
   type: float
   sample: 3.841
 method:
-  description: V(reflink), V(copy), V(ssh), or V(qemu-img convert).
-  returned: when O(src) was copied, or had been
+  description: How the image was copied - V(reflink), V(copy), V(ssh), or V(qemu-img convert).
+  returned: if O(src) was copied, now or earlier
   type: str
   sample: copy
 disks:
-  description: The disks of the capture that are copied, each with its C(target), C(src), C(dest) and the values above.
-  returned: when a capture is copied
+  description: The copied disks of the capture, each with its C(target), C(src), C(dest) and the values above.
+  returned: if a capture is copied
   type: list
   elements: dict
 planned:
@@ -176,13 +180,13 @@ planned:
   returned: success
   type: bool
 code:
-  description: The cause in one word, which stays the same when the message is reworded. The troubleshooting guide has a section for each.
+  description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure
   type: str
   sample: claim_alive
 libvirt_error:
-  description: What libvirt said, with its numbers of the error's C(code) and C(domain) and its C(message).
-  returned: failure, where libvirt said something
+  description: The error of libvirt, with its C(code), C(domain) and C(message). The first two are libvirt's numbers.
+  returned: failure, if libvirt reported an error
   type: dict
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """

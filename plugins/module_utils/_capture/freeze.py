@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Freeze the guest's file systems, capture, thaw: in one process, with a watchdog beside it."""
+"""Freeze the guest's file systems, capture, thaw: in one process, with a watchdog beside it.
+
+See docs/internals/capture.md.
+"""
 
 from __future__ import annotations
 

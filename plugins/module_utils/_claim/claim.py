@@ -7,6 +7,8 @@
 A claim is written before anything is changed and removed last. Between two tasks no process of ours exists, so a claim
 is alive while a step holds its lock, or while its lease, which every step renews, still runs. A claim that says `in_step`
 without a lock, or comes from another boot, is dead.
+
+See docs/internals/claim.md.
 """
 
 from __future__ import annotations

@@ -5,6 +5,8 @@
 """The journal of a restore: how far it is. From its first file on until it is removed, the restore owns the domain.
 
 It is a file beside the claims, with the domain's UUID in its name.
+
+See docs/internals/restore.md.
 """
 
 from __future__ import annotations

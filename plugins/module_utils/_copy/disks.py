@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Copy the disks of a capture: all at once, watched."""
+"""Copy the disks of a capture: all at once, watched.
+
+See docs/internals/copy.md.
+"""
 
 from __future__ import annotations
 

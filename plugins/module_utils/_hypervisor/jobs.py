@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Libvirt's jobs: what runs on a domain, how a backup job ended, and the wait for its end."""
+"""Libvirt's jobs: what runs on a domain, how a backup job ended, and the wait for its end.
+
+See docs/internals/capture.md.
+"""
 
 from __future__ import annotations
 

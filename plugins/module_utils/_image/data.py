@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Copy the bytes of an image, its holes kept, its digest computed while the data passes."""
+"""Copy the bytes of an image, its holes kept, its digest computed while the data passes.
+
+See docs/internals/copy.md.
+"""
 
 from __future__ import annotations
 

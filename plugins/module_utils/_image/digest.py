@@ -6,6 +6,8 @@
 
 The SHA-256 of the joined SHA-256 digests of the image's chunks of 64 KiB, the last of which may be shorter. A chunk that is
 a hole or all zeroes has a digest that is known beforehand, and the others are read and hashed in parallel.
+
+See docs/internals/sha256-64k.md.
 """
 
 from __future__ import annotations

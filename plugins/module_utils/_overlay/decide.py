@@ -6,6 +6,8 @@
 
 The rule above all: where it cannot be proved that a guest's writes are all in the base, nothing is committed over it and the
 overlay is not deleted.
+
+See docs/internals/overlays.md.
 """
 
 from __future__ import annotations

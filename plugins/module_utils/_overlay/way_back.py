@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Bring disks back from their overlays to their bases: look, decide, do one step, look again."""
+"""Bring disks back from their overlays to their bases: look, decide, do one step, look again.
+
+See docs/internals/overlays.md.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@
 
 QEMU's user may not read the set, and libvirt would give it the files it opens. So a qemu-nbd of root's reads each image, and
 writes to a file without a name; the domain knows only its socket. Domain, servers and files end with us, however we end.
+
+See docs/internals/proof.md.
 """
 
 from __future__ import annotations

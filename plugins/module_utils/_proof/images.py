@@ -7,6 +7,8 @@
 Such an image is not trusted: it may name other files, and what another host sends may be different each time. So it is judged by its
 header before QEMU opens it, QEMU is told its format and to open no backing file, and the header that was judged is the one that
 QEMU sees.
+
+See docs/internals/proof.md.
 """
 
 from __future__ import annotations

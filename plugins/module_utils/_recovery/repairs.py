@@ -5,6 +5,8 @@
 """Bring a domain back to rest after a backup that failed or was interrupted.
 
 The same repairs serve a step that fails, and the recovery after one that died.
+
+See docs/internals/claim.md.
 """
 
 from __future__ import annotations

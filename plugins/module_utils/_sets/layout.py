@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The paths and names of backup sets: every path below a target comes from here."""
+"""The paths and names of backup sets: every path below a target comes from here.
+
+See docs/internals/manifest.md.
+"""
 
 from __future__ import annotations
 

@@ -6,6 +6,8 @@
 
 The rules count as restic's do: each is on its own, and the newest set of each of the last N hours, days, ... that have one is kept.
 Periods are those of UTC, weeks those of ISO 8601.
+
+See docs/internals/manifest.md.
 """
 
 from __future__ import annotations

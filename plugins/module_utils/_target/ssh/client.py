@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Copy an image to another host over ssh: only its data passes, and one connection does everything."""
+"""Copy an image to another host over ssh: only its data passes, and one connection does everything.
+
+See docs/internals/server.md.
+"""
 
 from __future__ import annotations
 

@@ -10,6 +10,8 @@ standard library.
 It is told what to do in lines of JSON, and answers each with one, before which empty ones show that it works. After `receive` come
 frames of data, and after an empty frame a line with the image's digest. What was written is read again from the disk, and has its name
 only if it has that digest. If the input ends before, or anything fails, nothing is left.
+
+See docs/internals/server.md.
 """
 
 from __future__ import annotations
