@@ -37,7 +37,7 @@ attributes:
     details: All that can be checked without writing is checked, and the same errors are raised.
   diff_mode:
     support: partial
-    details: For O(method=legacy) the overlays are shown. Otherwise the result lists the files that are begun; nothing that was there changes.
+    details: O(method=legacy) shows the overlays. The other methods change nothing that was there; their result lists the new files.
   idempotent:
     support: full
     details: No change when the job of this O(backup_id) was begun, or its set is published.
