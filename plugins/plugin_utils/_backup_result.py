@@ -137,7 +137,7 @@ def verdict(
             f"and {free} bytes are free at {run['options']['target']}."
         )
     if failed:
-        problems.append(f"{len(failed)} of {len(told)} domains failed. {rerun} {' '.join(row['msg'] for row in failed)}")
+        problems += [f"{len(failed)} of {len(told)} domains failed.", *([rerun] if rerun else []), *(row["msg"] for row in failed)]
     if missing:
         problems.append(
             f"--limit names {', '.join(missing)}, and {run['hypervisor']} has no such domain. Was it migrated or renamed? "

@@ -145,6 +145,7 @@ def test_one_failure_leaves_the_others_to_finish(
     assert statuses == {everyday.name: "failed", off.name: "published", odd.name: "published"}
     assert {name: row["method"] for name, row in played.rows.items()} == {everyday.name: "push", off.name: "offline", odd.name: "push"}
     assert "has no disk vdz" in played.rows[everyday.name]["msg"] and "the domain is shut off" in played.rows[off.name]["msg"]
+    assert {name: row["code"] for name, row in played.rows.items()} == {everyday.name: "disk_unknown", off.name: "", odd.name: ""}
     summary = re.findall(r"1 of 3 domains failed\.[^\n]*", played.output)[-1]
     assert "has no disk vdz" in summary and off.name not in summary
     assert "Traceback" not in played.output

@@ -148,6 +148,7 @@ def test_a_verdict_names_every_reason() -> None:
     failed = row_of("db1", status="failed", msg="db1: It is full.")
     assert verdict([row_of("web1")], RUN) == verdict([], RUN) == verdict([planned(5, 10), planned(5, 10), planned(0, 0)], RUN) == ""
     assert verdict([row_of("web1"), failed], RUN, "Rerun.") == "1 of 2 domains failed. Rerun. db1: It is full."
+    assert verdict([failed], RUN) == "1 of 1 domains failed. db1: It is full."
     assert verdict([planned(6, 10), planned(5, 10)], RUN).endswith("they need up to 11 bytes, and 10 bytes are free at /srv.")
     both = verdict([], RUN, "", ["db1@hv"], ["db9"])
     assert both.startswith("--limit names db1@hv, and hv has no such domain.")
