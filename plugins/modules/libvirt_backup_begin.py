@@ -47,9 +47,13 @@ options:
       - >-
         V(offline) is for a domain that is shut off. It claims the domain, saves its XML and NVRAM, and starts nothing.
         M(virtops.live_backup.sparse_copy) then copies the disks.
+      - V(legacy) does the same as M(virtops.live_backup.libvirt_disk_snapshot).
     type: str
-    choices: [push, offline]
+    choices: [push, legacy, offline]
     default: push
+  overlay_dir:
+    description: For O(method=legacy), as O(virtops.live_backup.libvirt_disk_snapshot#module:overlay_dir).
+    type: path
   exclusive:
     description:
       - Confirms that no other host uses the domain's block devices.
@@ -97,6 +101,11 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+overlays:
+  description: For O(method=legacy), as RV(virtops.live_backup.libvirt_disk_snapshot#module:overlays).
+  returned: for O(method=legacy), unless the set is published already
+  type: list
+  elements: dict
 method:
   description: The method of this backup.
   returned: success
@@ -237,7 +246,8 @@ def main() -> None:
         CAPTURE,
         PROGRESS,
         {
-            "method": {"type": "str", "choices": ["push", "offline"], "default": "push"},
+            "method": {"type": "str", "choices": ["push", "legacy", "offline"], "default": "push"},
+            "overlay_dir": {"type": "path"},
             "exclusive": {"type": "bool", "default": False},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
         },

@@ -156,7 +156,7 @@ def test_a_domain_migrates_between_discovery_and_begin(fleet: Fleet, target: Pat
         fcntl.flock(turn, fcntl.LOCK_EX)
         running = fleet.start(BACKUP, **options)
         assert running.stdout is not None
-        assert any("TASK [virtops.live_backup.backup : Begin the backup]" in line for line in running.stdout)
+        assert any("TASK [virtops.live_backup.backup : Start the backup]" in line for line in running.stdout)
         fleet.migrate(guest, there)
     try:
         played = ended(running)

@@ -43,6 +43,11 @@ class Play:
         """How many tasks changed something, on all hosts."""
         return sum(counts["changed"] for counts in self.recap.values())
 
+    @property
+    def tasks(self) -> int:
+        """How many tasks it has printed, skipped ones too."""
+        return len(re.findall(r"^TASK \[", self.output, re.MULTILINE))
+
 
 @dataclass
 class Player:
@@ -81,6 +86,10 @@ class Player:
         return ended(self.start(*options, **more))
 
 
+# The most that a run prints for one domain.
+TASKS = 20
+
+
 def ended(process: Inside) -> Play:
     output, _none = process.communicate(timeout=600)
     rows = [row for stats in re.findall(r"RUN: (\{.*\})", output) for row in json.loads(stats).get("live_backup_results", [])]
@@ -110,6 +119,7 @@ def test_check_then_run_then_run_again(everyday: Guest, player: Player, backup_o
     before = everyday.durable()
     first = player.run(backup_domains=domains, backup_id="night-1")
     assert first.status == 0 and first.changed == 3, first.output
+    assert first.tasks <= TASKS, first.output
     row = first.rows[everyday.name]
     assert (row["status"], row["changed"], row["hypervisor"], row["uuid"]) == ("published", True, "hv", everyday.uuid)
     assert row["path"] == str(player.target / everyday.name / "night-1") and row["bytes"] > 0 and row["seconds"] > 0
@@ -135,6 +145,7 @@ def test_one_failure_leaves_the_others_to_finish(
     assert statuses == {everyday.name: "failed", off.name: "published", odd.name: "published"}
     assert {name: row["method"] for name, row in played.rows.items()} == {everyday.name: "push", off.name: "offline", odd.name: "push"}
     assert "has no disk vdz" in played.rows[everyday.name]["msg"] and "the domain is shut off" in played.rows[off.name]["msg"]
+    assert {name: row["code"] for name, row in played.rows.items()} == {everyday.name: "disk_unknown", off.name: "", odd.name: ""}
     summary = re.findall(r"1 of 3 domains failed\.[^\n]*", played.output)[-1]
     assert "has no disk vdz" in summary and off.name not in summary
     assert "Traceback" not in played.output
@@ -316,6 +327,7 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     for number in range(1, 4):
         played = player.run(backup_id=f"night-{number}", backup_verify="boot" if number == 3 else "check", **options)
         assert played.rows[guest.name]["status"] == "published", played.output
+        assert played.tasks <= TASKS, played.output
     assert sorted(path.name for path in (backup.target / guest.name).glob("night-*")) == ["night-2", "night-3"]
     assert sorted(path.name for path in (backup.target / guest.name / ".proofs").iterdir()) == ["night-2.json", "night-3.json"]
 
@@ -412,6 +424,7 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
         straight = player.run(**legacy, backup_format="keep")
         row = straight.rows[guest.name]
         assert (row["status"], row["method"], row["path"]) == ("published", "legacy", str(vault / guest.name / "straight")), straight.output
+        assert straight.tasks <= TASKS, straight.output
         assert list(staging.iterdir()) == [] and backup.claims() == []
         shutil.rmtree(vault / guest.name / "straight")
 
@@ -452,7 +465,7 @@ def test_what_a_set_lacks_is_told_by_backup_and_restore(make_guest: Callable[...
     lacks = ["shared folder /srv/shared"]
     for options in (("--check",), ()):
         played = player.run(*options, backup_domains=guest.name)
-        assert played.status == 0, played.output
+        assert played.status == 0 and played.tasks <= TASKS, played.output
         row = played.rows[guest.name]
         assert row["not_captured"] == lacks and f"; not in the set: {lacks[0]}" in row["msg"], row
         assert "  " not in row["msg"] and " ;" not in row["msg"], row

@@ -44,7 +44,7 @@ from .._target.target import Target, open_target
 
 
 def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
-    """Start the backup of `backup_id` by push, or claim a domain that is shut off; or say that it is under way or published."""
+    """Start the backup of `backup_id` by its method, or say that it is under way or published."""
     return begin(BeginOptions.of(params), check_mode, clock)
 
 

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import yaml
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import progress as _progress
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import Pace
@@ -17,7 +16,6 @@ from ansible_collections.virtops.live_backup.plugins.plugin_utils._progress impo
 
 from ..support.backup import Backup
 
-REPOSITORY = Path(__file__).parents[3]
 GIB = 1 << 30
 
 
@@ -73,15 +71,3 @@ def test_a_copy_tells_of_each_disk(capture: Backup, tmp_path: Path, monkeypatch:
     capture.snapshot()
     capture.copy()
     assert {one["domain"] for one in seen} == {"db1"} and {disk for one in seen for disk in one["disks"]} <= {"vda", "vdb"}
-
-
-def test_a_row_of_the_playbook_has_every_option_of_the_role() -> None:
-    """What is not passed on would be silently the default."""
-    options = yaml.safe_load((REPOSITORY / "roles/backup/meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]["main"][
-        "options"
-    ]
-    plays = yaml.safe_load((REPOSITORY / "playbooks/backup.yml").read_text(encoding="utf-8"))
-    rows = [play["vars"] for play in plays if "__backup_row_options" in play.get("vars", {})]
-    assert len(rows) == 3
-    for given in rows:
-        assert {name for name in given if name.startswith("backup_")} == set(options)

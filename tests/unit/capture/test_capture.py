@@ -82,6 +82,12 @@ def test_the_way(capture: Backup) -> None:
     assert capture.claim_files() == []
 
 
+def test_a_backup_begins_by_legacy_with_the_overlays_that_a_snapshot_makes(capture: Backup) -> None:
+    planned = capture.snapshot(check=True)
+    assert capture.begin(check=True, method="legacy")["overlays"] == planned["overlays"] != []
+    assert capture.begin(method="legacy")["changed"] and not capture.snapshot()["changed"]
+
+
 def test_every_disk_is_named_in_the_snapshot(capture: Backup) -> None:
     capture.snapshot(exclude_disks=["vdb"])
     assert list(capture.domain.live) == ["vda"], "libvirt takes what is not named too"

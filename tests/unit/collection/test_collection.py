@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from pathlib import Path
 from typing import Any
 
@@ -89,3 +90,23 @@ def test_the_examples_give_only_options_that_there_are(example: str, monkeypatch
     examples = yaml.safe_load(importlib.import_module(f"{PACKAGE}.modules.{example}").EXAMPLES)
     given = [task[f"virtops.live_backup.{example}"] or {} for task in examples if f"virtops.live_backup.{example}" in task]
     assert given and all(set(options) <= known for options in given)
+
+
+def expressions(path: Path) -> str:
+    """What Ansible evaluates in a file of tasks or variables."""
+    text = path.read_text(encoding="utf-8")
+    return " ".join([*re.findall(r"\{\{.*?\}\}", text, re.DOTALL), *re.findall(r"^ *(?:when:|- __).*", text, re.MULTILINE)])
+
+
+def test_the_role_reads_its_options_from_one_mapping() -> None:
+    """A row of the playbook is another host: a variable of the role that it read itself would be silently the default."""
+    spec = load("roles/backup/meta/argument_specs.yml")["argument_specs"]["main"]["options"]
+    role = ROOT / "roles/backup"
+    by_hypervisor = [role / "tasks" / name for name in ("main.yml", "list.yml", "name.yml")]
+    by_row = [path for path in sorted((role / "tasks").glob("*.yml")) if path not in by_hypervisor]
+    said = " ".join(expressions(path) for path in [*by_row, role / "vars/main.yml"])
+    read = set(re.findall(r"\b__backup_options\.(\w+)", said))
+    listed = set(re.findall(r"\bbackup_\w+", " ".join(expressions(path) for path in by_hypervisor)))
+    own = {"id"}
+    assert {name for name in re.findall(r"\bbackup_(\w+)", said) if f"backup_{name}" in spec} <= own
+    assert {f"backup_{name}" for name in read | own} | (listed & set(spec)) == set(spec)

@@ -49,6 +49,7 @@ class Backup:
     def begin(self, check: bool = False, **options: Any) -> dict[str, Any]:
         defaults = {
             "method": "push",
+            "overlay_dir": None,
             "exclusive": False,
             "exclude_disks": [],
             "format": "qcow2",

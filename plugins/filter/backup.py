@@ -1,0 +1,31 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The filters of the roles backup and restore. Each is documented in the file of its name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ansible_collections.virtops.live_backup.plugins.plugin_utils import _backup_result, _backup_rows, _restore
+
+
+class FilterModule:
+    """What Ansible asks for the filters."""
+
+    def filters(self) -> dict[str, Callable[..., Any]]:
+        return {
+            "backup_options": _backup_rows.options,
+            "backup_listing": _backup_rows.listing,
+            "backup_rows": _backup_rows.rows,
+            "backup_strangers": _backup_rows.strangers,
+            "backup_group": _backup_rows.group,
+            "backup_result": _backup_result.result,
+            "backup_results": _backup_result.results,
+            "backup_verdict": _backup_result.verdict,
+            "backup_row_verdict": _backup_result.row_verdict,
+            "restore_group": _restore.newest_whole,
+            "restore_result": _restore.restored,
+        }

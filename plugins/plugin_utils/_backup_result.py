@@ -1,0 +1,158 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""How each domain of a run ended: the rows of backup_result and restore_result, and the verdict at the end."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from ansible.module_utils.common.text.formatters import bytes_to_human
+
+_ROW: dict[str, Any] = {
+    "domain": "", "uuid": "", "hypervisor": "", "status": "failed", "changed": False, "backup_id": "", "method": "", "method_reason": "",
+    "path": "", "bytes": 0, "seconds": 0, "consistency": "", "instant": "", "started": "", "finished": "", "frozen_ms": None, "proof": "",
+    "rto_seconds": None, "not_captured": [], "group": "", "group_spread_ms": None, "group_problem": "", "code": "", "msg": "",
+}  # fmt: skip
+
+
+def result(about: Mapping[str, Any], ended: Mapping[str, Any]) -> dict[str, Any]:
+    """A row of backup_result, from what a run knows of a domain and from what its modules returned.
+
+    Of a hypervisor whose domains could not be listed, there is no domain.
+    """
+    domain = about.get("domain") or {}
+    row = {
+        **_ROW,
+        "domain": domain.get("name", ""),
+        **{key: domain.get(key, "") for key in ("uuid", "method", "method_reason")},
+        **{key: about[key] for key in ("hypervisor", "backup_id")},
+    }
+    if "failed" in ended:
+        failed = ended["failed"]
+        return {**row, "code": failed.get("code", ""), "msg": f"{row['domain'] or row['hypervisor']}: {failed.get('msg', '')}"}
+    if ended["published"].get("skipped"):
+        return {**row, **_planned(row, ended["begun"], ended["recovered"])}
+    return {**row, **_published(row, about, ended["published"], ended["verified"])}
+
+
+def _published(
+    row: Mapping[str, Any], about: Mapping[str, Any], published: Mapping[str, Any], verified: Mapping[str, Any]
+) -> dict[str, Any]:
+    manifest = published["manifest"]
+    consistency, captured_with = manifest["consistency"], manifest.get("group") or {}
+    lacks = f"; not in the set: {', '.join(manifest['not_captured'])}" if manifest["not_captured"] else ""
+    return {
+        "status": "published",
+        **{key: published[key] for key in ("changed", "path", "bytes", "seconds")},
+        **{key: manifest[key] for key in ("method", "method_reason", "started", "finished", "not_captured")},
+        "consistency": consistency["level"],
+        "instant": consistency["instant"],
+        "frozen_ms": consistency["frozen_ms"],
+        "proof": "" if verified.get("skipped") else about["verify"],
+        "rto_seconds": verified.get("rto_seconds"),
+        "group": captured_with.get("name", ""),
+        "group_spread_ms": captured_with.get("spread_ms"),
+        "group_problem": "" if captured_with else about["group_problem"],
+        "msg": f"{row['domain']}: {manifest['method']} ({manifest['method_reason']}), "
+        f"{'published' if published['changed'] else 'was published already'} at {published['path']}, "
+        f"{bytes_to_human(published['bytes'])} in {round(published['seconds'])} s, "
+        f"{consistency['level']}-consistent ({consistency['why']}){lacks}",
+    }
+
+
+def _planned(row: Mapping[str, Any], begun: Mapping[str, Any], recovered: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        "status": "planned",
+        "changed": begun.get("changed", True) if not begun.get("skipped") else True,
+        "path": begun.get("path", ""),
+        "bytes": begun.get("bytes_needed", 0),
+        "bytes_free": begun.get("bytes_free", 0),
+        "consistency": begun.get("consistency", ""),
+        "not_captured": begun.get("not_captured", []),
+        "msg": f"{row['domain']}: {_plan_words(row, begun, recovered)}",
+    }
+
+
+def _plan_words(row: Mapping[str, Any], begun: Mapping[str, Any], recovered: Mapping[str, Any]) -> str:
+    if begun.get("skipped"):
+        repairs = recovered["repairs"]
+        what, actions = (", ".join(repair[key] for repair in repairs) for key in ("what", "action"))
+        return f"first needs {what} of an interrupted run repaired: {actions}"
+    if begun["published"]:
+        return "is published already"
+    skipped = ", ".join(f"{disk['target']}: {disk['reason']}" for disk in begun["skipped_disks"])
+    words = [
+        f"{row['method']}, since {row['method_reason']}",
+        f"disks {', '.join(disk['target'] for disk in begun['disks'])}",
+        f"skipped {skipped}" if skipped else "",
+        f"not in the set: {', '.join(begun['not_captured'])}" if begun["not_captured"] else "",
+        f"{begun['consistency']}-consistent if all goes well",
+        f"needs up to {bytes_to_human(begun['bytes_needed'])}, {bytes_to_human(begun['bytes_free'])} are free",
+    ]
+    return "; ".join(word for word in words if word)
+
+
+def results(run: Mapping[str, Any], hosts: list[Mapping[str, Any]]) -> dict[str, Any]:
+    """The rows of a hypervisor that ended or lost it, and how to run again those that failed; `hosts` are the variables of all its rows.
+
+    A limit may have left out some: of those nothing ran.
+    """
+    ended, lost, failed = [], [], []
+    for host in hosts:
+        if host["__backup_id"] != run["backup_id"]:
+            continue
+        own = [row for row in host.get("backup_result") or [] if row["backup_id"] == run["backup_id"]]
+        if own:
+            ended += own
+            failed += [host["inventory_hostname"]] if own[0]["status"] == "failed" else []
+        elif "__backup_begun" in host or "__backup_recovered" in host:
+            lost.append(_lost(run, host["__backup_domain"]))
+            failed.append(host["inventory_hostname"])
+    rerun = f"To run again what failed: --limit '{','.join([run['hypervisor'], *failed])}'." if failed else ""
+    return {"results": [*ended, *lost], "rerun": rerun}
+
+
+def _lost(run: Mapping[str, Any], domain: Mapping[str, Any]) -> dict[str, Any]:
+    said = f"{run['hypervisor']} could not be reached any more. What the backup has left there is healed by the next run."
+    return result({"domain": domain, "hypervisor": run["hypervisor"], "backup_id": run["backup_id"]}, {"failed": {"msg": said}})
+
+
+def verdict(
+    told: list[Mapping[str, Any]], run: Mapping[str, Any], rerun: str = "", missing: Sequence[str] = (), nowhere: Sequence[str] = ()
+) -> str:
+    """Why a run failed on a hypervisor. Empty if it did not.
+
+    The reasons are its results, rows of --limit that it does not have, and domains that no hypervisor has.
+    """
+    planned = [row for row in told if row["status"] == "planned" and row["bytes"]]
+    failed = [row for row in told if row["status"] == "failed"]
+    needed, free = sum(row["bytes"] for row in planned), min((row["bytes_free"] for row in planned), default=0)
+    problems = []
+    if needed > free:
+        problems.append(
+            f"Each domain alone fits, all together may not: they need up to {needed} bytes, "
+            f"and {free} bytes are free at {run['options']['target']}."
+        )
+    if failed:
+        problems += [f"{len(failed)} of {len(told)} domains failed.", *([rerun] if rerun else []), *(row["msg"] for row in failed)]
+    if missing:
+        problems.append(
+            f"--limit names {', '.join(missing)}, and {run['hypervisor']} has no such domain. Was it migrated or renamed? "
+            "Run again with the same backup_id and without --limit: what is published is left alone."
+        )
+    if nowhere:
+        problems.append(f"No hypervisor that was reached has {', '.join(nowhere)} of backup_domains.")
+    return " ".join(problems)
+
+
+def row_verdict(told: list[Mapping[str, Any]], group: str = "") -> str:
+    """Why the row of a domain failed. Empty if it did not."""
+    for row in told:
+        if row["status"] == "failed":
+            return str(row["msg"])
+        if row["group_problem"]:
+            return f"{row['domain']} is backed up, but not as part of group {group}: {row['group_problem']}"
+    return ""
