@@ -19,6 +19,7 @@ from uuid import uuid4
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import not_mounted
+from .._base.records import known
 from .._claim.find import require_same_uri
 from .._claim.lock import hold
 from .._claim.owner import require_no_backup, require_no_restore
@@ -74,8 +75,7 @@ def _options(params: dict[str, Any], found: dict[str, Any]) -> RestoreOptions:
     name = params["name"] or found["domain"]
     if not re.fullmatch(r"[^/\n]+", name):
         raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")
-    others = ("uri", "domain", "directory", "format", "overwrite", "exclusive", "again", "start")
-    return RestoreOptions(name=name, **{option: params[option] for option in others})
+    return RestoreOptions(**{**known(RestoreOptions, params), "name": name})
 
 
 def _require_directory(directory: str) -> None:
