@@ -8,7 +8,7 @@ import random
 import sys
 from collections.abc import Iterator
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Place, restored_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Guest, Place, restored_xml
 from tests.fuzz.domains import NUMBERS, OWN, REACHING, UUID, Part, domain_xml
 from tests.rig.hypervisor import Hypervisor
 
@@ -50,7 +50,7 @@ def mixes() -> Iterator[list[Part]]:
 
 
 def copied(text: str) -> str:
-    copy = restored_xml(text, name="copy", uuid=OTHER, is_copy=True, disks=DISKS, nvram="", stamp={"backup_id": "n1"}, there=[])
+    copy = restored_xml(text, Guest("copy", OTHER, True, {"backup_id": "n1"}), disks=DISKS, nvram="", there=[])
     for sign in ("orig", UUID, *NUMBERS):
         assert sign not in copy.xml, sign
     return copy.xml

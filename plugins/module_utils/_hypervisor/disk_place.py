@@ -76,7 +76,7 @@ def device_size(path: str | Path) -> int:
 
 @dataclass(frozen=True)
 class OldPlace:
-    """Where a disk goes that is restored in place.
+    """Where a disk is restored to.
 
     `path` is what is written, after all links; `named` is what the domain's XML names, unless that names `volume`, a pool and its volume.
     `problems` forbid the restore; `differences` are to be reported.
@@ -84,10 +84,10 @@ class OldPlace:
 
     path: str
     named: str
-    is_block: bool
-    volume: tuple[str, str] | None
-    problems: tuple[str, ...]
-    differences: tuple[str, ...]
+    is_block: bool = False
+    volume: tuple[str, str] | None = None
+    problems: tuple[str, ...] = ()
+    differences: tuple[str, ...] = ()
 
 
 def old_place(target: str, source: NotedPlace, volume_place: VolumePlace) -> OldPlace:
@@ -96,7 +96,7 @@ def old_place(target: str, source: NotedPlace, volume_place: VolumePlace) -> Old
     named = volume_place(*volume)[1] if volume else source.path
     problems = list(_wrong_source(target, source, named))
     if problems:
-        return OldPlace("", named, False, volume, tuple(problems), ())
+        return OldPlace("", named, volume=volume, problems=tuple(problems))
     path = os.path.realpath(named)
     differences = []
     if volume and named != source.path:

@@ -11,7 +11,8 @@ follows a `!` is one without which the element does not stay.
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Union
 
 from .._base.text import foreign
 from .bindings import etree
@@ -21,11 +22,14 @@ from .bindings import etree
 OWN, NAMED, NEW = "own", "named", "new"
 
 
+Rule = Mapping[str, Union[str, tuple[str, ...], set[str], "Rule"]]
+
+
 # An element with all that is in it, if it names no place on the host; or, `AS_IS`, whatever it names.
-ANY: dict[str, Any] = {"*": OWN}
+ANY: Rule = {"*": OWN}
 
 
-AS_IS: dict[str, Any] = {"*": NAMED}
+AS_IS: Rule = {"*": NAMED}
 
 
 _PLACE = re.compile(r"(?:^|[^\w.-])/")
@@ -37,32 +41,32 @@ _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
 _LIBOSINFO = "{http://libosinfo.org/xmlns/libvirt/domain/1.0}libosinfo"
 
 
-_TEXT = {"#": OWN}
+_TEXT: Rule = {"#": OWN}
 
 
 # Not the UUID, which is the domain's.
 _ENTRIES = ("vendor", "version", "date", "release", "manufacturer", "product", "serial", "sku", "family", "asset", "location")
 
 
-def _attributes(*names: str) -> dict[str, Any]:
+def _attributes(*names: str) -> Rule:
     return {f"@{name}": OWN for name in names}
 
 
-def _children(rule: dict[str, Any], *tags: str) -> dict[str, Any]:
+def _children(rule: Rule, *tags: str) -> Rule:
     return dict.fromkeys(tags, rule)
 
 
-_VIRTIO = _attributes("iommu", "ats", "packed", "page_per_vq")
+_VIRTIO: Rule = _attributes("iommu", "ats", "packed", "page_per_vq")
 
 
 # What most devices have.
-_DEVICE: dict[str, Any] = {"address": ANY, "alias": NEW, "acpi": ANY, "boot": ANY}
+_DEVICE: Rule = {"address": ANY, "alias": NEW, "acpi": ANY, "boot": ANY}
 
 
-_CHARACTER = {"@type": OWN, "@tty": NEW, "source": {"@channel": OWN, "@path": NEW, "clipboard": ANY, "mouse": ANY}, **_DEVICE}
+_CHARACTER: Rule = {"@type": OWN, "@tty": NEW, "source": {"@channel": OWN, "@path": NEW, "clipboard": ANY, "mouse": ANY}, **_DEVICE}
 
 
-_DISK = {
+_DISK: Rule = {
     **_attributes("type", "device", "model", "snapshot"),
     # It was given its place in the copy before.
     "source": AS_IS,
@@ -78,7 +82,7 @@ _DISK = {
 }
 
 
-_INTERFACE = {
+_INTERFACE: Rule = {
     "@type": ("network", "bridge", "user"),
     "source": {**_attributes("network", "bridge", "portgroup"), "@portid": NEW},
     # An Open vSwitch gives it a new port.
@@ -100,7 +104,7 @@ _INTERFACE = {
 }
 
 
-_GRAPHICS = {
+_GRAPHICS: Rule = {
     "@type": ("vnc", "spice"),
     **_attributes("autoport", "keymap", "defaultMode", "sharePolicy", "powerControl", "passwdValidTo", "connected"),
     "@passwd": NAMED,
@@ -113,7 +117,7 @@ _GRAPHICS = {
 }
 
 
-_VIDEO = {
+_VIDEO: Rule = {
     "model": {
         **_attributes("type", "vram", "vram64", "vgamem", "ram", "heads", "primary", "blob"),
         "acceleration": _attributes("accel3d", "accel2d"),
@@ -124,7 +128,7 @@ _VIDEO = {
 }
 
 
-_DEVICES: dict[str, Any] = {
+_DEVICES: Rule = {
     # It is one of this host's, or was removed before.
     "emulator": AS_IS,
     "disk": _DISK,
@@ -174,7 +178,7 @@ _DEVICES: dict[str, Any] = {
 _TUNED = ("shares", "period", "quota")
 
 
-DOMAIN: dict[str, Any] = {
+DOMAIN: Rule = {
     "@type": OWN,
     "name": {"#": NAMED},
     "uuid": _TEXT,
@@ -201,7 +205,7 @@ DOMAIN: dict[str, Any] = {
 }
 
 
-def keep_own(element: Any, rule: dict[str, Any], removed: list[str], what: str = "") -> bool:
+def keep_own(element: Any, rule: Rule, removed: list[str], what: str = "") -> bool:
     """Take from an element what its rule does not name; False where the element itself cannot stay. `removed` is told in words."""
     lost: list[str] = []
     every = rule.get("*")
@@ -224,7 +228,7 @@ def keep_own(element: Any, rule: dict[str, Any], removed: list[str], what: str =
         # A comment has no name.
         if not isinstance(child.tag, str) or below == NEW:
             element.remove(child)
-        elif below is None or not keep_own(child, below, lost, _named(child, what)):
+        elif not isinstance(below, Mapping) or not keep_own(child, below, lost, _named(child, what)):
             lost.append(_named(child, what))
             element.remove(child)
     if any(part.startswith("!") and element.find(part[1:]) is None for part in rule):

@@ -15,9 +15,8 @@ import os
 import secrets
 import select
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 from .._base.errors import LiveBackupError, advised
 from .._base.filesystem import free_bytes, inode_problem, not_mounted, require_safe
@@ -42,13 +41,10 @@ def probe_target(target: Path, domain: str, qemu_user: tuple[int, int] | None, *
 
     Without `write`, as in check mode, nothing is created: then only what can be seen is checked.
     """
-    answer = _in_child(lambda: _probe(target, domain, qemu_user, write), str(target))
-    if "problem" in answer:
-        raise LiveBackupError(answer["problem"], answer["code"])
-    return TargetFacts(**answer)
+    return _in_child(lambda: _probe(target, domain, qemu_user, write), str(target))
 
 
-def _in_child(question: Callable[[], dict[str, Any]], target: str) -> dict[str, Any]:
+def _in_child(question: Callable[[], TargetFacts], target: str) -> TargetFacts:
     """The answer of a child process, which is left behind if it hangs."""
     reader, writer = os.pipe()
     child = os.fork()
@@ -60,7 +56,7 @@ def _in_child(question: Callable[[], dict[str, Any]], target: str) -> dict[str, 
                 os.dup2(nothing, stream)
             os.closerange(3, writer)
             os.closerange(writer + 1, _MOST_DESCRIPTORS)
-            os.write(writer, json.dumps(question()).encode())
+            os.write(writer, _answer(question))
         finally:
             os._exit(0)
     os.close(writer)
@@ -76,19 +72,28 @@ def _in_child(question: Callable[[], dict[str, Any]], target: str) -> dict[str, 
     os.waitpid(child, 0)
     if not answer:
         raise LiveBackupError(f"Target {target} could not be examined: the process that looked at it died.", code="target_no_answer")
-    return json.loads(answer)
+    told = json.loads(answer)
+    if "msg" in told:
+        raise LiveBackupError(**told)
+    return TargetFacts(**told)
 
 
-def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: bool) -> dict[str, Any]:
+def _answer(question: Callable[[], TargetFacts]) -> bytes:
+    try:
+        told = asdict(question())
+    except LiveBackupError as error:
+        told = {"msg": error.msg, "code": error.code}
+    return json.dumps(told).encode()
+
+
+def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: bool) -> TargetFacts:
     try:
         _require_usable(target, domain)
-        facts = {"free": free_bytes(target), "device": target.stat().st_dev}
+        facts = TargetFacts(free_bytes(target), target.stat().st_dev)
         (_probe_by_writing if write else _probe_by_looking)(target, qemu_user)
-    except LiveBackupError as error:
-        return {"problem": error.msg, "code": error.code}
     except OSError as error:
-        problem, code = advised(f"Target {target} cannot be used by this user: {error.strerror}", error.errno, code="target_unwritable")
-        return {"problem": problem, "code": code}
+        words = f"Target {target} cannot be used by this user: {error.strerror}"
+        raise LiveBackupError(*advised(words, error.errno, code="target_unwritable")) from error
     return facts
 
 

@@ -16,12 +16,13 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.text import one_line
+from .._capture.options import BeginOptions
 from .._hypervisor.connection import FAILURES, connect, explain, find_domain
-from .._hypervisor.domain_xml import parse_domain
 from .._hypervisor.processes import daemon_pid
 from .._hypervisor.reach import probe_target
 from .._hypervisor.signs import denials, mounted_apart
-from .begin import begin_backup, snapshot_disks
+from .._target.target import Target
+from .begin import plan_backup
 from .list_domains import domain_info
 from .target import target_of
 
@@ -159,7 +160,7 @@ def _target(info: dict[str, Any], params: dict[str, Any], check_mode: bool, cloc
         # Each plan would wait for a server that does not answer, and tell the same.
         yield _target_finding(params, error)
     else:
-        yield from _plans(directory, info, params, check_mode, clock)
+        yield from _plans(target, info, params, write=not check_mode)
 
 
 def _target_finding(params: dict[str, Any], error: BaseException) -> Finding:
@@ -188,7 +189,7 @@ def _mounts(directory: Path) -> Iterator[Finding]:
         )
 
 
-def _plans(directory: Path, info: dict[str, Any], params: dict[str, Any], check_mode: bool, clock: Clock) -> Iterator[Finding]:
+def _plans(target: Target, info: dict[str, Any], params: dict[str, Any], *, write: bool) -> Iterator[Finding]:
     """What a backup of each domain would fail with, and whether all fit side by side."""
     needed, free = 0, []
     for domain in info["domains"]:
@@ -197,16 +198,18 @@ def _plans(directory: Path, info: dict[str, Any], params: dict[str, Any], check_
         if domain["error"]:
             yield _finding("backup", "error", domain["name"], domain["error"])
             continue
+        excluded = params["exclude_disks"].get(domain["name"], [])
+        named = {"domain": domain["uuid"], "backup_id": f"check-{secrets.token_hex(8)}", "exclude_disks": excluded}
+        options = BeginOptions.of(params, **named, method=domain["method"])
         try:
-            plan = _plan(domain, params, clock)
-            with connect(params["uri"], readonly=True) as connection:
-                user = parse_domain(find_domain(connection, domain["uuid"]).XMLDesc(0)).qemu_user
-            probe_target(directory, domain["name"], user, write=not check_mode)
+            with connect(options.uri, readonly=True) as connection:
+                plan = plan_backup(find_domain(connection, options.domain), target, options, write=False)
+            probe_target(target.made_in(options.staging_dir), domain["name"], plan.qemu_user, write=write)
         except FAILURES as error:
             yield _finding("backup", "error", domain["name"], explain(error, f"plan a backup of domain {domain['name']!r}").msg)
         else:
-            needed += plan["bytes_needed"]
-            free.append(plan["bytes_free"])
+            needed += plan.bytes_needed
+            free.append(plan.bytes_free)
     if free and needed > min(free):
         yield _finding(
             "space",
@@ -214,21 +217,3 @@ def _plans(directory: Path, info: dict[str, Any], params: dict[str, Any], check_
             params["target"],
             f"Each domain alone fits, all together may not: they need up to {needed >> 20} MiB, and {min(free) >> 20} MiB are free.",
         )
-
-
-def _plan(domain: dict[str, Any], params: dict[str, Any], clock: Clock) -> dict[str, Any]:
-    options = {
-        "uri": params["uri"],
-        "domain": domain["uuid"],
-        "backup_id": f"check-{secrets.token_hex(8)}",
-        **{name: params[name] for name in ("target", "staging_dir", "ssh_key", "ssh_options")},
-        "keep_formats": ["raw", "qcow2"],
-        "exclude_disks": params["exclude_disks"].get(domain["name"], []),
-        "quiesce": params["quiesce"],
-        "freeze_timeout": 30,
-        "hook_timeout": None,
-        "at": None,
-    }
-    if domain["method"] == "legacy":
-        return snapshot_disks({**options, "overlay_dir": params["overlay_dir"]}, True, clock)
-    return begin_backup({**options, "method": domain["method"], "exclusive": params["exclusive"], "format": "qcow2"}, True, clock)

@@ -11,34 +11,33 @@ one has begun: before the first file has its name all is undone, after it all is
 from __future__ import annotations
 
 import re
-import uuid as uuid_module
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import not_mounted
+from .._base.records import known
 from .._claim.find import require_same_uri
 from .._claim.lock import hold
 from .._claim.owner import require_no_backup, require_no_restore
-from .._claim.restore_journal import Device, Journal, restore_of
+from .._claim.restore_journal import Journal, restore_of
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import connect
 from .._hypervisor.disk_place import is_below_dev
 from .._hypervisor.domains import lookup_name, read_domain
 from .._hypervisor.stamp import set_of
 from .._image.lock import images_locked
-from .._restore.files import end, note_identities, swap, undo
+from .._restore.files import end, note_identities, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
-from .._restore.plan import Plan, plan_restore, require_replaceable
-from .._restore.write import moves_of, write_image
+from .._restore.journal import moves_of, new_journal
+from .._restore.plan import Plan, RestoreOptions, plan_restore, require_replaceable
+from .._restore.write import write_image
 from .._sets.layout import check_backup_id
 from .._target.target import Target
 from .target import target_of
-
-# A disk has whole sectors, though a raw image need not.
-SECTOR = 512
 
 
 def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -50,14 +49,33 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
     target = target_of(params)
     with ExitStack() as stack:
         found = stack.enter_context(target.reading(params["domain"], params["backup_id"]))
-        name = params["name"] or found["domain"]
-        if not re.fullmatch(r"[^/\n]+", name):
-            raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")
-        stamp = {"uuid": found["uuid"], "backup_id": found["backup_id"], "instant": found["instant"]}
-        if check_mode:
-            return _planned(params, found, name, stamp)
-        stack.enter_context(restore_lock(name, clock))
-        return _restore(params, target, found, name, stamp, clock)
+        options = _options(params, found)
+        stamp = {key: found[key] for key in ("uuid", "backup_id", "instant")}
+        if not check_mode:
+            stack.enter_context(restore_lock(options.name, clock))
+        left = restore_of(options.name)
+        if left is not None and not check_mode:
+            if _completed(left, options, stamp, clock):
+                return {"changed": True, "planned": False, "verified": True, **left.result}
+            # It stays where a device holds a part of it, until another restore is whole.
+            left = restore_of(options.name)
+        with connect(options.uri) as connection:
+            if left is None and not options.again and is_restored(connection, options.name, stamp):
+                return _unchanged(connection, options.name)
+            # The set may have been restored before: what defines the domain now is this restore.
+            plan = plan_restore(connection, found, options, {**stamp, "restore": uuid4().hex})
+        if not check_mode:
+            _restore(plan, left, target, options, clock)
+        elif left is None:
+            require_no_restore(*_wanted(plan))
+    return {"changed": True, "planned": check_mode, "verified": not check_mode, **plan.reported()}
+
+
+def _options(params: dict[str, Any], found: dict[str, Any]) -> RestoreOptions:
+    name = params["name"] or found["domain"]
+    if not re.fullmatch(r"[^/\n]+", name):
+        raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")
+    return RestoreOptions(**{**known(RestoreOptions, params), "name": name})
 
 
 def _require_directory(directory: str) -> None:
@@ -72,118 +90,56 @@ def _require_directory(directory: str) -> None:
         )
 
 
-def _planned(params: dict[str, Any], found: dict[str, Any], name: str, stamp: dict[str, str]) -> dict[str, Any]:
-    with connect(params["uri"]) as connection:
-        if is_restored(connection, name, stamp) and not params["again"] and restore_of(name) is None:
-            return _unchanged(connection, name)
-        plan = plan_restore(connection, found, params, stamp, str(uuid_module.uuid4()))
-    if restore_of(name) is None:
-        _require_free(plan)
-    return {"changed": True, "planned": True, "verified": False, **_reported(plan)}
+def _completed(left: Journal, options: RestoreOptions, stamp: dict[str, str], clock: Clock) -> bool:
+    """Complete or undo what another run has left; whether the set is restored by that."""
+    require_same_uri(left.uri, options.uri, left.words)
+    left.uri = options.uri
+    with hold(left.uuid, clock):
+        return left.phase != "broken" and complete_or_undo(left, stamp, options.overwrite) and left.is_of(stamp)
 
 
-def _restore(
-    params: dict[str, Any], target: Target, found: dict[str, Any], name: str, stamp: dict[str, str], clock: Clock
-) -> dict[str, Any]:
-    left = restore_of(name)
-    if left is not None:
-        require_same_uri(left.uri, params["uri"], left.words)
-        left.uri = params["uri"]
-        with hold(left.uuid, clock):
-            completed = left.phase != "broken" and complete_or_undo(left, stamp, params["overwrite"])
-        if completed and left.is_of(stamp):
-            return {"changed": True, "planned": False, "verified": True, **left.result}
-        # It stays where a device holds a part of it, until another restore is whole.
-        left = restore_of(name)
-    with connect(params["uri"]) as connection:
-        if left is None and not params["again"] and is_restored(connection, name, stamp):
-            return _unchanged(connection, name)
-        # The set may have been restored before: what defines the domain now is this restore.
-        plan = plan_restore(connection, found, params, {**stamp, "restore": uuid_module.uuid4().hex}, str(uuid_module.uuid4()))
-    with hold(plan.uuid, clock), ExitStack() as stack:
+def _restore(plan: Plan, left: Journal | None, target: Target, options: RestoreOptions, clock: Clock) -> None:
+    """Write the disks beside their places, swap them with the old ones, and define the domain."""
+    with hold(plan.guest.uuid, clock), ExitStack() as stack:
         if left is None:
-            _require_free(plan)
-        require_no_backup(f"restore domain {name!r}", plan.uuid, name, [image.path for image in plan.images])
-        journal = _journal(params, target, plan, left)
+            require_no_restore(*_wanted(plan))
+        require_no_backup(*_wanted(plan))
+        journal = new_journal(plan, options, left, fetches=not target.is_here)
         journal.save()
-        with ExitStack() as undoing:
-            undoing.callback(undo, journal)
+        with undoing(journal):
             if not target.is_here:
                 needed = sum(image.needed for image in plan.images)
-                directory = Path(journal.fetched_into)
-                found = stack.enter_context(target.reading(params["domain"], stamp["backup_id"], directory, needed))
-                journal.set_path = found["path"]
+                reading = target.reading(options.domain, plan.guest.stamp["backup_id"], Path(journal.fetched_into), needed)
+                journal.set_path = stack.enter_context(reading)["path"]
                 journal.save()
             for image, move in zip(plan.images, moves_of(plan)):
                 write_image(Path(journal.set_path), image, move, clock)
             note_identities(journal)
-            undoing.pop_all()
-        old = [Path(move.path) for move in journal.moves if move.old]
-        with ExitStack() as undoing:
-            undoing.callback(undo, journal)
-            stack.enter_context(images_locked(old))
-            _require_unchanged(params["uri"], plan)
-            undoing.pop_all()
+        with undoing(journal):
+            stack.enter_context(images_locked([Path(move.path) for move in journal.moves if move.old]))
+            _require_unchanged(options.uri, plan)
         journal.set_phase("swap")
         swap(journal)
         complete(journal)
-        if left is not None and left.uuid != plan.uuid:
+        if left is not None and left.uuid != plan.guest.uuid:
             end(left)
-    return {"changed": True, "planned": False, "verified": True, **journal.result}
 
 
-def _require_free(plan: Plan) -> None:
-    """Fail while another restore, whose journal would be in the way of this one's, owns the domain or its disks."""
-    require_no_restore(f"restore domain {plan.name!r}", plan.uuid, plan.name, [image.path for image in plan.images])
-
-
-def _journal(params: dict[str, Any], target: Target, plan: Plan, left: Journal | None) -> Journal:
-    moves = [move for move in moves_of(plan) if move is not None]
-    fetched_into = str(Path(moves[0].path).parent) if moves else "/var/tmp"
-    return Journal(
-        name=plan.name,
-        uuid=plan.uuid,
-        uri=params["uri"],
-        stamp=plan.stamp,
-        xml=plan.xml,
-        start=params["start"],
-        set_path=plan.backup,
-        fetched_into="" if target.is_here else fetched_into,
-        moves=moves,
-        devices=[
-            Device(image.path, image.file, image.source_format, image.format, -(-image.capacity // SECTOR) * SECTOR)
-            for image in plan.images
-            if image.is_block
-        ],
-        pools=sorted({image.volume[0] for image in plan.images if image.volume}),
-        result=_reported(plan),
-        broken=[] if left is None else left.broken,
-    )
+def _wanted(plan: Plan) -> tuple[str, str, str, list[str]]:
+    """What a backup, or another restore, must not own. The journal of that would be in the way of this one's."""
+    return f"restore domain {plan.guest.name!r}", plan.guest.uuid, plan.guest.name, [image.path for image in plan.images]
 
 
 def _require_unchanged(uri: str, plan: Plan) -> None:
     """Much may have happened while the disks were written."""
     with connect(uri) as connection:
-        existing = lookup_name(connection, plan.name)
+        existing = lookup_name(connection, plan.guest.name)
         if plan.replaces != (existing is not None):
             raise LiveBackupError(
-                f"Domain {plan.name!r} was defined or undefined in the meantime. Nothing of it was touched.", code="changed_meanwhile"
+                f"Domain {plan.guest.name!r} was defined or undefined in the meantime. Nothing of it was touched.", code="changed_meanwhile"
             )
         if existing is not None:
             require_replaceable(existing, overwrite=True)
-
-
-def _reported(plan: Plan) -> dict[str, Any]:
-    paths = "".join(f"{image.path}\n" for image in plan.images)
-    return {
-        "domain": {"name": plan.name, "uuid": plan.uuid},
-        "backup_id": plan.stamp["backup_id"],
-        "disks": plan.disks,
-        "removed": plan.removed,
-        "differences": plan.differences,
-        "not_captured": plan.not_captured,
-        "diff": {"before": "", "after": f"domain {plan.name}\n{paths}"},
-    }
 
 
 def _unchanged(connection: libvirt.virConnect, name: str) -> dict[str, Any]:

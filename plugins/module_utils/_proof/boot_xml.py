@@ -15,7 +15,7 @@ from .._base.errors import LiveBackupError
 from .._hypervisor.bindings import etree, libvirt
 from .._hypervisor.domain_xml import AGENT_CHANNEL, parse_domain, parse_xml
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
-from .._hypervisor.own_xml import DOMAIN, keep_own
+from .._hypervisor.own_xml import ANY, keep_own
 
 # How the names of these domains begin; the name of the directory of their servers follows.
 PROOF_NAME = "live-backup-proof-"
@@ -100,7 +100,7 @@ def boot_xml(text: str, disks: dict[str, str], directory: Path, size: Size, *, k
     for tag in _WHOLE:
         element = original.find(tag)
         # Without KVM QEMU knows no processor but its own.
-        if element is not None and (kvm or tag != "cpu") and keep_own(element, DOMAIN[tag], []):
+        if element is not None and (kvm or tag != "cpu") and keep_own(element, ANY, []):
             domain.append(element)
     # They would have to fit the memory and the processors.
     for cpu in domain.findall("cpu"):

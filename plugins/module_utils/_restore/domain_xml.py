@@ -32,6 +32,16 @@ class Place:
     volume: tuple[str, str] | None = None
 
 
+@dataclass(frozen=True)
+class Guest:
+    """Who the restored domain is: itself again, or a copy under another name. `stamp` says in its metadata which set it is of."""
+
+    name: str
+    uuid: str
+    is_copy: bool
+    stamp: dict[str, str]
+
+
 @dataclass
 class Restored:
     """The XML to define, and what of the original it does not have."""
@@ -40,9 +50,7 @@ class Restored:
     removed: list[str] = field(default_factory=list)
 
 
-def restored_xml(
-    text: str, *, name: str, uuid: str, is_copy: bool, disks: dict[str, Place], nvram: str, stamp: dict[str, str], there: list[str]
-) -> Restored:
+def restored_xml(text: str, guest: Guest, *, disks: dict[str, Place], nvram: str, there: list[str]) -> Restored:
     """The set's XML with the disks at their new places.
 
     A copy, under a new name, gets a UUID and MAC addresses of its own, and keeps only what is the guest's own. `there`
@@ -51,31 +59,31 @@ def restored_xml(
     root = parse_xml(text)
     removed: list[str] = []
     root.attrib.pop("id", None)
-    root.find("name").text = name
+    root.find("name").text = guest.name
     if root.find("uuid") is None:
         root.insert(1, etree.Element("uuid"))
-    root.find("uuid").text = uuid
+    root.find("uuid").text = guest.uuid
     devices = root.find("devices")
     for disk in list(devices.findall("disk")):
         target = disk.find("target").get("dev")
         if target in disks:
             _place(disk, disks[target])
         else:
-            _without_source(devices, disk, removed, there=[] if is_copy else there, is_copy=is_copy)
+            _without_source(devices, disk, removed, there=[] if guest.is_copy else there, is_copy=guest.is_copy)
     emulator = devices.find("emulator")
     if emulator is not None and emulator.text not in there:
         # Another distribution has it elsewhere, and libvirt knows where.
         devices.remove(emulator)
     element = root.find("os/nvram")
-    if element is not None and (nvram or is_copy):
+    if element is not None and (nvram or guest.is_copy):
         for child in list(element):
             element.remove(child)
         for key in ("type", "format"):
             element.attrib.pop(key, None)
         element.text = nvram or None
-    if is_copy:
+    if guest.is_copy:
         _detach(root, devices, removed)
-    put_stamp(root, stamp)
+    put_stamp(root, guest.stamp)
     return Restored(etree.tostring(root, encoding="unicode"), removed)
 
 

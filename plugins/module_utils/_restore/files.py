@@ -12,6 +12,8 @@ from __future__ import annotations
 import fcntl
 import os
 import struct
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .._base.errors import LiveBackupError
@@ -139,6 +141,15 @@ def undo(journal: Journal, overwrite: bool = False) -> None:
         journal.set_phase("broken")
     else:
         end(journal)
+
+
+@contextmanager
+def undoing(journal: Journal) -> Iterator[None]:
+    """Undo the restore if this ends by an error."""
+    with ExitStack() as stack:
+        stack.callback(undo, journal)
+        yield
+        stack.pop_all()
 
 
 def _put_back(move: Move, phase: str, overwrite: bool) -> str:

@@ -9,9 +9,10 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from .._base.errors import LiveBackupError
 from .._base.filesystem import MIB, free_bytes, inode_problem
@@ -25,7 +26,7 @@ from .._image.digest import data_bytes
 from .._image.qemu_img import backing_chain, measure
 from .._sets.layout import file_name
 from .definition import read_definition
-from .domain_xml import Place, needs, restored_xml, sources_of_others
+from .domain_xml import Guest, Place, Restored, needs, restored_xml, sources_of_others
 
 # As many characters are shown at most of one thing that is missing or removed.
 _MOST_SHOWN = 1000
@@ -35,102 +36,111 @@ NVRAM_DIRECTORY = Path("/var/lib/libvirt/qemu/nvram")
 
 
 @dataclass(frozen=True)
-class Image:
-    """One file of the set and where it goes; `target` is the disk's, empty for the NVRAM.
+class RestoreOptions:
+    """The module's options, but for where the set is. `name` is the restored domain's."""
 
-    `path` is what is written. The domain's XML names `named`, which may be a link to it, or `volume`, the pool and name of a volume.
-    """
+    uri: str
+    domain: str
+    name: str
+    directory: str | None
+    format: str
+    overwrite: bool
+    exclusive: bool
+    again: bool
+    start: bool
+
+
+@dataclass(frozen=True)
+class Image:
+    """One file of the set and where it goes; `target` is the disk's, empty for the NVRAM."""
 
     target: str
     file: str
     source_format: str
     digest: str
-    path: str
+    place: OldPlace
     format: str
-    is_block: bool
     capacity: int
     needed: int
-    named: str = ""
-    volume: tuple[str, str] | None = None
-    problems: tuple[str, ...] = ()
-    differences: tuple[str, ...] = ()
+
+    @property
+    def path(self) -> str:
+        """What is written."""
+        return self.place.path
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A restore that can be done; `backup` is the directory of the set, `stamp` what tells it in the domain's metadata."""
+    """A restore that can be done; `backup` is the directory of the set."""
 
-    name: str
-    uuid: str
+    guest: Guest
     backup: str
-    stamp: dict[str, str]
     images: list[Image]
     xml: str
     removed: list[str]
     replaces: bool
     not_captured: list[str]
 
-    @property
-    def disks(self) -> list[dict[str, Any]]:
-        kept = ("target", "path", "format")
-        return [{key: asdict(image)[key] for key in kept} for image in self.images if image.target]
+    def reported(self) -> dict[str, Any]:
+        """What the module returns of it."""
+        paths = "".join(f"{image.path}\n" for image in self.images)
+        return {
+            "domain": {"name": self.guest.name, "uuid": self.guest.uuid},
+            "backup_id": self.guest.stamp["backup_id"],
+            "disks": [{"target": image.target, "path": image.path, "format": image.format} for image in self.images if image.target],
+            "removed": self.removed,
+            # What is not as it was when the backup was made, though it does not forbid the restore.
+            "differences": [difference for image in self.images for difference in image.place.differences],
+            "not_captured": self.not_captured,
+            "diff": {"before": "", "after": f"domain {self.guest.name}\n{paths}"},
+        }
 
-    @property
-    def differences(self) -> list[str]:
-        """What is not as it was when the backup was made, though it does not forbid the restore."""
-        return [difference for image in self.images for difference in image.differences]
 
-
-def plan_restore(
-    connection: libvirt.virConnect, found: dict[str, Any], params: dict[str, Any], stamp: dict[str, str], new_uuid: str
-) -> Plan:
+def plan_restore(connection: libvirt.virConnect, found: dict[str, Any], options: RestoreOptions, stamp: dict[str, str]) -> Plan:
     """The plan, or an error that names everything that is in the way."""
-    name = params["name"] or found["domain"]
+    name, backup, manifest = options.name, Path(found["path"]), found["manifest"]
     is_copy = name != found["domain"]
-    backup = Path(found["path"])
     text = read_definition(backup)
-    if is_copy and not params["directory"]:
+    if is_copy and not options.directory:
         raise LiveBackupError(
             f"The old places of the disks are those of {found['domain']!r}: name a directory for those of {name!r}.",
             code="option_needed",
         )
     existing = lookup_name(connection, name)
     if existing is not None:
-        require_replaceable(existing, overwrite=params["overwrite"])
-    uuid = existing.UUIDString() if existing is not None else new_uuid if is_copy else found["uuid"]
-    volumes = volumes_of(connection)
-    images = [
-        *_disk_images(backup, found["manifest"], name, params, volumes),
-        *_nvram_image(backup, found["manifest"], text, name, is_copy),
-    ]
-    others = sources_of_others(text, [image.target for image in images])
-    emulator = parse_xml(text).findtext("devices/emulator") or ""
-    there = [path for path in (*others.values(), emulator) if path and os.path.exists(path)]
-    places = {image.target: Place(image.named, image.format, image.is_block, image.volume) for image in images if image.target}
-    nvram = next((image.path for image in images if not image.target), "")
-    made = restored_xml(text, name=name, uuid=uuid, is_copy=is_copy, disks=places, nvram=nvram, stamp=stamp, there=there)
-    missing = [*_missing(connection, made.xml), *_missing_disks(made.xml, [*places])]
-    missing += [problem for image in images for problem in image.problems]
-    missing += _taken(connection, images, name, uuid, overwrite=params["overwrite"])
-    missing += _too_small(images)
+        require_replaceable(existing, overwrite=options.overwrite)
+    guest = Guest(name, existing.UUIDString() if existing is not None else str(uuid4()) if is_copy else found["uuid"], is_copy, stamp)
+    images = [*_disk_images(backup, manifest, options, volumes_of(connection)), *_nvram_image(manifest, text, guest)]
+    made = _new_xml(text, guest, images)
+    missing = [*_missing(connection, made.xml), *_missing_disks(made.xml, [image.target for image in images])]
+    missing += [problem for image in images for problem in image.place.problems]
+    missing += [*_taken(connection, images, guest, overwrite=options.overwrite), *_too_small(images)]
     # The set's XML and manifest say what is in them.
-    missing, removed, not_captured = (
-        [foreign(one, _MOST_SHOWN) for one in some] for some in (missing, made.removed, found["manifest"]["not_captured"])
-    )
+    shown = (missing, made.removed, manifest["not_captured"])
+    missing, removed, not_captured = ([foreign(one, _MOST_SHOWN) for one in some] for some in shown)
     if missing:
         raise LiveBackupError(
             f"Domain {name!r} cannot be restored on this host yet, and nothing was written: {'; '.join(missing)}.",
             code="host_unsuitable",
             missing=missing,
         )
-    devices = [image.path for image in images if image.is_block]
-    if devices and not params["exclusive"]:
+    devices = [image.path for image in images if image.place.is_block]
+    if devices and not options.exclusive:
         raise LiveBackupError(
             f"Disks of domain {name!r} go to block devices ({', '.join(devices)}), where QEMU's lock does not show whether another host "
             "uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory.",
             code="exclusive_needed",
         )
-    return Plan(name, uuid, str(backup), stamp, images, made.xml, removed, existing is not None, not_captured)
+    return Plan(guest, str(backup), images, made.xml, removed, existing is not None, not_captured)
+
+
+def _new_xml(text: str, guest: Guest, images: list[Image]) -> Restored:
+    """The XML to define, on this host's files."""
+    places = {one.target: Place(one.place.named, one.format, one.place.is_block, one.place.volume) for one in images if one.target}
+    emulator = parse_xml(text).findtext("devices/emulator") or ""
+    there = [path for path in (*sources_of_others(text, [*places]).values(), emulator) if path and os.path.exists(path)]
+    nvram = next((image.path for image in images if not image.target), "")
+    return restored_xml(text, guest, disks=places, nvram=nvram, there=there)
 
 
 def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
@@ -166,31 +176,18 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
         )
 
 
-def _disk_images(backup: Path, manifest: dict[str, Any], name: str, params: dict[str, Any], volumes: VolumePlace) -> Iterator[Image]:
+def _disk_images(backup: Path, manifest: dict[str, Any], options: RestoreOptions, volumes: VolumePlace) -> Iterator[Image]:
     for disk in manifest["disks"]:
-        wanted = params["format"]
-        kept = disk["source"]["format"] if disk["source"]["format"] in ("raw", "qcow2") else "qcow2"
-        image_format = kept if wanted == "original" else wanted
-        if params["directory"]:
-            path = str(Path(params["directory"]) / f"{file_name(name)}.{file_name(disk['target'])}.{image_format}")
-            place = OldPlace(path, path, False, None, (), ())
+        source = NotedPlace.from_json(disk["source"])
+        kept = source.format if source.format in ("raw", "qcow2") else "qcow2"
+        image_format = kept if options.format == "original" else options.format
+        if options.directory:
+            path = str(Path(options.directory) / f"{file_name(options.name)}.{file_name(disk['target'])}.{image_format}")
+            place = OldPlace(path, path)
         else:
-            place = old_place(disk["target"], NotedPlace.from_json(disk["source"]), volumes)
-        yield Image(
-            disk["target"],
-            disk["file"],
-            disk["format"],
-            disk["digest"],
-            place.path,
-            image_format,
-            place.is_block,
-            disk["capacity"],
-            _needed(backup / disk["file"], disk, image_format),
-            place.named,
-            place.volume,
-            place.problems,
-            place.differences,
-        )
+            place = old_place(disk["target"], source, volumes)
+        needed = _needed(backup / disk["file"], disk, image_format)
+        yield Image(disk["target"], disk["file"], disk["format"], disk["digest"], place, image_format, disk["capacity"], needed)
 
 
 def _needed(file: Path, disk: dict[str, Any], image_format: str) -> int:
@@ -207,13 +204,13 @@ def _needed(file: Path, disk: dict[str, Any], image_format: str) -> int:
     )
 
 
-def _nvram_image(backup: Path, manifest: dict[str, Any], text: str, name: str, is_copy: bool) -> Iterator[Image]:
+def _nvram_image(manifest: dict[str, Any], text: str, guest: Guest) -> Iterator[Image]:
     for file in manifest["files"]:
         if file["name"] == "nvram":
             old = parse_domain(text).nvram
-            path = str(NVRAM_DIRECTORY / f"{file_name(name)}_VARS.fd") if is_copy or not old else old
+            path = str(NVRAM_DIRECTORY / f"{file_name(guest.name)}_VARS.fd") if guest.is_copy or not old else old
             problems = tuple(place_problems(path)) if path.startswith("/") else ()
-            yield Image("", "nvram", "", file["digest"], path, "", False, file["size"], file["size"], problems=problems)
+            yield Image("", "nvram", "", file["digest"], OldPlace(path, path, problems=problems), "", file["size"], file["size"])
 
 
 def _missing(connection: libvirt.virConnect, xml: str) -> Iterator[str]:
@@ -240,13 +237,13 @@ def _missing_disks(xml: str, restored: list[str]) -> Iterator[str]:
             yield f"there is no {path}, which is disk {target} and not in the set"
 
 
-def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid: str, *, overwrite: bool) -> Iterator[str]:
+def _taken(connection: libvirt.virConnect, images: list[Image], guest: Guest, *, overwrite: bool) -> Iterator[str]:
     """What must not be written over."""
     paths = [image.path for image in images]
     yield from (f"{path} is named for two disks" for path in sorted({path for path in paths if paths.count(path) > 1}))
     for image in images:
         path = Path(image.path)
-        if image.problems:
+        if image.place.problems:
             continue
         if not path.is_absolute():
             yield f"{path} is not an absolute path"
@@ -254,20 +251,19 @@ def _taken(connection: libvirt.virConnect, images: list[Image], name: str, uuid:
             yield f"there is no directory {path.parent}"
         elif len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
             yield f"the name of {path} is too long for its file system"
-        elif (path.is_symlink() and not image.is_block) or (path.exists() and not path.is_file() and not image.is_block):
+        elif not image.place.is_block and (path.is_symlink() or (path.exists() and not path.is_file())):
             yield f"{path} is not a regular file"
         elif os.path.lexists(path) and not overwrite:
             yield f"{path} exists (overwrite replaces it, restore_overwrite in the playbook)"
-        if image.is_block and _used_by_host(path):
+        if image.place.is_block and _used_by_host(path):
             yield f"{path} is in use by this host (mounted, or part of a volume group or RAID)"
         if path.exists():
-            users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {name!r}")]
+            users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {guest.name!r}")]
             yield from (f"{who} names {path}" for who in users)
-            yield from (
-                f"{path} is a disk of domain {other!r}, or in the backing chain of one" for other in _builds_on(connection, path, name)
-            )
+            others = _builds_on(connection, path, guest.name)
+            yield from (f"{path} is a disk of domain {other!r}, or in the backing chain of one" for other in others)
     for domain in connection.listAllDomains():
-        if domain.UUIDString() == uuid and domain.name() != name:
+        if domain.UUIDString() == guest.uuid and domain.name() != guest.name:
             yield f"domain {domain.name()!r} has its UUID (restore under another name to have both)"
 
 
@@ -308,12 +304,12 @@ def _too_small(images: list[Image]) -> Iterator[str]:
     needed: dict[int, tuple[Path, int]] = {}
     for image in images:
         directory = Path(image.path).parent
-        if image.is_block and not image.problems:
+        if image.place.is_block and not image.place.problems:
             size = device_size(image.path)
             least = image.needed if image.format == "qcow2" else image.capacity
             if size < least:
                 yield f"{image.path} has {size} bytes, and the disk needs {least}"
-        elif directory.is_dir() and not image.problems:
+        elif directory.is_dir() and not image.place.problems:
             device = directory.stat().st_dev
             needed[device] = directory, needed.get(device, (directory, 0))[1] + image.needed
     for directory, amount in needed.values():

@@ -6,37 +6,19 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import read_small, sync_path, write_durably
-from .._base.filesystem import mount_of
 from .._claim.restore_journal import Move
 from .._image.copy import Copying, copy_image
 from .._image.data import Pace
 from .._image.digest import file_digest, image_digest
 from .._image.qcow2 import is_self_contained
 from .._image.qemu_img import convert, remove_bitmaps
-from .plan import Image, Plan
-
-# As many bytes of an image's name are in the names of the files beside it.
-_MOST_OF_NAME = 100
-
-
-def moves_of(plan: Plan) -> list[Move | None]:
-    """Where each image is written first; a device has no such place."""
-    return [None if image.is_block else _move(image, plan.stamp["backup_id"]) for image in plan.images]
-
-
-def _move(image: Image, backup_id: str) -> Move:
-    path = Path(image.path)
-    # Names have at most 255 bytes, and the image's own may be that long.
-    short = os.fsdecode(os.fsencode(path.name)[:_MOST_OF_NAME])
-    beside = f".{short}.{image.target or image.file}.{backup_id}"
-    return Move(str(path), str(path.with_name(f"{beside}.restoring")), str(path.with_name(f"{beside}.replaced")), mount_of(path))
+from .plan import Image
 
 
 def write_image(set_path: Path, image: Image, move: Move | None, clock: Clock) -> None:

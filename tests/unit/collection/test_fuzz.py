@@ -188,7 +188,8 @@ def test_domain_xml(place: Path, outside: Path, text: str) -> None:
         attempt(_restore_xml.sources_of_others, text, ["vda"])
         disks = {"vda": _restore_xml.Place("/new/vda", "qcow2", False)}
         for is_copy in (False, True):
-            made = attempt(_restore_xml.restored_xml, text, name="n", uuid=UUID, is_copy=is_copy, disks=disks, nvram="", stamp={}, there=[])
+            guest = _restore_xml.Guest("n", UUID, is_copy, {})
+            made = attempt(_restore_xml.restored_xml, text, guest, disks=disks, nvram="", there=[])
             if is_copy and made is not None:
                 assert "/outside" not in made.xml
         size = attempt(boot_size, text, None, 4)

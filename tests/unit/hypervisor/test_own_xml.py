@@ -6,7 +6,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, strategies as st
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Place, Restored, restored_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Guest, Place, Restored, restored_xml
 from tests.fuzz.domains import NUMBERS, OWN, REACHING, UUID, Part, domain_xml
 
 OTHER = "0c1c1c1c-5b5a-4bb6-9e2c-2f0f5a5f9d3e"
@@ -14,7 +14,7 @@ OTHER = "0c1c1c1c-5b5a-4bb6-9e2c-2f0f5a5f9d3e"
 
 def copy_of(text: str) -> Restored:
     disks = {"vda": Place("/new/vda", "qcow2", False)}
-    return restored_xml(text, name="copy", uuid=OTHER, is_copy=True, disks=disks, nvram="", stamp={"backup_id": "n1"}, there=[])
+    return restored_xml(text, Guest("copy", OTHER, True, {"backup_id": "n1"}), disks=disks, nvram="", there=[])
 
 
 def assert_apart(copy: Restored) -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.stamp import set_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof.boot_xml import Size, boot_size, boot_xml, proof_directory
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Place, needs, restored_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Guest, Place, needs, restored_xml
 
 from ..support.raising import raises_code
 
@@ -49,7 +49,7 @@ DOMAIN = f"""<domain type='kvm' id='7' xmlns:qemu='http://libvirt.org/schemas/do
 
 def restore(*, is_copy: bool, there: list[str]) -> tuple[ElementTree.Element, list[str]]:
     name, uuid, nvram = ("copy", OTHER, "/nvram/copy_VARS.fd") if is_copy else ("db1", UUID, "/nvram/db1_VARS.fd")
-    made = restored_xml(DOMAIN, name=name, uuid=uuid, is_copy=is_copy, disks=DISKS, nvram=nvram, stamp=STAMP, there=there)
+    made = restored_xml(DOMAIN, Guest(name, uuid, is_copy, STAMP), disks=DISKS, nvram=nvram, there=there)
     assert set_of(made.xml) == STAMP
     return ElementTree.fromstring(made.xml), made.removed
 
@@ -124,9 +124,9 @@ def test_a_copy_reaches_nothing_of_the_original() -> None:
 
 
 def test_restored_again_it_names_the_last_set() -> None:
-    made = restored_xml(DOMAIN, name="db1", uuid=UUID, is_copy=False, disks=DISKS, nvram="", stamp=STAMP, there=[])
+    made = restored_xml(DOMAIN, Guest("db1", UUID, False, STAMP), disks=DISKS, nvram="", there=[])
     newer = {**STAMP, "backup_id": "night-2"}
-    again = restored_xml(made.xml, name="db1", uuid=UUID, is_copy=False, disks=DISKS, nvram="", stamp=newer, there=[])
+    again = restored_xml(made.xml, Guest("db1", UUID, False, newer), disks=DISKS, nvram="", there=[])
     assert set_of(again.xml) == newer and again.xml.count("night-") == 1
 
 

@@ -1,0 +1,59 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The journal of a restore, made from its plan."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from .._base.filesystem import mount_of
+from .._claim.restore_journal import Device, Journal, Move
+from .plan import Image, Plan, RestoreOptions
+
+# As many bytes of an image's name are in the names of the files beside it.
+_MOST_OF_NAME = 100
+
+
+# A disk has whole sectors, though a raw image need not.
+_SECTOR = 512
+
+
+def new_journal(plan: Plan, options: RestoreOptions, left: Journal | None, *, fetches: bool) -> Journal:
+    """What the next run must know of a restore. `left` is the one before it, which has broken devices."""
+    moves = [move for move in moves_of(plan) if move is not None]
+    fetched_into = str(Path(moves[0].path).parent) if moves else "/var/tmp"
+    return Journal(
+        name=plan.guest.name,
+        uuid=plan.guest.uuid,
+        uri=options.uri,
+        stamp=plan.guest.stamp,
+        xml=plan.xml,
+        start=options.start,
+        set_path=plan.backup,
+        fetched_into=fetched_into if fetches else "",
+        moves=moves,
+        devices=[_device(image) for image in plan.images if image.place.is_block],
+        pools=sorted({image.place.volume[0] for image in plan.images if image.place.volume}),
+        result=plan.reported(),
+        broken=[] if left is None else left.broken,
+    )
+
+
+def moves_of(plan: Plan) -> list[Move | None]:
+    """Where each image is written first; a device has no such place."""
+    return [None if image.place.is_block else _move(image, plan.guest.stamp["backup_id"]) for image in plan.images]
+
+
+def _move(image: Image, backup_id: str) -> Move:
+    path = Path(image.path)
+    # Names have at most 255 bytes, and the image's own may be that long.
+    short = os.fsdecode(os.fsencode(path.name)[:_MOST_OF_NAME])
+    beside = f".{short}.{image.target or image.file}.{backup_id}"
+    return Move(str(path), str(path.with_name(f"{beside}.restoring")), str(path.with_name(f"{beside}.replaced")), mount_of(path))
+
+
+def _device(image: Image) -> Device:
+    return Device(image.path, image.file, image.source_format, image.format, -(-image.capacity // _SECTOR) * _SECTOR)
