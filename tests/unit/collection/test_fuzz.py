@@ -65,11 +65,12 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout i
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.proofs import read_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import PERIODS, plan_retention
-from ansible_collections.virtops.live_backup.plugins.module_utils._target import target as _at_target
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.records import SetImage
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _ssh_copy
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.client import FarEnd
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.server import FRAME, MARK
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.address import parse
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress, open_target
 from tests.fuzz.guard import guarded
 from tests.fuzz.strategies import HEADERS, NAMES, NO_JSON, XML, documents
 
@@ -148,7 +149,7 @@ def attempt(call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
 
 
 def address(url: str, options: list[str] | None = None) -> Any:
-    return _at_target.address_of({"target": url, "ssh_key": None, "ssh_options": options or []})
+    return open_target(TargetAddress(url, None, options or [])) and parse(url, None, options or [])
 
 
 @inputs("names", NAMES, NAMES)
@@ -268,7 +269,7 @@ def test_set_directories(
             attempt(list_sets, str(target))
             attempt(check_files, str(target), "db1", None)
             before = {path.name for path in (target / "db1").iterdir()}
-            pruned = attempt(prune_sets, str(target), [], keep, [], {}, False)
+            pruned = attempt(prune_sets, str(target), [], {"rules": keep, "ids": [], "held": {}}, False)
             after = {path.name for path in (target / "db1").iterdir()}
             # What went had the name of a set, or of one that was being removed.
             gone = {one["path"] for one in pruned["removed"]} if pruned else set()
