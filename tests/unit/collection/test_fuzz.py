@@ -67,9 +67,9 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune im
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import PERIODS, plan_retention
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.records import SetImage
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _ssh_copy
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.address import parse
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.client import FarEnd
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.server import FRAME, MARK
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.address import parse
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress, open_target
 from tests.fuzz.guard import guarded
 from tests.fuzz.strategies import HEADERS, NAMES, NO_JSON, XML, documents
