@@ -87,6 +87,10 @@ format: venv ## Lay out the Python code
 	ruff check --fix
 	ruff format
 
+.PHONY: schema
+schema: venv ## Write docs/manifest.schema.json from the schema that the collection enforces
+	PYTHONPATH=.build/tree python tests/tools/manifest_schema.py >docs/manifest.schema.json
+
 .PHONY: sanity $(CORES:%=sanity-%)
 sanity: ## Run ansible-test sanity on the oldest ansible-core and the newest for this Python
 	$(MAKE) --no-print-directory --jobs=2 --output-sync=target $(CORES:%=sanity-%)

@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
+from .locks import ALONE, locked
+
 # A manifest has some hundred bytes a disk.
 _MOST_BYTES = 16 * 1024 * 1024
 
@@ -157,11 +159,7 @@ def remove_scratch(parent: Path, prefix: str = "") -> None:
 
 @contextmanager
 def _owned(directory: Path) -> Iterator[None]:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    with locked(directory, os.O_RDONLY | os.O_DIRECTORY, ALONE):
         # FileNotFoundError where it was removed in between.
         os.stat(directory)
         yield
-    finally:
-        os.close(descriptor)

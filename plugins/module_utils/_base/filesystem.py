@@ -35,7 +35,7 @@ def check_room(needed: int, reserved: int, free: int, target: str) -> None:
 
 
 def mib(size: int) -> str:
-    return f"{size / 1024 / 1024:.1f} MiB"
+    return f"{size / MIB:.1f} MiB"
 
 
 MIB = 1024 * 1024
@@ -69,7 +69,7 @@ def require_free(path: str | Path, needed: int, why: str) -> None:
     """Fail where so many bytes and some files do not fit; `why` says what needs them, as in "the set needs them"."""
     free = free_bytes(path)
     if free < needed:
-        raise LiveBackupError(f"{path} has {free // MIB} MiB free, and {-(-needed // MIB)} MiB are needed: {why}.", code="no_free_space")
+        raise LiveBackupError(f"{path} has {mib(free)} free, and {mib(needed)} are needed: {why}.", code="no_free_space")
     problem = inode_problem(path)
     if problem:
         raise LiveBackupError(f"{problem}: {why}.", code="no_free_inodes")

@@ -9,6 +9,8 @@ from __future__ import annotations
 import os
 import select
 
+from .streams import fill
+
 _PIECE = 64 * 1024
 
 
@@ -43,18 +45,16 @@ class Pipes:
             except BlockingIOError:
                 self._wait(self._writable)
 
-    def read_into(self, view: memoryview) -> bool:
-        """Fill it; False if the end came before."""
+    def read_into(self, view: memoryview) -> None:
+        """Fill it; EOFError if the end came before."""
         done = min(len(view), len(self._buffer))
         view[:done] = self._buffer[:done]
         del self._buffer[:done]
-        while done < len(view):
-            self._wait(self._readable)
-            got = os.readv(self._reading, [view[done:]])
-            if not got:
-                return False
-            done += got
-        return True
+        fill(view[done:], self._read)
+
+    def _read(self, view: memoryview) -> int:
+        self._wait(self._readable)
+        return os.readv(self._reading, [view])
 
     def line(self, most: int) -> bytes:
         """A line of at most so many bytes, without its end; the end of everything is EOFError."""

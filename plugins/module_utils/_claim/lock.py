@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -14,6 +13,7 @@ from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
+from .._base.locks import ALONE, TOGETHER_AT_ONCE, open_locked
 from . import places
 from .places import lock_file
 
@@ -52,11 +52,9 @@ def remove_stale_lock(uuid: str, clock: Clock) -> None:
 def _acquired(path: Path, patience: float, clock: Clock) -> int:
     deadline = clock.boottime() + patience
     while True:
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            descriptor = open_locked(path, os.O_RDWR | os.O_CREAT, ALONE)
         except BlockingIOError:
-            os.close(descriptor)
             if clock.boottime() > deadline:
                 raise LiveBackupError(
                     "Another task is working on this domain right now; wait until it is done, or end it, and run again.",
@@ -74,13 +72,9 @@ def _acquired(path: Path, patience: float, clock: Clock) -> int:
 def is_locked(uuid: str) -> bool:
     """Whether a step works on the domain right now."""
     try:
-        descriptor = os.open(lock_file(uuid), os.O_RDONLY | os.O_CLOEXEC)
+        os.close(open_locked(lock_file(uuid), os.O_RDONLY, TOGETHER_AT_ONCE))
     except FileNotFoundError:
         return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    finally:
-        os.close(descriptor)
     return False

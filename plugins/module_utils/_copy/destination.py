@@ -6,9 +6,7 @@
 
 from __future__ import annotations
 
-import json
 import os
-import stat
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -17,10 +15,10 @@ from typing import Any, Protocol
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.files import write_durably
 from .._base.filesystem import free_bytes
 from .._image.copy import Copying, copy_image
 from .._image.data import Pace
+from .._image.record import identity, look_at, note_copy
 from .._target.ssh.address import SCHEME, parse
 from .._target.ssh.client import FarEnd
 
@@ -60,15 +58,9 @@ def place_of(dest: str, ssh_key: str | None, ssh_options: list[str]) -> Abstract
     return nullcontext(_Local(Path(dest)))
 
 
-def identity(status: os.stat_result) -> list[int]:
-    """What changes when a file is written or replaced."""
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
-
-
 class _Local:
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._record = path.with_name(f".{path.name}.sparse_copy.json")
         self.directory = str(path.parent)
 
     def look(self, source: os.stat_result) -> Found:
@@ -77,26 +69,18 @@ class _Local:
             raise LiveBackupError(f"dest {str(path)!r} is not an absolute path.", code="option_invalid")
         if not path.parent.is_dir():
             raise _no_directory(self.directory)
-        try:
-            status = path.lstat()
-        except FileNotFoundError:
-            status = None
-        if status is not None and not stat.S_ISREG(status.st_mode):
+        there = look_at(path)
+        if not there.is_file:
             raise _no_file(str(path))
-        if status is not None and os.path.samestat(source, status):
+        if there.identity is not None and there.identity[:2] == identity(source)[:2]:
             raise LiveBackupError(f"src and dest are the same file, {path}.", code="option_invalid")
-        return Found(
-            free_bytes(path.parent),
-            None if status is None else identity(status),
-            None if status is None else stat.S_IMODE(status.st_mode),
-            self._record.read_text(encoding="utf-8", errors="replace") if self._record.exists() else None,
-        )
+        return Found(free_bytes(path.parent), there.identity, there.mode, there.record)
 
     def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
         return copy_image(copying, self._path, pace, clock, source_free)
 
     def note(self, record: dict[str, Any]) -> None:
-        write_durably(self._record, json.dumps({**record, "dest": identity(self._path.stat())}).encode())
+        note_copy(self._path, record)
 
 
 class _Remote(AbstractContextManager["_Remote"]):

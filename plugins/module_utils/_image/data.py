@@ -19,6 +19,7 @@ from typing import Protocol
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import write_out
+from .._base.streams import write_at
 from .digest import CHUNK, digest_while, is_zero
 
 # Linux's number of the ioctl that shares one file's blocks with another (linux/fs.h).
@@ -91,8 +92,7 @@ class LocalFile:
     def write(self, offset: int, data: memoryview) -> None:
         with self._turn:
             done = self._copied(offset, len(data))
-            while done < len(data):
-                done += os.pwrite(self._descriptor, data[done:], offset + done)
+            write_at(self._descriptor, data[done:], offset + done)
         write_out(self._descriptor, offset, len(data))
 
     def _copied(self, offset: int, length: int) -> int:

@@ -22,6 +22,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 
+from .._base.streams import read_at
 from .._base.threads import DaemonThreads
 
 
@@ -42,6 +43,9 @@ BATCH = 64 * CHUNK
 
 
 ZEROES = bytes(CHUNK)
+
+
+_DIGEST_OF_ZEROES = hashlib.sha256(ZEROES).digest()
 
 
 # Batches whose digests may wait for those before them, holes included; and those whose data may be on its way from the disk.
@@ -76,81 +80,91 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
 
     A piece is overwritten once `use` has returned.
     """
-    size = image_size(descriptor)
-    zeroes = hashlib.sha256(ZEROES).digest()
-    # A batch for each thread: fresh memory for each batch would cost a tenth of the time.
-    own = threading.local()
     # The kernel may give up these pages before those of others. To drop what is read would cost a quarter of the time, and take
     # from a guest what it has in the page cache of the same image.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NOREUSE)
     # What is to be read is told piece by piece instead: what the kernel guesses reaches into holes, which it fills with zeroes.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-    reading = threading.Semaphore(_READING)
-    given_up = threading.Event()
+    return _Hashing(descriptor, use).run()
 
-    def of_zeroes(length: int) -> bytes:
-        rest = length % CHUNK
-        return zeroes * (length // CHUNK) + (hashlib.sha256(ZEROES[:rest]).digest() if rest else b"")
 
-    def read(batch: Future[bytes]) -> None:
+class _Hashing:
+    """One image while it is read and hashed: batches of chunks by several threads, their digests joined in order by one."""
+
+    def __init__(self, descriptor: int, use: Callable[[int, memoryview], None]) -> None:
+        self._descriptor = descriptor
+        self._use = use
+        self._size = image_size(descriptor)
+        # A batch for each thread: fresh memory for each batch would cost a tenth of the time.
+        self._own = threading.local()
+        self._reading = threading.Semaphore(_READING)
+        self._given_up = threading.Event()
+        self._whole = hashlib.sha256()
+        # Bounded, so that memory does not grow with the image.
+        self._pending: deque[Future[bytes] | bytes] = deque()
+
+    def run(self) -> str:
+        # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
+        pool = DaemonThreads(min(_READING, 2 * (os.cpu_count() or 1)))
+        try:
+            for offset, extents in _batches(self._descriptor, self._size):
+                self._pending.append(self._begun(pool, offset, extents) if extents else _of_zeroes(min(BATCH, self._size - offset)))
+                while len(self._pending) > _WAITING or self._pending and self._given_up.is_set():
+                    self._take()
+            while self._pending:
+                self._take()
+        finally:
+            # No thread may use the descriptors any more when the caller closes them.
+            self._given_up.set()
+            pool.join()
+        return "sha256-64k:" + self._whole.hexdigest()
+
+    def _begun(self, pool: DaemonThreads, offset: int, extents: list[tuple[int, int]]) -> Future[bytes]:
+        self._reading.acquire()
+        for start, end in extents:
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+        batch = pool.submit(partial(self._digests, offset, extents))
+        batch.add_done_callback(self._read)
+        return batch
+
+    def _read(self, batch: Future[bytes]) -> None:
         if batch.exception():
-            given_up.set()
-        reading.release()
+            self._given_up.set()
+        self._reading.release()
 
-    def digests(offset: int, extents: list[tuple[int, int]]) -> bytes:
-        """The joined digests of a batch's chunks."""
-        if given_up.is_set():
+    def _take(self) -> None:
+        first = self._pending.popleft()
+        self._whole.update(first if isinstance(first, bytes) else first.result())
+
+    def _digests(self, offset: int, extents: list[tuple[int, int]]) -> bytes:
+        """The joined digests of a batch's chunks; one of a thread's own batches is filled with their data."""
+        if self._given_up.is_set():
             return b""
-        if not hasattr(own, "batch"):
-            own.batch = memoryview(bytearray(BATCH))
+        if not hasattr(self._own, "batch"):
+            self._own.batch = memoryview(bytearray(BATCH))
+        batch = self._own.batch
         inside = [(start - offset, stop - offset) for start, stop in extents]
         for start, stop in inside:
             # What the data leaves of its first and of its last chunk.
-            own.batch[start - start % CHUNK : start] = ZEROES[: start % CHUNK]
-            own.batch[stop : stop + -stop % CHUNK] = ZEROES[: -stop % CHUNK]
+            batch[start - start % CHUNK : start] = ZEROES[: start % CHUNK]
+            batch[stop : stop + -stop % CHUNK] = ZEROES[: -stop % CHUNK]
         for start, stop in inside:
-            piece = own.batch[start:stop]
             # It shares no file position, and it, the hash and the use let other threads run.
-            _read_into(descriptor, piece, offset + start)
-            use(offset + start, piece)
+            read_at(self._descriptor, batch[start:stop], offset + start)
+            self._use(offset + start, batch[start:stop])
         with_data = {chunk for start, stop in inside for chunk in range(start - start % CHUNK, stop, CHUNK)}
         found = []
-        for start in range(0, min(BATCH, size - offset), CHUNK):
-            chunk = own.batch[start : min(start + CHUNK, size - offset)]
+        for start in range(0, min(BATCH, self._size - offset), CHUNK):
+            chunk = batch[start : min(start + CHUNK, self._size - offset)]
             hole = start not in with_data or is_zero(chunk)
-            found.append(of_zeroes(len(chunk)) if hole else hashlib.sha256(chunk).digest())
+            found.append(_of_zeroes(len(chunk)) if hole else hashlib.sha256(chunk).digest())
         return b"".join(found)
 
-    whole = hashlib.sha256()
-    # Bounded, so that memory does not grow with the image.
-    pending: deque[Future[bytes] | bytes] = deque()
-    # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
-    pool = DaemonThreads(min(_READING, 2 * (os.cpu_count() or 1)))
 
-    def take() -> None:
-        first = pending.popleft()
-        whole.update(first if isinstance(first, bytes) else first.result())
-
-    try:
-        for offset, extents in _batches(descriptor, size):
-            if extents:
-                reading.acquire()
-                for start, end in extents:
-                    os.posix_fadvise(descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
-                batch = pool.submit(partial(digests, offset, extents))
-                batch.add_done_callback(read)
-                pending.append(batch)
-            else:
-                pending.append(of_zeroes(min(BATCH, size - offset)))
-            while len(pending) > _WAITING or pending and given_up.is_set():
-                take()
-        while pending:
-            take()
-    finally:
-        # No thread may use the descriptors any more when the caller closes them.
-        given_up.set()
-        pool.join()
-    return "sha256-64k:" + whole.hexdigest()
+def _of_zeroes(length: int) -> bytes:
+    """The joined digests of chunks that are all zeroes."""
+    rest = length % CHUNK
+    return _DIGEST_OF_ZEROES * (length // CHUNK) + (hashlib.sha256(ZEROES[:rest]).digest() if rest else b"")
 
 
 def is_zero(data: memoryview) -> bool:
@@ -197,12 +211,3 @@ def _batches(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, 
     while offset < size:
         yield offset, inside
         offset, inside = offset + BATCH, []
-
-
-def _read_into(descriptor: int, data: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(data):
-        got = os.preadv(descriptor, [data[done:]], offset + done)
-        if not got:
-            raise OSError(errno.EIO, "the image ended while it was read")
-        done += got

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
+from .._base.streams import fill
+
 Read = Callable[[int, int], bytes]
 
 
@@ -128,10 +130,5 @@ def _answer(connection: socket.socket, size: int, read: Read) -> bool:
 
 def _receive(connection: socket.socket, length: int) -> bytearray:
     data = bytearray(length)
-    done = 0
-    while done < length:
-        got = connection.recv_into(memoryview(data)[done:])
-        if not got:
-            raise EOFError
-        done += got
+    fill(memoryview(data), connection.recv_into)
     return data

@@ -13,8 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-MIB = 1024 * 1024
-
+from .._base.filesystem import MIB
 
 # Both ends of a disk and of each partition: there are partition tables, superblocks, LVM's and RAID's notes.
 _EDGE = MIB

@@ -15,11 +15,12 @@ from typing import Any
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import allocated, bytes_needed, check_room
-from .._copy.destination import Found, Place, identity
+from .._copy.destination import Found, Place
 from .._image.copy import Copying
 from .._image.data import Pace
 from .._image.qcow2 import HEADER_BYTES, read_header
 from .._image.qemu_img import image_info
+from .._image.record import identity
 
 
 def copying_of(params: dict[str, Any], source: Path) -> Copying:

@@ -6,14 +6,14 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
+from .._base.locks import ALONE, TOGETHER, locked
 from .catalogue import find_set
 from .layout import OWNER
 from .read import owner_of
@@ -26,7 +26,7 @@ def reading(directory: Path) -> Iterator[None]:
         # Sets that were brought here without it can be read, and are never removed.
         yield
         return
-    with locked(directory, fcntl.LOCK_SH):
+    with _locked(directory, TOGETHER):
         yield
 
 
@@ -55,7 +55,7 @@ def removing(directory: Path) -> Iterator[None]:
     """Fail while somebody reads one of a domain's sets or removes some."""
     require_owner(directory)
     try:
-        with locked(directory, fcntl.LOCK_EX | fcntl.LOCK_NB):
+        with _locked(directory, ALONE):
             yield
     except BlockingIOError:
         raise LiveBackupError(
@@ -63,13 +63,7 @@ def removing(directory: Path) -> Iterator[None]:
         ) from None
 
 
-@contextmanager
-def locked(directory: Path, how: int) -> Iterator[None]:
+def _locked(directory: Path, how: int) -> AbstractContextManager[int]:
     # NFS wants a file that is open for writing where it is to be locked exclusively.
-    flags = os.O_RDWR if how & fcntl.LOCK_EX else os.O_RDONLY
-    descriptor = os.open(directory / OWNER, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
-    try:
-        fcntl.flock(descriptor, how)
-        yield
-    finally:
-        os.close(descriptor)
+    flags = os.O_RDWR if how == ALONE else os.O_RDONLY
+    return locked(directory / OWNER, flags | os.O_NONBLOCK, how)

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
 import shutil
 from contextlib import suppress
@@ -15,7 +14,8 @@ from typing import Any
 
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path
-from .._base.filesystem import free_bytes, inode_problem, require_safe
+from .._base.filesystem import free_bytes, inode_problem, mib, require_safe
+from .._base.locks import ALONE, IN_TURN, locked, open_locked
 from .layout import SENDER, SetPaths, check_backup_id, claim_domain_directory, domain_directory
 from .read import read_manifest
 
@@ -46,12 +46,9 @@ def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, nee
         raise LiveBackupError(f"{paths.final} exists already.", code="backup_id_taken")
     free = room_for(target, name, uuid, check_mode=False)["free"]
     if free < needed:
-        raise LiveBackupError(
-            f"Target {target} is too small: the set needs {needed >> 20} MiB, and {free >> 20} MiB are free.", code="no_free_space"
-        )
+        raise LiveBackupError(f"Target {target} is too small: the set needs {mib(needed)}, and {mib(free)} are free.", code="no_free_space")
     paths.partial.mkdir(mode=0o700)
-    descriptor = os.open(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o600)
-    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    descriptor = open_locked(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, IN_TURN)
     os.write(descriptor, token.encode())
     _unfinished.append(paths.partial)
     return {"path": str(paths.partial)}
@@ -71,8 +68,7 @@ def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) ->
     partial = SetPaths(domain_directory(Path(target), name, uuid), backup_id).partial
     gone = LiveBackupError(f"{partial} is gone or was made by another run: back the domain up again.", code="partial_gone")
     try:
-        descriptor = os.open(partial / SENDER, os.O_RDWR | os.O_NOFOLLOW)
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        descriptor = open_locked(partial / SENDER, os.O_RDWR, ALONE)
     except (FileNotFoundError, BlockingIOError):
         raise gone from None
     if os.read(descriptor, len(token) + 1) != token.encode():
@@ -112,10 +108,5 @@ def _remove_dead(left: Path) -> None:
     # Empty, if its writer died before it could say that it lives; one that is not empty stays.
     with suppress(OSError):
         left.rmdir()
-    with suppress(FileNotFoundError, BlockingIOError):
-        descriptor = os.open(left / SENDER, os.O_RDWR | os.O_NOFOLLOW)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            shutil.rmtree(left)
-        finally:
-            os.close(descriptor)
+    with suppress(FileNotFoundError, BlockingIOError), locked(left / SENDER, os.O_RDWR, ALONE):
+        shutil.rmtree(left)

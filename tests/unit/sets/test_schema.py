@@ -16,6 +16,7 @@ from jsonschema import Draft202012Validator, ValidationError, validators
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.schema import violations
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import SCHEMA as ENFORCED
+from tests.tools.manifest_schema import described
 
 from ..support.sets import manifest_of
 
@@ -26,7 +27,8 @@ def pattern(_validator: Any, wanted: str, instance: Any, _schema: Any) -> Iterat
         yield ValidationError(f"{instance!r} does not match {wanted}")
 
 
-SCHEMA = json.loads((Path(__file__).parents[3] / "docs/manifest.schema.json").read_text(encoding="utf-8"))
+PUBLISHED = (Path(__file__).parents[3] / "docs/manifest.schema.json").read_text(encoding="utf-8")
+SCHEMA = json.loads(PUBLISHED)
 REFERENCE = validators.extend(Draft202012Validator, {"pattern": pattern})(SCHEMA)
 DISK = manifest_of()["disks"][0]
 # A whole number with a decimal point is an integer for JSON Schema only, so it has a test of its own.
@@ -52,6 +54,10 @@ ODD += [
 VALUES = st.sampled_from(ODD) | st.recursive(
     st.sampled_from(ODD), lambda inner: st.lists(inner, max_size=2) | st.dictionaries(st.text(max_size=3), inner, max_size=2)
 )
+
+
+def test_what_is_published_is_what_is_enforced() -> None:
+    assert described() == PUBLISHED, "run `make schema`"
 
 
 def places(value: Any, where: tuple[Any, ...] = ()) -> Iterator[tuple[Any, ...]]:

@@ -232,8 +232,7 @@ class FarEnd:
     def _read(self, length: int) -> memoryview:
         data = memoryview(bytearray(length))
         with self._listening():
-            if not self._pipes.read_into(data):
-                raise EOFError
+            self._pipes.read_into(data)
         return data
 
     def write(self, offset: int, data: memoryview) -> None:

@@ -16,8 +16,6 @@ See docs/internals/server.md.
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import json
 import os
 import signal
@@ -28,12 +26,18 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from pathlib import Path
 from typing import Any
 
 from ..._base.errors import LiveBackupError, from_os_error
+from ..._base.files import sync_path, write_out
 from ..._base.filesystem import free_bytes
+from ..._base.locks import ALONE, hold, locked
+from ..._base.streams import fill, read_at
+from ..._image.data import LocalFile
 from ..._image.digest import BATCH, data_extents, open_digest
+from ..._image.record import NOTHING, Found, identity, look_at, note_copy
 from ..._sets.catalogue import find_set, list_sets
 from ..._sets.check import check_files, note_proof
 from ..._sets.locks import reading_set
@@ -88,29 +92,20 @@ def call(function: str, arguments: dict[str, Any]) -> Any:
 def look(path: str) -> Any:
     """What is at a path and beside it."""
     directory = os.path.dirname(path)
-    found: Any = {"directory": False, "writable": False, "free": 0, "dest": None, "is_file": True, "mode": None, "record": None}
     if not os.path.isdir(directory):
-        return found
-    found.update(directory=True, writable=os.access(directory, os.W_OK | os.X_OK), free=free_bytes(directory))
-    try:
-        status = os.lstat(path)
-        found.update(dest=identity(status), is_file=stat.S_ISREG(status.st_mode), mode=stat.S_IMODE(status.st_mode))
-        with open(record_of(path), encoding="utf-8", errors="replace") as file:
-            found["record"] = file.read()
-    except FileNotFoundError:
-        pass
-    return found
+        return {"directory": False, "writable": False, "free": 0, **_shown(NOTHING)}
+    writable = os.access(directory, os.W_OK | os.X_OK)
+    return {"directory": True, "writable": writable, "free": free_bytes(directory), **_shown(look_at(Path(path)))}
 
 
-def identity(status: os.stat_result) -> Any:
-    """What changes when a file is written or replaced."""
-    return [status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns]
+def _shown(found: Found) -> dict[str, Any]:
+    return {"dest": found.identity, "is_file": found.is_file, "mode": found.mode, "record": found.record}
 
 
-def record_of(path: str) -> str:
-    """Where it is noted from what an image was copied."""
-    directory, name = os.path.split(path)
-    return os.path.join(directory, "." + name + ".sparse_copy.json")
+def note(path: str, record: dict[str, Any]) -> Any:
+    """Write the record of a copy, beside it and durably."""
+    note_copy(Path(path), record)
+    return {}
 
 
 def receive(path: str, size: int, mode: int) -> Any:
@@ -123,13 +118,13 @@ def receive(path: str, size: int, mode: int) -> Any:
     try:
         signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
         # It says that this file's writer lives.
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        hold(descriptor)
         os.ftruncate(descriptor, size)
         write_frames(descriptor)
         expected = json.loads(read_line())["digest"]
         os.fsync(descriptor)
         # What is read now comes from the disk.
-        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+        write_out(descriptor, 0, 0)
         found = open_digest(descriptor)
         if found != expected:
             raise LiveBackupError(f"{path} was not written: what was written has digest {found}, not {expected}.", code="copy_damaged")
@@ -137,7 +132,7 @@ def receive(path: str, size: int, mode: int) -> Any:
         os.fsync(descriptor)
         os.rename(temporary, path)
         temporary = ""
-        sync_directory(directory)
+        sync_path(Path(directory))
         status = os.fstat(descriptor)
         return {"dest": identity(status), "allocated": status.st_blocks * 512}
     finally:
@@ -164,10 +159,9 @@ def _send(path: str, offset: int, length: int | None) -> Any:
         last = status.st_size if length is None else min(offset + length, status.st_size)
         for first, end in data_extents(descriptor, offset, last):
             for start in range(first, end, BATCH):
-                data = os.pread(descriptor, min(BATCH, end - start), start)
-                if len(data) < min(BATCH, end - start):
-                    raise OSError(errno.EIO, "the file ended while it was read")
-                os.posix_fadvise(descriptor, start, len(data), os.POSIX_FADV_DONTNEED)
+                data = memoryview(bytearray(min(BATCH, end - start)))
+                read_at(descriptor, data, start)
+                write_out(descriptor, start, len(data))
                 sys.stdout.buffer.write(FRAME.pack(start, len(data)))
                 sys.stdout.buffer.write(data)
         sys.stdout.buffer.write(FRAME.pack(0, 0))
@@ -188,44 +182,22 @@ def remove_left(path: str) -> None:
     for name in os.listdir(directory):
         if name.startswith(prefix_of(path)) and name.endswith(".tmp"):
             left = os.path.join(directory, name)
-            try:
-                descriptor = os.open(left, os.O_RDWR | os.O_NOFOLLOW)
-                try:
-                    fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    os.unlink(left)
-                finally:
-                    os.close(descriptor)
-            except OSError as error:
-                if error.errno not in (errno.EWOULDBLOCK, errno.ENOENT):
-                    raise
+            with suppress(BlockingIOError, FileNotFoundError), locked(left, os.O_RDWR, ALONE):
+                os.unlink(left)
 
 
 def write_frames(descriptor: int) -> None:
     """Write what comes until the empty frame."""
-    header, buffer = bytearray(FRAME.size), bytearray(BATCH)
+    file, header, buffer = LocalFile(descriptor), bytearray(FRAME.size), bytearray(BATCH)
+    source: Any = sys.stdin.buffer
     while True:
-        read_into(memoryview(header))
+        fill(memoryview(header), source.readinto)
         offset, length = FRAME.unpack(header)
         if not length:
             return
         data = memoryview(buffer)[:length]
-        read_into(data)
-        done = 0
-        while done < length:
-            done += os.pwrite(descriptor, data[done:], offset + done)
-        # Starts the writing, and leaves the page cache to others.
-        os.posix_fadvise(descriptor, offset, length, os.POSIX_FADV_DONTNEED)
-
-
-def read_into(buffer: memoryview) -> None:
-    """Fill a buffer from the input."""
-    source: Any = sys.stdin.buffer
-    done = 0
-    while done < len(buffer):
-        got = source.readinto(buffer[done:])
-        if not got:
-            raise EOFError
-        done += got
+        fill(data, source.readinto)
+        file.write(offset, data)
 
 
 def read_line() -> bytes:
@@ -234,33 +206,6 @@ def read_line() -> bytes:
     if not line.endswith(b"\n"):
         raise EOFError
     return line
-
-
-def note(path: str, record: Any) -> Any:
-    """Write the record of a copy, beside it and durably."""
-    directory = os.path.dirname(path)
-    data = json.dumps(dict(record, dest=identity(os.stat(path)))).encode()
-    descriptor, temporary = tempfile.mkstemp(".tmp", prefix_of(path), directory)
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(descriptor)
-        os.rename(temporary, record_of(path))
-    except OSError:
-        os.unlink(temporary)
-        raise
-    sync_directory(directory)
-    return {}
-
-
-def sync_directory(path: str) -> None:
-    """Have the directory's entries on the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def end(number: int, frame: Any) -> None:
