@@ -13,13 +13,14 @@ from typing import Any
 
 from .._base.clock import rfc3339
 from .._base.version import VERSION
+from .._image.copy import Copied
 from .._image.digest import image_digest
 from .._sets.schema import VERSION as VERSION_OF_SCHEMA
 from .claim import Claim
 from .plan import DiskPlan
 
 
-def image_entry(disk: DiskPlan, copied: dict[str, Any] | None) -> dict[str, Any]:
+def image_entry(disk: DiskPlan, copied: Copied | None) -> dict[str, Any]:
     """An image as the manifest lists it; reads it once, unless it is known what was copied."""
     path = Path(disk.path)
     return {

@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from .._image.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,11 @@ class Memory:
     """
 
     instance: str = ""
-    fingerprint: dict[str, Any] | None = None
+    fingerprint: Fingerprint | None = None
     commit_begun: bool = False
     offline: bool = False
     base_seen: float = 0.0
-    ended: dict[str, Any] | None = None
+    ended: Fingerprint | None = None
     pivot_asked: str = ""
     pivot_time: float = 0.0
-    merged: dict[str, Any] | None = None
+    merged: Fingerprint | None = None

@@ -13,6 +13,7 @@ from typing import Any
 from .._base.filesystem import allocated
 from .._base.records import known
 from .._hypervisor.disk_place import NotedPlace
+from .._image.fingerprint import Fingerprint
 from .._target.target import TargetAddress
 from .overlays import Overlay, PlannedSpace
 
@@ -72,7 +73,7 @@ class CapturePlan:
     live_xml: str = ""
     inactive_xml: str = ""
     instance: str = ""
-    prints: dict[str, dict[str, Any]] = field(default_factory=dict)
+    prints: dict[str, Fingerprint] = field(default_factory=dict)
     saved: bool = False
 
     @classmethod

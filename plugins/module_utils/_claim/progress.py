@@ -11,6 +11,8 @@ from typing import Any
 
 from .._base.records import known
 from .._hypervisor.jobs import Job
+from .._image.copy import Copied
+from .._image.fingerprint import Fingerprint
 
 
 @dataclass(frozen=True)
@@ -58,9 +60,9 @@ class Progress:
     partial: bool = False
     recovering: bool = False
     ended: bool = False
-    copies: dict[str, dict[str, Any]] = field(default_factory=dict)
+    copies: dict[str, Copied] = field(default_factory=dict)
     committed: dict[str, int] = field(default_factory=dict)
-    bases: dict[str, dict[str, Any]] = field(default_factory=dict)
+    bases: dict[str, Fingerprint] = field(default_factory=dict)
     memory: dict[str, dict[str, Any]] = field(default_factory=dict)
 
     @classmethod

@@ -23,6 +23,7 @@ from .._base.errors import LiveBackupError
 from .._base.files import sync_path, temporary_of, write_durably
 from .._base.filesystem import mount_of
 from .._base.schema import Schema, violations
+from .._image.fingerprint import Fingerprint
 from .._sets.layout import file_name
 from . import places
 
@@ -64,7 +65,7 @@ class Device:
     source_format: str
     format: str
     size: int
-    written: dict[str, Any] = field(default_factory=dict)
+    written: Fingerprint = field(default_factory=Fingerprint)
 
 
 @dataclass

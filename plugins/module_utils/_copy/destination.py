@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import free_bytes
-from .._image.copy import Copying, copy_image
+from .._image.copy import Copied, Copying, copy_image
 from .._image.data import Pace
 from .._image.record import identity, look_at, note_copy
 from .._target.ssh.address import SCHEME, parse
@@ -41,7 +41,7 @@ class Place(Protocol):
     def look(self, source: os.stat_result) -> Found:
         """What there is; an error where the file cannot be written."""
 
-    def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
+    def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> Copied:
         """Copy an image there, and say how that went."""
 
     def note(self, record: dict[str, Any]) -> None:
@@ -76,7 +76,7 @@ class _Local:
             raise LiveBackupError(f"src and dest are the same file, {path}.", code="option_invalid")
         return Found(free_bytes(path.parent), there.identity, there.mode, there.record)
 
-    def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
+    def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> Copied:
         return copy_image(copying, self._path, pace, clock, source_free)
 
     def note(self, record: dict[str, Any]) -> None:
@@ -106,7 +106,7 @@ class _Remote(AbstractContextManager["_Remote"]):
             raise LiveBackupError(f"{self._dest} cannot be written: the user may not write to its directory.", code="permission")
         return Found(found["free"], found["dest"], found["mode"], found["record"])
 
-    def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
+    def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> Copied:
         source = os.open(copying.source, os.O_RDONLY)
         try:
             return self._far_end.copy(source, copying.mode, pace, clock, source_free)

@@ -32,7 +32,7 @@ from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import FAILURES, explain
 from .._hypervisor.domains import active, lookup
 from .._hypervisor.events import across_restarts
-from .._image.copy import Copying, copy_image
+from .._image.copy import Copied, Copying, copy_image
 from .._image.data import Pace
 from .._image.fingerprint import stood_still
 from .._image.lock import images_locked
@@ -88,7 +88,7 @@ class Copies:
         self._room = SpaceWatch(list(self._overlays.values()), clock)
         # What the copies' threads tell, each of a target: its base is read, its copy has ended. Only this thread talks to libvirt.
         self._news: queue.SimpleQueue[tuple[list[str], str]] = queue.SimpleQueue()
-        self._pending: dict[str, Future[dict[str, Any]]] = {}
+        self._pending: dict[str, Future[Copied]] = {}
         self._over = threading.Event()
         self._far_ends: dict[str, FarEnd] = {}
         # One after the other: sshd refuses some of ten that come at once (MaxStartups).
@@ -161,13 +161,13 @@ class Copies:
             save_claim(self._claim)
             yield
 
-    def _copy(self, disk: DiskPlan) -> dict[str, Any]:
+    def _copy(self, disk: DiskPlan) -> Copied:
         try:
             return self._copy_disk(disk)
         finally:
             self._news.put((self._ended, disk.target))
 
-    def _copy_disk(self, disk: DiskPlan) -> dict[str, Any]:
+    def _copy_disk(self, disk: DiskPlan) -> Copied:
         rate = self._options.bandwidth // len(self._todo)
         source = disk.source
         copying = Copying(
@@ -187,7 +187,7 @@ class Copies:
             return self._send(copying, disk, source_free)
         return copy_image(copying, Path(disk.path), self._pace, self._clock, source_free)
 
-    def _send(self, copying: Copying, disk: DiskPlan, source_free: Callable[[], None]) -> dict[str, Any]:
+    def _send(self, copying: Copying, disk: DiskPlan, source_free: Callable[[], None]) -> Copied:
         if not copying.by_bytes:
             raise LiveBackupError(
                 f"Disk {disk.target} would have to be converted, and the backup was begun with its format in keep_formats.",

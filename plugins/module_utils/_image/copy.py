@@ -10,14 +10,25 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from .._base.clock import Clock
 from .._base.files import sync_path, temporary_of
 from .data import LocalFile, Pace, clone, copy_data
 from .digest import data_bytes as data_bytes_of, image_digest, image_size
 from .qcow2 import is_self_contained
-from .qemu_img import convert
+from .qemu_img import How, convert
+
+
+class Copied(TypedDict):
+    """How a copy went: the bytes of the file, those that were data, those that it occupies, and how long it took."""
+
+    size: int
+    data_bytes: int
+    allocated: int
+    digest: str
+    seconds: float
+    method: str
 
 
 @dataclass(frozen=True)
@@ -44,7 +55,7 @@ class Copying:
         return self.format == self.source_format and self.compress == "none" and is_self_contained(self.source, self.source_format)
 
 
-def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> dict[str, Any]:
+def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> Copied:
     """Copy an image; under its name it is seen when it is whole and on the disk. `source_free` is called when the source is read."""
     began = clock.boottime()
     temporary = temporary_of(destination)
@@ -52,16 +63,8 @@ def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, so
         if copying.by_bytes:
             digest, data_bytes, method = _copy_bytes(copying, temporary, pace, source_free)
         else:
-            convert(
-                copying.source,
-                copying.source_format,
-                temporary,
-                copying.format,
-                compress=copying.compress,
-                rate=copying.rate,
-                pace=pace,
-                in_use=copying.in_use,
-            )
+            how = How(copying.compress, copying.rate, pace, in_use=copying.in_use)
+            convert(copying.source, copying.source_format, temporary, copying.format, how)
             source_free()
             sync_path(temporary)
             digest, data_bytes, method = image_digest(temporary, pace.check), data_bytes_of(temporary), "qemu-img convert"

@@ -15,7 +15,7 @@ import stat
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from .._base.clock import boot_id
 from .._base.files import sync_path
@@ -25,7 +25,29 @@ from .traces import traces
 SYS = Path("/sys/dev/block")
 
 
-def fingerprint(path: str | Path) -> dict[str, Any]:
+class Counted(TypedDict, total=False):
+    """The sectors written to and discarded from a device, none where they are not counted; and since when."""
+
+    instance: str
+    written: list[int]
+
+
+class Content(TypedDict, total=False):
+    """A device's bytes, and a digest of the places where its use shows, whether they are `complete`."""
+
+    size: int
+    traces: str
+    complete: bool
+
+
+class Fingerprint(Counted, Content, total=False):
+    """What changes when an image is written: of a file the first two and `size`, of a device what is counted and its content."""
+
+    inode: int
+    mtime_ns: int
+
+
+def fingerprint(path: str | Path) -> Fingerprint:
     """What changes when an image is written.
 
     A device has no time of its last write. The kernel counts the sectors that were written to it instead, from when it appeared
@@ -37,10 +59,17 @@ def fingerprint(path: str | Path) -> dict[str, Any]:
     if not stat.S_ISBLK(status.st_mode):
         return {"inode": status.st_ino, "size": status.st_size, "mtime_ns": status.st_mtime_ns}
     # Counted first: what is written between the two shows.
-    return {**_counted(status.st_rdev), **_content(path)}
+    counted, content = _counted(status.st_rdev), _content(path)
+    return {
+        "instance": counted["instance"],
+        "written": counted["written"],
+        "size": content["size"],
+        "traces": content["traces"],
+        "complete": content["complete"],
+    }
 
 
-def stood_still(path: str | Path, before: dict[str, Any]) -> bool | None:
+def stood_still(path: str | Path, before: Fingerprint) -> bool | None:
     """Whether nothing was written since `before`; None where nothing proves it, and nothing disproves it."""
     status = os.stat(path)
     if not stat.S_ISBLK(status.st_mode):
@@ -52,7 +81,7 @@ def stood_still(path: str | Path, before: dict[str, Any]) -> bool | None:
     return compare(before, _counted(status.st_rdev), partial(_content, path))
 
 
-def compare(before: dict[str, Any], counted: dict[str, Any], look: Callable[[], dict[str, Any]]) -> bool | None:
+def compare(before: Fingerprint, counted: Counted, look: Callable[[], Content]) -> bool | None:
     """Whether a device stood still, by its counters and its content."""
     # What has never counted a write may count none.
     counts = any(before["written"])
@@ -69,8 +98,7 @@ def compare(before: dict[str, Any], counted: dict[str, Any], look: Callable[[], 
     return True if same or unwritten else None
 
 
-def _counted(device: int) -> dict[str, Any]:
-    """The sectors written to and discarded from a device, none where they are not counted; and since when."""
+def _counted(device: int) -> Counted:
     entry = SYS / f"{os.major(device)}:{os.minor(device)}"
     if not (entry / "stat").exists():
         return {"instance": "", "written": []}
@@ -89,7 +117,7 @@ def _is_counting(entry: Path) -> bool:
     return (entry / "dm").exists() or not off
 
 
-def _content(path: str | Path) -> dict[str, Any]:
+def _content(path: str | Path) -> Content:
     digest = hashlib.sha256()
     descriptor = os.open(path, os.O_RDONLY)
     try:

@@ -12,6 +12,7 @@ import re
 import shutil
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import IO, Any, cast
@@ -157,42 +158,42 @@ def measure(path: str | Path, source_format: str, to_format: str) -> int:
     return int(json.loads(_run("measure", *_reads(path, source_format), "-O", to_format, "--output", "json", path))["required"])
 
 
-def convert(
-    source: Path,
-    source_format: str,
-    destination: Path,
-    to_format: str,
-    *,
-    compress: str = "none",
-    rate: int = 0,
-    pace: Pace | None = None,
-    into: bool = False,
-    forget: bool = False,
-    in_use: bool = False,
-) -> None:
-    """Write the whole disk as one image without backing file; `into` writes over a device, which must be there.
+@dataclass(frozen=True)
+class How:
+    """How an image is converted; `into` writes over a device, which must be there.
 
     With `forget` the disk writes from the beginning, not when memory is full or the image is synced, and the page cache does not keep
     the copy. That is of no use to somebody who reads it next. With `in_use` it takes no lock of the source: if a target that hangs keeps
     it from dying, nobody could write to the source until it answers.
     """
+
+    compress: str = "none"
+    rate: int = 0
+    pace: Pace | None = None
+    into: bool = False
+    forget: bool = False
+    in_use: bool = False
+
+
+def convert(source: Path, source_format: str, destination: Path, to_format: str, how: How = How()) -> None:
+    """Write the whole disk as one image without backing file."""
     known = _reads(source, source_format)
     # A raw device has nothing to be created on it; an image of another format must be.
-    options = ["-n"] * (into and to_format == "raw") + ["-U"] * in_use
-    if compress != "none":
-        options += ["-c", "-o", f"compression_type={compress}"]
-    if rate:
-        options += ["-r", str(rate)]
+    options = ["-n"] * (how.into and to_format == "raw") + ["-U"] * how.in_use
+    if how.compress != "none":
+        options += ["-c", "-o", f"compression_type={how.compress}"]
+    if how.rate:
+        options += ["-r", str(how.rate)]
     # Out of order writes fill the target faster, and are not possible for compressed clusters in old versions.
-    elif compress == "none":
+    elif how.compress == "none":
         options += ["-W"]
-    descriptor = os.open(destination, os.O_WRONLY | (0 if into else os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), 0o600)
+    descriptor = os.open(destination, os.O_WRONLY | (0 if how.into else os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW), 0o600)
     try:
-        if not into:
+        if not how.into:
             # If qemu-img made it, as it may have in a run that died, everybody could read it.
             os.fchmod(descriptor, 0o600)
-        at_work = partial(write_out, descriptor, 0, 0) if forget else None
-        _run("convert", *known, "-O", to_format, *options, source, destination, pace=pace, at_work=at_work)
+        at_work = partial(write_out, descriptor, 0, 0) if how.forget else None
+        _run("convert", *known, "-O", to_format, *options, source, destination, pace=how.pace, at_work=at_work)
     finally:
         os.close(descriptor)
 

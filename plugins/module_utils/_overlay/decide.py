@@ -21,6 +21,7 @@ from .._base.errors import LiveBackupError
 from .._claim.overlays import Memory, Overlay
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.numbers import VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT
+from .._image.fingerprint import Fingerprint
 
 # The longest that a pivot may take.
 PIVOT_SECONDS = 15.0
@@ -73,7 +74,7 @@ class Seen:
     daemon: str = ""
     base_still: bool | None = True
     base_vouched: bool = False
-    overlay_print: dict[str, Any] | None = None
+    overlay_print: Fingerprint | None = None
     overlay_written: float = 0.0
     overlay_exists: bool = True
     place_is_there: bool = True

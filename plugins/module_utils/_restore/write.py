@@ -17,7 +17,7 @@ from .._image.copy import Copying, copy_image
 from .._image.data import Pace
 from .._image.digest import file_digest, image_digest
 from .._image.qcow2 import is_self_contained
-from .._image.qemu_img import convert, remove_bitmaps
+from .._image.qemu_img import How, convert, remove_bitmaps
 from .plan import Image
 
 
@@ -38,7 +38,7 @@ def write_image(set_path: Path, image: Image, move: Move | None, clock: Clock) -
         with ThreadPoolExecutor(1) as pool:
             # What one of them has read, the other finds in the page cache.
             read = pool.submit(image_digest, source)
-            convert(source, image.source_format, Path(move.temporary), image.format, forget=True)
+            convert(source, image.source_format, Path(move.temporary), image.format, How(forget=True))
             digest = read.result()
     if digest != image.digest:
         raise LiveBackupError(

@@ -13,7 +13,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import Interrupted, LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._image import qemu_img as _qemu_img
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import convert
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import How, convert
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def test_a_link_is_not_followed(image: Path, tmp_path: Path) -> None:
 def test_a_device_that_is_gone_is_not_made_as_a_file(image: Path, tmp_path: Path) -> None:
     """As after a restart of the host before its volumes are there: what is written below /dev would be lost."""
     with pytest.raises(FileNotFoundError):
-        convert(image, "raw", tmp_path / "volume", "raw", into=True)
+        convert(image, "raw", tmp_path / "volume", "raw", How(into=True))
     assert not (tmp_path / "volume").exists()
 
 
@@ -86,7 +86,7 @@ def test_the_disk_writes_while_qemu_img_does(image: Path, tmp_path: Path, monkey
         given.touch()
 
     monkeypatch.setattr(_qemu_img, "write_out", write_out)
-    convert(image, "raw", copy, "raw", forget=True)
+    convert(image, "raw", copy, "raw", How(forget=True))
     assert given.exists()
 
 
@@ -142,6 +142,6 @@ def test_a_source_that_a_qemu_writes_to(image: Path, tmp_path: Path) -> None:
         assert "MiB" in writer.stdout.readline()
         with pytest.raises(LiveBackupError, match="lock"):
             convert(image, "raw", tmp_path / "refused.qcow2", "qcow2")
-        convert(image, "raw", tmp_path / "copy.qcow2", "qcow2", in_use=True)
+        convert(image, "raw", tmp_path / "copy.qcow2", "qcow2", How(in_use=True))
         writer.stdin.close()
     subprocess.run(["qemu-img", "compare", "-q", image, tmp_path / "copy.qcow2"], check=True)

@@ -27,6 +27,7 @@ from ..._base.clock import Clock
 from ..._base.errors import Advice, LiveBackupError, advised
 from ..._base.pipes import Endless, Pipes, Silence
 from ..._base.text import foreign
+from ..._image.copy import Copied
 from ..._image.data import LocalFile, Pace, copy_data
 from ..._image.digest import image_size
 from .address import Address
@@ -152,9 +153,7 @@ class FarEnd:
         """Write the record of a copy beside it."""
         self._ask("note", path=self._address.path, record=record)
 
-    def copy(
-        self, source: int, mode: int, pace: Pace, clock: Clock, source_free: Callable[[], None], path: str | None = None
-    ) -> dict[str, Any]:
+    def copy(self, source: int, mode: int, pace: Pace, clock: Clock, source_free: Callable[[], None], path: str | None = None) -> Copied:
         """Copy an open image to the address or another path there; it has its name when it is whole, on the disk and proved."""
         began = clock.boottime()
         size = image_size(source)
