@@ -78,7 +78,6 @@ CALLS: dict[str, dict[str, dict[str, str]]] = {
             "noting a pivot": "_overlay.way_back.Way._remember_pivot",
             "the end of the copy": END_OF_STEP,
         },
-        COMMIT: {"noting the step": "_claim.step.save_claim", "the end of the commit": END_OF_STEP},
         PUBLISH: {
             "the end of the copies": "_recovery.repairs.save_claim",
             "the release of the directory": "_recovery.repairs.release_domain_directory",

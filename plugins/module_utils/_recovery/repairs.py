@@ -32,7 +32,7 @@ from .._hypervisor.events import SILENCE_SECONDS, across_restarts
 from .._hypervisor.numbers import VIR_ERR_ARGUMENT_UNSUPPORTED
 from .._hypervisor.processes import qemu_instance
 from .._hypervisor.reach import probe_target
-from .._sets.layout import TOKEN, SetPaths, is_partial_of, release_domain_directory, unmarked_partial
+from .._sets.layout import TOKEN, SetPaths, is_partial_of, release_domain_directory, remove_partial, unmarked_partial
 
 ABORT_SECONDS = 60.0
 
@@ -69,9 +69,11 @@ def find_repairs(left: Left, *, died: bool, require_ended: Callable[[], None] = 
     if claim.progress.partial:
         _require_target(claim, paths)
     unmarked = unmarked_partial(paths, claim.token)
-    for directory in [unmarked] * unmarked.exists() + [paths.partial] * is_partial_of(paths, claim.token):
-        evidence = f"{directory} bears the claim's token"
-        yield Repair("unfinished backup set", evidence, "remove it", partial(shutil.rmtree, directory))
+    if unmarked.exists():
+        yield Repair("unfinished backup set", f"{unmarked} bears the claim's token", "remove it", partial(shutil.rmtree, unmarked))
+    if is_partial_of(paths, claim.token):
+        evidence = f"{paths.partial} bears the claim's token"
+        yield Repair("unfinished backup set", evidence, "remove it", partial(remove_partial, paths, claim.token))
     if unanswered and freeze is not None:
         yield from _late_thaw_repairs(left, freeze)
     yield Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))
