@@ -9,42 +9,45 @@ from __future__ import annotations
 import json
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .._base.clock import rfc3339
 from .._base.version import VERSION
 from .._image.copy import Copied
 from .._image.digest import image_digest
-from .._sets.schema import VERSION as VERSION_OF_SCHEMA
+from .._sets.schema import VERSION as VERSION_OF_SCHEMA, FileEntry, ImageEntry, Manifest, Source
 from .claim import Claim
 from .plan import DiskPlan
 
 
-def image_entry(disk: DiskPlan, copied: Copied | None) -> dict[str, Any]:
+def image_entry(disk: DiskPlan, copied: Copied | None) -> ImageEntry:
     """An image as the manifest lists it; reads it once, unless it is known what was copied."""
     path = Path(disk.path)
+    size, allocated, digest = (copied["size"], copied["allocated"], copied["digest"]) if copied else _measured(path)
     return {
         "target": disk.target,
         "file": path.name,
         "format": disk.format,
         "capacity": disk.capacity,
-        **({key: copied[key] for key in ("size", "allocated", "digest")} if copied else _measured(path)),
-        "source": disk.source.to_json(),
+        "size": size,
+        "allocated": allocated,
+        "digest": digest,
+        "source": cast(Source, disk.source.to_json()),
         "backing": None,
     }
 
 
-def _measured(path: Path) -> dict[str, Any]:
+def _measured(path: Path) -> tuple[int, int, str]:
     status = path.stat()
-    return {"size": status.st_size, "allocated": status.st_blocks * 512, "digest": image_digest(path)}
+    return status.st_size, status.st_blocks * 512, image_digest(path)
 
 
 def build_manifest(
-    claim: Claim, disks: list[dict[str, Any]], files: list[dict[str, Any]], finished: float, group: dict[str, Any] | None = None
-) -> dict[str, Any]:
+    claim: Claim, disks: list[ImageEntry], files: list[FileEntry], finished: float, group: dict[str, Any] | None = None
+) -> Manifest:
     """The manifest of a full backup, which may have been captured together with others, the `group`."""
     captured = claim.require_captured()
-    return {
+    manifest: Manifest = {
         "schema": VERSION_OF_SCHEMA,
         "backup_id": claim.backup_id,
         "domain": {"name": claim.domain, "uuid": claim.uuid, "hypervisor": platform.node()},
@@ -59,7 +62,6 @@ def build_manifest(
             "hook_ms": captured.hook_ms,
             "why": captured.why,
         },
-        **({"group": group} if group else {}),
         "started": rfc3339(claim.started),
         "finished": rfc3339(finished),
         "job": claim.progress.job,
@@ -69,7 +71,10 @@ def build_manifest(
         "not_captured": claim.plan.not_captured,
         "files": files,
     }
+    if group:
+        manifest["group"] = group
+    return manifest
 
 
-def manifest_bytes(manifest: dict[str, Any]) -> bytes:
+def manifest_bytes(manifest: Manifest) -> bytes:
     return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -40,8 +40,8 @@ class NotedPlace:
     mount: str = ""
 
     @classmethod
-    def from_json(cls, source: dict[str, Any]) -> NotedPlace:
-        return cls(**known(cls, source))
+    def from_json(cls, source: Mapping[str, Any]) -> NotedPlace:
+        return cls(**known(cls, {**source}))
 
     def to_json(self) -> dict[str, Any]:
         """As the manifest has it: without what is not known."""

@@ -40,6 +40,7 @@ from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
 from .._recovery.repairs import undoing
 from .._sets.layout import SetPaths, check_backup_id, domain_directory, published_manifest
+from .._sets.schema import Manifest
 from .._target.target import Target, open_target
 
 
@@ -227,7 +228,7 @@ def _begun(claim: Claim) -> dict[str, Any]:
     return {"planned": False, "published": False, **_reported(claim.plan), **asdict(claim.require_captured())}
 
 
-def _from_manifest(manifest: dict[str, Any], path: str) -> dict[str, Any]:
+def _from_manifest(manifest: Manifest, path: str) -> dict[str, Any]:
     return {
         "changed": False,
         "planned": False,

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.clock import Clock
+from .._base.filesystem import mib
 from .._base.text import one_line
 from .._capture.options import BeginOptions
 from .._hypervisor.connection import FAILURES, connect, explain, find_domain
@@ -215,5 +216,5 @@ def _plans(target: Target, info: dict[str, Any], params: dict[str, Any], *, writ
             "space",
             "error",
             params["target"],
-            f"Each domain alone fits, all together may not: they need up to {needed >> 20} MiB, and {min(free) >> 20} MiB are free.",
+            f"Each domain alone fits, all together may not: they need up to {mib(needed)}, and {mib(min(free))} are free.",
         )

@@ -39,6 +39,7 @@ from .._sets.layout import (
     release_domain_directory,
 )
 from .._sets.read import GUIDE, SUMS
+from .._sets.schema import FileEntry, Manifest
 from .._target.records import MadeSet, SetName
 from .._target.target import Target
 from .target import target_of
@@ -68,7 +69,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     return {"changed": True, **_published(path, manifest), **_diff(paths)}
 
 
-def _published(path: str, manifest: dict[str, Any]) -> dict[str, Any]:
+def _published(path: str, manifest: Manifest) -> dict[str, Any]:
     return {
         "path": path,
         "bytes": sum(disk["allocated"] for disk in manifest["disks"]),
@@ -108,7 +109,7 @@ def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
     return claim
 
 
-def _publish(params: dict[str, Any], target: Target, claim: Claim, paths: SetPaths, manifest: dict[str, Any], clock: Clock) -> str:
+def _publish(params: dict[str, Any], target: Target, claim: Claim, paths: SetPaths, manifest: Manifest, clock: Clock) -> str:
     """Publish the set. What was made here to be sent is removed, whether that succeeds or not."""
     sent = tuple(Path(disk.path).name for disk in claim.plan.sent)
     made = MadeSet(SetName(claim.domain, claim.uuid, claim.backup_id), claim.token, paths.partial, manifest, sent)
@@ -121,7 +122,7 @@ def _publish(params: dict[str, Any], target: Target, claim: Claim, paths: SetPat
     return path
 
 
-def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> dict[str, Any]:
+def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> Manifest:
     """Sync the images and write what tells about them."""
     with undoing(params["uri"], claim, clock, partial(explain, action="sync the images")):
         for disk in claim.plan.disks:
@@ -133,7 +134,7 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
         # Of a write that was interrupted.
         left.unlink()
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
-    files = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
+    files: list[FileEntry] = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
     manifest = build_manifest(claim, disks, files, clock.wall(), params["group"])
     write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan.nvram).encode())
     write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))

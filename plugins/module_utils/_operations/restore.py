@@ -35,6 +35,7 @@ from .._restore.finish import complete, complete_or_undo, is_restored, restore_l
 from .._restore.journal import moves_of, new_journal
 from .._restore.plan import Plan, RestoreOptions, plan_restore, require_replaceable
 from .._restore.write import write_image
+from .._sets.catalogue import GoodSet
 from .._sets.layout import check_backup_id
 from .._target.target import Target
 from .target import target_of
@@ -71,7 +72,7 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
     return {"changed": True, "planned": check_mode, "verified": not check_mode, **plan.reported()}
 
 
-def _options(params: dict[str, Any], found: dict[str, Any]) -> RestoreOptions:
+def _options(params: dict[str, Any], found: GoodSet) -> RestoreOptions:
     name = params["name"] or found["domain"]
     if not re.fullmatch(r"[^/\n]+", name):
         raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")

@@ -62,7 +62,7 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     outcome = "timed out" if boot.timed_out else "failed" if findings else "verified"
     if manifest is not None and not check_mode:
         target.note_proof(str(path), params["level"], outcome, findings, boot.rto_ms)
-    result = {
+    result: dict[str, Any] = {
         "verified": outcome == "verified",
         "outcome": outcome,
         "findings": findings,

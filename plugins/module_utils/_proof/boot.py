@@ -37,6 +37,7 @@ from .._hypervisor.numbers import (
 )
 from .._hypervisor.processes import qemu_pid
 from .._restore.definition import read_definition
+from .._sets.schema import Manifest
 from .boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
 from .console import Console, tail
 from .scratch import NICE, Scratch, memory_problem, spare_memory
@@ -73,7 +74,7 @@ class Boot:
     console: str
 
 
-def boot_set(uri: str, path: Path, manifest: dict[str, Any], terms: Terms, clock: Clock) -> Boot:
+def boot_set(uri: str, path: Path, manifest: Manifest, terms: Terms, clock: Clock) -> Boot:
     """Start the set, wait until its guest agent answers or the console shows the pattern, and end it."""
     began = clock.boottime()
     text = read_definition(path)

@@ -13,18 +13,17 @@ See docs/internals/proof.md.
 
 from __future__ import annotations
 
-from typing import Any
-
 from .._base.errors import LiveBackupError
 from .._base.memory import memory_available
 from .._image.qcow2 import read_header
 from .._image.qemu_img import check_image
+from .._sets.schema import ImageEntry
 from .._target.records import SetImage
 
 _SECTOR = 512
 
 
-def image_problems(image: SetImage, disk: dict[str, Any]) -> list[str]:
+def image_problems(image: SetImage, disk: ImageEntry) -> list[str]:
     """What is wrong with the image of one of the manifest's disks. One that needs another file is not opened any further."""
     size = image.size
     if disk["format"] == "qcow2":

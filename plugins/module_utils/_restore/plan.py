@@ -24,7 +24,9 @@ from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes
 from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
 from .._image.digest import data_bytes
 from .._image.qemu_img import backing_chain, measure
+from .._sets.catalogue import GoodSet
 from .._sets.layout import file_name
+from .._sets.schema import ImageEntry, Manifest
 from .definition import read_definition
 from .domain_xml import Guest, Place, Restored, needs, restored_xml, sources_of_others
 
@@ -96,7 +98,7 @@ class Plan:
         }
 
 
-def plan_restore(connection: libvirt.virConnect, found: dict[str, Any], options: RestoreOptions, stamp: dict[str, str]) -> Plan:
+def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: RestoreOptions, stamp: dict[str, str]) -> Plan:
     """The plan, or an error that names everything that is in the way."""
     name, backup, manifest = options.name, Path(found["path"]), found["manifest"]
     is_copy = name != found["domain"]
@@ -176,7 +178,7 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
         )
 
 
-def _disk_images(backup: Path, manifest: dict[str, Any], options: RestoreOptions, volumes: VolumePlace) -> Iterator[Image]:
+def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, volumes: VolumePlace) -> Iterator[Image]:
     for disk in manifest["disks"]:
         source = NotedPlace.from_json(disk["source"])
         kept = source.format if source.format in ("raw", "qcow2") else "qcow2"
@@ -190,7 +192,7 @@ def _disk_images(backup: Path, manifest: dict[str, Any], options: RestoreOptions
         yield Image(disk["target"], disk["file"], disk["format"], disk["digest"], place, image_format, disk["capacity"], needed)
 
 
-def _needed(file: Path, disk: dict[str, Any], image_format: str) -> int:
+def _needed(file: Path, disk: ImageEntry, image_format: str) -> int:
     """The bytes that will be written of a disk, whatever its virtual size: holes and zeroes take none."""
     if not file.exists():  # on another host yet
         return min(int(disk["capacity"]), int(disk["allocated"]))
@@ -204,7 +206,7 @@ def _needed(file: Path, disk: dict[str, Any], image_format: str) -> int:
     )
 
 
-def _nvram_image(manifest: dict[str, Any], text: str, guest: Guest) -> Iterator[Image]:
+def _nvram_image(manifest: Manifest, text: str, guest: Guest) -> Iterator[Image]:
     for file in manifest["files"]:
         if file["name"] == "nvram":
             old = parse_domain(text).nvram

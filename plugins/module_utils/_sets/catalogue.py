@@ -16,14 +16,15 @@ import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 from .._base.clock import is_ahead
 from .._base.errors import LiveBackupError
 from .._base.text import foreign, one_line
 from .layout import BACKUP_ID, MANIFEST, OWNER
-from .proofs import read_proof
-from .read import owner_of, read_manifest
+from .proofs import Proof, read_proof
+from .read import Owner, owner_of, read_manifest
+from .schema import Manifest
 
 REMOVING = ".removing"
 
@@ -34,13 +35,59 @@ _HIDDEN = re.compile(rf"\.(?P<id>{BACKUP_ID})\.(?P<kind>partial|removing)")
 _UNMARKED = re.compile(r"\.[0-9a-f-]{16,}\.new")
 
 
-def list_sets(target: str, domains: list[str] | None = None) -> dict[str, Any]:
+class _Found(TypedDict):
+    domain: str
+    backup_id: str
+    directory: str
+    path: str
+    status: str
+    good: bool
+    findings: list[str]
+    ahead: bool
+    bytes: int
+    proof: Proof | None
+
+
+class SetFacts(_Found):
+    """What is known of one set, whole or not; the module backup_set_info says what the fields hold."""
+
+    uuid: str | None
+    method: str | None
+    level: str | None
+    parent: str | None
+    consistency: str | None
+    instant: str | None
+    finished: str | None
+    manifest: Manifest | None
+
+
+class GoodSet(_Found):
+    """The same of a set that is whole."""
+
+    uuid: str
+    method: str
+    level: str
+    parent: str | None
+    consistency: str
+    instant: str
+    finished: str
+    manifest: Manifest
+
+
+class Listing(TypedDict):
+    """The sets below a target, and what is not a set and should be one."""
+
+    sets: list[SetFacts]
+    findings: list[str]
+
+
+def list_sets(target: str, domains: list[str] | None = None) -> Listing:
     """`sets[]` of the domains that match, by directory and instant, and `findings[]` about what is no set and should be none."""
     if not os.path.isdir(target):
         raise LiveBackupError(
             f"Target {target} {'is not a directory' if os.path.lexists(target) else 'does not exist'}.", code="target_missing"
         )
-    sets: list[dict[str, Any]] = []
+    sets: list[SetFacts] = []
     findings: list[str] = []
     for directory in sorted(Path(target).iterdir()):
         if directory.name.startswith(".") or directory.name == "lost+found":
@@ -60,13 +107,13 @@ def list_sets(target: str, domains: list[str] | None = None) -> dict[str, Any]:
     return {"sets": sets, "findings": [one_line(one) for one in findings]}
 
 
-def sets_in(directory: Path, findings: list[str]) -> list[dict[str, Any]]:
+def sets_in(directory: Path, findings: list[str]) -> list[SetFacts]:
     """The sets in one domain's directory, by instant."""
     owner = owner_of(directory)[0]
     return sorted(_sets_in(directory, owner, findings), key=lambda one: (one["instant"] or "", one["backup_id"]))
 
 
-def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> dict[str, Any]:
+def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> SetFacts:
     """One set of the domain of that name or UUID: that of `backup_id`, or the newest, good or whatever it is.
 
     One that seems to come from the future is found by its `backup_id` only: it may be the oldest.
@@ -91,11 +138,11 @@ def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = Tr
     return wanted[0]
 
 
-def _why_not(one: dict[str, Any]) -> str:
+def _why_not(one: SetFacts) -> str:
     """Why a set is not found without its name."""
     words = [one["status"]]
-    if one["status"] == "good" and not one["good"]:
-        proof = one["proof"]
+    proof = one["proof"]
+    if one["status"] == "good" and not one["good"] and proof:
         words = [f"its {proof['level']} proof of {foreign(proof['at'][:10])} failed: {foreign('; '.join(proof['findings']))}"]
     return ", ".join([*words, *["from the future"] * one["ahead"]])
 
@@ -112,7 +159,7 @@ def _literal(name: str) -> str:
     return re.sub(r"([*?[])", r"[\1]", name)
 
 
-def _sets_in(directory: Path, owner: dict[str, Any] | None, findings: list[str]) -> Iterator[dict[str, Any]]:
+def _sets_in(directory: Path, owner: Owner | None, findings: list[str]) -> Iterator[SetFacts]:
     # Without it, this may be a directory of somebody else's, of which only what is a set for certain is our concern.
     ours = os.path.lexists(directory / OWNER)
     for path in sorted(directory.iterdir()):
@@ -134,13 +181,11 @@ def _sets_in(directory: Path, owner: dict[str, Any] | None, findings: list[str])
                 yield _facts(path, path.name, owner, manifest, problems, "damaged" if problems else "good")
 
 
-def _facts(
-    path: Path, backup_id: str, owner: dict[str, Any] | None, manifest: dict[str, Any] | None, findings: list[str], status: str
-) -> dict[str, Any]:
+def _facts(path: Path, backup_id: str, owner: Owner | None, manifest: Manifest | None, findings: list[str], status: str) -> SetFacts:
     proof = read_proof(path) if manifest else None
-    about = manifest or {}
+    about: dict[str, Any] = {**manifest} if manifest else {}
     consistency = about.get("consistency", {})
-    domain = owner or about.get("domain", {})
+    domain: dict[str, Any] = {**owner} if owner else about.get("domain", {})
     return {
         "domain": domain.get("name", path.parent.name),
         "uuid": domain.get("uuid"),

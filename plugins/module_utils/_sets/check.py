@@ -18,12 +18,13 @@ from .._base.errors import LiveBackupError
 from .._base.files import read_small, write_durably
 from .._base.text import one_line
 from .._image.digest import file_digest, image_digest
+from .catalogue import SetFacts
 from .locks import reading_set
-from .proofs import PROOFS, manifest_digest, proof_file, read_proof
+from .proofs import PROOFS, Proof, manifest_digest, proof_file, read_proof
 from .read import GUIDE, SUMS, strangers
 
 
-def check_files(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
+def check_files(target: str, domain: str, backup_id: str | None) -> SetFacts:
     """The set's facts, with `findings[]` about every file, by name, whose size or digest is not the manifest's."""
     # Not the newest good one: one whose proof failed would be passed over the next time.
     with reading_set(target, domain, backup_id, good=False) as found:
@@ -73,7 +74,7 @@ def _sums(path: Path) -> list[str]:
     return findings
 
 
-def note_proof(target: str, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> dict[str, Any]:
+def note_proof(target: str, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> Proof | dict[str, Any]:
     """Record, beside the sets, how the last proof of a set went. One that timed out proves nothing, and takes no failure back."""
     if Path(target) not in Path(path).parents:
         raise LiveBackupError(f"{path} is not below {target}.", code="target_unsafe")
@@ -85,7 +86,7 @@ def note_proof(target: str, path: str, level: str, outcome: str, findings: list[
     last = read_proof(Path(path))
     if outcome == "timed out" and last is not None and last["outcome"] == "failed":
         return last
-    record = {
+    record: Proof = {
         "backup_id": os.path.basename(path),
         "manifest": digest,
         "level": level,

@@ -12,9 +12,9 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Iterator
-from typing import Any
 
 from .._base.text import foreign
+from .schema import ImageEntry, Manifest
 
 # No comments: zsh takes none that are pasted. No exclamation mark: it would call up the shell's history.
 _CHECK = """\
@@ -30,7 +30,7 @@ for name, wanted in zip(sys.argv[1::2], sys.argv[2::2]):
         sys.exit(name + " is not what was backed up. Nothing was written.")"""
 
 
-def restore_guide(manifest: dict[str, Any], nvram: str) -> str:
+def restore_guide(manifest: Manifest, nvram: str) -> str:
     """How to restore the set to where its disks were; `nvram` is the path of that file."""
     consistency = manifest["consistency"]
     lacks = [*manifest["not_captured"], *(f"disk {disk['target']}: {disk['reason']}" for disk in manifest["skipped"])]
@@ -63,7 +63,7 @@ is the SHA-256 of the joined SHA-256 digests of the file's 64 KiB chunks.
 """
 
 
-def _block(manifest: dict[str, Any], nvram: str) -> Iterator[str]:
+def _block(manifest: Manifest, nvram: str) -> Iterator[str]:
     """The lines to paste: a subshell, which is read whole before it begins, and whose end is not that of the person's shell."""
     uuid, name = _word(manifest["domain"]["uuid"]), foreign(manifest["domain"]["name"])
     disks = [(f"new_{number}", disk) for number, disk in enumerate(manifest["disks"], 1)]
@@ -108,7 +108,7 @@ def _block(manifest: dict[str, Any], nvram: str) -> Iterator[str]:
     yield ")"
 
 
-def _checked_place(new: str, disk: dict[str, Any]) -> Iterator[str]:
+def _checked_place(new: str, disk: ImageEntry) -> Iterator[str]:
     """Note where a disk goes, and stop where that is not the place that it was."""
     source, what = disk["source"], f"disk {foreign(disk['target'])}"
     path, is_block = source["path"], source.get("type") == "block"
@@ -128,14 +128,14 @@ def _checked_place(new: str, disk: dict[str, Any]) -> Iterator[str]:
         yield f'[ "$(readlink -f -- {_word(path)})" = "${new}" ] || stop {_word(told)}'
 
 
-def _digests(manifest: dict[str, Any]) -> Iterator[str]:
+def _digests(manifest: Manifest) -> Iterator[str]:
     for disk in manifest["disks"]:
         yield from (_word(disk["file"]), _word(disk["digest"]))
     for file in manifest["files"]:
         yield from (_word(file["name"]), _word(file["digest"]))
 
 
-def _formats(disk: dict[str, Any]) -> str:
+def _formats(disk: ImageEntry) -> str:
     return f"-f {_word(disk['format'])} -O {_word(disk['source']['format'])}"
 
 

@@ -16,11 +16,12 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import cast
 
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path, temporary_of, write_durably, write_exclusively
 from .._base.filesystem import require_safe
+from .schema import Manifest
 
 BACKUP_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 
@@ -206,7 +207,7 @@ def release_domain_directory(directory: Path, uuid: str) -> None:
         directory.rmdir()
 
 
-def published_manifest(paths: SetPaths) -> dict[str, Any] | None:
+def published_manifest(paths: SetPaths) -> Manifest | None:
     """The manifest of a published set; None when it is not published."""
     try:
         manifest = json.loads((paths.final / MANIFEST).read_bytes())
@@ -222,4 +223,4 @@ def published_manifest(paths: SetPaths) -> dict[str, Any] | None:
         raise LiveBackupError(
             f"{paths.final / MANIFEST} is damaged; move the set away or choose another backup_id.", code="backup_id_taken"
         )
-    return manifest
+    return cast(Manifest, manifest)

@@ -10,11 +10,10 @@ import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 from .._base.errors import LiveBackupError
 from .._base.locks import ALONE, TOGETHER, locked
-from .catalogue import find_set
+from .catalogue import SetFacts, find_set
 from .layout import OWNER
 from .read import owner_of
 
@@ -31,7 +30,7 @@ def reading(directory: Path) -> Iterator[None]:
 
 
 @contextmanager
-def reading_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> Iterator[dict[str, Any]]:
+def reading_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> Iterator[SetFacts]:
     """What `find_set` finds, and keep it from being removed meanwhile."""
     while True:
         found = find_set(target, domain, backup_id, good=good)

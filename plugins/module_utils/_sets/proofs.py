@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from .._base.files import read_small
 from .._base.schema import MOST, violations
@@ -16,6 +16,19 @@ from .layout import MANIFEST
 from .read import read_json
 
 PROOFS = ".proofs"
+
+
+class Proof(TypedDict):
+    """How the last proof of a set went; `manifest` is the digest that ties it to the set."""
+
+    backup_id: str
+    manifest: str
+    level: str
+    verified: bool
+    outcome: str
+    at: str
+    rto_ms: int | None
+    findings: list[str]
 
 
 PROOF: dict[str, Any] = {
@@ -45,7 +58,7 @@ def manifest_digest(path: Path) -> str:
     return hashlib.sha256(read_small(path / MANIFEST)).hexdigest()
 
 
-def read_proof(path: Path) -> dict[str, Any] | None:
+def read_proof(path: Path) -> Proof | None:
     """The last proof of a set as it is now."""
     if proof_file(path).parent.is_symlink():
         return None
@@ -54,4 +67,4 @@ def read_proof(path: Path) -> dict[str, Any] | None:
         of_this = not list(violations(proof, PROOF, "proof")) and proof["manifest"] == manifest_digest(path)
     except ValueError:
         return None
-    return {"outcome": "verified" if proof["verified"] else "failed", **proof} if of_this else None
+    return cast(Proof, {"outcome": "verified" if proof["verified"] else "failed", **proof}) if of_this else None

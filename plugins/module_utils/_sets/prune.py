@@ -15,7 +15,7 @@ from typing import Any
 
 from .._base.errors import LiveBackupError, from_os_error
 from .._base.files import sync_path
-from .catalogue import REMOVING, list_sets, sets_in
+from .catalogue import REMOVING, SetFacts, list_sets, sets_in
 from .locks import removing, require_owner
 from .proofs import proof_file
 from .retention import Keep, Plan, plan_retention
@@ -51,7 +51,7 @@ def prune_sets(target: str, domains: list[str], keep: Keep, check_mode: bool) ->
     return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
 
 
-def _plan(sets: list[dict[str, Any]], keep: Keep) -> tuple[Plan, list[dict[str, Any]], list[dict[str, Any]]]:
+def _plan(sets: list[SetFacts], keep: Keep) -> tuple[Plan, list[SetFacts], list[SetFacts]]:
     """The plan, the sets that go by it, and those whose removal was interrupted; nothing goes where there is a problem."""
     reason = next((keep["held"][one["uuid"]] for one in sets if one["uuid"] in keep["held"]), "")
     if reason:
@@ -62,15 +62,16 @@ def _plan(sets: list[dict[str, Any]], keep: Keep) -> tuple[Plan, list[dict[str, 
     return plan, gone, [] if plan.problem else [one for one in sets if one["status"] == "removing"]
 
 
-def _is_set(one: dict[str, Any]) -> bool:
+def _is_set(one: SetFacts) -> bool:
     return one["status"] in ("good", "damaged")
 
 
-def _name(one: dict[str, Any]) -> dict[str, Any]:
-    return {key: one[key] for key in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
+def _name(one: SetFacts) -> dict[str, Any]:
+    facts: dict[str, Any] = {**one}
+    return {key: facts[key] for key in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
 
 
-def _remove(gone: list[dict[str, Any]], left: list[dict[str, Any]]) -> None:
+def _remove(gone: list[SetFacts], left: list[SetFacts]) -> None:
     """Each set loses its name first: what is seen is whole. The oldest go first."""
     # First of all, since a set may have the name of one whose removal was interrupted.
     for one in left:

@@ -11,18 +11,25 @@ import os
 import stat
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict, cast
 
 from .._base.clock import wall_time
 from .._base.files import read_small
 from .._base.schema import violations
 from .layout import MANIFEST, OWNER, SENDER, TOKEN
-from .schema import SCHEMA, VERSION
+from .schema import SCHEMA, VERSION, Manifest
 
 SUMS = "SHA256SUMS"
 
 
 GUIDE = "RESTORE.md"
+
+
+class Owner(TypedDict):
+    """Whose sets a directory holds."""
+
+    name: str
+    uuid: str
 
 
 def read_json(path: Path) -> Any:
@@ -34,17 +41,17 @@ def read_json(path: Path) -> Any:
         raise ValueError("is no JSON") from error
 
 
-def owner_of(directory: Path) -> tuple[dict[str, Any] | None, str]:
+def owner_of(directory: Path) -> tuple[Owner | None, str]:
     try:
         owner = read_json(directory / OWNER)
     except ValueError as error:
         return None, f"{directory / OWNER} {error}."
     if not isinstance(owner, dict) or not all(isinstance(owner.get(key), str) for key in ("name", "uuid")):
         return None, f"{directory / OWNER} does not name its domain."
-    return owner, ""
+    return cast(Owner, owner), ""
 
 
-def read_manifest(path: Path, backup_id: str) -> tuple[dict[str, Any] | None, list[str]]:
+def read_manifest(path: Path, backup_id: str) -> tuple[Manifest | None, list[str]]:
     """The manifest of a set, if it is one, and what is wrong with the set as far as a look at its files tells."""
     try:
         manifest = read_json(path / MANIFEST)
@@ -70,11 +77,11 @@ def read_manifest(path: Path, backup_id: str) -> tuple[dict[str, Any] | None, li
     return manifest, problems
 
 
-def _entries(manifest: dict[str, Any]) -> list[str]:
+def _entries(manifest: Manifest) -> list[str]:
     return [disk["file"] for disk in manifest["disks"]] + [file["name"] for file in manifest["files"]]
 
 
-def _sizes(manifest: dict[str, Any]) -> dict[str, int]:
+def _sizes(manifest: Manifest) -> dict[str, int]:
     sizes = {disk["file"]: disk["size"] for disk in manifest["disks"]}
     return {**sizes, **{file["name"]: file["size"] for file in manifest["files"]}}
 
@@ -89,7 +96,7 @@ def _look(path: Path, name: str, size: int) -> list[str]:
     return [f"{name}: it has {status.st_size} bytes, not {size}"] if status.st_size != size else []
 
 
-def strangers(path: Path, manifest: dict[str, Any]) -> list[str]:
+def strangers(path: Path, manifest: Manifest) -> list[str]:
     """Files in a set that its manifest does not know."""
     known = {*_entries(manifest), MANIFEST, GUIDE, SUMS, SENDER, TOKEN}
     return [f"{name}: the manifest does not know it" for name in sorted(set(os.listdir(path)) - known)]

@@ -15,9 +15,10 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, TypedDict
+from typing import TypedDict
 
 from .._base.clock import is_ahead
+from .catalogue import SetFacts
 
 PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
     "hourly": lambda at: (at.year, at.month, at.day, at.hour),
@@ -48,7 +49,7 @@ class Plan:
     problem: str = ""
 
 
-def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float, keep_ids: Collection[str] = ()) -> Plan:
+def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_ids: Collection[str] = ()) -> Plan:
     """The plan for the sets of one domain, as `_sets.list_sets` gives them; those of `keep_ids` stay whatever the rules say."""
     # By their status and not by their names: what is left of an interrupted removal may bear the name of a set.
     published = [one for one in sets if one["status"] in ("good", "damaged")]
@@ -57,7 +58,7 @@ def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float,
     for one in published:
         if one["status"] == "damaged":
             reasons[one["backup_id"]].append("it is damaged, which is for you to judge")
-        elif is_ahead(one["instant"], now):
+        elif is_ahead(str(one["instant"]), now):
             reasons[one["backup_id"]].append("it is from the future")
         elif not one["good"]:
             reasons[one["backup_id"]].append("its last proof failed")
@@ -78,7 +79,7 @@ def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float,
     for rule, period_of in PERIODS.items():
         seen: set[tuple[int, ...]] = set()
         for one in ranked:
-            period = period_of(datetime.strptime(one["instant"], "%Y-%m-%dT%H:%M:%S.%fZ"))
+            period = period_of(datetime.strptime(str(one["instant"]), "%Y-%m-%dT%H:%M:%S.%fZ"))
             if period not in seen and len(seen) < keep.get(rule, 0):
                 seen.add(period)
                 reasons[one["backup_id"]].append(rule)
@@ -88,7 +89,7 @@ def plan_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float,
     return Plan({name: why for name, why in reasons.items() if why}, [name for name, why in reasons.items() if not why])
 
 
-def _keep_parents(sets: list[dict[str, Any]], reasons: dict[str, list[str]]) -> None:
+def _keep_parents(sets: list[SetFacts], reasons: dict[str, list[str]]) -> None:
     """A set that a kept one builds on stays, and so on."""
     parents = {one["backup_id"]: one["parent"] for one in sets}
     waiting = [name for name, why in reasons.items() if why]

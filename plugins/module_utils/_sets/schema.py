@@ -9,11 +9,97 @@ See docs/internals/manifest.md.
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypedDict
 
 from .._base.schema import MOST, Schema
 
 VERSION = 2
+
+
+class _MaybeOfSource(TypedDict, total=False):
+    type: str
+    pool: str
+    volume: str
+    device_size: int
+    mount: str
+    real_path: str
+    elsewhere: str
+
+
+class Source(_MaybeOfSource):
+    """What the place of a disk was when it was backed up."""
+
+    path: str
+    format: str
+
+
+class ImageEntry(TypedDict):
+    """A disk's image in a set; SCHEMA says what the fields hold."""
+
+    target: str
+    file: str
+    format: str
+    capacity: int
+    size: int
+    allocated: int
+    digest: str
+    source: Source
+    backing: str | None
+
+
+class FileEntry(TypedDict):
+    """A small file in a set."""
+
+    name: str
+    size: int
+    digest: str
+
+
+class ManifestDomain(TypedDict):
+    """Whose set it is."""
+
+    name: str
+    uuid: str
+    hypervisor: str
+
+
+class _MaybeOfConsistency(TypedDict, total=False):
+    hook_ms: int
+
+
+class Consistency(_MaybeOfConsistency):
+    """The instant of a set, and how the guest was then."""
+
+    level: str
+    instant: str
+    frozen_ms: int
+    why: str
+
+
+class _MaybeOfManifest(TypedDict, total=False):
+    group: dict[str, Any]
+
+
+class Manifest(_MaybeOfManifest):
+    """manifest.json, once it is checked against SCHEMA."""
+
+    schema: int
+    backup_id: str
+    domain: ManifestDomain
+    method: str
+    method_reason: str
+    level: str
+    parent: str | None
+    consistency: Consistency
+    started: str
+    finished: str
+    job: Mapping[str, object] | None
+    versions: dict[str, str]
+    disks: list[ImageEntry]
+    skipped: list[dict[str, str]]
+    not_captured: list[str]
+    files: list[FileEntry]
 
 
 def _object(**properties: Schema) -> Schema:

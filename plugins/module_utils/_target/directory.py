@@ -16,7 +16,7 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path
 from .._image.qcow2 import HEADER_BYTES
-from .._sets.catalogue import list_sets
+from .._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from .._sets.check import check_files, note_proof
 from .._sets.layout import SetPaths, domain_directory, published_manifest
 from .._sets.locks import reading, reading_set
@@ -42,7 +42,7 @@ class DirectoryTarget:
             )
         return self._directory
 
-    def sets(self, domains: list[str]) -> dict[str, Any]:
+    def sets(self, domains: list[str]) -> Listing:
         return list_sets(str(self._directory), domains)
 
     def published(self, name: str, uuid: str, backup_id: str) -> Published | None:
@@ -60,16 +60,15 @@ class DirectoryTarget:
         return str(final)
 
     @contextmanager
-    def reading(self, domain: str, backup_id: str | None, _images_into: Path | None = None, _beside: int = 0) -> Iterator[dict[str, Any]]:
+    def reading(self, domain: str, backup_id: str | None, _images_into: Path | None = None, _beside: int = 0) -> Iterator[GoodSet]:
         with reading_set(str(self._directory), domain, backup_id) as found:
-            require_good(found)
-            yield found
+            yield require_good(found)
 
-    def check(self, domain: str, backup_id: str | None) -> dict[str, Any]:
+    def check(self, domain: str, backup_id: str | None) -> SetFacts:
         return check_files(str(self._directory), domain, backup_id)
 
     @contextmanager
-    def images(self, _domain: str, found: dict[str, Any]) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
+    def images(self, _domain: str, found: SetFacts) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
         path = Path(found["path"])
         with reading(path.parent):
             yield lambda name: _image(path / name)

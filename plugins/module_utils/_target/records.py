@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from .._base.errors import LiveBackupError
+from .._sets.catalogue import GoodSet, SetFacts
+from .._sets.schema import Manifest
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class MadeSet:
     name: SetName
     token: str
     directory: Path
-    manifest: dict[str, Any]
+    manifest: Manifest
     sent: tuple[str, ...] = ()
 
 
@@ -37,7 +39,7 @@ class Published(NamedTuple):
     """Where a published set is, and what it is."""
 
     path: str
-    manifest: dict[str, Any]
+    manifest: Manifest
 
 
 @dataclass(frozen=True)
@@ -50,8 +52,9 @@ class SetImage:
     descriptors: tuple[int, ...] = ()
 
 
-def require_good(found: dict[str, Any], host: str = "") -> None:
+def require_good(found: SetFacts, host: str = "") -> GoodSet:
     """Refuse a set whose files are not what its manifest says."""
     if found["status"] != "good":
         where = f" at {host}" if host else ""
         raise LiveBackupError(f"Backup set {found['path']}{where} is damaged: {'; '.join(found['findings'])}.", code="set_damaged")
+    return cast(GoodSet, found)

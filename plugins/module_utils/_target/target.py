@@ -14,6 +14,7 @@ from typing import Any, Protocol
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
+from .._sets.catalogue import GoodSet, Listing, SetFacts
 from .._sets.layout import check_target
 from .._sets.retention import Keep
 from .directory import DirectoryTarget
@@ -45,7 +46,7 @@ class Target(Protocol):
     def made_in(self, staging_dir: str | None) -> Path:
         """The directory of this host that sets are made in."""
 
-    def sets(self, domains: list[str]) -> dict[str, Any]:
+    def sets(self, domains: list[str]) -> Listing:
         """`sets[]` of the domains that match, all without a pattern, and `findings[]` about what is not a set and should be one."""
 
     def published(self, name: str, uuid: str, backup_id: str) -> Published | None:
@@ -59,17 +60,17 @@ class Target(Protocol):
 
     def reading(
         self, domain: str, backup_id: str | None, images_into: Path | None = None, beside: int = 0
-    ) -> AbstractContextManager[dict[str, Any]]:
+    ) -> AbstractContextManager[GoodSet]:
         """The facts of a good set that is not removed in the meantime. `path` is a directory of this host.
 
         From another host the small files are fetched there. The images are fetched too if there is `images_into`: below it, where
         `beside` bytes more must be free.
         """
 
-    def check(self, domain: str, backup_id: str | None) -> dict[str, Any]:
+    def check(self, domain: str, backup_id: str | None) -> SetFacts:
         """The facts of a set, with `findings[]` about every file that is not what its manifest says."""
 
-    def images(self, domain: str, found: dict[str, Any]) -> AbstractContextManager[Callable[[str], AbstractContextManager[SetImage]]]:
+    def images(self, domain: str, found: SetFacts) -> AbstractContextManager[Callable[[str], AbstractContextManager[SetImage]]]:
         """What opens an image of a set by its file's name. The set is not removed in the meantime."""
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:

@@ -38,7 +38,7 @@ from ..._base.streams import fill, read_at
 from ..._image.data import LocalFile
 from ..._image.digest import BATCH, data_extents, open_digest
 from ..._image.record import NOTHING, Found, identity, look_at, note_copy
-from ..._sets.catalogue import find_set, list_sets
+from ..._sets.catalogue import SetFacts, find_set, list_sets
 from ..._sets.check import check_files, note_proof
 from ..._sets.locks import reading_set
 from ..._sets.prune import prune_sets
@@ -66,7 +66,7 @@ _ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 _open = ExitStack()
 
 
-def open_set(target: str, domain: str, backup_id: str | None) -> dict[str, Any]:
+def open_set(target: str, domain: str, backup_id: str | None) -> SetFacts:
     """A set that is not removed as long as this program runs."""
     return _open.enter_context(reading_set(target, domain, backup_id))
 

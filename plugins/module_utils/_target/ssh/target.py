@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..._base.clock import Clock
 from ..._base.errors import LiveBackupError
@@ -21,13 +21,14 @@ from ..._base.filesystem import require_free
 from ..._image.data import Pace
 from ..._image.nbd_server import served
 from ..._image.qcow2 import HEADER_BYTES
-from ..._sets.catalogue import list_sets
+from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from ..._sets.check import check_files, note_proof
 from ..._sets.layout import MANIFEST, check_target
 from ..._sets.prune import prune_sets
 from ..._sets.read import GUIDE, SUMS, read_manifest
 from ..._sets.receive import begin_set, finish_set, leave_set, resume_set, room_for
 from ..._sets.retention import Keep
+from ..._sets.schema import Manifest
 from ..records import MadeSet, Published, SetImage, SetName, require_good
 from .address import Address
 from .client import FarEnd
@@ -63,7 +64,7 @@ class SshTarget:
             )
         return check_target(staging_dir)
 
-    def sets(self, domains: list[str]) -> dict[str, Any]:
+    def sets(self, domains: list[str]) -> Listing:
         return self._alone(list_sets, domains=domains)
 
     def published(self, _name: str, uuid: str, backup_id: str) -> Published | None:
@@ -74,7 +75,7 @@ class SshTarget:
                         f"{one['path']} at {self._address.url} is {one['status']}; move it away or choose another backup_id.",
                         code="backup_id_taken",
                     )
-                return Published(one["path"], one["manifest"])
+                return Published(one["path"], cast(Manifest, one["manifest"]))
         return None
 
     def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
@@ -110,12 +111,11 @@ class SshTarget:
             far_end.call(leave_set.__name__, {})
 
     @contextmanager
-    def reading(self, domain: str, backup_id: str | None, images_into: Path | None = None, beside: int = 0) -> Iterator[dict[str, Any]]:
+    def reading(self, domain: str, backup_id: str | None, images_into: Path | None = None, beside: int = 0) -> Iterator[GoodSet]:
         """What the other host says is checked as what is found on a disk is."""
         with scratch_directory(images_into or SCRATCH, FETCHED) as staging:
             with self.connection() as far_end:
-                found = self._call(far_end, open_set, domain=domain, backup_id=backup_id)
-                require_good(found, self.host)
+                found = require_good(self._call(far_end, open_set, domain=domain, backup_id=backup_id), self.host)
                 manifest = found["manifest"]
                 path = staging / found["backup_id"]
                 path.mkdir(mode=0o700)
@@ -135,11 +135,11 @@ class SshTarget:
                 sync_path(path)
             yield {**found, "path": str(path), "directory": str(staging)}
 
-    def check(self, domain: str, backup_id: str | None) -> dict[str, Any]:
+    def check(self, domain: str, backup_id: str | None) -> SetFacts:
         return self._alone(check_files, domain=domain, backup_id=backup_id)
 
     @contextmanager
-    def images(self, domain: str, found: dict[str, Any]) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
+    def images(self, domain: str, found: SetFacts) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
         with self.connection() as far_end:
             self._call(far_end, open_set, domain=domain, backup_id=found["backup_id"])
             yield lambda name: _image(far_end, f"{found['path']}/{name}")
