@@ -24,7 +24,7 @@ from .._hypervisor.processes import qemu_instance
 from .._hypervisor.stamp import without_stamp
 from .._image.fingerprint import fingerprint
 from .._sets.layout import claim_domain_directory, make_partial
-from .freeze import Consistency, Limits, capture_quiesced, response_timeout
+from .freeze import Consistency, Limits, Wish, capture_quiesced, response_timeout
 from .method import Method
 from .options import BeginOptions
 
@@ -55,7 +55,7 @@ def capture_claimed(domain: libvirt.virDomain, claim: Claim, options: BeginOptio
     _wait_for(options.at, min(_FREEZE_LEAD_SECONDS, options.freeze_timeout / 2) if plan.freezes else 0, clock)
     instant = _Instant(domain, claim, options.at, method, clock)
     if method.live:
-        consistency = capture_quiesced(options.uri, domain, plan.agent, options.quiesce, limits, instant.take, clock)
+        consistency = capture_quiesced(options.uri, domain, Wish(options.quiesce, plan.agent), limits, instant.take, clock)
     else:
         instant.take()
         consistency = _at_rest(domain, plan)

@@ -62,6 +62,14 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class Wish:
+    """Whether to freeze (`auto`, `require` or `never`), and the state of the agent's channel."""
+
+    quiesce: str
+    agent: str
+
+
+@dataclass(frozen=True)
 class Consistency:
     """`filesystem` or `crash`, why, and two times.
 
@@ -149,18 +157,16 @@ def thaw(domain: libvirt.virDomain) -> int:
 def capture_quiesced(
     uri: str,
     domain: libvirt.virDomain,
-    agent: str,
-    quiesce: str,
+    wish: Wish,
     limits: Limits,
     capture: Callable[[], None],
     clock: Clock,
 ) -> Consistency:
     """Run `capture` while the guest's file systems are frozen, if that is wanted and can be done.
 
-    `agent` is the state of the agent's channel. With `quiesce` `require` an error is raised where the file systems
-    cannot be frozen, and nothing is captured.
+    If `require` is wanted, and the file systems cannot be frozen, an error is raised and nothing is captured.
     """
-    reason = _why_not_freeze(domain, agent, quiesce)
+    reason = _why_not_freeze(domain, wish)
     if not reason:
         watchdog = Watchdog(uri, domain.UUIDString(), limits)
         reason = "" if watchdog.armed() else "the watchdog that would thaw the guest did not start"
@@ -169,19 +175,19 @@ def capture_quiesced(
             reason, result = _freeze_capture_thaw(domain, watchdog, limits, capture, clock)
         if result is not None:
             return result
-    if quiesce == "require":
+    if wish.quiesce == "require":
         raise LiveBackupError(f"quiesce is 'require', but {reason}. Nothing was begun.", code="freeze_refused")
     capture()
     return Consistency("crash", reason)
 
 
-def _why_not_freeze(domain: libvirt.virDomain, agent: str, quiesce: str) -> str:
+def _why_not_freeze(domain: libvirt.virDomain, wish: Wish) -> str:
     """Why no freeze is even tried; empty when one can be."""
-    if quiesce == "never":
+    if wish.quiesce == "never":
         return "quiesce is 'never'"
-    if agent == "absent":
+    if wish.agent == "absent":
         return "the domain has no channel for the guest agent (org.qemu.guest_agent.0)"
-    if agent != "connected":
+    if wish.agent != "connected":
         return "no guest agent is connected: install and start qemu-guest-agent in the guest"
     if domain.state()[0] != libvirt.VIR_DOMAIN_RUNNING:
         return "the domain is paused, so its agent cannot answer"

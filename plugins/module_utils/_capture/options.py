@@ -7,9 +7,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
 
-from .._base.records import known
 from .._target.target import TargetAddress
 
 
@@ -38,10 +36,6 @@ class BeginOptions:
     at: float | None = None
     exclusive: bool = False
     overlay_dir: str | None = None
-
-    @classmethod
-    def of(cls, params: dict[str, Any], **more: Any) -> BeginOptions:
-        return cls(**{**known(cls, params), **more})
 
     @property
     def address(self) -> TargetAddress:

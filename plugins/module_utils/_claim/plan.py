@@ -97,13 +97,6 @@ class CapturePlan:
         """The disks whose data go straight to a backup server."""
         return [disk for disk in self.disks if disk.sent]
 
-    @property
-    def consistency(self) -> str:
-        """What is expected, if the guest agent does its part."""
-        if self.freezes:
-            return "filesystem"
-        return "offline" if self.method == "offline" and not self.saved else "crash"
-
     def space_for_overlays(self, device: int, committed: Container[str] = ()) -> int:
         """What the overlays, except those that are committed, still need to find free on one file system. Looks at no other."""
         spaces = [space for target, space in self.overlay_room.items() if space.device == device and target not in committed]

@@ -17,7 +17,6 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager, nullco
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
@@ -67,10 +66,6 @@ class CopyOptions:
     compress: str
     bandwidth: int
     find_zeroes: bool
-
-    @classmethod
-    def of(cls, params: dict[str, Any]) -> CopyOptions:
-        return cls(params["uri"], params["format"], params["compress"], params["bandwidth"] or 0, params["find_zeroes"])
 
 
 class Copies:

@@ -15,6 +15,7 @@ from typing import Any
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import bytes_needed, check_room
+from .._base.records import known
 from .._capture.capture import capture_claimed
 from .._capture.methods import METHODS, reason_for
 from .._capture.options import BeginOptions
@@ -46,12 +47,16 @@ from .._target.target import Target, open_target
 
 def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Start the backup of `backup_id` by its method, or say that it is under way or published."""
-    return begin(BeginOptions.of(params), check_mode, clock)
+    return begin(_options(params), check_mode, clock)
 
 
 def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Put an overlay on each chosen disk, all at one instant, or find those of `backup_id` in place."""
-    return begin(BeginOptions.of(params, method="legacy"), check_mode, clock)
+    return begin(_options({**params, "method": "legacy"}), check_mode, clock)
+
+
+def _options(params: dict[str, Any]) -> BeginOptions:
+    return BeginOptions(**known(BeginOptions, params))
 
 
 def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -219,7 +224,7 @@ def _reported(plan: CapturePlan) -> dict[str, Any]:
         "not_captured": plan.not_captured,
         "bytes_needed": plan.bytes_needed,
         "bytes_free": plan.bytes_free,
-        "consistency": plan.consistency,
+        "consistency": "filesystem" if plan.freezes else "crash" if METHODS[plan.method].live or plan.saved else "offline",
         **({"overlays": [asdict(overlay) for overlay in plan.overlays]} if plan.overlays else {}),
     }
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.filesystem import mib
+from .._base.records import known
 from .._base.text import one_line
 from .._capture.options import BeginOptions
 from .._hypervisor.connection import FAILURES, connect, explain, find_domain
@@ -201,7 +202,7 @@ def _plans(target: Target, info: dict[str, Any], params: dict[str, Any], *, writ
             continue
         excluded = params["exclude_disks"].get(domain["name"], [])
         named = {"domain": domain["uuid"], "backup_id": f"check-{secrets.token_hex(8)}", "exclude_disks": excluded}
-        options = BeginOptions.of(params, **named, method=domain["method"])
+        options = BeginOptions(**known(BeginOptions, {**params, **named, "method": domain["method"]}))
         try:
             with connect(options.uri, readonly=True) as connection:
                 plan = plan_backup(find_domain(connection, options.domain), target, options, write=False)

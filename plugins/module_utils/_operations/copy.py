@@ -39,7 +39,12 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         todo = claim.to_copy()
         if not todo:
             return {"changed": False, "planned": False, "disks": _copied(claim)}
-        copies = Copies(claim, todo, CopyOptions.of(params), clock)
+        copies = Copies(
+            claim,
+            todo,
+            CopyOptions(params["uri"], params["format"], params["compress"], params["bandwidth"] or 0, params["find_zeroes"]),
+            clock,
+        )
 
         def in_words(error: BaseException) -> LiveBackupError:
             reason = explain(error, f"copy the disks of domain {name!r}")
@@ -93,4 +98,4 @@ def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
             code="ssh_cannot_convert",
         )
     with place_of(dest, params["ssh_key"], params["ssh_options"]) as place:
-        return copy_one(copying, place, place.look(status), status, dest, check_mode, clock)
+        return copy_one(copying, place, status, dest, check_mode, clock)

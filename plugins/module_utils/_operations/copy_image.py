@@ -57,9 +57,8 @@ def _as_bytes(params: dict[str, Any], source: Path) -> str:
     return "raw"
 
 
-def copy_one(
-    copying: Copying, place: Place, found: Found, status: os.stat_result, dest: str, check_mode: bool, clock: Clock
-) -> dict[str, Any]:
+def copy_one(copying: Copying, place: Place, status: os.stat_result, dest: str, check_mode: bool, clock: Clock) -> dict[str, Any]:
+    found = place.look(status)
     asked = {
         "src": str(copying.source),
         "src_format": copying.source_format,
