@@ -42,8 +42,8 @@ def capture_claimed(domain: libvirt.virDomain, claim: Claim, options: BeginOptio
         raise LiveBackupError(
             f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.", code="changed_meanwhile"
         )
-    make_partial(claim.paths, claim.token)
     method.prepare(domain, claim)
+    make_partial(claim.paths, claim.token)
     claim.progress.partial = True
     limits = Limits(options.freeze_timeout, options.hook_timeout or options.freeze_timeout, response_timeout(claim.domain))
     if plan.freezes:

@@ -69,7 +69,11 @@ class Claim:
     def to_json(self) -> dict[str, Any]:
         data = asdict(self)
         del data["progress"]
-        return {**data, "results": self.progress.to_json()}
+        results = self.progress.to_json()
+        if "begin" in results:
+            # An older version takes a claim without them for a damaged one.
+            results["begin"].update(path=self.plan.path, disks=data["plan"]["disks"])
+        return {**data, "results": results}
 
     def file(self) -> Path:
         return claim_file(self.uuid)

@@ -82,7 +82,8 @@ def find_repairs(left: Left, *, died: bool, require_ended: Callable[[], None] = 
 def _require_target(claim: Claim, paths: SetPaths) -> None:
     """Fail, and keep the claim, while the target that the unfinished set is on is not there to be cleaned."""
     facts = probe_target(paths.directory.parent, claim.domain, None, write=False)
-    if not (paths.partial.exists() or paths.final.exists()) and facts.device != claim.plan.device:
+    there = (paths.partial, paths.final, unmarked_partial(paths, claim.token))
+    if not any(one.exists() for one in there) and facts.device != claim.plan.device:
         raise LiveBackupError(
             f"{paths.partial} is not there, and {paths.directory.parent} is not the file system that it was made on. "
             f"Mount that and run again. If it is gone for good, remove {claim.file()}.",

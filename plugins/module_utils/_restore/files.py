@@ -14,6 +14,7 @@ import os
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from itertools import count
 from pathlib import Path
 
 from .._base.errors import LiveBackupError
@@ -158,8 +159,11 @@ def _put_back(move: Move, phase: str, overwrite: bool) -> str:
     if phase == "undo":
         there = identity(path)
         if move.old and identity(aside) == move.old:
-            if there not in ([], move.new) and not overwrite:
-                return f"{path} was created by somebody else, and the old one is {aside}. Move one of them away, and recover again."
+            if there not in ([], move.new):
+                if not overwrite:
+                    return f"{path} was created by somebody else, and the old one is {aside}. Move one of them away, and recover again."
+                # The next restore may fail, and nobody has another copy of what was written.
+                path.rename(_unused_name(aside))
             aside.rename(path)
         elif move.new and there == move.new and not move.old:
             path.unlink()
@@ -171,6 +175,12 @@ def _put_back(move: Move, phase: str, overwrite: bool) -> str:
     if path.parent.is_dir():
         sync_path(path.parent)
     return ""
+
+
+def _unused_name(aside: Path) -> Path:
+    """Where a disk is kept that was used half restored."""
+    names = (aside.with_name(f"{aside.name}.used-{number}") for number in count(1))
+    return next(name for name in names if not os.path.lexists(name))
 
 
 def remove_old(journal: Journal) -> None:

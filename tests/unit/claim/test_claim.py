@@ -112,6 +112,12 @@ def test_a_claim_of_another_version_may_say_more(claims: Path) -> None:
     assert read_claim("u-1") == claim
 
 
+def test_an_older_version_finds_in_a_claim_what_it_needs() -> None:
+    begin = {"consistency": "crash", "instant": "", "frozen_ms": 1, "why": "", "began": 1.0}
+    assert {"disks", "path"} <= set(make(results={"begin": begin}).to_json()["results"]["begin"])
+    assert "begin" not in make().to_json()["results"]
+
+
 def test_tokens_differ_and_the_boot_is_this_one() -> None:
     one, other = make(), make()
     assert one.token != other.token and len(one.token) == 32

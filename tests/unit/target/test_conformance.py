@@ -13,7 +13,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import Pace
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import SetPaths, make_partial
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import SENDER, SetPaths, make_partial
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import Keep
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.records import MadeSet, SetName
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import (
@@ -206,6 +206,15 @@ def test_what_nobody_goes_on_with_makes_way(place: Place) -> None:
         place.sent(place.here / "vda.qcow2")
         left = place.root / "db1/.night-1.partial"
     assert target.free_for("db1", UUID, check_mode=True) > 0 and left.is_dir()
+    assert target.free_for("db1", UUID, check_mode=False) > 0 and left.is_dir() == target.is_here
+
+
+def test_what_a_server_receives_is_for_the_server_to_remove(place: Place) -> None:
+    """Its lock does not reach a host that has the directory mounted, and between two connections nobody holds it."""
+    left = make_set(place.root).with_name(".night-9.partial")
+    left.mkdir()
+    (left / SENDER).write_text("token", encoding="ascii")
+    target = place.open()
     assert target.free_for("db1", UUID, check_mode=False) > 0 and left.is_dir() == target.is_here
 
 
