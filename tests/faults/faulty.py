@@ -91,16 +91,24 @@ def arm(signal_name: str, when: str, call: str) -> None:
     setattr(place, name, faulty)
 
 
+def is_module(name: str) -> bool:
+    try:
+        importlib.import_module(name)
+    except ModuleNotFoundError:
+        return False
+    return True
+
+
 def place_of(call: str) -> tuple[object, str]:
     """Where a call is looked up, and its name there."""
     if "." not in call:
         kind = "virDomain" if hasattr(importlib.import_module("libvirt").virDomain, call) else "virConnect"
         call = f"libvirt.{kind}.{call}"
     owner, _dot, name = call.rpartition(".")
-    parts = owner.split(".")
-    ours = 2 if owner.startswith("_") else 1
-    place = importlib.import_module((UTILS if ours == 2 else "") + ".".join(parts[:ours]))
-    for part in parts[ours:]:
+    prefix, parts = UTILS if owner.startswith("_") else "", owner.split(".")
+    depth = next(depth for depth in range(len(parts), 0, -1) if is_module(prefix + ".".join(parts[:depth])))
+    place = importlib.import_module(prefix + ".".join(parts[:depth]))
+    for part in parts[depth:]:
         place = getattr(place, part)
     return place, name
 
