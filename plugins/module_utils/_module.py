@@ -19,17 +19,9 @@ from ._base.signals import interruptible
 from ._hypervisor.connection import FAILURES, explain
 
 CONNECTION: dict[str, Any] = {"uri": {"type": "str", "default": "qemu:///system"}}
-
-
 DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
-
-
 BACKUP_ID: dict[str, Any] = {"backup_id": {"type": "str", "required": True}}
-
-
 TARGET: dict[str, Any] = {"target": {"type": "str", "required": True}}
-
-
 CAPTURE: dict[str, Any] = {
     "exclude_disks": {"type": "list", "elements": "str", "default": []},
     "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
@@ -40,14 +32,8 @@ CAPTURE: dict[str, Any] = {
     "staging_dir": {"type": "path"},
     "keep_formats": {"type": "list", "elements": "str", "choices": ["raw", "qcow2"], "default": ["raw", "qcow2"]},
 }
-
-
 PROGRESS: dict[str, Any] = {"progress_interval": {"type": "int", "default": 0}}
-
-
 SSH: dict[str, Any] = {"ssh_key": {"type": "path"}, "ssh_options": {"type": "list", "elements": "str", "default": []}}
-
-
 Operation = Callable[[dict[str, Any], bool, Clock], dict[str, Any]]
 
 

@@ -23,8 +23,6 @@ class Advice(NamedTuple):
 _PERMISSION = Advice(
     "Look at the permissions of the path and of its parents, and at AppArmor or SELinux denials in the host's log.", code="permission"
 )
-
-
 # What to do about an error of the operating system, whoever met it. The text of ENFILE begins as that of EMFILE does.
 ADVICE = {
     errno.ENOSPC: Advice(

@@ -39,15 +39,9 @@ def mib(size: int) -> str:
 
 
 MIB = 1024 * 1024
-
-
 # A set with its temporary files and its proof has fewer files.
 INODES = 32
-
-
 _FSTAB = Path("/etc/fstab")
-
-
 _MOUNTS = Path("/proc/self/mountinfo")
 
 

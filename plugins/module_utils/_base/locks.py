@@ -14,16 +14,10 @@ from pathlib import Path
 
 # Nobody else holds it then; BlockingIOError where somebody does.
 ALONE = fcntl.LOCK_EX | fcntl.LOCK_NB
-
-
 # The same, after those who hold it now.
 IN_TURN = fcntl.LOCK_EX
-
-
 # Others that only look or read may hold it, too; who wants it alone is waited for.
 TOGETHER = fcntl.LOCK_SH
-
-
 # The same without waiting.
 TOGETHER_AT_ONCE = fcntl.LOCK_SH | fcntl.LOCK_NB
 

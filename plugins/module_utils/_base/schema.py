@@ -11,11 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 MOST = 2**63 - 1
-
-
 Schema = dict[str, Any]
-
-
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **{"object": dict, "array": list, "string": str, "null": type(None)},
     **{"integer": int, "number": (int, float)},

@@ -19,12 +19,8 @@ from types import FrameType
 from .errors import Interrupted
 
 _SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
-
-
 # How long the main thread may not hear of a signal: longer than a call of libvirt's may take, such as 30 s for a domain's lock.
 DEAF_SECONDS = 60.0
-
-
 _LOOK_SECONDS = 0.1
 
 

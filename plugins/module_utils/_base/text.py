@@ -10,8 +10,6 @@ import re
 
 # How much of such a text is shown.
 MOST_CHARACTERS = 200
-
-
 # Control sequences (ECMA-48): CSI, OSC and the other strings with their end, and the short ones.
 _ESCAPES = re.compile(r"\x1b\[[0-?]*[ -/]*[@-~]?|\x1b[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?|\x1b[ -/]*[0-~]?|\x9b[0-?]*[ -/]*[@-~]?")
 

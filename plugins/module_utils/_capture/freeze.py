@@ -37,12 +37,8 @@ from . import thaw_watchdog
 from .thaw_watchdog import GIVE_UP_SECONDS, THAWED
 
 _ARMING_SECONDS = 20
-
-
 # How much longer than the agent may take the call that asks it lasts at most: libvirt first waits 5 s for its sign of life.
 _CALL_SECONDS = 10
-
-
 # The agent answered and refused, or its answer could not be read.
 AGENT_REFUSED = (VIR_ERR_INTERNAL_ERROR, VIR_ERR_AGENT_COMMAND_FAILED)
 

@@ -25,11 +25,7 @@ import time
 from typing import Any
 
 THAWED = 3
-
-
 GAVE_UP = 4
-
-
 GIVE_UP_SECONDS = 600
 
 

@@ -30,12 +30,8 @@ from . import places
 # Nothing has its name yet; files get their names and devices are written; the domain is defined; all is put back; the files are
 # back, and a device, which cannot be put back, holds a part of the set.
 PHASES = ("write", "swap", "defined", "undo", "broken")
-
-
 # What of a stamp says which set it is.
 _OF_SET = ("uuid", "backup_id", "instant")
-
-
 # What tells a file from another at the same path: its inode, size, and the time of its last write in nanoseconds.
 Identity = list[int]
 
@@ -214,11 +210,7 @@ def _of_old_version(data: dict[str, Any]) -> Journal:
 
 
 _STRING: Schema = {"type": "string"}
-
-
 _YES_OR_NO: Schema = {"enum": [True, False]}
-
-
 _IDENTITY: Schema = {"type": "array", "items": {"type": "integer"}}
 
 
@@ -229,8 +221,6 @@ def _object(**properties: Schema) -> Schema:
 _DEVICE = _object(path=_STRING, file=_STRING, source_format=_STRING, format=_STRING, size={"type": "integer"})
 # Not in a journal of an older version.
 _DEVICE["properties"]["written"] = {"type": "object"}
-
-
 _SCHEMA = _object(
     name=_STRING,
     uuid=_STRING,

@@ -11,17 +11,9 @@ from typing import Any
 from .._base.schema import MOST, Schema
 
 _STRING: Schema = {"type": "string"}
-
-
 _AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": MOST}
-
-
 _TIME: Schema = {"type": "number", "minimum": -MOST, "maximum": MOST}
-
-
 _YES_OR_NO: Schema = {"enum": [True, False]}
-
-
 _FINGERPRINT: Schema = {"type": ["object", "null"]}
 
 
@@ -41,12 +33,8 @@ def _object(optional: dict[str, Schema] | None = None, **required: Schema) -> Sc
 _DISK = _object(
     target=_STRING, path=_STRING, format=_STRING, capacity=_AMOUNT, sent=_YES_OR_NO, source=_object(path=_STRING, format=_STRING)
 )
-
-
 # Overlay and Memory are made of these, so they have nothing else.
 _OVERLAY = {**_object(target=_STRING, base=_STRING, base_format=_STRING, base_type=_STRING, path=_STRING), "additionalProperties": False}
-
-
 _PLAN = _object(
     disks=_array(_DISK),
     device=_AMOUNT,
@@ -69,12 +57,8 @@ _PLAN = _object(
         "saved": _YES_OR_NO,
     },
 )
-
-
 # Which run of QEMU the overlays are of.
 _PLAN["dependentRequired"] = {"overlays": ["instance"]}
-
-
 _BEGIN = _object({"hook_ms": _AMOUNT}, consistency=_STRING, instant=_STRING, frozen_ms=_AMOUNT, why=_STRING, began=_TIME)
 _FREEZE = _object(frozen=_AMOUNT, agent=_AMOUNT, response={"type": "integer"}, instance=_STRING, owed_until=_TIME)
 _MEMORY = {
@@ -86,8 +70,6 @@ _MEMORY = {
         **dict.fromkeys(("merged", "ended", "fingerprint"), _FINGERPRINT),
     },
 }
-
-
 _RESULTS = _object(
     {
         "begin": _BEGIN,
@@ -100,8 +82,6 @@ _RESULTS = _object(
         **dict.fromkeys(("partial", "recovering", "ended"), _YES_OR_NO),
     }
 )
-
-
 CLAIM = _object(
     {
         # Older claims do not say.

@@ -44,16 +44,10 @@ from .._target.target import open_server
 
 # How often the room of the overlays is looked at.
 _LOOK_SECONDS = 0.5
-
-
 # How long copies that are given up may take to end before the overlays are committed all the same.
 _END_SECONDS = 5.0
-
-
 # And how long before what they write to is said to hang: a slow disk may have much to sync.
 _HANG_SECONDS = 60.0
-
-
 _FOREVER = float("inf")
 
 

@@ -25,15 +25,9 @@ from .numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OK, VIR_ERR_OPERATION_TIMEOUT, V
 # libvirt asks its daemon for a sign of life after so many seconds without one, and that often, before every call fails. A daemon that
 # lives answers while a call waits for a domain's lock (30 s) or for a guest's agent.
 KEEPALIVE = (5, 6)
-
-
 # How long the daemon may take to accept a connection, which nothing watches before it is there.
 OPEN_SECONDS = 45.0
-
-
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
-
-
 _ADVICE = {
     VIR_ERR_OPERATION_TIMEOUT: Advice(
         "Another job (backup, snapshot, migration, save) holds the domain, or its QEMU waits for storage that does not answer, such as a "

@@ -16,37 +16,23 @@ from .._base.text import foreign
 from .bindings import etree
 
 AGENT_CHANNEL = "org.qemu.guest_agent.0"
-
-
 # What of <source> is understood: the bytes of the disk are those of the file or device that it names.
 _PLAIN_SOURCE = {"file", "dev", "pool", "volume", "startupPolicy", "index", "seclabel"}
-
-
 # And what QEMU alone understands, so that only its own job can copy the disk.
 _QEMU_SOURCE = {"slices", "dataStore", "mode", "fdgroup", "reservations"}
-
-
 # What says where a disk in the network, or an NVMe device, is.
 _FAR_SOURCE = {
     *("protocol", "name", "query", "tls", "tlsHostname", "type", "namespace", "managed", "address", "host", "snapshot", "config", "auth"),
     *("initiator", "ssl", "cookies", "readahead", "timeout", "reconnect", "identity", "knownHosts", "encryption"),
 }
-
-
 # What of <driver> is understood: nothing but the format says which bytes the disk has.
 _DRIVER = {
     *("name", "type", "cache", "error_policy", "rerror_policy", "io", "ioeventfd", "event_idx", "copy_on_read", "discard", "iothread"),
     *("detect_zeroes", "queues", "queue_size", "iommu", "ats", "packed", "page_per_vq", "discard_no_unref", "iothreads", "metadata_cache"),
     "statistics",
 }
-
-
 _LOCAL_TYPES = ("file", "block")
-
-
 _TYPES = (*_LOCAL_TYPES, "volume", "network", "nvme")
-
-
 # Type (`file`, `block`, or that of the XML where it is neither) and path of a volume, from the names of its pool and of itself.
 VolumePlace = Callable[[str, str], tuple[str, str]]
 

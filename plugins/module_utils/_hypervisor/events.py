@@ -19,12 +19,8 @@ from .numbers import VIR_ERR_NO_DOMAIN
 
 # How often a state is looked at when no event comes.
 POLL_SECONDS = 1.0
-
-
 # For how long libvirtd may be away or answer with errors, while QEMU goes on.
 SILENCE_SECONDS = 300.0
-
-
 T = TypeVar("T")
 
 

@@ -12,83 +12,37 @@ from __future__ import annotations
 
 # virErrorNumber
 VIR_ERR_OK = 0
-
-
 VIR_ERR_INTERNAL_ERROR = 1
-
-
 VIR_ERR_SYSTEM_ERROR = 38
-
-
 VIR_ERR_NO_DOMAIN = 42
-
-
 VIR_ERR_OPERATION_INVALID = 55
-
-
 VIR_ERR_OPERATION_TIMEOUT = 68
-
-
 VIR_ERR_ARGUMENT_UNSUPPORTED = 74
-
-
 VIR_ERR_BLOCK_COPY_ACTIVE = 83
-
-
 VIR_ERR_AGENT_UNRESPONSIVE = 86
-
-
 VIR_ERR_NO_DOMAIN_BACKUP = 104
-
-
 # Since libvirt 11.2; VIR_ERR_INTERNAL_ERROR before.
 VIR_ERR_AGENT_COMMAND_FAILED = 113
-
-
 # virDomainShutoffReason
 VIR_DOMAIN_SHUTOFF_CRASHED = 3
-
-
 VIR_DOMAIN_SHUTOFF_MIGRATED = 4
-
-
 VIR_DOMAIN_SHUTOFF_SAVED = 5
-
-
 # virDomainEventType, and virDomainEventStoppedDetailType
 VIR_DOMAIN_EVENT_STOPPED = 5
-
-
 VIR_DOMAIN_EVENT_STOPPED_SHUTDOWN = 0
-
-
 VIR_DOMAIN_EVENT_STOPPED_CRASHED = 2
-
-
 # virDomainEventID
 VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2 = 16
-
-
 # virDomainBlockJobType
 VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT = 4
-
-
 # virDomainGetJobStatsFlags
 VIR_DOMAIN_JOB_STATS_KEEP_COMPLETED = 2
-
-
 # virDomainAgentResponseTimeoutValues: wait for the agent without a limit, which is the default.
 VIR_DOMAIN_AGENT_RESPONSE_TIMEOUT_BLOCK = -2
-
-
 # The words of `virsh` for each number of an enumeration, from 0 on: virDomainState, virDomainJobType, virDomainJobOperation,
 # virDomainBlockJobType.
 STATES = ("nostate", "running", "blocked", "paused", "shutdown", "shutoff", "crashed", "pmsuspended")
-
-
 JOB_TYPES = ("none", "bounded", "unbounded", "completed", "failed", "cancelled")
-
-
 OPERATIONS = (
     "unknown",
     "start",
@@ -102,6 +56,4 @@ OPERATIONS = (
     "backup",
     "snapshot delete",
 )
-
-
 BLOCK_JOB_TYPES = ("unknown", "pull", "copy", "commit", "active-commit", "backup")

@@ -20,30 +20,14 @@ from .bindings import etree
 # What an attribute or a text may be: `OWN` names no place on the host; `NAMED` may. `NEW` goes without a word, since the copy gets
 # another. A tuple has the only values with which the element stays, a set those with which the attribute stays.
 OWN, NAMED, NEW = "own", "named", "new"
-
-
 Rule = Mapping[str, Union[str, tuple[str, ...], set[str], "Rule"]]
-
-
 # An element with all that is in it, if it names no place on the host; or, `AS_IS`, whatever it names.
 ANY: Rule = {"*": OWN}
-
-
 AS_IS: Rule = {"*": NAMED}
-
-
 _PLACE = re.compile(r"(?:^|[^\w.-])/")
-
-
 _LOOPBACK = {"127.0.0.1", "::1", "localhost"}
-
-
 _LIBOSINFO = "{http://libosinfo.org/xmlns/libvirt/domain/1.0}libosinfo"
-
-
 _TEXT: Rule = {"#": OWN}
-
-
 # Not the UUID, which is the domain's.
 _ENTRIES = ("vendor", "version", "date", "release", "manufacturer", "product", "serial", "sku", "family", "asset", "location")
 
@@ -57,15 +41,9 @@ def _children(rule: Rule, *tags: str) -> Rule:
 
 
 _VIRTIO: Rule = _attributes("iommu", "ats", "packed", "page_per_vq")
-
-
 # What most devices have.
 _DEVICE: Rule = {"address": ANY, "alias": NEW, "acpi": ANY, "boot": ANY}
-
-
 _CHARACTER: Rule = {"@type": OWN, "@tty": NEW, "source": {"@channel": OWN, "@path": NEW, "clipboard": ANY, "mouse": ANY}, **_DEVICE}
-
-
 _DISK: Rule = {
     **_attributes("type", "device", "model", "snapshot"),
     # It was given its place in the copy before.
@@ -80,8 +58,6 @@ _DISK: Rule = {
     "mirror": NEW,
     **_DEVICE,
 }
-
-
 _INTERFACE: Rule = {
     "@type": ("network", "bridge", "user"),
     "source": {**_attributes("network", "bridge", "portgroup"), "@portid": NEW},
@@ -102,8 +78,6 @@ _INTERFACE: Rule = {
     **_children(ANY, "bandwidth", "vlan", "mtu", "link", "coalesce", "port", "tune"),
     **_DEVICE,
 }
-
-
 _GRAPHICS: Rule = {
     "@type": ("vnc", "spice"),
     **_attributes("autoport", "keymap", "defaultMode", "sharePolicy", "powerControl", "passwdValidTo", "connected"),
@@ -115,8 +89,6 @@ _GRAPHICS: Rule = {
     **{f"@{port}": NEW for port in ("port", "tlsPort", "websocket")},
     **_children(ANY, "channel", "image", "jpeg", "zlib", "playback", "streaming", "clipboard", "mouse", "filetransfer"),
 }
-
-
 _VIDEO: Rule = {
     "model": {
         **_attributes("type", "vram", "vram64", "vgamem", "ram", "heads", "primary", "blob"),
@@ -126,8 +98,6 @@ _VIDEO: Rule = {
     "driver": {"@vgaconf": OWN, **_VIRTIO},
     **_DEVICE,
 }
-
-
 _DEVICES: Rule = {
     # It is one of this host's, or was removed before.
     "emulator": AS_IS,
@@ -173,11 +143,7 @@ _DEVICES: Rule = {
     **_children({**_CHARACTER, "target": ANY}, "serial", "parallel", "console"),
     "channel": {**_CHARACTER, "!target": {"@type": ("virtio", "xen"), "@name": OWN, "@state": NEW}},
 }
-
-
 _TUNED = ("shares", "period", "quota")
-
-
 DOMAIN: Rule = {
     "@type": OWN,
     "name": {"#": NAMED},

@@ -23,8 +23,6 @@ from .._base.filesystem import free_bytes, inode_problem, not_mounted, require_s
 from .processes import qemu_pid
 
 ANSWER_SECONDS = 30
-
-
 _MOST_DESCRIPTORS = 4096
 
 

@@ -12,15 +12,9 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 
 _AUDIT = re.compile(r"\baudit\((?P<time>[0-9]+)\.[0-9]+:[0-9]+\)")
-
-
 _PATH = re.compile(r'\b(?P<key>path|name)=(?:"(?P<plain>[^"]*)"|(?P<hex>[0-9A-F]+)\b)')
-
-
 # The profiles and types that QEMU, libvirt's daemons and AppArmor's helper have on Debian, Ubuntu and EL.
 _APPARMOR = re.compile(r'apparmor="DENIED".*\bprofile="[^"]*(libvirt|virtqemud|virt-aa-helper)')
-
-
 _SELINUX = re.compile(r"\bavc: +denied\b.*\bscontext=\S*:(svirt|virtd|virtqemud|qemu)\w*_t:")
 
 

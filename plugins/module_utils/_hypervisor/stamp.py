@@ -12,8 +12,6 @@ from .bindings import etree
 from .domain_xml import parse_xml
 
 NAMESPACE = "https://github.com/virtops/live_backup/1"
-
-
 SET = f"{{{NAMESPACE}}}set"
 
 

@@ -24,8 +24,6 @@ from .digest import CHUNK, digest_while, is_zero
 
 # Linux's number of the ioctl that shares one file's blocks with another (linux/fs.h).
 _FICLONE = 0x40049409
-
-
 # What the kernel says where it cannot clone between these two files.
 _CANNOT_CLONE = {errno.EXDEV, errno.EINVAL, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM}
 

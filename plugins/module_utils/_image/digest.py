@@ -36,22 +36,12 @@ def data_bytes(path: str | Path) -> int:
 
 
 CHUNK = 64 * 1024
-
-
 # What one thread reads at a time.
 BATCH = 64 * CHUNK
-
-
 ZEROES = bytes(CHUNK)
-
-
 _DIGEST_OF_ZEROES = hashlib.sha256(ZEROES).digest()
-
-
 # Batches whose digests may wait for those before them, holes included; and those whose data may be on its way from the disk.
 _WAITING = 128
-
-
 _READING = 16
 
 

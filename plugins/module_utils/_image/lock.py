@@ -20,11 +20,7 @@ from pathlib import Path
 from .._base.errors import LiveBackupError
 
 _USES, _SHARES_NOT = 100, 200
-
-
 _READ, _WRITE, _RESIZE = 0, 1, 3
-
-
 # struct flock of 64-bit Linux: type, whence, start, length, pid.
 _FLOCK = "hhqqi4x"
 

@@ -20,54 +20,22 @@ from contextlib import contextmanager
 from .._base.streams import fill
 
 Read = Callable[[int, int], bytes]
-
-
 _GREETING = b"NBDMAGICIHAVEOPT" + struct.pack(">H", 0b11)  # fixed newstyle, no zeroes
-
-
 _OPTION = struct.Struct(">8sII")
-
-
 _OPTION_MAGIC = b"IHAVEOPT"
-
-
 _ABORT, _GO = 2, 7
-
-
 _OPTION_REPLY = struct.Struct(">QIII")
-
-
 _OPTION_REPLY_MAGIC = 0x3E889045565A9
-
-
 _ACK, _INFO, _UNSUPPORTED = 1, 3, 2**31 + 1
-
-
 _EXPORT = struct.Struct(">HQH")
-
-
 _READ_ONLY = 0b11  # has flags, read-only
-
-
 _REQUEST = struct.Struct(">IHHQQI")
-
-
 _REQUEST_MAGIC = 0x25609513
-
-
 _DO_READ, _DO_WRITE, _DO_DISCONNECT, _DO_FLUSH = range(4)
-
-
 _REPLY = struct.Struct(">IIQ")
-
-
 _REPLY_MAGIC = 0x67446698
-
-
 # More at once no client may ask for that was not told of another limit.
 _MOST_BYTES = 32 * 1024 * 1024
-
-
 # An option's data is a name and some numbers.
 _MOST_OPTION = 64 * 1024
 

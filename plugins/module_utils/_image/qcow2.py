@@ -14,19 +14,11 @@ from .._base.errors import LiveBackupError
 
 # As many bytes as this tell it all.
 HEADER_BYTES = 512
-
-
 _MAGIC = b"QFI\xfb"
-
-
 # Version, offset of the backing file's name, logarithm of the cluster's size, size of the disk, the features without which it cannot
 # be understood, and the logarithm of a reference count's bits. A header of version 2 has not the last two.
 _FIELDS = struct.Struct(">4xIQ4xIQ40xQ16xI")
-
-
 _LEAST_CLUSTER, _OLD_COUNT, _MOST_COUNT = 9, 4, 6
-
-
 _DATA_FILE = 1 << 2
 
 

@@ -25,8 +25,6 @@ from .qcow2 import is_self_contained
 
 # As many characters of what it says are heard at most.
 _MOST_SAID = 2000
-
-
 # How often what it has written is given to the disk.
 _WRITE_OUT_SECONDS = 0.05
 

@@ -17,37 +17,17 @@ from .._base.filesystem import MIB
 
 # Both ends of a disk and of each partition: there are partition tables, superblocks, LVM's and RAID's notes.
 _EDGE = MIB
-
-
 _SAMPLES = 256
-
-
 _SAMPLE = 4096
-
-
 _HEAD = 128 * 1024
-
-
 _MOST_PARTITIONS = 128
-
-
 # Too small for a file system that matters: a boot loader's place, or Microsoft's reserved one.
 _SMALL = 16 * MIB
-
-
 # Where a journal begins cannot be told from outside, so that it is read whole; one that is larger is not, nor are more together.
 _JOURNAL = 64 * MIB
-
-
 _JOURNALS = 256 * MIB
-
-
 _NTFS_RECORD = 1024 * 1024
-
-
 Read = Callable[[int, int], bytes]
-
-
 Places = list[tuple[int, int]]
 
 

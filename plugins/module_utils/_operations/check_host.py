@@ -29,11 +29,7 @@ from .list_domains import domain_info
 from .target import target_of
 
 Finding = dict[str, str]
-
-
 AUDIT_LOG = Path("/var/log/audit/audit.log")
-
-
 # Reaching the target is what is tried; no set is of this domain.
 _NO_DOMAIN = "00000000-0000-0000-0000-000000000000"
 

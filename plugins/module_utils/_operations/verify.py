@@ -21,8 +21,6 @@ from .target import target_of
 
 # As much of the console is in the message.
 _SHOWN_LINES = 5
-
-
 _SHOWN_CHARACTERS = 400
 
 

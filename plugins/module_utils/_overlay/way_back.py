@@ -41,19 +41,11 @@ from .in_qemu import commit_in_qemu, pivot_in_qemu
 from .look import last_write, look
 
 COMMIT_SECONDS = 3600
-
-
 # A commit that ends by itself, as one whose base has no room, is begun again only so often.
 _TRIES = 3
-
-
 # For so long after QEMU was seen at work nobody else can have begun and ended with a base; and how often what it writes is noted.
 _WATCHED_SECONDS = 10.0
-
-
 _NOTE_SECONDS = 5.0
-
-
 # Where libvirt keeps definitions. It renames a new one into place, and does not sync that.
 _BY_MONITOR = "QEMU's monitor"
 

@@ -43,8 +43,6 @@ from .console import Console, tail
 from .scratch import NICE, Scratch, memory_problem, spare_memory
 
 _PING_SECONDS = 5
-
-
 # For how long libvirtd may be away when the domain is to be ended.
 _END_SECONDS = 60
 

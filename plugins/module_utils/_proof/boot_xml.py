@@ -19,25 +19,13 @@ from .._hypervisor.own_xml import ANY, keep_own
 
 # How the names of these domains begin; the name of the directory of their servers follows.
 PROOF_NAME = "live-backup-proof-"
-
-
 # What says that one is: a user's domain may have any name.
 _NAMESPACE = "https://github.com/virtops/live_backup/proof/1"
-
-
 _PROOF = f"{{{_NAMESPACE}}}proof"
-
-
 # Nothing here names a network, a device, a folder or a file of the host, but for firmware and a kernel, which are only read.
 _WHOLE = ("cpu", "clock", "features")
-
-
 _OS = ("type", "loader", "firmware", "kernel", "initrd", "cmdline", "boot", "bios")
-
-
 _CONTROLLERS = ("scsi", "sata", "ide", "virtio-serial", "pci")
-
-
 _OF_DISK = ("serial", "wwn", "product", "vendor", "boot")
 
 

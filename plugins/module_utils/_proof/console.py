@@ -15,15 +15,9 @@ from .._base.text import screen
 
 # How much of it is kept, and how much the kernel holds until we read it: nothing of it is on a disk.
 _KEPT_BYTES = 64 * 1024
-
-
 _HELD_BYTES = 1024 * 1024
-
-
 # The module fcntl has it since Python 3.10.
 _F_SETPIPE_SZ = 1031
-
-
 _TAIL_CHARACTERS = 2000
 
 

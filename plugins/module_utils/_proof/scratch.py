@@ -24,16 +24,10 @@ from .._image.qemu_img import create_overlay
 from .._overlay.space import MIB, Growth, Space, is_threatened, least_space
 
 _SECTOR = 512
-
-
 # About a third of what another process gets of a busy processor, so that a busy host does not make each proof time out.
 NICE = 5
-
-
 # QEMU's own memory beside its guest's.
 _QEMU_BYTES = 256 * MIB
-
-
 # The first descriptors are taken where a server starts.
 _LEAST_DESCRIPTOR = 10
 

@@ -16,8 +16,6 @@ from .._hypervisor.own_xml import DOMAIN, keep_own
 from .._hypervisor.stamp import SET, put_stamp
 
 _CHARACTER_DEVICES = ("serial", "parallel", "console", "channel")
-
-
 # What libvirt writes into every running domain's XML, and would into the copy's.
 _BY_DEFAULT = ("seclabel[@type='dynamic']", "resource[partition='/machine']", "metadata/" + SET)
 

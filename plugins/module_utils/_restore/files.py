@@ -28,8 +28,6 @@ from .._target.ssh.target import FETCHED
 
 # Linux's number of the ioctl that zeroes a part of a block device (linux/fs.h), and how much is zeroed at a time.
 _BLKZEROOUT = 0x127F
-
-
 _ZERO_BYTES = 1 << 30
 
 

@@ -15,8 +15,6 @@ from .plan import Image, Plan, RestoreOptions
 
 # As many bytes of an image's name are in the names of the files beside it.
 _MOST_OF_NAME = 100
-
-
 # A disk has whole sectors, though a raw image need not.
 _SECTOR = 512
 

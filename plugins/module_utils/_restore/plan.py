@@ -32,8 +32,6 @@ from .domain_xml import Guest, Place, Restored, needs, restored_xml, sources_of_
 
 # As many characters are shown at most of one thing that is missing or removed.
 _MOST_SHOWN = 1000
-
-
 NVRAM_DIRECTORY = Path("/var/lib/libvirt/qemu/nvram")
 
 

@@ -27,11 +27,7 @@ from .read import Owner, owner_of, read_manifest
 from .schema import Manifest
 
 REMOVING = ".removing"
-
-
 _HIDDEN = re.compile(rf"\.(?P<id>{BACKUP_ID})\.(?P<kind>partial|removing)")
-
-
 _UNMARKED = re.compile(r"\.[0-9a-f-]{16,}\.new")
 
 

@@ -25,25 +25,13 @@ from .._base.filesystem import require_safe
 from .schema import Manifest
 
 BACKUP_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
-
-
 MANIFEST = "manifest.json"
-
-
 OWNER = ".domain.json"
-
-
 TOKEN = ".claim"
-
-
 # In a set that another host sends: locked as long as its writer lives.
 SENDER = ".sender"
-
-
 # An encoded name may have as many characters, so that a prefix and a suffix still fit.
 _MOST_OF_NAME = 200
-
-
 # The keys of a manifest that a later run of the same backup relies on.
 _READ_BACK = {"backup_id", "consistency", "disks", "job", "skipped", "started", "finished"}
 

@@ -20,8 +20,6 @@ from .layout import MANIFEST, OWNER, SENDER, TOKEN
 from .schema import SCHEMA, VERSION, Manifest
 
 SUMS = "SHA256SUMS"
-
-
 GUIDE = "RESTORE.md"
 
 

@@ -27,8 +27,6 @@ PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
     "monthly": lambda at: (at.year, at.month),
     "yearly": lambda at: (at.year,),
 }
-
-
 RULES = ("last", *PERIODS)
 
 

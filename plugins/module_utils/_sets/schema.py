@@ -115,33 +115,15 @@ def _text(pattern: str) -> Schema:
 
 
 _STRING: Schema = {"type": "string"}
-
-
 _SOME: Schema = {"type": "string", "minLength": 1}
-
-
 _AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": MOST}
-
-
 # As file_name in _backup_set makes them; no separator, no dot in front.
 _FILE = {**_text("[A-Za-z0-9_%-][A-Za-z0-9._%-]*"), "maxLength": 255}
-
-
 _TIME = _text(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{3}Z")
-
-
 _RELEASE = _text(r"[0-9]+\.[0-9]+\.[0-9]+")
-
-
 _BACKUP_ID = _text("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
-
-
 _UUID = _text("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
-
-
 _HEX = "[0-9a-f]{64}"
-
-
 SCHEMA = _object(
     schema={"enum": [1, VERSION]},
     backup_id=_BACKUP_ID,
@@ -195,8 +177,6 @@ SCHEMA["properties"]["disks"]["items"]["properties"]["source"]["properties"].upd
 
 # Sets of early releases lack it.
 SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
-
-
 # Only there where the domain was captured together with others.
 SCHEMA["properties"]["group"] = _object(
     name=_SOME,

@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from ..._base.errors import LiveBackupError
 
 SCHEME = "ssh://"
-
-
 # The path is taken as it stands: what would be escaped in a URL is part of a file's name.
 _URL = re.compile(
     r"""ssh://
@@ -24,8 +22,6 @@ _URL = re.compile(
     (?P<path>/(?:.|\n)*[^/])""",
     re.VERBOSE,
 )
-
-
 # These are not to be changed. A host key is never taken on trust, and nobody is there to be asked. The server gets nothing of this host but
 # the backup: neither its keys, tickets and networks, nor a way to have a command run here.
 _FIXED = {
@@ -42,8 +38,6 @@ _FIXED = {
     "ControlMaster": "no",
     "ControlPath": "none",
 }
-
-
 _DEFAULTS = {"ConnectTimeout": "30", "ServerAliveInterval": "15", "ServerAliveCountMax": "4", "RemoteCommand": "none"}
 
 

@@ -15,20 +15,10 @@ from ..._sets.proofs import PROOF
 from ..._sets.schema import SCHEMA
 
 _STRING: Schema = {"type": "string"}
-
-
 _MAYBE: Schema = {"type": ["string", "null"]}
-
-
 _NUMBER: Schema = {"type": "integer", "minimum": 0}
-
-
 _BOOL: Schema = {"enum": [True, False]}
-
-
 _TEXTS: Schema = {"type": "array", "items": _STRING}
-
-
 _MAYBE_TIME: Schema = {**SCHEMA["properties"]["started"], "type": ["string", "null"]}
 
 
@@ -62,21 +52,11 @@ _LISTED = _object(
     proof={**PROOF, "type": ["object", "null"], "required": list(PROOF["properties"])},
     manifest={**SCHEMA, "type": ["object", "null"]},
 )
-
-
 # One that is read: its names become paths here.
 _FOUND = _object(**{**_LISTED["properties"], "backup_id": SCHEMA["properties"]["backup_id"], "status": {"enum": ["good", "damaged"]}})
-
-
 _NAMED = {name: _LISTED["properties"][name] for name in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
-
-
 _PLACE = _object(path=_STRING)
-
-
 _NOTHING = _object()
-
-
 # By the functions of _far_end.CALLS, and by what else it is told to do.
 ANSWERS: dict[str, Schema] = {
     "list_sets": _object(sets=_objects(_LISTED), findings=_TEXTS),

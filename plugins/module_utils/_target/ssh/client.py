@@ -37,29 +37,15 @@ from .server import FRAME, MARK
 
 # How long no byte may move. The program at the far end sends some while it works, however long that takes.
 SILENCE_SECONDS = 120.0
-
-
 # Lines that a far login shell may print before the program begins, and their length.
 _NOISE_LINES = 1000
-
-
 _NOISE_BYTES = 64 * 1024
-
-
 # A list of very many sets, each with its manifest.
 _MOST_BYTES = 128 * 1024 * 1024
-
-
 # How much is shown of what the server says of an error.
 _MOST_CHARACTERS = 1000
-
-
 _END_SECONDS = 30
-
-
 _UNREACHABLE = Advice("{host} cannot be reached", code="ssh_unreachable")
-
-
 # What ssh says, and what it means.
 _SSH_FAILURES = [
     (
@@ -79,11 +65,7 @@ _SSH_FAILURES = [
     ("Could not resolve hostname", Advice("{host} is not known by that name", code="ssh_unreachable")),
     *((sign, _UNREACHABLE) for sign in ("Connection refused", "timed out", "No route to host", "Network is unreachable")),
 ]
-
-
 _SSH_FAILED = Advice("ssh to {host} failed", code="ssh_failed")
-
-
 # A copy that is given up ends with the error for which it was.
 _GIVEN_UP = Advice("The copy was given up", code="ssh_connection_lost")
 

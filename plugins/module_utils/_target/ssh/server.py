@@ -46,22 +46,12 @@ from ..._sets.receive import begin_set, discard_unfinished, finish_set, leave_se
 
 # What a login shell may print comes before this.
 MARK = "live_backup far end"
-
-
 # A frame's offset in the image and its length.
 FRAME = struct.Struct(">QI")
-
-
 # How often work shows that it goes on, and the least of the processor's time that is work.
 _SIGN_SECONDS = 10.0
-
-
 _WORK_SECONDS = 0.001
-
-
 _ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
-
-
 # What lasts as long as this program.
 _open = ExitStack()
 
@@ -72,11 +62,7 @@ def open_set(target: str, domain: str, backup_id: str | None) -> SetFacts:
 
 
 _ABOUT_SETS: list[Callable[..., Any]] = [list_sets, find_set, check_files, note_proof, prune_sets, open_set]
-
-
 _RECEIVING: list[Callable[..., Any]] = [room_for, begin_set, leave_set, resume_set, finish_set]
-
-
 CALLS = {one.__name__: one for one in _ABOUT_SETS + _RECEIVING}
 
 

@@ -35,16 +35,10 @@ from .client import FarEnd
 from .server import open_set
 
 T = TypeVar("T")
-
-
 # How the names of the directories begin in which a set arrives.
 FETCHED = ".live_backup-fetched-"
-
-
 # For how long the images of another host may keep us. The tables of a disk of a terabyte are some 150 MB, which are read twice.
 _MOST_SECONDS = 3600.0
-
-
 _SECTOR = 512
 
 
