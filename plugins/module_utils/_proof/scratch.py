@@ -104,11 +104,13 @@ class Scratch:
 
     def _start(self, node: str, overlay: int, listening: int) -> subprocess.Popen[bytes]:
         # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
-        modestly = ["setpriv", "--pdeathsig", "KILL", "nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
+        modestly = ["nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
+        # Who has died before the kernel was told whose death is to kill the server is not its parent any more.
+        with_us = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
         # systemd's protocol wants the socket as descriptor 3. A small shell knows no descriptors of two digits.
         script = 'exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
         return subprocess.Popen(
-            ["sh", "-c", script, "sh", *modestly, "qemu-nbd", "--persistent", node],
+            ["sh", "-c", script, "sh", *with_us, *modestly, "qemu-nbd", "--persistent", node],
             pass_fds=[overlay],
             stdin=listening,
             stdout=subprocess.DEVNULL,
