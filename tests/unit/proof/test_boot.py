@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import socket as sockets
 import subprocess
 from collections.abc import Iterator
 from contextlib import ExitStack
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import create_overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof import scratch as _boot_scratch
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof.console import Console, tail
@@ -218,3 +220,31 @@ def test_bounds_that_are_none(option: dict[str, int], least: str, clock: FakeClo
     [(name, value)] = option.items()
     with pytest.raises(LiveBackupError, match=f"^{name} must be at least {least}, not {value}"):
         verify_set({**PARAMS, **option}, False, clock)
+
+
+@pytest.mark.parametrize("parent", ["lives", "died before the kernel knew of it"])
+def test_a_server_ends_with_its_proof_even_if_that_dies_as_it_starts_it(
+    parent: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    overlay = os.open(tmp_path, os.O_TMPFILE | os.O_RDWR)
+    create_overlay(overlay, MIB)
+    (tmp_path / "image").write_bytes(bytes(MIB))
+    with sockets.socket(sockets.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+        if parent != "lives":
+            # As it looks then: its parent is another process.
+            monkeypatch.setattr(_boot_scratch.os, "getpid", lambda: 1)
+        server = Scratch(tmp_path, GIB, FakeClock())._start(
+            _boot_scratch._node(overlay, tmp_path / "image", "raw"), overlay, listening.fileno()
+        )
+    try:
+        if parent == "lives":
+            with pytest.raises(subprocess.TimeoutExpired):
+                server.wait(1)
+        else:
+            assert server.wait(30) != 0
+    finally:
+        server.kill()
+        server.wait()
+        os.close(overlay)
