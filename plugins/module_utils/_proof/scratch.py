@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
+from .._base.filesystem import free_bytes
 from .._base.memory import memory_available, memory_total
 from .._image.qemu_img import create_overlay
 from .._overlay.space import MIB, Growth, Space, is_threatened, least_space
@@ -147,9 +148,8 @@ class Scratch:
         return LiveBackupError(f"The proof was given up: {why.text}. This says nothing about the set.", why.code)
 
     def _room(self) -> Space:
-        status = os.statvfs(self._directory)
         used = sum(os.fstat(file).st_blocks * 512 for file in self._files)
-        return Space(str(self._directory), status.f_bavail * status.f_frsize, used, 0)
+        return Space(str(self._directory), free_bytes(self._directory), used, 0)
 
 
 def _node(overlay: int, image: Path, image_format: str) -> str:
