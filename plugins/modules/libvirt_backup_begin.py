@@ -250,6 +250,9 @@ def main() -> None:
             "overlay_dir": {"type": "path"},
             "exclusive": {"type": "bool", "default": False},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
+            "level": {"type": "str", "choices": ["full", "incremental", "differential", "auto"], "default": "full"},
+            "track": {"type": "bool"},
+            "full_every": {"type": "int", "default": 7},
         },
     )
 

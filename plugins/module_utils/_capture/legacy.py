@@ -46,6 +46,9 @@ class Legacy:
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts)
 
+    def level_obstacle(self, versions: HostVersions) -> str:
+        return "legacy makes full backups only"
+
     def disk_obstacle(self, disk: Disk) -> str:
         return disk.copy_obstacle
 

@@ -35,6 +35,9 @@ class Offline:
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return f"it is {facts.state}; `offline` is for domains that are shut off" if facts.active else ""
 
+    def level_obstacle(self, versions: HostVersions) -> str:
+        return "a domain that is shut off is backed up whole"
+
     def disk_obstacle(self, disk: Disk) -> str:
         return disk.copy_obstacle
 

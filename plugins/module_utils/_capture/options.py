@@ -35,7 +35,15 @@ class BeginOptions:
     parallel: int = 0
     at: float | None = None
     exclusive: bool = False
+    level: str = "full"
+    track: bool | None = None
+    full_every: int = 7
     overlay_dir: str | None = None
+
+    @property
+    def tracks(self) -> bool:
+        """Whether a later backup is to build on this one."""
+        return self.level != "full" if self.track is None else self.track
 
     @property
     def address(self) -> TargetAddress:

@@ -17,6 +17,7 @@ from .._claim.claim import Claim
 from .._claim.plan import CapturePlan
 from .._hypervisor.backup_xml import push_backup_xml
 from .._hypervisor.bindings import libvirt
+from .._hypervisor.checkpoints import checkpoint_xml
 from .._hypervisor.connection import explained
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk
@@ -26,6 +27,7 @@ from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
 from .._hypervisor.qemu_monitor import close_in_qemu, open_nodes
 from .._hypervisor.versions import HostVersions
 from .._sets.layout import SetPaths
+from .levels import checkpoint_repairs
 from .method import Left, Repair, paused_repair
 from .options import BeginOptions
 from .plan import needs_running, will_freeze
@@ -50,6 +52,9 @@ class Push:
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts) or missing_versions(versions)
 
+    def level_obstacle(self, versions: HostVersions) -> str:
+        return "" if versions.supports_checkpoints else f"checkpoints need libvirt 7.6 and QEMU 6.1, here are {versions.words}"
+
     def disk_obstacle(self, disk: Disk) -> str:
         return ""
 
@@ -65,9 +70,12 @@ class Push:
             drop_completed_job(domain)
 
     def capture(self, domain: Any, claim: Claim) -> None:
-        backup_xml = push_backup_xml(claim.plan.files, claim.plan.disks[0].format)
+        plan = claim.plan
+        backup_xml = push_backup_xml(plan.files, plan.disks[0].format, plan.since)
+        tracked = [disk.target for disk in plan.disks if disk.tracked]
+        checkpoint = checkpoint_xml(plan.checkpoint, tracked) if plan.checkpoint else None
         with explained(f"begin the backup of domain {claim.domain!r}"):
-            domain.backupBegin(backup_xml, None, 0)
+            domain.backupBegin(backup_xml, checkpoint, 0)
 
     def missing_step(self, claim: Claim) -> str:
         return "" if claim.progress.job else "libvirt_job_wait"
@@ -81,8 +89,11 @@ class Push:
         return running or not outcome(left.connection, left.claim, 0, left.clock)[0]
 
     def repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
-        if domain is None:
-            return
+        if domain is not None:
+            yield from self._job_repairs(domain, left)
+        yield from checkpoint_repairs(left)
+
+    def _job_repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
         claim = left.claim
         if claim.step == "begin":
             _await_late_begin(domain, left.clock)

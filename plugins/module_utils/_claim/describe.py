@@ -15,12 +15,12 @@ from .._base.clock import rfc3339
 from .._base.version import VERSION
 from .._image.copy import Copied
 from .._image.digest import image_digest
-from .._sets.schema import VERSION as VERSION_OF_SCHEMA, FileEntry, ImageEntry, Manifest, Source
+from .._sets.schema import VERSION as VERSION_OF_SCHEMA, Checkpoint, FileEntry, ImageEntry, Manifest, Source
 from .claim import Claim
-from .plan import DiskPlan
+from .plan import CapturePlan, DiskPlan
 
 
-def image_entry(disk: DiskPlan, copied: Copied | None) -> ImageEntry:
+def image_entry(disk: DiskPlan, level: str, copied: Copied | None) -> ImageEntry:
     """An image as the manifest lists it; reads it once, unless it is known what was copied."""
     path = Path(disk.path)
     size, allocated, digest = (copied["size"], copied["allocated"], copied["digest"]) if copied else _measured(path)
@@ -33,7 +33,10 @@ def image_entry(disk: DiskPlan, copied: Copied | None) -> ImageEntry:
         "allocated": allocated,
         "digest": digest,
         "source": cast(Source, disk.source.to_json()),
-        "backing": None,
+        "backing": disk.below[0]["file"] if disk.below else None,
+        "level": level if disk.below else "full",
+        "dirty": disk.dirty,
+        "backing_chain": disk.below,
     }
 
 
@@ -45,7 +48,7 @@ def _measured(path: Path) -> tuple[int, int, str]:
 def build_manifest(
     claim: Claim, disks: list[ImageEntry], files: list[FileEntry], finished: float, group: dict[str, Any] | None = None
 ) -> Manifest:
-    """The manifest of a full backup, which may have been captured together with others, the `group`."""
+    """The manifest of a backup, which may have been captured together with others, the `group`."""
     captured = claim.require_captured()
     manifest: Manifest = {
         "schema": VERSION_OF_SCHEMA,
@@ -53,8 +56,11 @@ def build_manifest(
         "domain": {"name": claim.domain, "uuid": claim.uuid, "hypervisor": platform.node()},
         "method": claim.method,
         "method_reason": claim.plan.method_reason,
-        "level": "full",
-        "parent": None,
+        "level": claim.plan.level,
+        "level_reason": claim.plan.level_reason or "it was asked for",
+        "parent": claim.plan.parent,
+        "chain": claim.plan.chain,
+        "checkpoint": _checkpoint(claim.plan),
         "consistency": {
             "level": captured.consistency,
             "instant": captured.instant,
@@ -74,6 +80,11 @@ def build_manifest(
     if group:
         manifest["group"] = group
     return manifest
+
+
+def _checkpoint(plan: CapturePlan) -> Checkpoint | None:
+    tracked = [disk.target for disk in plan.disks if disk.tracked]
+    return {"name": plan.checkpoint, "target_id": plan.target_id, "disks": tracked} if plan.checkpoint else None
 
 
 def manifest_bytes(manifest: Manifest) -> bytes:

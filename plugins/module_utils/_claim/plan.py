@@ -14,6 +14,7 @@ from .._base.filesystem import allocated
 from .._base.records import known
 from .._hypervisor.disk_place import NotedPlace
 from .._image.fingerprint import Fingerprint
+from .._sets.schema import Below
 from .._target.target import TargetAddress
 from .overlays import Overlay, PlannedSpace
 
@@ -22,7 +23,9 @@ from .overlays import Overlay, PlannedSpace
 class DiskPlan:
     """One disk: its image in the set, `capacity` and the bytes that its chain holds, and where it was.
 
-    `path` and `format` are empty until it is known where the data go. `sent` is whether the data go straight to a backup server.
+    `path` and `format` are empty until it is known where the data go. `sent` is whether the data go straight to a backup server. `below` is
+    what the image builds on, nearest first, and `since` the checkpoint since which it has the changes, of about `dirty` bytes. Both are
+    empty for a whole image. `tracked` is whether the backup's own checkpoint has the disk.
     """
 
     target: str
@@ -32,6 +35,15 @@ class DiskPlan:
     path: str = ""
     format: str = ""
     sent: bool = False
+    below: list[Below] = field(default_factory=list)
+    since: str = ""
+    dirty: int = 0
+    tracked: bool = False
+
+    @property
+    def held(self) -> int:
+        """The bytes that are backed up."""
+        return min(self.dirty, self.allocation) if self.below else self.allocation
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DiskPlan:
@@ -47,6 +59,9 @@ class CapturePlan:
 
     `server` is the target as the user named it. Only legacy has `overlays` and what goes with them; `instance` is the run of QEMU that they
     are of. Only offline has `prints`, the fingerprints of the images, and `saved`, whether the domain's memory is saved.
+
+    `chain` are the sets that the level builds on, the full one first. `checkpoint` is the one that the backup makes, if it makes one. Of
+    the others that were made for `target_id`, `kept_checkpoints` stay.
     """
 
     method: str
@@ -63,6 +78,12 @@ class CapturePlan:
     sources: list[list[str]]
     qemu_user: tuple[int, int] | None = None
     freezes: bool = False
+    level: str = "full"
+    level_reason: str = ""
+    chain: list[str] = field(default_factory=list)
+    checkpoint: str = ""
+    target_id: str = ""
+    kept_checkpoints: list[str] = field(default_factory=list)
     bytes_needed: int = 0
     bytes_needed_here: int = 0
     bytes_free: int = 0
@@ -86,6 +107,16 @@ class CapturePlan:
             "overlay_room": {target: PlannedSpace(**known(PlannedSpace, one)) for target, one in data.get("overlay_room", {}).items()},
         }
         return cls(**{"method": "", "path": "", **known(cls, data), **nested})
+
+    @property
+    def parent(self) -> str | None:
+        """The set that the level builds on."""
+        return self.chain[-1] if self.chain else None
+
+    @property
+    def since(self) -> dict[str, str]:
+        """The checkpoint since which each disk is backed up that is not backed up whole."""
+        return {disk.target: disk.since for disk in self.disks if disk.since}
 
     @property
     def files(self) -> dict[str, str]:

@@ -61,6 +61,7 @@ class Device:
     source_format: str
     format: str
     size: int
+    below: list[str] = field(default_factory=list)
     written: Fingerprint = field(default_factory=Fingerprint)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 from .._base.schema import MOST, Schema
+from .._sets.schema import SCHEMA
 
 _STRING: Schema = {"type": "string"}
 _AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": MOST}
@@ -31,7 +32,18 @@ def _object(optional: dict[str, Schema] | None = None, **required: Schema) -> Sc
 
 
 _DISK = _object(
-    target=_STRING, path=_STRING, format=_STRING, capacity=_AMOUNT, sent=_YES_OR_NO, source=_object(path=_STRING, format=_STRING)
+    {
+        "since": _STRING,
+        "dirty": _AMOUNT,
+        "tracked": _YES_OR_NO,
+        "below": _array(SCHEMA["properties"]["disks"]["items"]["properties"]["backing_chain"]["items"]),
+    },
+    target=_STRING,
+    path=_STRING,
+    format=_STRING,
+    capacity=_AMOUNT,
+    sent=_YES_OR_NO,
+    source=_object(path=_STRING, format=_STRING),
 )
 # Overlay and Memory are made of these, so they have nothing else.
 _OVERLAY = {**_object(target=_STRING, base=_STRING, base_format=_STRING, base_type=_STRING, path=_STRING), "additionalProperties": False}
@@ -53,6 +65,8 @@ _PLAN = _object(
         "overlays": _array(_OVERLAY),
         "overlay_room": _of_each_disk(_object(bytes=_AMOUNT, path=_STRING, device=_AMOUNT)),
         **dict.fromkeys(("instance", "live_xml", "inactive_xml", "snapshot_xml"), _STRING),
+        **dict.fromkeys(("level", "level_reason", "checkpoint", "target_id"), _STRING),
+        **dict.fromkeys(("chain", "kept_checkpoints"), _array(_STRING)),
         "prints": _of_each_disk(_FINGERPRINT),
         "saved": _YES_OR_NO,
     },

@@ -11,11 +11,11 @@ from .bindings import etree
 from .domain_xml import parse_xml
 
 
-def push_backup_xml(targets: dict[str, str], image_format: str) -> str:
+def push_backup_xml(targets: dict[str, str], image_format: str, since: dict[str, str] | None = None) -> str:
     """The XML of a push job that writes each disk, by target dev, to the file named for it.
 
-    Every disk names its file: libvirt 9.0 leaves the path empty for a named disk without one. Disks that are not
-    named are not backed up.
+    A disk in `since` is written as far as it changed since that checkpoint, any other one whole. Every disk names its file: libvirt 9.0
+    leaves the path empty for a named disk without one. Disks that are not named are not backed up.
     """
     root = etree.Element("domainbackup", mode="push")
     disks = etree.SubElement(root, "disks")
@@ -28,6 +28,12 @@ def push_backup_xml(targets: dict[str, str], image_format: str) -> str:
                 f"The path {path!r} has characters that libvirt's XML cannot hold; choose another target.", code="option_invalid"
             ) from error
         etree.SubElement(disk, "driver", type=image_format)
+        # Older versions of libvirt know neither attribute.
+        if since and target in since:
+            disk.set("backupmode", "incremental")
+            disk.set("incremental", since[target])
+        elif since:
+            disk.set("backupmode", "full")
     return etree.tostring(root, encoding="unicode")
 
 

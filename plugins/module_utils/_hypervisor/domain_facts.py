@@ -14,7 +14,7 @@ from .._base.errors import LiveBackupError
 from .._base.filesystem import allocated
 from .._image.digest import data_bytes
 from .._image.qcow2 import is_self_contained
-from .._image.qemu_img import backing_chain, image_info
+from .._image.qemu_img import backing_chain, image_info, qcow2_facts
 from .bindings import libvirt
 from .connection import explained
 from .domain_xml import Disk, Domain, Image
@@ -125,8 +125,7 @@ def _virtual_size(image: Image) -> int:
 
 def _in_data_file(path: str) -> int:
     """What a qcow2 image holds in a file beside it."""
-    about = image_info(path, "qcow2").get("format-specific", {}).get("data", {})
-    name = about.get("data-file")
+    name = qcow2_facts(path).get("data-file")
     beside = os.path.join(os.path.dirname(path), name) if name else ""
     return min(allocated(beside), data_bytes(beside)) if beside else 0
 

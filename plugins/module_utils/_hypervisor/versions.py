@@ -10,6 +10,9 @@ from dataclasses import dataclass
 
 PUSH_LIBVIRT = 7_002_000
 PUSH_QEMU = 4_002_000
+# From here on both keep a disk's checkpoints over snapshots, commits and restarts.
+CHECKPOINT_LIBVIRT = 7_006_000
+CHECKPOINT_QEMU = 6_001_000
 
 
 @dataclass(frozen=True)
@@ -22,6 +25,10 @@ class HostVersions:
     @property
     def supports_push(self) -> bool:
         return self.libvirt >= PUSH_LIBVIRT and self.qemu >= PUSH_QEMU
+
+    @property
+    def supports_checkpoints(self) -> bool:
+        return self.libvirt >= CHECKPOINT_LIBVIRT and self.qemu >= CHECKPOINT_QEMU
 
     @property
     def words(self) -> str:

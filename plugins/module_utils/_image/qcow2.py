@@ -9,27 +9,34 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from .._base.errors import LiveBackupError
 
-# As many bytes as this tell it all.
-HEADER_BYTES = 512
+# As many bytes as this have it all, the name of a backing file too: it has at most 1023.
+HEADER_BYTES = 4096
 _MAGIC = b"QFI\xfb"
-# Version, offset of the backing file's name, logarithm of the cluster's size, size of the disk, the features without which it cannot
-# be understood, and the logarithm of a reference count's bits. A header of version 2 has not the last two.
-_FIELDS = struct.Struct(">4xIQ4xIQ40xQ16xI")
+# Version, offset and length of the backing file's name, logarithm of the cluster's size, size of the disk, the features without which
+# it cannot be understood, and the logarithm of a reference count's bits. A header of version 2 has not the last two.
+_FIELDS = struct.Struct(">4xIQIIQ40xQ16xI")
 _LEAST_CLUSTER, _OLD_COUNT, _MOST_COUNT = 9, 4, 6
 _DATA_FILE = 1 << 2
 
 
 @dataclass(frozen=True)
 class Header:
-    """The bytes of the disk, and whether the image holds all of it: it has no backing file and no data file."""
+    """The bytes of the disk, the name of the backing file, empty without one, and whether the guest's data are in a file of their own."""
 
     size: int
-    self_contained: bool
+    backing: str
+    data_file: bool
     cluster_bits: int
     count_order: int
+
+    @property
+    def self_contained(self) -> bool:
+        """Whether the image holds all of the disk."""
+        return not self.backing and not self.data_file
 
     def memory_of_counts(self, file_size: int) -> int:
         """The bytes in which a check counts how often each cluster of the file is used."""
@@ -40,19 +47,38 @@ def read_header(data: bytes) -> Header | None:
     """What the first bytes of an image say; None where they are not those of qcow2."""
     if not data.startswith(_MAGIC) or len(data) < _FIELDS.size:
         return None
-    version, backing, cluster_bits, size, features, order = _FIELDS.unpack_from(data)
+    version, offset, length, cluster_bits, size, features, order = _FIELDS.unpack_from(data)
     if version < 3:
         features, order = 0, _OLD_COUNT
     # What is out of these bounds no QEMU opens.
-    return Header(size, not backing and not features & _DATA_FILE, max(cluster_bits, _LEAST_CLUSTER), min(order, _MOST_COUNT))
+    name = data[offset : offset + length].decode("utf-8", "backslashreplace")
+    backing = (name or "?") if offset else ""
+    return Header(size, backing, bool(features & _DATA_FILE), max(cluster_bits, _LEAST_CLUSTER), min(order, _MOST_COUNT))
 
 
 def is_self_contained(path: str | Path, image_format: str) -> bool:
     """Whether the bytes of an image, raw or qcow2, are the whole disk."""
     if image_format == "raw":
         return True
+    return header_of(path).self_contained
+
+
+def header_of(path: str | Path) -> Header:
+    """The header of a qcow2 image; an error where it has none."""
     with open(path, "rb") as file:
         header = read_header(file.read(HEADER_BYTES))
     if header is None:
         raise LiveBackupError(f"{path} is no qcow2 image.", code="image_invalid")
-    return header.self_contained
+    return header
+
+
+def image_node(files: list[Path], image_format: str) -> dict[str, Any]:
+    """An image, read-only, as a node of QEMU's block layer: the file, and those that it builds on, whatever their headers name."""
+    node: dict[str, Any] = {
+        "driver": image_format,
+        "read-only": True,
+        "file": {"driver": "file", "filename": str(files[0]), "read-only": True},
+    }
+    if image_format != "raw":
+        node["backing"] = image_node(files[1:], image_format) if files[1:] else None
+    return node

@@ -21,7 +21,7 @@ from .._base.errors import LiveBackupError, advised
 from .._base.files import write_out
 from .._base.text import foreign, screen
 from .data import Pace
-from .qcow2 import is_self_contained
+from .qcow2 import image_node, is_self_contained
 
 # As many characters of what it says are heard at most.
 _MOST_SAID = 2000
@@ -112,8 +112,19 @@ def _backing_of(info: dict[str, Any]) -> tuple[str, str] | None:
     return (name, info["backing-filename-format"]) if name else None
 
 
+class Node(str):
+    """An image as a node of QEMU's block layer, which names each file and format of it."""
+
+    @classmethod
+    def of(cls, files: list[Path], image_format: str) -> Node:
+        """An image and what it builds on, whatever their headers name."""
+        return cls(f"json:{json.dumps(image_node(files, image_format))}")
+
+
 def _reads(path: str | Path, image_format: str, option: str = "-f") -> list[str]:
     """How a command is told what it reads, of which nothing is left to be guessed."""
+    if isinstance(path, Node):
+        return []
     if image_format != "raw" and not (image_format == "qcow2" and is_self_contained(path, image_format)):
         backing_chain(path, image_format)
     return [option, image_format]
@@ -173,7 +184,7 @@ class How:
     in_use: bool = False
 
 
-def convert(source: Path, source_format: str, destination: Path, to_format: str, how: How = How()) -> None:
+def convert(source: Path | Node, source_format: str, destination: Path, to_format: str, how: How = How()) -> None:
     """Write the whole disk as one image without backing file."""
     known = _reads(source, source_format)
     # A raw device has nothing to be created on it; an image of another format must be.
@@ -209,11 +220,24 @@ def commit(overlay: str | Path, at_work: Callable[[], None], every: float) -> No
     _run("commit", "-d", *_reads(overlay, "qcow2"), overlay, at_work=at_work, every=every)
 
 
-def remove_bitmaps(image: str | Path) -> None:
-    """Remove every dirty bitmap of a qcow2 image: it tells what was written to another disk, the one that was backed up."""
-    about = image_info(image, "qcow2").get("format-specific", {}).get("data", {})
-    for bitmap in about.get("bitmaps", []):
-        _run("bitmap", "--remove", *_reads(image, "qcow2"), "--", image, bitmap["name"])
+def qcow2_facts(image: str | Path) -> dict[str, Any]:
+    """What qemu-img says of a qcow2 image that only this format has."""
+    return cast("dict[str, Any]", image_info(image, "qcow2").get("format-specific", {}).get("data", {}))
+
+
+def bitmaps_of(image: str | Path) -> list[str]:
+    """The names of the dirty bitmaps in a qcow2 image. A running QEMU has newer ones, which it writes there when it ends."""
+    return [bitmap["name"] for bitmap in qcow2_facts(image).get("bitmaps", [])]
+
+
+def remove_bitmap(image: str | Path, name: str) -> None:
+    """Remove a dirty bitmap of a qcow2 image that no QEMU has open."""
+    _run("bitmap", "--remove", *_reads(image, "qcow2"), "--", image, name)
+
+
+def rebase_unsafe(image: Path, backing: str) -> None:
+    """Have a qcow2 image name another backing file, of qcow2 format too. Neither backing file is opened."""
+    _run("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, image)
 
 
 def are_identical(one: str | Path, one_format: str, other: str | Path, other_format: str) -> bool:

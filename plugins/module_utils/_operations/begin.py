@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,7 @@ from .._base.errors import LiveBackupError
 from .._base.filesystem import bytes_needed, check_room
 from .._base.records import known
 from .._capture.capture import capture_claimed
+from .._capture.levels import check_level, collect_checkpoints, plan_level
 from .._capture.methods import METHODS, reason_for
 from .._capture.options import BeginOptions
 from .._capture.plan import choose_disks, occupied_by
@@ -29,11 +30,13 @@ from .._claim.plan import CapturePlan, DiskPlan
 from .._claim.step import describe, is_alive, step
 from .._claim.turn import turn
 from .._hypervisor.bindings import libvirt
-from .._hypervisor.connection import connect, explain, explained, find_domain
+from .._hypervisor.checkpoints import checkpoint_name
+from .._hypervisor.connection import LibvirtFailure, connect, explain, explained, find_domain
 from .._hypervisor.disk_place import noted_place
 from .._hypervisor.domain_facts import DomainFacts, domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk, sources
 from .._hypervisor.domains import read_domain
+from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
 from .._image.qcow2 import is_self_contained
@@ -62,6 +65,7 @@ def _options(params: dict[str, Any]) -> BeginOptions:
 def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Plan, check and claim; then freeze, capture and thaw."""
     check_backup_id(options.backup_id)
+    check_level(options)
     where = open_target(options.address)
     target = where.made_in(options.staging_dir)
     for name in ("freeze_timeout", "hook_timeout"):
@@ -79,7 +83,9 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
             return begun
     # Anything may have changed when it is this domain's turn, so that all is looked at after that.
     parallel = 0 if check_mode else options.parallel
-    with turn(uuid, name, parallel, clock) as end_turn, connect(options.uri, readonly=check_mode) as connection:
+    # libvirt says nothing of a checkpoint to who may only read.
+    readonly = check_mode and not options.tracks
+    with turn(uuid, name, parallel, clock) as end_turn, connect(options.uri, readonly=readonly) as connection:
         domain = find_domain(connection, uuid)
         begun = _begun_before(target, domain, options.backup_id, clock)
         if begun is not None:
@@ -90,7 +96,7 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
         with hold(uuid, clock):
             # Another run may have come between the first look and the lock.
             begun = _begun_before(target, domain, options.backup_id, clock)
-            return begun or _capture(domain, plan, options, clock, end_turn)
+            return begun or _capture_or_full(domain, plan, where, options, clock, end_turn)
 
 
 def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions, *, write: bool) -> CapturePlan:
@@ -131,6 +137,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         sources=sources(facts.xml),
     )
     method.plan(plan, chosen, facts, options)
+    plan_level(plan, chosen, domain, where, options, method.level_obstacle(versions))
     _check_space(plan, where, target, (name, uuid), write=write)
     return plan
 
@@ -146,7 +153,7 @@ def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[s
     """Note what is needed and free, here and at the target that the set is sent to; fail where that is too little."""
     name, uuid = domain
     plan.bytes_needed, plan.bytes_needed_here = (
-        sum(bytes_needed(disk.capacity, disk.allocation) for disk in disks)
+        sum(bytes_needed(disk.capacity, disk.held) for disk in disks)
         for disks in (plan.disks, [disk for disk in plan.disks if not disk.sent])
     )
     facts = probe_target(target, name, plan.qemu_user, write=write)
@@ -156,6 +163,21 @@ def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[s
     there = where.free_for(name, uuid, not write)
     check_room(plan.bytes_needed, 0, there, plan.server.target)
     plan.bytes_free, plan.device = min(there, facts.free) if plan.bytes_needed_here else there, facts.device
+
+
+def _capture_or_full(
+    domain: libvirt.virDomain, plan: CapturePlan, where: Target, options: BeginOptions, clock: Clock, end_turn: Callable[[], None]
+) -> dict[str, Any]:
+    """Capture; if a bitmap was lost since it was looked at, once more as a full backup where that is allowed."""
+    try:
+        return _capture(domain, plan, options, clock, end_turn)
+    except LibvirtFailure as failure:
+        if failure.number != VIR_ERR_CHECKPOINT_INCONSISTENT or options.level != "auto" or not plan.chain:
+            raise
+        full = replace(options, level="full", track=True)
+        plan = plan_backup(domain, where, full, write=True)
+        plan.level_reason = f"full: {failure.message}"
+        return _capture(domain, plan, full, clock, end_turn)
 
 
 def _capture(
@@ -173,11 +195,14 @@ def _capture(
         uri=options.uri,
         copies=sorted({str(claim_copy(Path(overlay.path).parent, uuid, options.backup_id)) for overlay in plan.overlays}),
     )
+    if any(disk.tracked for disk in plan.disks):
+        plan.checkpoint = checkpoint_name(plan.target_id, claim.backup_id, claim.token)
     in_words = partial(explain, action=f"begin the backup of domain {name!r}")
     with undoing(options.uri, claim, clock, in_words), step(claim, "begin", clock):
         end_turn()
         claim.progress.begin = capture_claimed(domain, claim, options, METHODS[plan.method], clock)
-    return {"changed": True, **_begun(claim)}
+    problems = collect_checkpoints(domain, plan)
+    return {"changed": True, **_begun(claim), **({"warnings": problems} if problems else {})}
 
 
 def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock: Clock) -> dict[str, Any] | None:
@@ -218,7 +243,19 @@ def _reported(plan: CapturePlan) -> dict[str, Any]:
     return {
         "path": plan.path,
         "method": plan.method,
-        "disks": [{"target": disk.target, "path": disk.path, "format": disk.format} for disk in plan.disks],
+        "level": plan.level,
+        "level_reason": plan.level_reason,
+        "parent": plan.parent,
+        "disks": [
+            {
+                "target": disk.target,
+                "path": disk.path,
+                "format": disk.format,
+                "level": plan.level if disk.below else "full",
+                "dirty": disk.dirty if disk.below else None,
+            }
+            for disk in plan.disks
+        ],
         # Not `skipped`: Ansible takes a result with that key for a task that did not run.
         "skipped_disks": plan.skipped,
         "not_captured": plan.not_captured,
@@ -239,7 +276,20 @@ def _from_manifest(manifest: Manifest, path: str) -> dict[str, Any]:
         "planned": False,
         "published": True,
         "path": path,
-        "disks": [{"target": disk["target"], "path": f"{path}/{disk['file']}", "format": disk["format"]} for disk in manifest["disks"]],
+        "method": manifest["method"],
+        "level": manifest["level"],
+        "level_reason": manifest.get("level_reason", ""),
+        "parent": manifest["parent"],
+        "disks": [
+            {
+                "target": disk["target"],
+                "path": f"{path}/{disk['file']}",
+                "format": disk["format"],
+                "level": disk.get("level", "full"),
+                "dirty": disk.get("dirty") if disk["backing"] else None,
+            }
+            for disk in manifest["disks"]
+        ],
         "skipped_disks": manifest["skipped"],
         "not_captured": manifest["not_captured"],
         "consistency": manifest["consistency"]["level"],

@@ -26,6 +26,8 @@ from .._hypervisor.reach import probe_target
 from .._image.copy import Copying, copy_image
 from .._image.data import Pace
 from .._image.digest import file_digest
+from .._image.qcow2 import header_of
+from .._image.qemu_img import rebase_unsafe
 from .._recovery.repairs import end_claim, undoing
 from .._sets.guide import restore_guide
 from .._sets.layout import (
@@ -128,7 +130,9 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
         for disk in claim.plan.disks:
             if not disk.sent:
                 _settle(Path(disk.path), clock)
-    disks = [image_entry(disk, claim.progress.copies.get(disk.target)) for disk in claim.plan.disks]
+            if disk.below:
+                _put_on_parent(Path(disk.path), disk.below[0]["file"])
+    disks = [image_entry(disk, claim.plan.level, claim.progress.copies.get(disk.target)) for disk in claim.plan.disks]
     images = {disk["file"] for disk in disks}
     for left in paths.partial.glob(".*.tmp"):
         # Of a write that was interrupted.
@@ -143,6 +147,17 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     paths.partial.chmod(0o700)
     sync_path(paths.partial)
     return manifest
+
+
+def _put_on_parent(image: Path, backing: str) -> None:
+    """Have the image of a disk's changes name the image in the parent set. QEMU has written the name of the disk that it read."""
+    if header_of(image).data_file:
+        raise LiveBackupError(f"{image} is not an image that a backup makes: it has a data file.", code="image_invalid")
+    rebase_unsafe(image, backing)
+    found = header_of(image).backing
+    if found != backing:
+        raise LiveBackupError(f"{image} names {found!r} as its backing file, not {backing!r}.", code="image_invalid")
+    sync_path(image)
 
 
 def _settle(image: Path, clock: Clock) -> None:

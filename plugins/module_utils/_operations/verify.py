@@ -15,7 +15,7 @@ from .._base.errors import LiveBackupError
 from .._claim.owner import require_no_restore
 from .._overlay.space import MIB
 from .._proof.boot import Boot, Terms, boot_set
-from .._proof.images import image_problems
+from .._proof.images import expected_images, image_problems
 from .._sets.layout import check_backup_id
 from .target import target_of
 
@@ -50,10 +50,10 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     if manifest is not None:
         with target.images(params["domain"], found) as image_of:
             broken = {finding.partition(":")[0] for finding in findings}
-            for disk in manifest["disks"]:
-                if disk["file"] not in broken:
-                    with image_of(disk["file"]) as image:
-                        findings += [f"{disk['file']}: {problem}" for problem in image_problems(image, disk)]
+            for expected in (one for disk in manifest["disks"] for one in expected_images(disk)):
+                if expected.file not in broken:
+                    with image_of(expected.file) as image:
+                        findings += [f"{expected.file}: {problem}" for problem in image_problems(image, expected)]
             if params["level"] == "boot" and not findings:
                 boot = boot_set(params["uri"], path, manifest, _terms(params), clock)
                 findings += [f"boot: {boot.problem}"] if boot.problem else []

@@ -36,7 +36,9 @@ from .._hypervisor.numbers import (
     VIR_ERR_NO_DOMAIN,
 )
 from .._hypervisor.processes import qemu_pid
+from .._image.qcow2 import image_node
 from .._restore.definition import read_definition
+from .._sets.chain import images_of
 from .._sets.schema import Manifest
 from .boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
 from .console import Console, tail
@@ -97,8 +99,8 @@ def boot_set(uri: str, path: Path, manifest: Manifest, terms: Terms, clock: Cloc
         scratch.require_room(sum(disk["allocated"] for disk in manifest["disks"]))
         sockets = {disk["target"]: directory / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
         for disk in manifest["disks"]:
-            served = scratch.served(path / disk["file"], disk["format"], disk["capacity"], sockets[disk["target"]], user)
-            stack.enter_context(served)
+            image = image_node(images_of(path, disk), disk["format"])
+            stack.enter_context(scratch.served(image, disk["capacity"], sockets[disk["target"]], user))
         if (path / "nvram").exists():
             (directory / "nvram").write_bytes(read_small(path / "nvram"))
         console = stack.enter_context(closing(Console(directory / "console")))

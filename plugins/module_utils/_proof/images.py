@@ -13,32 +13,55 @@ See docs/internals/proof.md.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import NamedTuple
+
 from .._base.errors import LiveBackupError
 from .._base.memory import memory_available
+from .._base.text import foreign
 from .._image.qcow2 import read_header
 from .._image.qemu_img import check_image
+from .._sets.chain import chain_below
 from .._sets.schema import ImageEntry
 from .._target.records import SetImage
 
 _SECTOR = 512
 
 
-def image_problems(image: SetImage, disk: ImageEntry) -> list[str]:
-    """What is wrong with the image of one of the manifest's disks. One that needs another file is not opened any further."""
+class Expected(NamedTuple):
+    """What the manifest says of an image: its file, format, the size of its disk, and the name of what it builds on, if it does."""
+
+    file: str
+    format: str
+    capacity: int
+    backing: str
+
+
+def expected_images(disk: ImageEntry) -> Iterator[Expected]:
+    """The image of a disk, and those that it builds on."""
+    below = chain_below(disk)
+    names = [one["file"] for one in below]
+    yield Expected(disk["file"], disk["format"], disk["capacity"], "".join(names[:1]))
+    for number, one in enumerate(below, 1):
+        yield Expected(one["file"], "qcow2", one["capacity"], "".join(names[number : number + 1]))
+
+
+def image_problems(image: SetImage, expected: Expected) -> list[str]:
+    """What is wrong with an image of a disk. One that needs another file than the manifest says is not opened any further."""
     size = image.size
-    if disk["format"] == "qcow2":
+    if expected.format == "qcow2":
         header = read_header(image.header)
         if header is None:
             return ["it is no qcow2 image"]
-        if not header.self_contained:
-            return ["it needs another file, which no full backup does"]
+        if header.data_file or header.backing != expected.backing:
+            return [f"it needs {foreign(header.backing) or 'another file'}, and by its manifest {expected.backing or 'nothing else'}"]
         size = header.size
-        _require_memory(header.memory_of_counts(image.size), disk["file"])
+        _require_memory(header.memory_of_counts(image.size), expected.file)
     # QEMU rounds the size of a raw file up to whole sectors; its copy and what libvirt says of it may be as long as the file.
-    if _sectors(size) != _sectors(disk["capacity"]):
-        return [f"the disk in it has {size} bytes, not {disk['capacity']}"]
+    if _sectors(size) != _sectors(expected.capacity):
+        return [f"the disk in it has {size} bytes, not {expected.capacity}"]
     # Only qcow2 has a structure of its own.
-    return check_image(image.node, image.descriptors) if disk["format"] == "qcow2" else []
+    return check_image(image.node, image.descriptors) if expected.format == "qcow2" else []
 
 
 def _sectors(size: int) -> int:

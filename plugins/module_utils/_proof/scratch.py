@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
@@ -72,8 +73,8 @@ class Scratch:
             )
 
     @contextmanager
-    def served(self, image: Path, image_format: str, capacity: int, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
-        """Serve an image, read-only below an overlay of its own, on a socket that only QEMU's user may use."""
+    def served(self, image: dict[str, Any], capacity: int, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
+        """Serve an image, a node of QEMU's block layer, below an overlay of its own, on a socket that only QEMU's user may use."""
         if shutil.which("qemu-nbd") is None:
             raise LiveBackupError(
                 "qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).", code="program_missing"
@@ -88,7 +89,7 @@ class Scratch:
                 if user:
                     os.chown(path, *user)
                 listening.listen()
-                server = self._start(_node(overlay, image, image_format), overlay, listening.fileno())
+                server = self._start(_node(overlay, image), overlay, listening.fileno())
                 # If the server ends, whoever reads there is to know.
                 listening.close()
                 self._files.append(overlay)
@@ -152,10 +153,7 @@ class Scratch:
         return Space(str(self._directory), free_bytes(self._directory), used, 0)
 
 
-def _node(overlay: int, image: Path, image_format: str) -> str:
-    """The overlay over an image that is told its format and opens nothing else, as a node of QEMU's block layer."""
-    base = {"driver": image_format, "read-only": True, "file": {"driver": "file", "filename": str(image), "read-only": True}}
-    if image_format != "raw":
-        base["backing"] = None
+def _node(overlay: int, image: dict[str, Any]) -> str:
+    """The overlay over an image, as a node of QEMU's block layer."""
     file = {"driver": "file", "filename": f"/proc/self/fd/{overlay}"}
-    return f"json:{json.dumps({'driver': 'qcow2', 'file': file, 'backing': base})}"
+    return f"json:{json.dumps({'driver': 'qcow2', 'file': file, 'backing': image})}"

@@ -23,7 +23,7 @@ from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Move, identity
 from .._hypervisor.disk_place import device_size
 from .._image.fingerprint import fingerprint, stood_still
-from .._image.qemu_img import How, convert
+from .._image.qemu_img import How, Node, convert
 from .._target.ssh.target import FETCHED
 
 # Linux's number of the ioctl that zeroes a part of a block device (linux/fs.h), and how much is zeroed at a time.
@@ -77,8 +77,8 @@ def _put(move: Move) -> None:
 
 
 def _write_device(set_path: Path, device: Device) -> None:
-    source, place = set_path / device.file, Path(device.path)
-    convert(source, device.source_format, place, device.format, How(into=True, forget=True))
+    files, place = [set_path / name for name in (device.file, *device.below)], Path(device.path)
+    convert(Node.of(files, device.source_format), device.source_format, place, device.format, How(into=True, forget=True))
     if device.format == "raw":
         _zero_rest(place, device.size)
     sync_path(place)

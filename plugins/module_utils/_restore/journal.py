@@ -54,4 +54,5 @@ def _move(image: Image, backup_id: str) -> Move:
 
 
 def _device(image: Image) -> Device:
-    return Device(image.path, image.file, image.source_format, image.format, -(-image.capacity // _SECTOR) * _SECTOR)
+    size = -(-image.capacity // _SECTOR) * _SECTOR
+    return Device(image.path, image.file, image.source_format, image.format, size, [below["file"] for below in image.below])

@@ -23,10 +23,11 @@ from .._hypervisor.domain_xml import VolumePlace, parse_domain, parse_xml
 from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes_of
 from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
 from .._image.digest import data_bytes
-from .._image.qemu_img import backing_chain, measure
+from .._image.qemu_img import Node, backing_chain, measure
 from .._sets.catalogue import GoodSet
+from .._sets.chain import chain_below, images_of
 from .._sets.layout import file_name
-from .._sets.schema import ImageEntry, Manifest
+from .._sets.schema import Below, ImageEntry, Manifest
 from .definition import read_definition
 from .domain_xml import Guest, Place, Restored, needs, restored_xml, sources_of_others
 
@@ -62,6 +63,7 @@ class Image:
     format: str
     capacity: int
     needed: int
+    below: tuple[Below, ...] = ()
 
     @property
     def path(self) -> str:
@@ -186,21 +188,23 @@ def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, volu
             place = OldPlace(path, path)
         else:
             place = old_place(disk["target"], source, volumes)
-        needed = _needed(backup / disk["file"], disk, image_format)
-        yield Image(disk["target"], disk["file"], disk["format"], disk["digest"], place, image_format, disk["capacity"], needed)
+        needed = _needed(images_of(backup, disk), disk, image_format)
+        below = tuple(chain_below(disk))
+        yield Image(disk["target"], disk["file"], disk["format"], disk["digest"], place, image_format, disk["capacity"], needed, below)
 
 
-def _needed(file: Path, disk: ImageEntry, image_format: str) -> int:
+def _needed(files: list[Path], disk: ImageEntry, image_format: str) -> int:
     """The bytes that will be written of a disk, whatever its virtual size: holes and zeroes take none."""
-    if not file.exists():  # on another host yet
-        return min(int(disk["capacity"]), int(disk["allocated"]))
-    if image_format == disk["format"]:
-        return data_bytes(file)
+    if not files[0].exists():  # on another host yet
+        return min(int(disk["capacity"]), int(disk["allocated"]) + sum(below["size"] for below in chain_below(disk)))
+    if image_format == disk["format"] and not files[1:]:
+        return data_bytes(files[0])
+    image = Node.of(files, disk["format"])
     # For a raw image qemu-img gives the virtual size, though it writes no zeroes.
     return (
-        min(int(disk["capacity"]), measure(file, disk["format"], "qcow2"))
+        min(int(disk["capacity"]), measure(image, disk["format"], "qcow2"))
         if image_format == "raw"
-        else measure(file, disk["format"], image_format)
+        else measure(image, disk["format"], image_format)
     )
 
 

@@ -12,39 +12,59 @@ from pathlib import Path
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import read_small, sync_path, write_durably
+from .._base.text import foreign
 from .._claim.restore_journal import Move
 from .._image.copy import Copying, copy_image
 from .._image.data import Pace
 from .._image.digest import file_digest, image_digest
-from .._image.qcow2 import is_self_contained
-from .._image.qemu_img import How, convert, remove_bitmaps
+from .._image.qcow2 import header_of
+from .._image.qemu_img import How, Node, bitmaps_of, convert, remove_bitmap
 from .plan import Image
 
 
 def write_image(set_path: Path, image: Image, move: Move | None, clock: Clock) -> None:
     """Write a file of the set beside its place, and prove meanwhile that it is what the manifest says. A device is only proved."""
-    source = set_path / image.file
-    if image.target and not is_self_contained(source, image.source_format):
-        raise LiveBackupError(f"{source} needs another file, which no full backup does. Nothing was restored.", code="set_damaged")
-    if move is None:
-        digest = image_digest(source)
-    elif not image.target:
-        digest = file_digest(source)
-        write_durably(Path(move.temporary), read_small(source))
-    elif image.format == image.source_format:
-        copying = Copying(source, image.source_format, image.format, as_hashed=True)
-        digest = copy_image(copying, Path(move.temporary), Pace(clock), clock, lambda: None)["digest"]
+    files = [set_path / name for name in (image.file, *(below["file"] for below in image.below))]
+    digests = [image.digest, *(below["digest"] for below in image.below)]
+    if move is not None and not image.target:
+        found = [file_digest(files[0])]
+        write_durably(Path(move.temporary), read_small(files[0]))
     else:
-        with ThreadPoolExecutor(1) as pool:
-            # What one of them has read, the other finds in the page cache.
-            read = pool.submit(image_digest, source)
-            convert(source, image.source_format, Path(move.temporary), image.format, How(forget=True))
-            digest = read.result()
-    if digest != image.digest:
-        raise LiveBackupError(
-            f"{source} is not what was backed up: its digest is {digest}, not {image.digest}. Nothing was restored.", code="set_damaged"
-        )
+        require_chain(files, image.source_format)
+        found = _write_disk(files, image, move, clock)
+    for file, digest, wanted in zip(files, found, digests):
+        if digest != wanted:
+            raise LiveBackupError(
+                f"{file} is not what was backed up: its digest is {digest}, not {wanted}. Nothing was restored.", code="set_damaged"
+            )
     if move is not None:
         if image.format == "qcow2":
-            remove_bitmaps(move.temporary)
+            # They note what was written to the disk that was backed up.
+            for name in bitmaps_of(move.temporary):
+                remove_bitmap(move.temporary, name)
         sync_path(Path(move.temporary))
+
+
+def _write_disk(files: list[Path], image: Image, move: Move | None, clock: Clock) -> list[str]:
+    """Write a disk; the digests of the files that it was read from."""
+    if move is not None and image.format == image.source_format and not image.below:
+        copying = Copying(files[0], image.source_format, image.format, as_hashed=True)
+        return [copy_image(copying, Path(move.temporary), Pace(clock), clock, lambda: None)["digest"]]
+    with ThreadPoolExecutor(1) as pool:
+        # What one of them has read, the other finds in the page cache.
+        read = pool.map(image_digest, files)
+        if move is not None:
+            convert(Node.of(files, image.source_format), image.source_format, Path(move.temporary), image.format, How(forget=True))
+        return list(read)
+
+
+def require_chain(files: list[Path], image_format: str) -> None:
+    """Fail unless the image of a disk, and each that it builds on, names the next one and nothing else."""
+    for file, below in zip(files, [*files[1:], None]) if image_format == "qcow2" else ():
+        header = header_of(file)
+        wanted = f"../{below.parent.name}/{below.name}" if below else ""
+        if header.data_file or header.backing != wanted:
+            raise LiveBackupError(
+                f"{file} needs {foreign(header.backing) or 'another file'}, not {wanted or 'itself alone'}. Nothing was restored.",
+                code="set_damaged",
+            )

@@ -16,11 +16,12 @@ import time
 from collections.abc import Iterator
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any, TypedDict, cast
 
 from .._base.clock import is_ahead
 from .._base.errors import LiveBackupError
 from .._base.text import foreign, one_line
+from .chain import ancestors_of, chain_problems
 from .layout import BACKUP_ID, MANIFEST, OWNER
 from .proofs import Proof, read_proof
 from .read import Owner, owner_of, read_manifest
@@ -106,7 +107,9 @@ def list_sets(target: str, domains: list[str] | None = None) -> Listing:
 def sets_in(directory: Path, findings: list[str]) -> list[SetFacts]:
     """The sets in one domain's directory, by instant."""
     owner = owner_of(directory)[0]
-    return sorted(_sets_in(directory, owner, findings), key=lambda one: (one["instant"] or "", one["backup_id"]))
+    found = sorted(_sets_in(directory, owner, findings), key=lambda one: (one["instant"] or "", one["backup_id"]))
+    _judge_chains(found)
+    return found
 
 
 def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = True) -> SetFacts:
@@ -140,6 +143,8 @@ def _why_not(one: SetFacts) -> str:
     proof = one["proof"]
     if one["status"] == "good" and not one["good"] and proof:
         words = [f"its {proof['level']} proof of {foreign(proof['at'][:10])} failed: {foreign('; '.join(proof['findings']))}"]
+    elif one["status"] == "good" and not one["good"]:
+        words = one["findings"]
     return ", ".join([*words, *["from the future"] * one["ahead"]])
 
 
@@ -175,6 +180,23 @@ def _sets_in(directory: Path, owner: Owner | None, findings: list[str]) -> Itera
                 if manifest and owner and manifest["domain"]["uuid"] != owner["uuid"]:
                     problems.append(f"{MANIFEST}: it is of domain {manifest['domain']['uuid']}, and the directory of {owner['uuid']}")
                 yield _facts(path, path.name, owner, manifest, problems, "damaged" if problems else "good")
+
+
+def _judge_chains(sets: list[SetFacts]) -> None:
+    """A set is as good as those that it builds on."""
+    whole: dict[str, SetFacts] = {}
+    for one in sorted((one for one in sets if one["status"] == "good"), key=lambda one: len(ancestors_of(one["manifest"]))):
+        manifests = {name: cast(Manifest, other["manifest"]) for name, other in whole.items()}
+        problems = list(chain_problems(cast(Manifest, one["manifest"]), manifests))
+        bad = [name for name in ancestors_of(one["manifest"]) if not problems and not whole[name]["good"]]
+        if problems:
+            one["status"] = "damaged"
+            one["findings"] += [one_line(f"{MANIFEST}: {problem}") for problem in problems]
+        else:
+            whole[one["backup_id"]] = one
+        if bad:
+            one["findings"].append(f"it builds on {', '.join(bad)}, of which the last proof failed")
+        one["good"] = one["good"] and not problems and not bad
 
 
 def _facts(path: Path, backup_id: str, owner: Owner | None, manifest: Manifest | None, findings: list[str], status: str) -> SetFacts:

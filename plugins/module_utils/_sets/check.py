@@ -19,6 +19,7 @@ from .._base.files import read_small, write_durably
 from .._base.text import one_line
 from .._image.digest import file_digest, image_digest
 from .catalogue import SetFacts
+from .chain import chain_below
 from .locks import reading_set
 from .proofs import PROOFS, Proof, manifest_digest, proof_file, read_proof
 from .read import GUIDE, SUMS, strangers
@@ -35,8 +36,9 @@ def check_files(target: str, domain: str, backup_id: str | None) -> SetFacts:
             broken = {finding.partition(":")[0] for finding in findings}
             findings += strangers(path, manifest)
             for disk in manifest["disks"]:
-                if disk["file"] not in broken:
-                    findings += _proved(disk["file"], lambda name: image_digest(path / name), disk["digest"])
+                for image in (disk, *chain_below(disk)):
+                    if image["file"] not in broken:
+                        findings += _proved(image["file"], lambda name: image_digest(path / name), image["digest"])
             for file in manifest["files"]:
                 if file["name"] not in broken:
                     findings += _proved(file["name"], lambda name: file_digest(path / name), file["digest"])

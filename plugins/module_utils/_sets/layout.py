@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import cast
 
 from .._base.errors import LiveBackupError
-from .._base.files import sync_path, temporary_of, write_durably, write_exclusively
+from .._base.files import read_small, sync_path, temporary_of, write_durably, write_exclusively
 from .._base.filesystem import require_safe
 from .schema import Manifest
 
@@ -28,6 +28,8 @@ BACKUP_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MANIFEST = "manifest.json"
 OWNER = ".domain.json"
 TOKEN = ".claim"
+# Beside the sets: what their checkpoints have in their names, so that the same domain's sets at another target are not concerned.
+TARGET_ID = ".target-id"
 # In a set that another host sends: locked as long as its writer lives.
 SENDER = ".sender"
 # An encoded name may have as many characters, so that a prefix and a suffix still fit.
@@ -191,6 +193,24 @@ def _all_taken(target: Path, name: str) -> LiveBackupError:
         f"Every directory for {name!r} below {target} belongs to another domain; choose another target for one of them.",
         code="domain_directories_taken",
     )
+
+
+def target_id(directory: Path) -> str:
+    """What the checkpoints of a domain's sets at this target have in their names; empty before the first."""
+    if not os.path.lexists(directory / TARGET_ID):
+        return ""
+    try:
+        found = read_small(directory / TARGET_ID).decode("ascii", "replace")
+    except ValueError:
+        found = ""
+    if not re.fullmatch("[0-9a-f]{8}", found):
+        raise LiveBackupError(f"{directory / TARGET_ID} is damaged: it must be eight hexadecimal digits.", code="owner_file_damaged")
+    return found
+
+
+def note_target_id(directory: Path, wanted: str, uuid: str) -> None:
+    """Note it with the first set that has a checkpoint."""
+    write_exclusively(directory / TARGET_ID, wanted.encode(), uuid)
 
 
 def release_domain_directory(directory: Path, uuid: str) -> None:

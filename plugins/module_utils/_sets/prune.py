@@ -16,6 +16,7 @@ from typing import Any
 from .._base.errors import LiveBackupError, from_os_error
 from .._base.files import sync_path
 from .catalogue import REMOVING, SetFacts, list_sets, sets_in
+from .chain import ancestors_of
 from .locks import removing, require_owner
 from .proofs import proof_file
 from .retention import Keep, Plan, plan_retention
@@ -72,12 +73,12 @@ def _name(one: SetFacts) -> dict[str, Any]:
 
 
 def _remove(gone: list[SetFacts], left: list[SetFacts]) -> None:
-    """Each set loses its name first: what is seen is whole. The oldest go first."""
+    """Each set loses its name first: what is seen is whole. None goes before those that build on it."""
     # First of all, since a set may have the name of one whose removal was interrupted.
     for one in left:
         shutil.rmtree(one["path"])
     doomed = []
-    for one in gone:
+    for one in sorted(gone, key=lambda one: -len(ancestors_of(one["manifest"]))):
         path = Path(one["path"])
         hidden = path.with_name(f".{path.name}{REMOVING}")
         path.rename(hidden)

@@ -17,6 +17,7 @@ from .._base.files import sync_path
 from .._base.filesystem import free_bytes, inode_problem, mib, require_safe
 from .._base.locks import ALONE, IN_TURN, locked, open_locked
 from .layout import SENDER, SetPaths, check_backup_id, claim_domain_directory, domain_directory
+from .publish import give_name
 from .read import read_manifest
 
 # Holds its sender's token, and is locked while that lives; a partial set without it is made by a run on this host and is no concern
@@ -86,13 +87,12 @@ def discard_unfinished() -> None:
 def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, Any]:
     """Give the set its name when all of it is there."""
     paths = SetPaths(domain_directory(Path(target), name, uuid), backup_id)
-    problems = read_manifest(paths.partial, backup_id)[1]
-    if problems:
+    manifest, problems = read_manifest(paths.partial, backup_id)
+    if manifest is None or problems:
         raise LiveBackupError(f"The set in {paths.partial} is not whole: {'; '.join(problems)}.", code="copy_damaged")
     sync_path(paths.partial)
-    paths.partial.rename(paths.final)
+    give_name(paths, manifest)
     _unfinished.remove(paths.partial)
-    sync_path(paths.directory)
     # Not before: without it nobody could say whether the writer of a partial set lives.
     (paths.final / SENDER).unlink()
     return {"path": str(paths.final)}

@@ -59,7 +59,7 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
         elif is_ahead(str(one["instant"]), now):
             reasons[one["backup_id"]].append("it is from the future")
         elif not one["good"]:
-            reasons[one["backup_id"]].append("its last proof failed")
+            reasons[one["backup_id"]].append("its last proof, or that of a set that it builds on, failed")
         else:
             ranked.append(one)
     ranked.sort(key=lambda one: (one["instant"], one["backup_id"]), reverse=True)
@@ -96,4 +96,4 @@ def _keep_parents(sets: list[SetFacts], reasons: dict[str, list[str]]) -> None:
         parent = parents[child]
         if parent in reasons:
             waiting += [] if reasons[parent] else [parent]
-            reasons[parent].append(f"{child} builds on it")
+            reasons[parent].append(f"needed by {child}")

@@ -34,7 +34,22 @@ class Source(_MaybeOfSource):
     format: str
 
 
-class ImageEntry(TypedDict):
+class Below(TypedDict):
+    """An image of an earlier set that another one builds on; always qcow2. `file` leads there from the set that names it."""
+
+    file: str
+    capacity: int
+    size: int
+    digest: str
+
+
+class _MaybeOfImage(TypedDict, total=False):
+    level: str
+    dirty: int
+    backing_chain: list[Below]
+
+
+class ImageEntry(_MaybeOfImage):
     """A disk's image in a set; SCHEMA says what the fields hold."""
 
     target: str
@@ -77,8 +92,19 @@ class Consistency(_MaybeOfConsistency):
     why: str
 
 
+class Checkpoint(TypedDict):
+    """The point from which the changes of some disks are tracked since the backup, and for the sets of which target."""
+
+    name: str
+    target_id: str
+    disks: list[str]
+
+
 class _MaybeOfManifest(TypedDict, total=False):
     group: dict[str, Any]
+    chain: list[str]
+    level_reason: str
+    checkpoint: Checkpoint | None
 
 
 class Manifest(_MaybeOfManifest):
@@ -124,6 +150,8 @@ _RELEASE = _text(r"[0-9]+\.[0-9]+\.[0-9]+")
 _BACKUP_ID = _text("[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 _UUID = _text("[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 _HEX = "[0-9a-f]{64}"
+_BELOW = _text(rf"\.\./{_BACKUP_ID['pattern'][1:-1]}/{_FILE['pattern'][1:-1]}")
+_IMAGE_DIGEST = _text("sha256-64k:" + _HEX)
 SCHEMA = _object(
     schema={"enum": [1, VERSION]},
     backup_id=_BACKUP_ID,
@@ -157,9 +185,9 @@ SCHEMA = _object(
             capacity=_AMOUNT,
             size=_AMOUNT,
             allocated=_AMOUNT,
-            digest=_text("sha256-64k:" + _HEX),
+            digest=_IMAGE_DIGEST,
             source=_object(path=_STRING, format=_SOME),
-            backing={**_FILE, "type": ["string", "null"]},
+            backing={"type": ["string", "null"], "pattern": _BELOW["pattern"], "maxLength": 255 + 64 + 4},
         ),
         minItems=1,
     ),
@@ -175,7 +203,23 @@ SCHEMA["properties"]["disks"]["items"]["properties"]["source"]["properties"].upd
 )
 
 
-# Sets of early releases lack it.
+# Sets of early releases lack these.
+SCHEMA["properties"]["disks"]["items"]["properties"].update(
+    level={"enum": ["full", "incremental", "differential"]},
+    # The bytes that had changed, as far as they were known shortly before the backup.
+    dirty=_AMOUNT,
+    # The nearest first.
+    backing_chain=_array(_object(file=_BELOW, capacity=_AMOUNT, size=_AMOUNT, digest=_IMAGE_DIGEST)),
+)
+SCHEMA["properties"].update(
+    # The sets that this one builds on, the full one first, its parent last.
+    chain=_array(_BACKUP_ID),
+    level_reason=_SOME,
+    checkpoint={
+        **_object(name=_SOME, target_id=_text("[0-9a-f]{8}"), disks=_array(_SOME)),
+        "type": ["object", "null"],
+    },
+)
 SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
 # Only there where the domain was captured together with others.
 SCHEMA["properties"]["group"] = _object(

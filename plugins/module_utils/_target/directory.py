@@ -14,13 +14,13 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.files import sync_path
 from .._image.qcow2 import HEADER_BYTES
 from .._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from .._sets.check import check_files, note_proof
 from .._sets.layout import SetPaths, domain_directory, published_manifest
 from .._sets.locks import reading, reading_set
 from .._sets.prune import prune_sets
+from .._sets.publish import give_name, target_id_of
 from .._sets.receive import room_for
 from .._sets.retention import Keep
 from .records import MadeSet, Published, SetImage, require_good
@@ -54,11 +54,13 @@ class DirectoryTarget:
         # What others send here is not ours to remove: their server does.
         return room_for(str(self._directory), name, uuid, check_mode=True)["free"]
 
+    def target_id(self, name: str, uuid: str) -> str:
+        return target_id_of(str(self._directory), name, uuid)["target_id"]
+
     def publish(self, made: MadeSet, _clock: Clock) -> str:
-        final = made.directory.with_name(made.name.backup_id)
-        made.directory.rename(final)
-        sync_path(final.parent)
-        return str(final)
+        paths = SetPaths(made.directory.parent, made.name.backup_id)
+        give_name(paths, made.manifest)
+        return str(paths.final)
 
     @contextmanager
     def reading(self, domain: str, backup_id: str | None, _images_into: Path | None = None, _beside: int = 0) -> Iterator[GoodSet]:

@@ -55,6 +55,9 @@ class Target(Protocol):
     def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
         """The bytes that are free for a domain's next set. What is left of sets whose sender is gone is removed first."""
 
+    def target_id(self, name: str, uuid: str) -> str:
+        """What the checkpoints of a domain's sets here have in their names; empty before the first."""
+
     def publish(self, made: MadeSet, clock: Clock) -> str:
         """Publish a set, and say where it is. If that fails, a target that is not here has removed what was sent to it."""
 

@@ -140,7 +140,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "convert": lambda at: Q.convert(Path(overlay_of(at).path), "qcow2", at / "copy", "raw"),
     "commit": lambda at: Q.commit(overlay_of(at).path, lambda: None, 1),
     "are_identical": lambda at: Q.are_identical(overlay_of(at).path, "qcow2", at / "base.raw", "raw"),
-    "remove_bitmaps": lambda at: Q.remove_bitmaps(with_bitmap(image(at, "a"))),
+    "remove_bitmap": lambda at: Q.remove_bitmap(with_bitmap(image(at, "a")), "b"),
     "create_overlay": _serve,
     "_require_header": lambda at: _commit._require_header(overlay_of(at)),
     "served": _serve,

@@ -72,6 +72,7 @@ ANSWERS: dict[str, Schema] = {
         findings=_TEXTS,
     ),
     "room_for": _object(free=_NUMBER),
+    "target_id_of": _object(target_id={"type": "string", "pattern": "^([0-9a-f]{8})?$"}),
     "begin_set": _PLACE,
     "resume_set": _PLACE,
     "finish_set": _PLACE,

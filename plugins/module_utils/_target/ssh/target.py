@@ -22,9 +22,11 @@ from ..._image.data import Pace
 from ..._image.nbd_server import served
 from ..._image.qcow2 import HEADER_BYTES
 from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
+from ..._sets.chain import chain_below
 from ..._sets.check import check_files, note_proof
 from ..._sets.layout import MANIFEST, check_target
 from ..._sets.prune import prune_sets
+from ..._sets.publish import target_id_of
 from ..._sets.read import GUIDE, SUMS, read_manifest
 from ..._sets.receive import begin_set, finish_set, leave_set, resume_set, room_for
 from ..._sets.retention import Keep
@@ -75,6 +77,9 @@ class SshTarget:
     def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
         return self._alone(room_for, name=name, uuid=uuid, check_mode=check_mode)["free"]
 
+    def target_id(self, name: str, uuid: str) -> str:
+        return self._alone(target_id_of, name=name, uuid=uuid)["target_id"]
+
     def publish(self, made: MadeSet, clock: Clock) -> str:
         """Send a set whose files are in a directory, or are there already; each is proved there."""
         digests = {disk["file"]: disk["digest"] for disk in made.manifest["disks"] if disk["file"] not in made.sent}
@@ -115,9 +120,12 @@ class SshTarget:
                 path.mkdir(mode=0o700)
                 names = [MANIFEST, GUIDE, SUMS, *(file["name"] for file in manifest["files"])]
                 if images_into:
-                    needed = beside + sum(disk["allocated"] for disk in manifest["disks"])
+                    below = [image for disk in manifest["disks"] for image in chain_below(disk)]
+                    needed = beside + sum(disk["allocated"] for disk in manifest["disks"]) + sum(image["size"] for image in below)
                     require_free(images_into, needed, "the set is fetched there, and its disks are restored beside it")
-                    names += [disk["file"] for disk in manifest["disks"]]
+                    names += [image["file"] for image in (*manifest["disks"], *below)]
+                    for name in manifest.get("chain", []):
+                        (staging / name).mkdir(mode=0o700)
                 for name in names:
                     far_end.fetch(f"{found['path']}/{name}", path / name)
             if images_into:

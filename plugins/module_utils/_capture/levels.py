@@ -1,0 +1,229 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Decide which set a backup builds on, and keep the number of checkpoints small.
+
+A parent is chosen from the published sets of this target, never from libvirt's list: a checkpoint there may be of a backup that failed.
+
+See docs/internals/levels.md.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Iterator
+from functools import partial
+
+from .._base.clock import wall_time
+from .._base.errors import LiveBackupError
+from .._claim.claim import Claim
+from .._claim.plan import CapturePlan
+from .._hypervisor.bindings import libvirt
+from .._hypervisor.checkpoints import checkpoint_names, checkpoint_xml, dirty_bytes, has_checkpoint, is_of_target, probe, remove_checkpoint
+from .._hypervisor.connection import FAILURES, explain, explained
+from .._hypervisor.domain_xml import Disk
+from .._hypervisor.domains import lookup
+from .._image.qemu_img import image_info, qcow2_facts
+from .._sets.catalogue import SetFacts
+from .._sets.chain import ancestors_of, as_below
+from .._sets.schema import Checkpoint, Manifest
+from .._target.target import Target, open_target
+from .method import Left, Repair
+from .options import BeginOptions
+
+# As many checkpoints of the newest sets stay, so that an image that was put back to an older copy of itself can be built on.
+_NEWEST_KEPT = 2
+# As many of the newest sets are tried though libvirt has lost their checkpoints.
+_MOST_TRIED = 3
+
+
+def check_level(options: BeginOptions) -> None:
+    """Refuse options that contradict each other."""
+    if options.full_every < 1:
+        raise LiveBackupError(f"full_every must be at least 1, not {options.full_every}.", code="option_invalid")
+    if options.level != "full" and not options.tracks:
+        raise LiveBackupError("track must not be false here: every level but full needs checkpoints.", code="option_invalid")
+    if options.tracks and options.format != "qcow2":
+        raise LiveBackupError(
+            f"Format {options.format} is not possible with level {options.level} or track: it cannot hold only what changed. Use qcow2.",
+            code="option_invalid",
+        )
+
+
+def plan_level(
+    plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain, target: Target, options: BeginOptions, obstacle: str
+) -> None:
+    """Add to a plan what it builds on, as a whole and for each disk, and the checkpoint for the backups after it.
+
+    `obstacle` is why the method makes nothing but full backups. A level that was asked for and cannot be is an error; level auto makes a
+    full backup then.
+    """
+    if not options.tracks:
+        return
+    untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk))}
+    obstacle = obstacle or _internal_snapshots(domain, chosen)
+    if not obstacle and len(untracked) == len(chosen):
+        obstacle = f"no disk can be tracked ({', '.join(f'{name}: {why}' for name, why in untracked.items())})"
+    if obstacle:
+        _require_auto(domain, options, obstacle)
+        plan.level_reason = f"full, without a checkpoint: {obstacle}"
+        return
+    for disk in plan.disks:
+        disk.tracked = disk.target not in untracked
+    plan.target_id = target.target_id(domain.name(), domain.UUIDString()) or secrets.token_hex(4)
+    sets = [one for one in target.sets([domain.UUIDString()])["sets"] if one["uuid"] == domain.UUIDString()]
+    if options.level == "full":
+        parent, reason = None, "it was asked for"
+    else:
+        parent, reason = _choose(domain, *candidates(sets, options.level, options.full_every))
+    if parent is not None and not _build_on(plan, domain, parent, untracked):
+        reason = f"no disk of {parent['backup_id']} is still there as it was"
+        parent = None
+    if parent is None and options.level != "full":
+        _require_auto(domain, options, reason)
+        reason = f"full: {reason}"
+    elif parent is not None:
+        plan.level = "differential" if options.level == "differential" else "incremental"
+    whole = [f"{name} is backed up whole: {why}" for name, why in untracked.items() if parent is not None]
+    plan.level_reason = "; ".join([reason, *whole])
+    plan.kept_checkpoints = kept_checkpoints(sets, parent)
+
+
+def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[Manifest], str]:
+    """The sets that a level may build on, the newest first; if there are none, why. `sets` are those of one domain, by their instant.
+
+    If the newest chain is bad in any way, nothing is built on it or on what is older.
+    """
+    found: list[Manifest] = []
+    for one in reversed([one for one in sets if one["status"] in ("good", "damaged")]):
+        manifest = one["manifest"]
+        if not found and (manifest is None or not one["good"]):
+            return [], f"the newest set {one['backup_id']} is not good: {'; '.join(one['findings']) or 'its last proof failed'}"
+        if manifest is not None and one["good"] and manifest.get("checkpoint"):
+            found.append(manifest)
+    if not found:
+        return [], "no set at this target has a checkpoint" if sets else "there is no set of it at this target yet"
+    length = 1 + len(ancestors_of(found[0]))
+    if level == "auto" and length >= full_every:
+        return [], f"the newest chain has {length} sets, and full_every is {full_every}"
+    if level == "differential":
+        found = [one for one in found if not ancestors_of(one)]
+    return found, "" if found else "no full set at this target has a checkpoint"
+
+
+def _choose(domain: libvirt.virDomain, found: list[Manifest], reason: str) -> tuple[Manifest | None, str]:
+    """The first of the sets whose checkpoint is there, and why it is that or none."""
+    known = checkpoint_names(domain)
+    problems: list[str] = []
+    for number, manifest in enumerate(found):
+        checkpoint = _checkpoint_of(manifest)
+        if number >= _MOST_TRIED and checkpoint["name"] not in known:
+            continue
+        created = round(wall_time(manifest["consistency"]["instant"]))
+        problem = probe(domain, checkpoint["name"], checkpoint_xml(checkpoint["name"], checkpoint["disks"], created))
+        if not problem:
+            return manifest, "; ".join([f"builds on {manifest['backup_id']}", *problems])
+        problems.append(f"the checkpoint of {manifest['backup_id']} cannot be used: {problem}")
+    return None, problems[0] if problems else reason
+
+
+def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, untracked: dict[str, str]) -> bool:
+    """Put each disk on its image in the parent, where it has one that is not larger; whether any has. `untracked` gets the others."""
+    checkpoint = _checkpoint_of(parent)
+    with explained(f"read how much of domain {domain.name()!r} changed"):
+        dirty = dirty_bytes(domain, checkpoint["name"])
+    sizes = {disk["target"]: disk["capacity"] for disk in parent["disks"] if disk["target"] in checkpoint["disks"]}
+    for disk in plan.disks:
+        if disk.target in untracked:
+            continue
+        if disk.target not in sizes:
+            untracked[disk.target] = f"it is not in the checkpoint of {parent['backup_id']}"
+        elif disk.capacity < sizes[disk.target]:
+            untracked[disk.target] = "it became smaller"
+        else:
+            disk.below, disk.since = as_below(parent, disk.target), checkpoint["name"]
+            disk.dirty = dirty.get(disk.target, 0)
+    plan.chain = [*ancestors_of(parent), parent["backup_id"]] if plan.since else []
+    return bool(plan.chain)
+
+
+def kept_checkpoints(sets: list[SetFacts], parent: Manifest | None) -> list[str]:
+    """The checkpoints of published sets that later backups may build on: those of the newest sets, and of the full set of a chain."""
+    tracked = {one["backup_id"]: one["manifest"] for one in sets if one["manifest"] and one["manifest"].get("checkpoint")}
+    names = list(tracked)[-_NEWEST_KEPT:]
+    if parent is not None:
+        names += [parent["backup_id"], *ancestors_of(parent)[:1]]
+    return sorted({_checkpoint_of(manifest)["name"] for name in names if (manifest := tracked.get(name)) is not None})
+
+
+def _checkpoint_of(manifest: Manifest) -> Checkpoint:
+    checkpoint = manifest.get("checkpoint")
+    assert checkpoint is not None
+    return checkpoint
+
+
+def collect_checkpoints(domain: libvirt.virDomain, plan: CapturePlan) -> list[str]:
+    """Remove this target's checkpoints that nothing will build on; what could not be removed, in words. The next backup tries again."""
+    problems = []
+    for name in checkpoint_names(domain) if plan.target_id else []:
+        if is_of_target(name, plan.target_id) and name not in (plan.checkpoint, *plan.kept_checkpoints):
+            try:
+                remove_checkpoint(domain, name, tracked_images(plan))
+            except FAILURES as error:
+                problems.append(explain(error, f"remove checkpoint {name}").msg)
+    return problems
+
+
+def checkpoint_repairs(left: Left) -> Iterator[Repair]:
+    """The checkpoint of a backup that is not published: the next backup would be wrong if it built on that."""
+    claim = left.claim
+    name, images = claim.plan.checkpoint, tracked_images(claim.plan)
+    if not name or _may_be_published(claim):
+        return
+    with explained(f"examine domain {claim.domain!r}"):
+        domain = lookup(left.connection, claim.uuid)
+        found = has_checkpoint(domain, name, images.values())
+    if found:
+        evidence = f"the claim names {name}, and its backup is not published"
+        yield Repair("checkpoint", evidence, "remove it", partial(remove_checkpoint, domain, name, images))
+
+
+def _may_be_published(claim: Claim) -> bool:
+    """Whether a set may name the checkpoint. Only the server knows whether it got the whole set, and a later backup will ask it."""
+    return claim.paths.final.exists() if open_target(claim.plan.server).is_here else claim.step == "publish"
+
+
+def tracked_images(plan: CapturePlan) -> dict[str, str]:
+    """The images that have the bitmaps of the plan's checkpoint, by disk."""
+    return {disk.target: disk.source.path for disk in plan.disks if disk.tracked}
+
+
+def _require_auto(domain: libvirt.virDomain, options: BeginOptions, why: str) -> None:
+    if options.level != "auto":
+        what = "Changes" if options.level == "full" else f"A backup of level {options.level}"
+        raise LiveBackupError(
+            f"{what} of domain {domain.name()!r} {'cannot be tracked' if options.level == 'full' else 'is not possible'}: {why}. "
+            "Level auto makes a full backup in such a case.",
+            code="level_impossible",
+        )
+
+
+def _why_untracked(disk: Disk) -> str:
+    """Why QEMU cannot track the changes of a disk; empty where it can."""
+    image = disk.chain[0]
+    if image.format != "qcow2":
+        return f"its format is {image.format}, and only qcow2 can store what changed"
+    facts = qcow2_facts(image.path)
+    if facts.get("compat") == "0.10":
+        return "its qcow2 image is of version 2 (`qemu-img amend -o compat=1.1` upgrades it)"
+    return "its qcow2 image has a data file" if facts.get("data-file") else ""
+
+
+def _internal_snapshots(domain: libvirt.virDomain, chosen: list[Disk]) -> str:
+    """Snapshots inside the images: they could not be reverted to while there are checkpoints."""
+    with explained(f"list the snapshots of domain {domain.name()!r}"):
+        names = [snapshot.getName() for snapshot in domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL)]
+    images = [disk.chain[0] for disk in chosen if disk.chain[0].format == "qcow2"]
+    names += [one["name"] for image in images for one in image_info(image.path, "qcow2").get("snapshots", []) if one["name"] not in names]
+    return f"it has internal snapshots ({', '.join(names)}), and libvirt cannot revert to one while there are checkpoints" if names else ""

@@ -1,0 +1,43 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Give a whole set its name, by which it is seen. Runs on a backup server too."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from pathlib import Path
+
+from .._base.errors import LiveBackupError
+from .._base.files import sync_path
+from .catalogue import sets_in
+from .chain import ancestors_of, chain_problems
+from .layout import SetPaths, domain_directory, note_target_id, target_id
+from .locks import reading
+from .schema import Manifest
+
+
+def give_name(paths: SetPaths, manifest: Manifest) -> None:
+    """Rename a set. What it builds on must be there, and nobody removes that before the set is seen."""
+    with ExitStack() as stack:
+        if ancestors_of(manifest):
+            stack.enter_context(reading(paths.directory))
+            good = [one for one in sets_in(paths.directory, []) if one["status"] == "good"]
+            whole = {one["backup_id"]: one["manifest"] for one in good if one["manifest"]}
+            problems = list(chain_problems(manifest, whole))
+            if problems:
+                raise LiveBackupError(
+                    f"Backup {paths.backup_id} was not published: {'; '.join(problems)}. Back the domain up again.",
+                    code="parent_gone",
+                )
+        checkpoint = manifest.get("checkpoint")
+        if checkpoint:
+            note_target_id(paths.directory, checkpoint["target_id"], manifest["domain"]["uuid"])
+        paths.partial.rename(paths.final)
+        sync_path(paths.directory)
+
+
+def target_id_of(target: str, name: str, uuid: str) -> dict[str, str]:
+    """What the checkpoints of a domain's sets at a target have in their names; empty before the first."""
+    return {"target_id": target_id(domain_directory(Path(target), name, uuid))}
