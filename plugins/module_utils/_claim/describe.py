@@ -20,7 +20,7 @@ from .claim import Claim
 from .plan import CapturePlan, DiskPlan
 
 
-def image_entry(disk: DiskPlan, level: str, copied: Copied | None) -> ImageEntry:
+def image_entry(disk: DiskPlan, copied: Copied | None, level: str = "full") -> ImageEntry:
     """An image as the manifest lists it; reads it once, unless it is known what was copied."""
     path = Path(disk.path)
     size, allocated, digest = (copied["size"], copied["allocated"], copied["digest"]) if copied else _measured(path)

@@ -222,6 +222,8 @@ def _object(**properties: Schema) -> Schema:
 _DEVICE = _object(path=_STRING, file=_STRING, source_format=_STRING, format=_STRING, size={"type": "integer"})
 # Not in a journal of an older version.
 _DEVICE["properties"]["written"] = {"type": "object"}
+# Older journals are of sets that build on nothing.
+_DEVICE["properties"]["below"] = {"type": "array", "items": _STRING}
 _SCHEMA = _object(
     name=_STRING,
     uuid=_STRING,

@@ -18,6 +18,7 @@ from .._base.errors import LiveBackupError
 from .._base.filesystem import MIB, free_bytes, inode_problem
 from .._base.text import foreign
 from .._hypervisor.bindings import libvirt
+from .._hypervisor.checkpoints import PREFIX, checkpoint_names
 from .._hypervisor.disk_place import NotedPlace, OldPlace, device_size, old_place, place_problems
 from .._hypervisor.domain_xml import VolumePlace, parse_domain, parse_xml
 from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes_of
@@ -169,7 +170,8 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
         raise LiveBackupError(
             f"Domain {name!r} has snapshots, which belong to its old disks. Delete them first.", code="domain_has_snapshots"
         )
-    checkpoints = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
+    # Ours go with the old disks, and the next backup is a full one.
+    checkpoints = [one for one in checkpoint_names(domain) if not one.startswith(PREFIX)]
     if checkpoints:
         raise LiveBackupError(
             f"Domain {name!r} has checkpoints ({', '.join(checkpoints)}), which belong to its old disks: an incremental backup since "

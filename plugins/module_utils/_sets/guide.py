@@ -14,6 +14,7 @@ import shlex
 from collections.abc import Iterator
 
 from .._base.text import foreign
+from .chain import ancestors_of, chain_below
 from .schema import ImageEntry, Manifest
 
 # No comments: zsh takes none that are pasted. No exclamation mark: it would call up the shell's history.
@@ -40,6 +41,7 @@ def restore_guide(manifest: Manifest, nvram: str) -> str:
 - hypervisor: {_span(manifest["domain"]["hypervisor"])}
 - time of the disks: {_span(consistency["instant"])}
 - method: {_span(manifest["method"])}
+- level: {_span(manifest["level"])}{_needs(manifest)}
 - consistency: {_span(consistency["level"])}, {_span(consistency["why"])}
 
 ## Restore
@@ -61,6 +63,12 @@ To keep the old disks, change the paths in the block and in `domain.xml`.
 `sha256sum -c SHA256SUMS` checks `manifest.json` and this file. A digest `sha256:` is what sha256sum prints. A digest `sha256-64k:`
 is the SHA-256 of the joined SHA-256 digests of the file's 64 KiB chunks.
 """
+
+
+def _needs(manifest: Manifest) -> str:
+    """The sets that this one cannot be read without."""
+    chain = ", ".join(_span(f"../{name}") for name in ancestors_of(manifest))
+    return f"{chr(10)}- it needs {chain}: keep these directories together" if chain else ""
 
 
 def _block(manifest: Manifest, nvram: str) -> Iterator[str]:
@@ -130,7 +138,8 @@ def _checked_place(new: str, disk: ImageEntry) -> Iterator[str]:
 
 def _digests(manifest: Manifest) -> Iterator[str]:
     for disk in manifest["disks"]:
-        yield from (_word(disk["file"]), _word(disk["digest"]))
+        for image in (disk, *chain_below(disk)):
+            yield from (_word(image["file"]), _word(image["digest"]))
     for file in manifest["files"]:
         yield from (_word(file["name"]), _word(file["digest"]))
 

@@ -107,7 +107,7 @@ def test_a_claim_survives_json(job: dict[str, Any], domain: str, lease: float, i
 def test_a_claim_of_another_version_may_say_more(claims: Path) -> None:
     claim = saved(claims)
     data = claim.to_json()
-    data["plan"]["checkpoint"] = data["results"]["level"] = data["mood"] = "new"
+    data["plan"]["weather"] = data["results"]["level"] = data["mood"] = "new"
     claim.file().write_text(json.dumps(data), encoding="ascii")
     assert read_claim("u-1") == claim
 

@@ -48,7 +48,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import list_sets as _list_sets, prune as _prune
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof import boot as _boot
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof.boot_xml import boot_size, boot_xml
-from ansible_collections.virtops.live_backup.plugins.module_utils._proof.images import image_problems
+from ansible_collections.virtops.live_backup.plugins.module_utils._proof.images import Expected, image_problems
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore import domain_xml as _restore_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.definition import read_definition
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import find_set, list_sets
@@ -499,6 +499,6 @@ def test_image_headers(place: Path, outside: Path, header: bytes, size: int) -> 
         for image_format in ("raw", "qcow2"):
             attempt(is_self_contained, file, image_format)
         # One whose size is not the manifest's is not opened any further.
-        disk = {"format": "qcow2", "capacity": -1, "file": "image"}
-        problems = attempt(image_problems, SetImage(size, header, {"driver": "file", "filename": str(file)}), disk)
+        expected = Expected("image", "qcow2", -1, "")
+        problems = attempt(image_problems, SetImage(size, header, {"driver": "file", "filename": str(file)}), expected)
         assert problems is None or len(problems) == 1

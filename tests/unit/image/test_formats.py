@@ -20,7 +20,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock im
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.overlays import Overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._image import qemu_img as _qemu_img
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import read_header
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import image_node, read_header
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import way_back as _commit
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof.scratch import Scratch
 
@@ -121,7 +121,7 @@ def overlay_of(directory: Path) -> Overlay:
 def _serve(directory: Path) -> None:
     socket = directory / "s"
     scratch = Scratch(directory, 1 << 30, Clock())
-    with scratch.served(image(directory, "served.raw", "raw"), "raw", 1 << 20, socket, None):
+    with scratch.served(image_node([image(directory, "served.raw", "raw")], "raw"), 1 << 20, socket, None):
         # The server is ended when it was started: its arguments are all that is wanted.
         deadline = time.monotonic() + 30
         while '"qemu-nbd"' not in Path(os.environ["PATH"].partition(":")[0], "commands").read_text(encoding="utf-8"):
@@ -140,6 +140,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "convert": lambda at: Q.convert(Path(overlay_of(at).path), "qcow2", at / "copy", "raw"),
     "commit": lambda at: Q.commit(overlay_of(at).path, lambda: None, 1),
     "are_identical": lambda at: Q.are_identical(overlay_of(at).path, "qcow2", at / "base.raw", "raw"),
+    "rebase_unsafe": lambda at: Q.rebase_unsafe(Path(overlay_of(at).path), "../elsewhere"),
     "remove_bitmap": lambda at: Q.remove_bitmap(with_bitmap(image(at, "a")), "b"),
     "create_overlay": _serve,
     "_require_header": lambda at: _commit._require_header(overlay_of(at)),

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import image_node
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import create_overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof import scratch as _boot_scratch
@@ -136,10 +137,10 @@ def test_what_a_guest_writes_is_nowhere_but_in_a_file_without_a_name(scratch: Sc
     before, listed = image.read_bytes(), sorted(tmp_path.iterdir())
     socket = tmp_path / "socket"
     with ExitStack() as stack:
-        stack.enter_context(scratch.served(image, "raw", 1_000_000, socket, None))
+        stack.enter_context(scratch.served(image_node([image], "raw"), 1_000_000, socket, None))
         # As many as a domain with many disks opens.
         for number in range(6):
-            stack.enter_context(scratch.served(image, "raw", 1_000_000, tmp_path / f"{number}", None))
+            stack.enter_context(scratch.served(image_node([image], "raw"), 1_000_000, tmp_path / f"{number}", None))
         said = qemu_io(socket, "read -P 0x73 3 1", "write -P 7 0 64k", "read -P 7 0 64k", "read -P 0 999936 512", "read -P 7 0 64k")
         assert "failed" not in said and "error" not in said and said.count("ops;") == 5, said
         assert "ops;" in qemu_io(tmp_path / "5", "read -P 0x73 3 1")
@@ -149,7 +150,7 @@ def test_what_a_guest_writes_is_nowhere_but_in_a_file_without_a_name(scratch: Sc
 
 
 def test_a_guest_that_writes_more_than_it_may(scratch: Scratch, image: Path, tmp_path: Path) -> None:
-    with scratch.served(image, "raw", 64 * MIB, tmp_path / "socket", None):
+    with scratch.served(image_node([image], "raw"), 64 * MIB, tmp_path / "socket", None):
         assert "ops;" in qemu_io(tmp_path / "socket", "write 0 4M")
         assert scratch.problem() is None
         # Even if nobody looks meanwhile.
@@ -162,7 +163,7 @@ def test_a_guest_that_writes_more_than_it_may(scratch: Scratch, image: Path, tmp
 def test_two_disks_share_what_they_may_write(scratch: Scratch, image: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         for name in ("a", "b"):
-            stack.enter_context(scratch.served(image, "raw", 64 * MIB, tmp_path / name, None))
+            stack.enter_context(scratch.served(image_node([image], "raw"), 64 * MIB, tmp_path / name, None))
             assert "ops;" in qemu_io(tmp_path / name, "write 0 5M")
         problem = scratch.problem()
     assert problem is not None and "says nothing about the set" in problem.msg
@@ -236,7 +237,7 @@ def test_a_server_ends_with_its_proof_even_if_that_dies_as_it_starts_it(
             # As it looks then: its parent is another process.
             monkeypatch.setattr(_boot_scratch.os, "getpid", lambda: 1)
         server = Scratch(tmp_path, GIB, FakeClock())._start(
-            _boot_scratch._node(overlay, tmp_path / "image", "raw"), overlay, listening.fileno()
+            _boot_scratch._node(overlay, image_node([tmp_path / "image"], "raw")), overlay, listening.fileno()
         )
     try:
         if parent == "lives":

@@ -84,7 +84,10 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "a huge table": (lambda path: spoil(path, 36, struct.pack(">I", 2**32 - 1)), DAMAGED + "Could not open it: Active L1 table too large"),
     "huge clusters": (lambda path: spoil(path, 20, struct.pack(">I", 63)), DAMAGED + "Could not open it: "),
     "an unknown feature": (lambda path: spoil(path, 72, struct.pack(">Q", 1 << 40)), DAMAGED + "Could not open it: Unsupported"),
-    "a backing file": (lambda path: make(path, "-o", f"backing_file={path.parent}/RESTORE.md,backing_fmt=raw"), "it needs another file"),
+    "a backing file": (
+        lambda path: make(path, "-o", f"backing_file={path.parent}/RESTORE.md,backing_fmt=raw"),
+        r"it needs /.*RESTORE.md, and by its manifest nothing else",
+    ),
     "a data file": (lambda path: make(path, "-o", f"data_file={path}.data"), "it needs another file"),
     "a larger disk": (lambda path: make(path, size=2 * CAPACITY), f"the disk in it has {2 * CAPACITY} bytes, not {CAPACITY}"),
     "nothing": (lambda path: path.touch(), "it is no qcow2 image"),

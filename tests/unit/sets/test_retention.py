@@ -180,13 +180,17 @@ def test_a_failed_proof_stops_everything() -> None:
     sets = [a_set("old", 2 * DAY), a_set("failed", DAY, "failed"), a_set("new", 0)]
     plan = plan_retention(sets, {"last": 1}, NOW)
     assert plan.removed == [] and plan.problem == "the last proof of failed failed"
-    assert plan.kept == {"old": ["nothing is removed"], "failed": ["its last proof failed"], "new": ["nothing is removed"]}
+    assert plan.kept == {
+        "old": ["nothing is removed"],
+        "failed": ["its last proof, or that of a set that it builds on, failed"],
+        "new": ["nothing is removed"],
+    }
 
 
 def test_a_chain_of_parents_stays_and_a_ring_of_them_ends() -> None:
     chain = [a_set("full", 3 * DAY), a_set("one", 2 * DAY, parent="full"), a_set("other", DAY), a_set("two", 0, parent="one")]
     plan = plan_retention(chain, {"last": 1}, NOW)
-    assert removed(plan) == ["other"] and plan.kept["full"] == ["one builds on it"]
+    assert removed(plan) == ["other"] and plan.kept["full"] == ["needed by one"]
     ring = [a_set("a", DAY, parent="b"), a_set("b", 0, parent="a")]
     assert removed(plan_retention(ring, {"last": 1}, NOW)) == []
 

@@ -12,6 +12,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import Pace
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import HEADER_BYTES
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import SENDER, SetPaths, make_partial
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import Keep
@@ -287,7 +288,7 @@ def test_images_are_shown_as_they_are(place: Place) -> None:
         for name in ("vda.qcow2", "vdb.qcow2"):
             with image_of(name) as image:
                 known = (one / name).read_bytes()
-                assert image.size == len(known) and known.startswith(image.header) and len(image.header) == 512
+                assert image.size == len(known) and known.startswith(image.header) and len(image.header) == HEADER_BYTES
         (one / "vdb.qcow2").unlink()
         (one / "vdb.qcow2").symlink_to(one / "vda.qcow2")
         with pytest.raises((LiveBackupError, OSError)), image_of("vdb.qcow2"):
