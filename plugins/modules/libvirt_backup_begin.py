@@ -7,7 +7,7 @@ from __future__ import annotations
 
 DOCUMENTATION = r"""
 module: libvirt_backup_begin
-short_description: Start a full backup of a libvirt domain
+short_description: Start a backup of a libvirt domain
 version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
@@ -18,6 +18,7 @@ description:
   - Writes a claim to C(/var/lib/live_backup) first. The claim keeps other runs away. M(virtops.live_backup.libvirt_backup_recover) uses it
     to clean up after an interrupted run.
   - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the partial set.
+  - Can make incremental and differential backups. Libvirt's checkpoints track which parts of a disk change.
   - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
 extends_documentation_fragment:
@@ -61,12 +62,38 @@ options:
         device.
     type: bool
     default: false
+  level:
+    description:
+      - What the backup contains.
+      - V(full) contains all data of the disks.
+      - V(incremental) contains what changed since the newest set at this target. V(differential) contains what changed since the newest full
+        set at this target. It is an error if such a set cannot be used. The message names the reason.
+      - V(auto) makes an incremental backup if that is possible, and a full backup otherwise. RV(level_reason) names the reason. This is the
+        level for nightly backups.
+      - Only a qcow2 image can be tracked. A disk with another format is in each set as a whole, also in an incremental set.
+      - With O(method=offline) and O(method=legacy), V(auto) makes a full backup without a checkpoint.
+    type: str
+    choices: [full, incremental, differential, auto]
+    default: full
+  track:
+    description:
+      - Whether to make a checkpoint, so that later levels can use this backup. The default is V(true), unless O(level=full).
+      - With checkpoints, libvirt cannot revert to an internal snapshot of the domain, and C(virsh undefine) needs
+        C(--checkpoints-metadata). So it is an error to track a domain that has internal snapshots.
+    type: bool
+  full_every:
+    description:
+      - The maximum number of sets in a chain, for O(level=auto). When the newest chain has this many sets, the next backup is a full one.
+      - V(1) makes every backup a full one.
+    type: int
+    default: 7
   format:
     description: The format of the images of a push. For O(method=offline), set it in M(virtops.live_backup.sparse_copy).
     type: str
     choices: [qcow2, raw]
     default: qcow2
 notes:
+  - Checkpoints need O(method=push), O(format=qcow2), libvirt 7.6 and QEMU 6.1 or newer.
   - O(method=push) needs libvirt 7.2 and QEMU 4.2 or newer on the hypervisor.
 seealso:
   - module: virtops.live_backup.libvirt_job_wait
@@ -91,6 +118,13 @@ EXAMPLES = r"""
     exclude_disks:
       - vdb
     quiesce: require
+
+- name: Start a nightly backup of what changed since the last one
+  virtops.live_backup.libvirt_backup_begin:
+    domain: db1
+    backup_id: 20261123T184512Z
+    target: /srv/backup
+    level: auto
 
 - name: Claim a domain that is shut off, to copy its disks
   virtops.live_backup.libvirt_backup_begin:
@@ -131,6 +165,31 @@ disks:
       description: The file's format.
       type: str
       sample: qcow2
+    level:
+      description: What the file contains. V(full) for all data of the disk, otherwise as RV(level).
+      type: str
+      sample: incremental
+    dirty:
+      description:
+        - The bytes that changed since the parent set, in whole clusters of 64 KiB, shortly before the backup.
+        - V(null) for a disk that is backed up as a whole.
+      type: int
+      sample: 266338304
+level:
+  description: The level of this backup, V(full), V(incremental) or V(differential).
+  returned: success
+  type: str
+  sample: incremental
+level_reason:
+  description: The reason for the level. Empty if a full backup was requested.
+  returned: success
+  type: str
+  sample: builds on 20261122T184512Z
+parent:
+  description: The O(backup_id) of the set that this backup builds on. V(null) for a full backup.
+  returned: success
+  type: str
+  sample: 20261122T184512Z
 skipped_disks:
   description: The disks that are not captured, and the reason.
   returned: success

@@ -72,7 +72,7 @@ def test_what_is_enforced_is_what_is_published() -> None:
 def test_the_schema_is_strict() -> None:
     found = objects(SCHEMA)
     assert len(found) == 13
-    # What is not in every manifest: the group, the time of hooks, and what the place of a disk was, of which version 1 knows nothing.
+    # What is not in every manifest: the group, and what older versions did not know.
     optional = {
         "group",
         "chain",

@@ -43,6 +43,7 @@ FORMATS = {
     "convert": ["-f", "-O"],
     "compare": ["-f", "-F"],
     "create": ["-f"],
+    "rebase": ["-f"],
 }
 
 
