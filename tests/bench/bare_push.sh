@@ -1,9 +1,9 @@
 #!/bin/sh
 # SPDX-License-Identifier: GPL-3.0-or-later
-# bare_push.sh UUID XML: what one would write by hand: begin, look every second until no job is there, see that it succeeded.
+# bare_push.sh UUID XML [CHECKPOINT-XML]: what one would write by hand: begin, look every second until no job is there, see that it succeeded.
 # Prints the milliseconds that libvirt counted for the job.
 set -eu
-virsh -q backup-begin "$1" "$2"
+virsh -q backup-begin "$1" "$2" ${3:+"$3"}
 until virsh -q domjobinfo "$1" | grep -q None; do
     sleep 1
 done

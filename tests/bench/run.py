@@ -23,6 +23,7 @@ from tests.rig.hypervisor import Hypervisor
 from tests.rig.shell import wait_until
 
 from .copies import compare_local, compare_ssh, forget
+from .levels import compare_levels
 
 REPOSITORY = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -219,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=3, help="of the large image, in GiB")
-    parser.add_argument("--only", choices=["push", "frozen", "role", "overlay", "sets", "copy", "ssh"])
+    parser.add_argument("--only", choices=["push", "frozen", "role", "overlay", "sets", "levels", "copy", "ssh"])
     parser.add_argument("--directory", type=Path, default=REPOSITORY / ".build/bench", help="on ext4, for the copies; 30 GiB are needed")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -242,6 +243,8 @@ def main() -> None:
             measure_overlays(hypervisor, directory, GIB, options.rounds)
         if options.only in (None, "sets"):
             compare_sets(hypervisor, directory, options.size * GIB, options.rounds)
+        if options.only in (None, "levels"):
+            compare_levels(hypervisor, directory, options.rounds, module, row)
         if options.only in (None, "role"):
             measure_role(hypervisor, directory, [1, 4, 16])
     finally:
