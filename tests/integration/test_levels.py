@@ -9,7 +9,7 @@ from typing import Any
 
 from tests.rig.guest import Guest
 
-from .conftest import Backup
+from .conftest import ALL, Backup
 
 
 def levels_of(published: dict[str, Any]) -> dict[str, str]:
@@ -46,3 +46,25 @@ def test_a_chain_is_exact_from_its_top(make_guest: Callable[..., Guest], backup_
         checked = backup.module("backup_set_verify", target=str(target), domain=guest.name, backup_id=f"night-{number}")
         assert checked.get("verified"), checked
     assert len(checkpoints(guest)) <= 4
+
+
+def test_many_nights(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """Every set that retention keeps shows its own night, and the number of checkpoints stays small."""
+    guest = make_guest("still")
+    target = backup_of(guest).target
+    shown: dict[str, int] = {}
+    for number in range(60 if ALL else 8):
+        guest.write(7)
+        backup = backup_of(guest, target, f"night-{number:02}")
+        published = backup.run(level="auto", full_every=4)
+        shown[backup.backup_id] = guest.durable()
+        assert len(published["manifest"]["chain"]) == number % 4, published["manifest"]["level_reason"]
+        pruned = backup.module("backup_set_prune", target=str(target), domains=[guest.name], keep_last=3)
+        assert "failed" not in pruned, pruned
+        assert len(checkpoints(guest)) <= 4
+        kept = [one["backup_id"] for one in pruned["kept"]]
+        assert kept[-3:] == sorted(shown)[-3:] and len(kept) <= 6, pruned["kept"]
+    for path in sorted((target / guest.name).glob("night-*")):
+        manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
+        verdict = backup_of(guest, target).judge({"path": str(path), "manifest": manifest}, 0)
+        assert verdict.ok and verdict.number == shown[path.name], f"{path.name}: {verdict}"
