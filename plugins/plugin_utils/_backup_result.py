@@ -116,7 +116,7 @@ def results(run: Mapping[str, Any], hosts: list[Mapping[str, Any]]) -> dict[str,
 
 
 def _lost(run: Mapping[str, Any], domain: Mapping[str, Any]) -> dict[str, Any]:
-    said = f"{run['hypervisor']} could not be reached any more. What the backup has left there is healed by the next run."
+    said = f"{run['hypervisor']} could not be reached any more. The next run repairs what the backup has left there."
     return result({"domain": domain, "hypervisor": run["hypervisor"], "backup_id": run["backup_id"]}, {"failed": {"msg": said}})
 
 

@@ -36,7 +36,7 @@ def _ask(action: ActionBase) -> tuple[float, float, float]:
     try:
         return asked, float(told["stdout"]), answered
     except ValueError as error:
-        raise AnsibleActionFail(f"The hypervisor does not tell its time: {told['stdout']}{told['stderr']}") from error
+        raise AnsibleActionFail(f"Could not read the hypervisor's clock: {told['stdout']}{told['stderr']}") from error
 
 
 class ClockAction(ActionBase):

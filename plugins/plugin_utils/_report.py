@@ -38,9 +38,7 @@ def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: li
     results = [{**one, **{key: _as_told(one.get(key)) for key in _TEXTS}} for one in results]
     # A result of a domain says nothing of the others.
     known = {one["hypervisor"] for one in [*looks, *(one for one in results if not one["domain"])]}
-    looks = looks + [
-        {**_NOTHING, "hypervisor": host, "msg": "It could not be looked at. It was not reached."} for host in hosts if host not in known
-    ]
+    looks = looks + [{**_NOTHING, "hypervisor": host, "msg": "The hypervisor could not be reached."} for host in hosts if host not in known]
     return {
         "made": rfc3339(now),
         "limit": limit,
@@ -100,12 +98,12 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
                 add(
                     "error",
                     row,
-                    f"An interrupted backup waits for the next run or the playbook recover to heal it. {row['claim']['msg']}",
+                    f"An interrupted backup waits until the next run or the playbook recover repairs it. {row['claim']['msg']}",
                 )
             for word, says in (("disproved", "failed its last proof"), ("damaged", "is damaged")):
                 for one in look["sets"]:
                     if one["uuid"] == row["uuid"] and one["backup_id"] in row[word]:
-                        add("warning", row, f"Set {one['backup_id']} {says}: {' '.join(_findings(one)) or 'no reason is told.'}")
+                        add("warning", row, f"Set {one['backup_id']} {says}: {' '.join(_findings(one)) or 'no reason is given.'}")
             if row["ahead"]:
                 add("warning", row, f"Not counted, since they seem to be from the future: {', '.join(row['ahead'])}.")
         owned = {row["restore"]["uuid"] for row in look["status"] if row["restore"]}
@@ -117,7 +115,7 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
                 add(
                     "error",
                     {**look, "domain": claim["domain"]},
-                    f"An interrupted backup waits to be healed, of a domain that is gone or left out. {claim['msg']}",
+                    f"An interrupted backup waits for repair. Its domain is gone or left out. {claim['msg']}",
                 )
     matched = {name for look in looks for name in look["matched"]}
     for name in sorted({name for look in looks for name in look["unmatched"]} - matched):

@@ -143,7 +143,7 @@ _METRICS: list[tuple[str, str, _Number]] = [
     ("max_age_seconds", "The age that it may have, status_max_age.", lambda row: row["max_age_seconds"]),
     ("last_success_bytes", "What its images occupy.", lambda row: row["bytes"] if row["instant"] else None),
     ("last_success_duration_seconds", "How long it took to make.", lambda row: row["seconds"] if row["instant"] else None),
-    ("last_success_frozen_seconds", "How long the guest's file systems stood still for it.",
+    ("last_success_frozen_seconds", "How long the guest's file systems were frozen for it.",
      lambda row: row["frozen_ms"] / 1000 if row["frozen_ms"] is not None else None),
     ("last_proof_timestamp_seconds", "When a backup was last proven, the last or one before; 0 if none ever was.",
      lambda row: wall_time(row["last_proof"]["at"]) if row["last_proof"] else 0),

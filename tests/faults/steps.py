@@ -154,7 +154,7 @@ def obey(backup: Backup) -> None:
         looks = any(repair["action"] == Do.LOOK_AGAIN.value for repair in planned.get("repairs", []))
         message = (backup.recover() if looks else planned).get("msg", "")
         print(message)
-        if "as docs/troubleshooting.md tells" in message:
+        if "as docs/troubleshooting.md shows" in message:
             status = backup.hypervisor.outside(f"/run/libvirt/qemu/{guest.name}.xml")
             backup.hypervisor.stop_libvirtd()
             noted = status.read_text().replace(" job=''", " job='active-commit'").replace(" async='backup'", " async='none'")

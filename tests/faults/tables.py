@@ -67,7 +67,7 @@ CALLS: dict[str, dict[str, dict[str, str]]] = {
     # What points.py has not: what this flow does besides.
     "legacy": {
         SNAPSHOT: {
-            "keeping room": "_capture.legacy.keep_room",
+            "keeping space": "_capture.legacy.reserve_space",
             "the claim's second copy": "_claim.claim.write_durably#2",
             "noting the partial set": "_capture.capture.save_claim",
             "saving the definition": "_capture.capture._save_definition",
@@ -193,7 +193,7 @@ RECOVERY: dict[str, dict[str, str]] = {
 # What the program at the far end of an ssh:// target dies of, by method; the near end sees a connection that is lost.
 FAR_END = {
     "push": {
-        "looking for room": "far._sets.receive.room_for",
+        "looking for space": "far._sets.receive.space_for",
         "making the set": "far._sets.receive.begin_set",
         "receiving": "far._target.ssh.server.write_frames",
         "proving what was received": "far._target.ssh.server.open_digest",

@@ -172,7 +172,7 @@ def test_steps_out_of_order(everyday: Guest, backup_of: Callable[..., Backup]) -
     assert backup.wait()["job"]["success"]
     other = Path(str(backup.target) + "-other")
     other.mkdir()
-    assert "was begun for" in backup.publish(target=str(other))["msg"]
+    assert "was started for" in backup.publish(target=str(other))["msg"]
     assert backup.publish()["changed"]
 
 

@@ -103,7 +103,7 @@ def test_a_signal_ends_what_hangs(backup: Backup, fault: str) -> None:
     wait_until(backup.hypervisor.libvirtd_hangs, 60, "libvirtd to hang")
     process.send_signal(signal.SIGTERM)
     result = result_of(process)
-    wanted = "interrupted by signal SIGTERM" if fault == "HANG" else "interrupted by a signal, and ended without cleaning up"
+    wanted = "interrupted by signal SIGTERM" if fault == "HANG" else "interrupted by a signal. It ended without cleaning up"
     assert result["failed"] and wanted in result["msg"], result
     backup.hypervisor.wake_libvirtd()
     assert backup.recover()["changed"]

@@ -71,7 +71,7 @@ def test_a_guest_without_an_agent(backup: Backup) -> None:
 
 
 def test_a_name_that_nobody_has(backup: Backup) -> None:
-    only(findings(backup, domains=[backup.guest.name, "db[1-9]"]), "domains", "warning", "which is well if another one has it")
+    only(findings(backup, domains=[backup.guest.name, "db[1-9]"]), "domains", "warning", "That is fine if another hypervisor has it")
 
 
 def test_a_target_that_is_not_there_is_told_once(backup: Backup, make_guest: Callable[..., Guest]) -> None:
@@ -109,7 +109,7 @@ def small(hypervisor: Hypervisor) -> Iterator[Path]:
     hypervisor.remove_filesystem(place)
 
 
-def test_too_little_room_for_one_and_for_all(backup: Backup, make_guest: Callable[..., Guest], small: Path) -> None:
+def test_too_little_space_for_one_and_for_all(backup: Backup, make_guest: Callable[..., Guest], small: Path) -> None:
     """The guest stands still, lest it takes more room from one look to the next."""
     hypervisor, other = backup.hypervisor, make_guest("shut-off")
     hypervisor.virsh("suspend", backup.guest.uuid)
@@ -153,7 +153,7 @@ def test_a_mount_that_libvirt_does_not_see(backup: Backup) -> None:
     told = {(one["check"], one["severity"]): one["msg"] for one in found}
     assert "daemon does not see" in told["mounts", "error"] and "QEMU does not see target" in told["backup", "error"], found
     # unshare makes every mount private.
-    assert "does not reach domains" in told["mounts", "warning"] and len(found) == 3, found
+    assert "do not reach domains" in told["mounts", "warning"] and len(found) == 3, found
 
 
 def test_what_was_denied_at_the_target(backup: Backup, commands: Callable[[str, str], None]) -> None:

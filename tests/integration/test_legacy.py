@@ -530,7 +530,7 @@ def test_files_of_the_user_beside_the_base_stay(everyday: Guest, backup_of: Call
     files = {path: path.read_bytes() for path in (theirs, ours)}
     for check in (True, False):
         refused = backup.snapshot(check=check)
-        assert refused["failed"] and "exists already, and no claim names it" in refused["msg"], refused
+        assert refused["failed"] and "exists already and belongs to no known backup" in refused["msg"], refused
         assert not backup.recover(check=check)["changed"]
     assert {path: path.read_bytes() for path in files} == files
     ours.unlink()
@@ -563,7 +563,7 @@ def test_bad_input(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
     for options, words in (
         ({"overlay_dir": f"{backup.target}/nowhere"}, "is not there"),
-        ({"overlay_dir": "overlays"}, "no absolute path"),
+        ({"overlay_dir": "overlays"}, "is not an absolute path"),
         ({"exclude_disks": ["vdz"]}, "has no disk vdz"),
         ({"exclude_disks": ["vda", "vdb"]}, "No disk"),
         ({"target": f"{backup.target}/nowhere"}, "does not exist"),

@@ -397,7 +397,7 @@ def test_a_place_that_is_not_mounted(machine: Callable[..., Machine], backup_of:
     try:
         for options in ({}, {"directory": str(place), "name": "another"}):
             refused = restore(backup, **options)
-            assert refused["failed"] and "which /etc/fstab says is a mount" in refused["msg"], refused
+            assert refused["failed"] and "which /etc/fstab lists" in refused["msg"], refused
         assert list(place.iterdir()) == []
     finally:
         made.hypervisor.run(["umount", "/etc/fstab"])

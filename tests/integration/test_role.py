@@ -491,7 +491,7 @@ def test_recover_says_what_it_leaves_to_a_run_that_may_live(everyday: Guest, pla
     assert timed.status == 0 and timed.changed == 0 and backup.overlays(), timed.output
     left = rf"{everyday.name} is not recovered: backup night-1 .* holds it for another \d+ s\. .* recover_take_over=true"
     assert re.search(left, timed.output), timed.output
-    assert timed.output.index("is not recovered: ") > timed.output.index("Heal what each dead backup or restore has left")
+    assert timed.output.index("is not recovered: ") > timed.output.index("Repair what each dead backup or restore has left")
     taken = player.run(recover_take_over=True, **book)
     assert taken.status == 0 and taken.changed == 1 and "is not recovered: " not in taken.output, taken.output
     assert backup.chain() == chain

@@ -251,15 +251,15 @@ def test_bad_options(image: Path, target: Path, sshd: Sshd) -> None:
         ({**here, "src": str(target / "nothing")}, "does not exist"),
         ({**here, "src": str(target)}, "neither a file nor a block device"),
         ({**here, "mode": "u=rw"}, "not an octal number"),
-        ({**here, "ssh_options": ["User=x"]}, "begins with ssh://"),
+        ({**here, "ssh_options": ["User=x"]}, "starts with ssh://"),
         ({"dest": "ssh://-oProxyCommand=x/copy"}, "is not of the form"),
         ({"dest": "ssh://host"}, "is not of the form"),
         ({**there, "ssh_options": ["stricthostkeychecking no"]}, "ssh_options must not set stricthostkeychecking: that protects this host"),
         ({**there, "ssh_key": "/no/key"}, "is not a file"),
         ({**there, "ssh_options": []}, "is not known here"),
         ({**there, "dest": f"ssh://127.0.0.1:1{target}/copy"}, "cannot be reached"),
-        ({**there, "dest": f"ssh://no.such.host.invalid{target}/copy"}, "is not known by that name"),
-        ({"dest": there["dest"], "ssh_options": [*sshd.options["ssh_options"], "IdentityFile=none"]}, "did not let us in"),
+        ({**there, "dest": f"ssh://no.such.host.invalid{target}/copy"}, "cannot be resolved"),
+        ({"dest": there["dest"], "ssh_options": [*sshd.options["ssh_options"], "IdentityFile=none"]}, "rejected the SSH login"),
     ]
     for options, message in cases:
         result = sparse_copy(**{"src": str(image), **options})
@@ -268,7 +268,7 @@ def test_bad_options(image: Path, target: Path, sshd: Sshd) -> None:
 
 
 @pytest.mark.parametrize("check", [False, True])
-def test_too_little_room(check: bool, image: Path, filesystem: Callable[..., Path], place: Callable[[Path], dict[str, Any]]) -> None:
+def test_too_little_space(check: bool, image: Path, filesystem: Callable[..., Path], place: Callable[[Path], dict[str, Any]]) -> None:
     small = filesystem(8 * MIB, "mkfs.ext4", "-q")
     result = sparse_copy(check=check, src=str(image), **place(small / "copy"))
     assert result["failed"] and "is too small" in result["msg"] and result["bytes_needed"] > result["bytes_free"]

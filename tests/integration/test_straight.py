@@ -117,7 +117,7 @@ def test_what_is_converted_is_made_here(everyday: Guest, backup_of: Callable[...
     assert verdict.ok, str(verdict)
     assert begin(backup, there, "legacy", backup_id="night-2")["changed"]
     refused = backup.copy(backup_id="night-2", compress="zstd", format="qcow2")
-    assert refused["failed"] and "begun with its format in keep_formats" in refused["msg"], refused
+    assert refused["failed"] and "started with its format in keep_formats" in refused["msg"], refused
     there.assert_nothing_unfinished()
     backup.assert_nothing_left()
 

@@ -82,7 +82,7 @@ def test_the_guest_shuts_down(make_guest: Callable[..., Guest], backup_of: Calla
     _begun, waiting = begin_slowly(backup)
     guest.shutdown_inside()
     waited = result_of(waiting)
-    assert waited["failed"] and "the domain was shut off or crashed meanwhile" in waited["msg"], waited
+    assert waited["failed"] and "the domain was shut off or crashed in the meantime" in waited["msg"], waited
     guest.start()
     backup.assert_nothing_left()
 
@@ -121,7 +121,7 @@ def test_too_slow(large: Guest, backup_of: Callable[..., Backup]) -> None:
     backup.begin()
     slow.wait(timeout=30)
     waited = backup.wait(timeout=1)
-    assert waited["failed"] and "has not finished within 1 s. Its job goes on" in waited["msg"]
+    assert waited["failed"] and "has not finished within 1 s. Its job continues" in waited["msg"]
     assert waited["job"]["type"] == "unbounded"
     waited = backup.wait(timeout=1, on_timeout="abort")
     assert waited["failed"] and "was aborted" in waited["msg"]

@@ -66,10 +66,10 @@ def test_what_is_wrong_is_seen_first(screen: dict[str, int], browser: Browser, r
     expect(problems).to_have_text(
         [
             re.compile(r"app1 on kvm2.*not with its group.*1674 ms.*failed its last proof: The guest was not up"),
-            re.compile(r"mail on kvm2.*No space left on device.*and run again.*3 days old; it may be 26 h.*recover to heal it"),
+            re.compile(r"mail on kvm2.*No space left on device.*and run again.*3 days old; it may be 26 h.*recover repairs it"),
             re.compile(r"kvm3\.example\.org: The backup failed\. There is no domain that matches"),
             re.compile(r"new1 on kvm3.*There is no good backup"),
-            re.compile(r"kvm4.*was not reached"),
+            re.compile(r"kvm4.*could not be reached"),
             re.compile(r"web1 on kvm1.*\d{8}T\d{6}Z is damaged: vda\.qcow2: it has 512 bytes"),
         ]
     )
@@ -122,7 +122,7 @@ def test_the_domains_and_what_is_kept_of_them(desktop: Page) -> None:
         "db1", f"{NIGHT:%Y-%m-%d %H:%M}", "3.00 GB", "32.17 MB/s", "163 ms", "filesystem",
         f"boot, {NIGHT + timedelta(hours=1):%Y-%m-%d %H:%M}", "8.123 s", "17"
     ]  # fmt: skip
-    expect(desktop.locator("#domains")).to_contain_text("kvm4.example.org: It could not be looked at. It was not reached.")
+    expect(desktop.locator("#domains")).to_contain_text("kvm4.example.org: The hypervisor could not be reached.")
     kept = desktop.locator("#calendar tbody tr").filter(has_text="db1")
     expect(kept.locator(".day.proven")).to_have_count(14)
     expect(kept).to_contain_text(f"3, since {NIGHT - timedelta(days=42):%Y-%m-%d}")
@@ -187,7 +187,7 @@ def test_what_a_look_fails_for_is_in_the_report(playbook: str, tmp_path: Path) -
     assert done.returncode == 0, done.stdout
     told = json.loads((tmp_path / "live_backup.json").read_text(encoding="utf-8"))
     assert [(one["hypervisor"], one["domain"], one["what"][-1]) for one in told["problems"]] == [
-        ("kvm1", "", "It could not be looked at. status_max_age is 1; it must be a number and s, m, h, d or w, as in 26h."),
+        ("kvm1", "", "It could not be examined. status_max_age is 1; it must be a number and s, m, h, d or w, as in 26h."),
         ("kvm2", "", "Its metrics could not be written. Destination directory /nonexistent does not exist"),
         ("kvm2", "test", "There is no good backup."),
     ]

@@ -29,7 +29,7 @@ def read_small(path: Path) -> bytes:
         try:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise ValueError("is no regular file")
+                raise ValueError("is not a regular file")
             if status.st_size > _MOST_BYTES:
                 raise ValueError("is too large")
             with os.fdopen(descriptor, "rb", closefd=False) as file:

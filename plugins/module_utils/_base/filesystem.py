@@ -17,17 +17,17 @@ from .errors import LiveBackupError
 
 
 def bytes_needed(capacity: int, allocation: int) -> int:
-    """The room for one disk's full copy: what its chain holds and a tenth more, at most its capacity."""
+    """The disk space for one disk's full copy: what its chain holds and a tenth more, at most its capacity."""
     return min(capacity, allocation + allocation // 10)
 
 
-def check_room(needed: int, reserved: int, free: int, target: str) -> None:
+def check_space(needed: int, reserved: int, free: int, target: str) -> None:
     """Fail when the copy, and what other unfinished captures still write there, does not fit."""
     if needed + reserved > free:
         others = f", and other unfinished backups there still need {mib(reserved)}" if reserved else ""
         raise LiveBackupError(
             f"Target {target} is too small: the backup needs {mib(needed)}{others}, and {mib(free)} are free. "
-            "Free some room, or choose another target.",
+            "Free some disk space, or choose another target.",
             bytes_needed=needed,
             bytes_free=free,
             code="no_free_space",

@@ -25,16 +25,16 @@ def violations(value: Any, schema: Schema, where: str) -> Iterator[str]:
     """
     wanted = schema.get("type")
     if wanted and not any(_is(value, one) for one in ([wanted] if isinstance(wanted, str) else wanted)):
-        yield f"{where} is no {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
+        yield f"{where} is not of type {wanted if isinstance(wanted, str) else ' or '.join(wanted)}"
         return
     if "const" in schema and not _same(value, schema["const"]):
         yield f"{where} is not {schema['const']}"
     elif "enum" in schema and not any(_same(value, one) for one in schema["enum"]):
-        yield f"{where} is none of {', '.join(map(str, schema['enum']))}"
+        yield f"{where} is not one of {', '.join(map(str, schema['enum']))}"
     elif isinstance(value, str):
         # The patterns are anchored; `$` alone would let a newline pass.
         if "pattern" in schema and not re.fullmatch(schema["pattern"][1:-1], value):
-            yield f"{where} has not the form {schema['pattern']}"
+            yield f"{where} does not match {schema['pattern']}"
         if not schema.get("minLength", 0) <= len(value) <= schema.get("maxLength", len(value)):
             yield f"{where} is too {'long' if value else 'short'}"
     elif isinstance(value, (int, float)):
@@ -52,7 +52,7 @@ def violations(value: Any, schema: Schema, where: str) -> Iterator[str]:
         rest = schema.get("additionalProperties", "properties" not in schema and {})
         needed = [name for given, names in schema.get("dependentRequired", {}).items() if given in value for name in names]
         yield from (f"{where} lacks {name}" for name in [*schema.get("required", []), *needed] if name not in value)
-        yield from (f"{where} has an unknown {name!r}" for name in value if name not in known and rest is False)
+        yield from (f"{where} has an unknown key {name!r}" for name in value if name not in known and rest is False)
         for name in [name for name in value if name in known or rest]:
             yield from violations(value[name], known.get(name, rest), f"{where}.{name}")
 

@@ -86,9 +86,9 @@ def _guard(reading: socket.socket, done: threading.Event, lock: threading.Lock, 
 def _end(last_words: Callable[[str], None]) -> None:
     try:
         last_words(
-            "It was interrupted by a signal, and ended without cleaning up, because libvirt or a storage had not answered for "
-            f"{DEAF_SECONDS:g} s. If a backup was under way, run libvirt_backup_recover (playbook virtops.live_backup.recover) when that "
-            "answers again."
+            "It was interrupted by a signal. It ended without cleaning up, because libvirt or a storage had not answered for "
+            f"{DEAF_SECONDS:g} s. If a backup was under way, wait until that answers again. Then run libvirt_backup_recover (playbook "
+            "virtops.live_backup.recover)."
         )
     finally:
         os._exit(1)

@@ -108,7 +108,9 @@ def _save_definition(domain: libvirt.virDomain, claim: Claim, nvram: bytes) -> N
     for overlay in claim.plan.overlays:
         xml = with_disk_source(xml, overlay.target, claim.plan.live_xml)
     if sources(parse_domain(xml, volumes_of(domain.connect()))) != claim.plan.sources:
-        raise LiveBackupError(f"The disks of domain {claim.domain!r} changed while its backup began. Run again.", code="changed_meanwhile")
+        raise LiveBackupError(
+            f"The disks of domain {claim.domain!r} changed while its backup started. Run again.", code="changed_meanwhile"
+        )
     write_durably(claim.paths.partial / DOMAIN_XML, without_stamp(without_backing_stores(xml)).encode())
     if claim.plan.nvram:
         write_durably(claim.paths.partial / NVRAM, nvram)

@@ -172,7 +172,7 @@ def capture_quiesced(
         if result is not None:
             return result
     if wish.quiesce == "require":
-        raise LiveBackupError(f"quiesce is 'require', but {reason}. Nothing was begun.", code="freeze_refused")
+        raise LiveBackupError(f"quiesce is 'require', but {reason}. Nothing was started.", code="freeze_refused")
     capture()
     return Consistency("crash", reason)
 

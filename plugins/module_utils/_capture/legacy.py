@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
-from .._base.filesystem import MIB, free_bytes, is_on_disk
-from .._claim.claim import Claim, keep_room
+from .._base.filesystem import free_bytes, is_on_disk, mib
+from .._claim.claim import Claim, reserve_space
 from .._claim.overlays import Overlay
 from .._claim.places import overlay_path
 from .._claim.plan import CapturePlan
@@ -62,7 +62,7 @@ class Legacy:
         plan.instance = qemu_instance(facts.xml.name)
 
     def prepare(self, domain: Any, claim: Claim) -> None:
-        keep_room(claim)
+        reserve_space(claim)
         claim.plan.live_xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
         claim.plan.inactive_xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)
 
@@ -76,7 +76,7 @@ class Legacy:
             # libvirt would put one on a disk that was plugged in since, too, and nobody would take it off.
             if sources(read_domain(domain)) != claim.plan.sources:
                 raise LiveBackupError(
-                    f"The disks of domain {claim.domain!r} changed while its backup began. Run again.", code="changed_meanwhile"
+                    f"The disks of domain {claim.domain!r} changed while its backup started. Run again.", code="changed_meanwhile"
                 )
             domain.snapshotCreateXML(claim.plan.snapshot_xml, flags)
 
@@ -139,8 +139,8 @@ def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk]) -> Pa
         if is_on_disk(mounts, device) and free_bytes(place) >= needed:
             return place
     raise LiveBackupError(
-        f"Disk {disk.target} of domain {facts.xml.name!r} is a block device, and none of {', '.join(map(str, places))} is a directory on a "
-        "disk with enough free space for its overlay, which the guest writes to during the copy. Name a directory in overlay_dir.",
+        f"Disk {disk.target} of domain {facts.xml.name!r} is a block device. Its overlay, which the guest writes to during the copy, needs "
+        f"a directory on a disk with enough free space. None of {', '.join(map(str, places))} is one. Name a directory in overlay_dir.",
         code="option_needed",
     )
 
@@ -151,12 +151,13 @@ def _check_places(overlays: list[Overlay]) -> None:
         directory = Path(overlay.path).parent
         if not directory.is_absolute() or not directory.is_dir():
             raise LiveBackupError(
-                f"The directory {directory} for the overlay of disk {overlay.target} is not there, or no absolute path.",
+                f"The directory {directory} for the overlay of disk {overlay.target} does not exist, or is not an absolute path. "
+                "Name another in overlay_dir.",
                 code="directory_missing",
             )
         if os.path.lexists(overlay.path):
             raise LiveBackupError(
-                f"{overlay.path} exists already, and no claim names it: look what it is, and move it away.", code="file_in_the_way"
+                f"{overlay.path} exists already and belongs to no known backup. Inspect it, and move it away.", code="file_in_the_way"
             )
 
 
@@ -166,11 +167,10 @@ def _check_space(plan: CapturePlan, uuid: str) -> None:
         device = os.stat(there.path).st_dev
         needed, others = plan.space_for_overlays(device), reserved(device, uuid)
         if there.free < needed + others:
-            also = f", and other unfinished backups there still need {others / MIB:.0f} MiB" if others else ""
+            also = f", and other unfinished backups there still need {mib(others)}" if others else ""
             raise LiveBackupError(
-                f"{there.path} has too little room for overlays, which the guest writes to during the copy: "
-                f"{there.free / MIB:.0f} MiB are free, at least {needed / MIB:.0f} MiB are needed{also}. Free some, or choose another "
-                "overlay_dir.",
+                f"{there.path} has too little free disk space for overlays, which the guest writes to during the copy: "
+                f"{mib(there.free)} are free, and at least {mib(needed)} are needed{also}. Free some, or choose another overlay_dir.",
                 code="no_free_space",
             )
 

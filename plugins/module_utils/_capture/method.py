@@ -90,7 +90,7 @@ def paused_repair(domain: libvirt.virDomain, claim: Claim) -> Iterator[Repair]:
     with explained(f"examine domain {claim.domain!r}"):
         paused = domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
     if paused and claim.plan.state == "running":
-        evidence = "it ran when the backup began, and stopped at an I/O error before the backup had come to its end"
+        evidence = "it ran when the backup started, and stopped at an I/O error before the backup had ended"
         yield Repair("paused domain", evidence, "resume it", partial(_resume, domain))
 
 

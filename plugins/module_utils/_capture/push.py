@@ -74,7 +74,7 @@ class Push:
         backup_xml = push_backup_xml(plan.files, plan.disks[0].format, plan.since)
         tracked = [disk.target for disk in plan.disks if disk.tracked]
         checkpoint = checkpoint_xml(plan.checkpoint, tracked) if plan.checkpoint else None
-        with explained(f"begin the backup of domain {claim.domain!r}"):
+        with explained(f"start the backup of domain {claim.domain!r}"):
             domain.backupBegin(backup_xml, checkpoint, 0)
 
     def missing_step(self, claim: Claim) -> str:
@@ -151,7 +151,7 @@ def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock:
             raise
         job, active = None, False
     doubt = judge_job(job, claim.require_captured().began, watched, clock.wall())
-    stopped = "" if active else "; the domain was shut off or crashed meanwhile, which ends a backup"
+    stopped = "" if active else "; the domain was shut off or crashed in the meantime, which ends a backup"
     if doubt or job is None:
         return f"has ended, but nothing proves that it succeeded: {doubt}{stopped}", job
     if not job["success"]:
@@ -160,5 +160,5 @@ def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock:
         return f"failed ({job['type']}){': ' + job['error'] if job['error'] else ''}{stopped}", job
     missing = [path for path in claim.plan.files.values() if not Path(path).is_file()]
     if missing:
-        return f"is complete by libvirt's word, but {', '.join(missing)} is gone", job
+        return f"is complete according to libvirt, but {', '.join(missing)} is gone", job
     return "", job

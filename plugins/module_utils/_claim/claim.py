@@ -87,7 +87,7 @@ class Claim:
         """The instant; an error where the run died before it had one."""
         if self.progress.begin is None:
             raise LiveBackupError(
-                f"Backup {self.backup_id} of domain {self.domain!r} was interrupted while it began; run libvirt_backup_recover.",
+                f"Backup {self.backup_id} of domain {self.domain!r} was interrupted while it started; run libvirt_backup_recover.",
                 code="recovery_needed",
             )
         return self.progress.begin
@@ -149,8 +149,8 @@ def _reserve(uuid: str) -> Path:
     return places.CLAIMS / f"{uuid}.reserve"
 
 
-def keep_room(claim: Claim) -> None:
-    """Keep room for writing the claim when the file system is full."""
+def reserve_space(claim: Claim) -> None:
+    """Keep disk space for writing the claim when the file system is full."""
     with _reserve(claim.uuid).open("wb") as file:
         os.posix_fallocate(file.fileno(), 0, _RESERVE_BYTES)
 

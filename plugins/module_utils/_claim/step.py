@@ -39,7 +39,7 @@ def require_claim(uuid: str, name: str, backup_id: str) -> Claim:
     claim = read_claim(uuid)
     if claim is None:
         raise LiveBackupError(
-            f"Domain {name!r} has no backup {backup_id} under way: it was not begun, or has ended or been recovered.",
+            f"Domain {name!r} has no backup {backup_id} under way: it was not started, or has ended or been recovered.",
             code="backup_not_under_way",
         )
     if claim.backup_id != backup_id:

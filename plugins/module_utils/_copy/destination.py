@@ -25,7 +25,7 @@ from .._target.ssh.client import FarEnd
 
 @dataclass(frozen=True)
 class Found:
-    """What is at a place: free room, a file and the record of how it was copied; `identity` changes when the file does."""
+    """What is at a place: free disk space, a file and the record of how it was copied; `identity` changes when the file does."""
 
     free: int
     identity: list[int] | None
@@ -54,7 +54,7 @@ def place_of(dest: str, ssh_key: str | None, ssh_options: list[str]) -> Abstract
         address = parse(dest, ssh_key, ssh_options)
         return _Remote(dest, FarEnd(address))
     if ssh_key or ssh_options:
-        raise LiveBackupError("ssh_key and ssh_options are for a dest that begins with ssh://.", code="option_invalid")
+        raise LiveBackupError("ssh_key and ssh_options are for a dest that starts with ssh://.", code="option_invalid")
     return nullcontext(_Local(Path(dest)))
 
 

@@ -42,7 +42,7 @@ from .._target.records import SetName
 from .._target.ssh.client import FarEnd
 from .._target.target import open_server
 
-# How often the room of the overlays is looked at.
+# How often the disk space of the overlays is looked at.
 _LOOK_SECONDS = 0.5
 # How long copies that are given up may take to end before the overlays are committed all the same.
 _END_SECONDS = 5.0
@@ -63,7 +63,7 @@ class CopyOptions:
 
 
 class Copies:
-    """Copies under way, each in a thread; this thread watches them, and libvirt, another one the room of the overlays."""
+    """Copies under way, each in a thread; this thread watches them, and libvirt, another one the disk space of the overlays."""
 
     def __init__(self, claim: Claim, todo: list[DiskPlan], options: CopyOptions, clock: Clock) -> None:
         self._claim = claim
@@ -74,7 +74,7 @@ class Copies:
         self._pace = Pace(clock, options.bandwidth)
         self._way = Way(claim, clock)
         self._overlays = {overlay.target: overlay for overlay in claim.overlays()}
-        self._room = SpaceWatch(list(self._overlays.values()), clock)
+        self._space = SpaceWatch(list(self._overlays.values()), clock)
         # What the copies' threads tell, each of a target: its base is read, its copy has ended. Only this thread talks to libvirt.
         self._news: queue.SimpleQueue[tuple[list[str], str]] = queue.SimpleQueue()
         self._pending: dict[str, Future[Copied]] = {}
@@ -95,7 +95,7 @@ class Copies:
             # One that a target holds keeps the overlays from nothing.
             threads = DaemonThreads(len(self._todo) + 2)
             told = threads.submit(self._tell)
-            threads.submit(self._watch_room)
+            threads.submit(self._watch_space)
             try:
                 for disk in self._todo:
                     self._pending[disk.target] = threads.submit(partial(self._copy, disk))
@@ -179,7 +179,7 @@ class Copies:
     def _send(self, copying: Copying, disk: DiskPlan, source_free: Callable[[], None]) -> Copied:
         if not copying.by_bytes:
             raise LiveBackupError(
-                f"Disk {disk.target} would have to be converted, and the backup was begun with its format in keep_formats.",
+                f"Disk {disk.target} would have to be converted, and the backup was started with its format in keep_formats.",
                 code="ssh_cannot_convert",
             )
         far_end = open_server(self._claim.plan.server).connection()
@@ -218,11 +218,11 @@ class Copies:
             self._pace.check()
             answered()
 
-    def _watch_room(self) -> None:
+    def _watch_space(self) -> None:
         """In a thread of its own, since the overlays grow while libvirtd hangs, too."""
         try:
             while not self._over.wait(_LOOK_SECONDS):
-                self._room.check()
+                self._space.check()
         except FAILURES as error:
             self._pace.give_up(explain(error, "watch the overlays"))
 
@@ -246,9 +246,7 @@ class Copies:
         if target in self._overlays:
             found = self._way.next_step(connection, self._overlays[target])
             if found not in (Do.COMMIT, Do.COMMIT_OFFLINE) or self._claim.memory(target).commit_begun:
-                raise LiveBackupError(
-                    f"The base of disk {target} did not stand still while it was copied: {found.value}.", code="source_changed"
-                )
+                raise LiveBackupError(f"The base of disk {target} changed while it was copied: {found.value}.", code="source_changed")
             return
         [disk] = [disk for disk in self._todo if disk.target == target]
         domain = lookup(connection, self._claim.uuid)

@@ -129,14 +129,14 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[libvirt.virConnect]
     except TooLate:
         raise NoAnswer(
             f"Could not connect to {uri}: libvirtd (or virtqemud) runs, and has not answered for {OPEN_SECONDS:g} s. It hangs: look at its "
-            "log, and restart it. Guests run on meanwhile.",
+            "log, and restart it. Guests keep running.",
             code="libvirt_no_answer",
         ) from None
     except libvirt.libvirtError as error:
         advice = Advice("Is libvirtd (or virtqemud) running on this host?", code="libvirt_unreachable")
         if os.geteuid() != 0:
             advice = Advice(
-                "The user of this task may not manage libvirt: use become. If he may, is libvirtd (or virtqemud) running?",
+                "The user of this task may not manage libvirt: use become. If it does already, is libvirtd (or virtqemud) running?",
                 code="libvirt_not_permitted",
             )
         raise libvirt_failure(f"connect to {uri}", error, advice) from error

@@ -103,14 +103,14 @@ def old_place(target: str, source: NotedPlace, volume_place: VolumePlace) -> Old
         differences.append(f"volume {volume[1]!r} of pool {volume[0]!r} was {source.path} and is {named} now")
     elif not source.type:
         # A manifest of an older version says no more than the path.
-        problems += [f"{named} is a symbolic link, and nothing says that it was one. Name a directory"] * os.path.islink(named)
+        problems += [f"{named} is a symbolic link, and the manifest does not say so. Name a directory"] * os.path.islink(named)
     elif source.type != "block" and path != (source.real_path or source.path):
         was = source.real_path or "no link"
-        problems.append(f"{named} leads to {path} now; at the backup it was {was}. Put it right, or name a directory")
+        problems.append(f"{named} leads to {path} now; at the backup it was {was}. Fix the link, or name a directory")
     problems += place_problems(path, was_block=source.type == "block" if source.type else None)
     mount = mount_of(path)
     if source.mount not in ("", mount):
-        differences.append(f"{named} was on the file system mounted at {source.mount}, and is on that at {mount} now")
+        differences.append(f"{named} was on the file system mounted at {source.mount}, and is now on the one at {mount}")
     if source.device_size and _is_block(path) and device_size(path) != source.device_size:
         differences.append(f"{named} had {source.device_size} bytes, and has {device_size(path)} now")
     return OldPlace(path, named, _is_block(path), volume, tuple(problems), tuple(differences))
@@ -121,7 +121,7 @@ def _wrong_source(target: str, source: NotedPlace, named: str) -> Iterator[str]:
     if source.elsewhere:
         yield f"disk {target} cannot be restored to its old place, since {foreign(source.elsewhere)}. Name a directory"
     elif source.pool and not named:
-        yield f"there is no storage pool {source.pool!r} with a place for volume {source.volume!r}, which disk {target} was"
+        yield f"disk {target} was volume {source.volume!r}, and no storage pool {source.pool!r} has a place for it"
     elif not named:
         yield f"disk {target} had no path on its hypervisor. Name a directory"
     elif not os.path.isabs(named):
@@ -132,14 +132,15 @@ def place_problems(path: str, *, was_block: bool | None = None) -> Iterator[str]
     """Why nothing may be written to a path; `was_block` is whether a device was there, if that is known."""
     is_block = _is_block(path)
     if was_block and not is_block:
-        yield f"{path} was a block device, and {'is none now' if os.path.lexists(path) else 'is not there'}. Create it, or name a directory"
+        now = "is not one now" if os.path.lexists(path) else "is not there"
+        yield f"{path} was a block device, and {now}. Create it, or name a directory"
     elif not is_block and is_below_dev(path):
         yield f"{path} is below /dev, and is not a block device. Nothing is created there. Name a directory"
     elif was_block is False and is_block:
         yield f"{path} was a file, and is a block device now. Name a directory"
     unmounted = not_mounted(path)
     if unmounted:
-        yield f"{path} is below {unmounted}, which /etc/fstab says is a mount, and which is not mounted. Mount it"
+        yield f"{path} is below {unmounted}, which /etc/fstab lists, and which is not mounted. Mount it"
 
 
 def is_below_dev(path: str) -> bool:

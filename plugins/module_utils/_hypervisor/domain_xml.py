@@ -95,14 +95,16 @@ class Disk:
         if self.transient:
             return "it is transient"
         if self.encrypted:
-            return "it is encrypted by libvirt, and a backup of it would have to be checked and converted without its key"
+            return "libvirt encrypts it, and a backup of it could not be checked or converted without its key"
         if self.chain and self.chain[0].type not in _TYPES:
             return f"type {self.chain[0].type!r} is not served by QEMU's block layer"
         for image in self.chain:
             if image.unknown:
-                return f"its XML has {', '.join(image.unknown)}, which may change which bytes are the disk, and which is not understood"
+                return (
+                    f"its XML has {', '.join(image.unknown)}, which this collection does not know, and which may decide where its data is"
+                )
         if self.shareable:
-            return "it is shareable: what another domain writes to it, no job of this domain sees"
+            return "it is shareable: jobs of this domain do not see what another domain writes to it"
         return ""
 
     @property
@@ -194,7 +196,7 @@ def _disk_element(root: Any, target: str) -> Any:
     for disk in root.findall("devices/disk"):
         if disk.find("target").get("dev") == target:
             return disk
-    raise LiveBackupError(f"Disk {target} is no disk of the domain any more.", code="disk_unknown")
+    raise LiveBackupError(f"Disk {target} does not belong to the domain any more.", code="disk_unknown")
 
 
 def _disk(element: Any, volume_place: VolumePlace | None) -> Disk:
@@ -278,7 +280,7 @@ def _secrets(root: Any) -> tuple[str, ...]:
     """What the domain cannot be started without and no backup of its disks holds."""
     found = []
     if root.find("os/nvram") is not None and not _nvram(root):
-        found.append("its NVRAM, which is no file")
+        found.append("its NVRAM, which is not a file")
     if root.find("devices/tpm/backend[@type='emulator']") is not None:
         found.append("the state of its virtual TPM (/var/lib/libvirt/swtpm)")
     found += [f"shared folder {folder.find('source').get('dir', '')}" for folder in root.findall("devices/filesystem[source]")]

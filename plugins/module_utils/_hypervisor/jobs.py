@@ -95,9 +95,9 @@ def running_job(domain: libvirt.virDomain) -> Job | None:
                 f"read the job of domain {domain.name()!r}",
                 error,
                 Advice(
-                    "If QEMU has just ended, or a backup just begun, run again. If it stays so, libvirt has a backup job of which it knows "
-                    "nothing, since its daemon was killed as that began: the guest is not concerned, but there is no backup or snapshot of "
-                    "it any more. Let libvirt forget the job, as docs/troubleshooting.md tells, and recover again.",
+                    "If QEMU has just ended, or a backup has just started, run again. If the error stays, libvirt's daemon was killed "
+                    "while a backup job started, and libvirt lost the job's data. The guest is not affected, but it can have no backup or "
+                    "snapshot. Let libvirt forget the job, as docs/troubleshooting.md shows, and recover again.",
                     code="job_state_unknown",
                 ),
             ) from error
@@ -151,9 +151,9 @@ def judge_job(job: Job | None, began: float, watched: float, now: float) -> str:
         return f"libvirt's last finished job is not the backup but: {job['operation']}"
     elapsed = job["time_elapsed_ms"] / 1000
     if elapsed > now - began + _SLACK_SECONDS:
-        return "libvirt's last finished job began before this backup"
+        return "libvirt's last finished job started before this backup"
     if elapsed < watched - _SLACK_SECONDS:
-        return "libvirt's last finished job began after this backup"
+        return "libvirt's last finished job started after this backup"
     return ""
 
 
@@ -227,5 +227,5 @@ def abort_and_wait(watch: JobWatch, domain: libvirt.virDomain, seconds: float, c
             raise libvirt_failure("abort the backup job", error) from error
     if not watch.until_ended(clock.boottime() + seconds):
         raise LiveBackupError(
-            f"The backup job was told to end and has not after {seconds:.0f} s; its target may hang. Run again.", code="job_not_ended"
+            f"The backup job did not end within {seconds:.0f} s after it was aborted. Its target may hang. Run again.", code="job_not_ended"
         )

@@ -28,7 +28,7 @@ _MOST_DESCRIPTORS = 4096
 
 @dataclass(frozen=True)
 class TargetFacts:
-    """The room that QEMU's user finds on a target, and the file system's device number."""
+    """The disk space that QEMU's user finds on a target, and the file system's device number."""
 
     free: int
     device: int
@@ -63,13 +63,13 @@ def _in_child(question: Callable[[], TargetFacts], target: str) -> TargetFacts:
         if not ready:
             raise LiveBackupError(
                 f"Target {target} does not answer within {ANSWER_SECONDS} s: is it on a network mount whose server is gone? "
-                "Nothing was begun.",
+                "Nothing was started.",
                 code="target_no_answer",
             )
         answer = pipe.read()
     os.waitpid(child, 0)
     if not answer:
-        raise LiveBackupError(f"Target {target} could not be examined: the process that looked at it died.", code="target_no_answer")
+        raise LiveBackupError(f"Target {target} could not be examined: the process that examined it died.", code="target_no_answer")
     told = json.loads(answer)
     if "msg" in told:
         raise LiveBackupError(**told)
@@ -100,12 +100,12 @@ def _require_usable(target: Path, domain: str) -> None:
     if not target.is_dir():
         what = "is not a directory" if target.exists() else "does not exist"
         raise LiveBackupError(
-            f"Target {target} {what}. Create it, or mount what it stands for; a backup never creates it.", code="target_missing"
+            f"Target {target} {what}. Create it, or mount its file system. A backup never creates it.", code="target_missing"
         )
     unmounted = not_mounted(target)
     if unmounted:
         raise LiveBackupError(
-            f"Target {target} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted.", code="not_mounted"
+            f"Target {target} is on {unmounted}, which /etc/fstab lists, and which is not mounted. Mount it.", code="not_mounted"
         )
     require_safe(target)
     if os.statvfs(target).f_flag & os.ST_RDONLY:

@@ -68,7 +68,7 @@ def header_of(path: str | Path) -> Header:
     with open(path, "rb") as file:
         header = read_header(file.read(HEADER_BYTES))
     if header is None:
-        raise LiveBackupError(f"{path} is no qcow2 image.", code="image_invalid")
+        raise LiveBackupError(f"{path} is not a qcow2 image.", code="image_invalid")
     return header
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import bytes_needed, check_room
+from .._base.filesystem import bytes_needed, check_space
 from .._base.records import known
 from .._capture.capture import capture_claimed
 from .._capture.levels import check_level, collect_checkpoints, plan_level
@@ -159,9 +159,9 @@ def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[s
     facts = probe_target(target, name, plan.qemu_user, write=write)
     # While it is copied its overlays grow, maybe on the same file system.
     needed = plan.bytes_needed_here + plan.space_for_overlays(facts.device)
-    check_room(needed, reserved(facts.device, uuid), facts.free, str(target))
+    check_space(needed, reserved(facts.device, uuid), facts.free, str(target))
     there = where.free_for(name, uuid, not write)
-    check_room(plan.bytes_needed, 0, there, plan.server.target)
+    check_space(plan.bytes_needed, 0, there, plan.server.target)
     plan.bytes_free, plan.device = min(there, facts.free) if plan.bytes_needed_here else there, facts.device
 
 
@@ -197,7 +197,7 @@ def _capture(
     )
     if any(disk.tracked for disk in plan.disks):
         plan.checkpoint = checkpoint_name(plan.target_id, claim.backup_id, claim.token)
-    in_words = partial(explain, action=f"begin the backup of domain {name!r}")
+    in_words = partial(explain, action=f"start the backup of domain {name!r}")
     with undoing(options.uri, claim, clock, in_words), step(claim, "begin", clock):
         end_turn()
         claim.progress.begin = capture_claimed(domain, claim, options, METHODS[plan.method], clock)

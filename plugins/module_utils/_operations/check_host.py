@@ -72,7 +72,9 @@ def _clock(params: dict[str, Any]) -> Iterator[Finding]:
 
 def _unmatched(info: dict[str, Any]) -> Iterator[Finding]:
     for pattern in info["unmatched"]:
-        yield _finding("domains", "warning", pattern, f"No domain is {pattern!r} on this hypervisor, which is well if another one has it.")
+        yield _finding(
+            "domains", "warning", pattern, f"This hypervisor has no domain {pattern!r}. That is fine if another hypervisor has it."
+        )
 
 
 def _claims(info: dict[str, Any]) -> Iterator[Finding]:
@@ -82,7 +84,7 @@ def _claims(info: dict[str, Any]) -> Iterator[Finding]:
                 "claim",
                 "warning",
                 claim["domain"],
-                f"{claim['msg']}. The next backup heals it, and so does the playbook virtops.live_backup.recover.",
+                f"{claim['msg']}. The next backup repairs it, and so does the playbook virtops.live_backup.recover.",
             )
 
 
@@ -162,7 +164,7 @@ def _target(info: dict[str, Any], params: dict[str, Any], check_mode: bool, cloc
 
 
 def _target_finding(params: dict[str, Any], error: BaseException) -> Finding:
-    return _finding("target", "error", params["target"], explain(error, "look at the target").msg)
+    return _finding("target", "error", params["target"], explain(error, "examine the target").msg)
 
 
 def _mounts(directory: Path) -> Iterator[Finding]:
@@ -173,8 +175,8 @@ def _mounts(directory: Path) -> Iterator[Finding]:
             "mounts",
             "error",
             str(directory),
-            f"libvirt's daemon does not see {directory} as it is mounted here, nor will domains that it starts. Restart the daemon; "
-            "if it has a mount namespace of its own, mount before it starts.",
+            f"libvirt's daemon does not see {directory} as it is mounted here, nor will domains that it starts. Restart the daemon. "
+            "If it has its own mount namespace, mount before it starts.",
         )
     apart = mounted_apart(Path("/proc/self/mountinfo").read_text(encoding="utf-8"), str(directory.resolve()))
     if apart:
@@ -182,7 +184,7 @@ def _mounts(directory: Path) -> Iterator[Finding]:
             "mounts",
             "warning",
             str(directory),
-            f"What is mounted on {apart} anew does not reach domains that run already, since the mount above it is private. "
+            f"New mounts on {apart} do not reach domains that run already, since the mount above it is private. "
             "Run `mount --make-rshared /` before domains are started.",
         )
 

@@ -60,7 +60,7 @@ def _captured(uuid: str, name: str, backup_id: str) -> Claim:
     if claim.progress.begin is None or not METHODS[claim.method].copies:
         raise LiveBackupError(
             f"Backup {backup_id} of domain {name!r} has nothing to copy: its method is {claim.method}, "
-            "or it was interrupted while it began.",
+            "or it was interrupted while it started.",
             code="step_out_of_order",
         )
     return claim
@@ -85,7 +85,7 @@ def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         raise LiveBackupError(f"mode {params['mode']!r} is not an octal number such as 0600.", code="option_invalid")
     if params["domain"]:
         if params["ssh_key"] or params["ssh_options"]:
-            raise LiveBackupError("ssh_key and ssh_options are for a dest that begins with ssh://.", code="option_invalid")
+            raise LiveBackupError("ssh_key and ssh_options are for a dest that starts with ssh://.", code="option_invalid")
         return copy_capture(params, check_mode, clock)
     source, dest = Path(params["src"]), params["dest"]
     status = status_of(source)

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import allocated, bytes_needed, check_room
+from .._base.filesystem import allocated, bytes_needed, check_space
 from .._copy.destination import Found, Place
 from .._image.copy import Copying
 from .._image.data import Pace
@@ -42,15 +42,15 @@ def _as_bytes(params: dict[str, Any], source: Path) -> str:
     """The format of a source whose format nobody named: its bytes are copied, and they may mean anything."""
     if params["format"] != "keep" or params["compress"] != "none":
         raise LiveBackupError(
-            f"Name the format of {source} in src_format to convert or compress it. The module does not guess: a guest can begin its raw "
-            "disk with the header of any image.",
+            f"Name the format of {source} in src_format to convert or compress it. The module does not guess: a guest can write the "
+            "header of any image to its raw disk.",
             code="format_unknown",
         )
     with source.open("rb") as file:
         header = read_header(file.read(HEADER_BYTES))
     if header is not None and not header.self_contained:
         raise LiveBackupError(
-            f"{source} begins like a qcow2 image that needs another file. Set src_format to qcow2 to copy the disk in it, if you trust "
+            f"{source} starts like a qcow2 image that needs another file. Set src_format to qcow2 to copy the disk in it, if you trust "
             "where it comes from, or to raw to copy its bytes.",
             code="format_unknown",
         )
@@ -72,7 +72,7 @@ def copy_one(copying: Copying, place: Place, status: os.stat_result, dest: str, 
         return {**done, "changed": False, "planned": False}
     size = int(image_info(copying.source, copying.source_format)["virtual-size"])
     held = size if stat.S_ISBLK(status.st_mode) else allocated(copying.source)
-    check_room(bytes_needed(size, held), 0, found.free, place.directory)
+    check_space(bytes_needed(size, held), 0, found.free, place.directory)
     diff = {"before": "" if found.identity is None else f"{dest}\n", "after": f"{dest}\n"}
     if check_mode:
         return {"changed": True, "planned": True, "diff": diff}
@@ -94,7 +94,7 @@ def status_of(source: Path) -> os.stat_result:
         raise LiveBackupError(f"src {str(source)!r} is not an absolute path.", code="option_invalid")
     if not (source.is_file() or source.is_block_device()):
         raise LiveBackupError(
-            f"src {source} is no image: it {'is neither a file nor a block device' if source.exists() else 'does not exist'}.",
+            f"src {source} is not an image: it {'is neither a file nor a block device' if source.exists() else 'does not exist'}.",
             code="image_invalid",
         )
     return source.stat()

@@ -94,7 +94,7 @@ def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
         )
     if claim.paths != paths:
         raise LiveBackupError(
-            f"Backup {claim.backup_id} of domain {name!r} was begun for {claim.directory}, not for {paths.directory}.",
+            f"Backup {claim.backup_id} of domain {name!r} was started for {claim.directory}, not for {paths.directory}.",
             code="options_differ",
         )
     if claim.plan.sent and claim.plan.server.target != target:

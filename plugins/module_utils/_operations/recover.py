@@ -50,7 +50,7 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
         if at_work or (is_alive(claim, clock) and not params["take_over"]):
             raise LiveBackupError(
                 f"Domain {claim.domain!r} is being backed up: {describe(claim, clock)}. "
-                "There is nothing to recover while that run may go on: wait until then, or go on with its backup_id."
+                "There is nothing to recover while that run may continue. Wait until then, or continue it with its backup_id."
                 + ("" if at_work else " If you know that the run is dead, use take_over (for the playbook, recover_take_over=true)."),
                 code="claim_alive",
             )

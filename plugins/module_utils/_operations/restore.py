@@ -87,7 +87,7 @@ def _require_directory(directory: str) -> None:
     unmounted = not_mounted(directory)
     if unmounted:
         raise LiveBackupError(
-            f"directory {directory} is on {unmounted}, which /etc/fstab says is a mount, and which is not mounted.", code="not_mounted"
+            f"directory {directory} is on {unmounted}, which /etc/fstab lists, and which is not mounted. Mount it.", code="not_mounted"
         )
 
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
+from .._base.filesystem import MIB
 from .._claim.owner import require_no_restore
-from .._overlay.space import MIB
 from .._proof.boot import Boot, Terms, boot_set
 from .._proof.images import expected_images, image_problems
 from .._sets.layout import check_backup_id
@@ -36,7 +36,7 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
                 f"console_pattern {pattern!r} matches a console that shows nothing, so it would prove nothing.", code="option_invalid"
             )
     except re.error as error:
-        raise LiveBackupError(f"console_pattern {pattern!r} is no regular expression: {error}.", code="option_invalid") from error
+        raise LiveBackupError(f"console_pattern {pattern!r} is not a valid regular expression: {error}.", code="option_invalid") from error
     target = target_of(params)
     if not target.is_here and params["level"] == "boot":
         raise LiveBackupError(

@@ -52,7 +52,7 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
                 claim.progress.job = job
     if job is None:
         raise LiveBackupError(
-            f"The backup of domain {claim.domain!r} has not finished within {params['timeout']} s. Its job goes on: "
+            f"The backup of domain {claim.domain!r} has not finished within {params['timeout']} s. Its job continues: "
             "wait again with the same backup_id, or end it with libvirt_job_abort.",
             job=_look(params["uri"], claim),
             code="timed_out",
@@ -120,5 +120,5 @@ def _lost(opened: Sequence[BinaryIO], told: bool) -> str:
                 if open_digest(image.fileno()) != written:
                     return f"is complete according to libvirt, but {image.name} on the target's disk is not what QEMU wrote"
     except OSError as error:
-        return f"is complete by libvirt's word, but {image.name} did not reach the target's disk: {error.strerror}"
+        return f"is complete according to libvirt, but {image.name} did not reach the target's disk: {error.strerror}"
     return ""

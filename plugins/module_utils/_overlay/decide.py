@@ -38,7 +38,7 @@ class Do(Enum):
     COMMIT_OFFLINE = "commit the overlay of a domain that is shut off"
     DEFINE = "name the base in the domain's definition again"
     DELETE = "delete the overlay"
-    COMMIT_IN_QEMU = "commit the overlay, of which libvirt does not know, into its base by QEMU's monitor"
+    COMMIT_IN_QEMU = "commit the overlay, which libvirt does not know, into its base by QEMU's monitor"
     PIVOT_IN_QEMU = "pivot to the base by QEMU's monitor"
     CLOSE_IN_QEMU = "let QEMU close the overlay, which it does not use"
 
@@ -133,7 +133,7 @@ def _judge_running(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
             # away (seen with libvirt 9.0), so that is not done.
             raise Refusal(
                 f"libvirt has lost sight of what the block job on disk {overlay.target} is for: its daemon was killed as our commit of "
-                f"{overlay.path} began. The guest runs, no write is lost, and nothing is touched. Do not abort the job: its end can end "
+                f"{overlay.path} started. The guest runs, no write is lost, and nothing is touched. Do not abort the job: its end can end "
                 "libvirt's daemon, which systemd starts again. Shut the domain off, start it, and recover again.",
                 code="block_job_unknown",
             )
@@ -176,8 +176,8 @@ def _judge_shut_off(overlay: Overlay, memory: Memory, seen: Seen) -> Do:
     if seen.saved:
         raise Refusal(
             f"The domain's memory was saved while it used the overlay {overlay.path}. Restore it (`virsh start` after a managed save, "
-            "`virsh restore` after a save), or drop what is saved (`virsh managedsave-remove`, or start the domain anew). Then recover "
-            "again.",
+            "`virsh restore` after a save), or drop what is saved (`virsh managedsave-remove`, or start the domain without it). "
+            "Then recover again.",
             code="memory_saved",
         )
     if not seen.overlay_exists:
@@ -272,8 +272,8 @@ def _unproven(overlay: Overlay, memory: Memory) -> Refusal:
     )
     return Refusal(
         f"It is not proved that nobody used the base {overlay.base} of disk {overlay.target} without its overlay {overlay.path}: {why}. "
-        "Neither is touched, since committing over a base that was used would destroy it. If you know that since then no guest, host or "
-        "tool has written to the base but the domain on its overlay, recover again with base_untouched (for the playbook "
+        "Neither is touched, since committing over a base that was used would destroy it. Do you know that since then no guest, host or "
+        "tool has written to the base, except the domain on its overlay? If so, recover again with base_untouched (for the playbook "
         "recover_base_untouched=true). If not, keep a copy of both and decide which you want.",
         code="base_maybe_written",
     )
@@ -281,9 +281,9 @@ def _unproven(overlay: Overlay, memory: Memory) -> Refusal:
 
 def _lost(overlay: Overlay, seen: Seen) -> Refusal:
     return Refusal(
-        f"libvirt has lost sight of the domain: its QEMU (process {seen.instance.partition('@')[0]}) still runs on {overlay.base} or "
-        f"its overlay {overlay.path}, while libvirt, whose daemon was killed in the middle of a pivot, says that it is shut off. Neither "
-        "is touched. Do not start the domain: let libvirt find it again, as docs/troubleshooting.md tells, and recover again.",
+        "libvirt has lost sight of the domain: its daemon was killed in the middle of a pivot, and it reports the domain as shut off. "
+        f"But the domain's QEMU (process {seen.instance.partition('@')[0]}) still runs on {overlay.base} or its overlay {overlay.path}. "
+        "Neither is touched. Do not start the domain: let libvirt find it again, as docs/troubleshooting.md shows, and recover again.",
         code="domain_lost",
     )
 
@@ -305,9 +305,9 @@ def _strange(overlay: Overlay, disk: Disk | None, how: str) -> Refusal:
             "Remove that snapshot (`virsh blockcommit` or `virsh snapshot-delete`), and recover again.",
             code="disk_chain_differs",
         )
-    now = "it is no disk of the domain any more" if disk is None else f"it {how} on {disk.chain[0].path if disk.chain else 'nothing'}"
+    now = "it does not belong to the domain any more" if disk is None else f"it {how} on {disk.chain[0].path if disk.chain else 'nothing'}"
     return Refusal(
-        f"Disk {overlay.target} was on {overlay.base} when the backup began; now {now}. The overlay {overlay.path} is not touched. "
+        f"Disk {overlay.target} was on {overlay.base} when the backup started; now {now}. The overlay {overlay.path} is not touched. "
         "Put the disk back on it and recover again; or, if what it holds is not wanted, delete it and recover again.",
         code="disk_chain_differs",
     )

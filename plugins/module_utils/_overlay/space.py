@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Room for overlays: is there enough to begin, and do they threaten to fill their file system. The latter stops the guest."""
+"""Disk space for overlays: is there enough to start, and do they threaten to fill their file system. The latter stops the guest."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import MIB, allocated, free_bytes
+from .._base.filesystem import MIB, allocated, free_bytes, mib
 from .._claim.find import all_claims
 from .._claim.overlays import Overlay, PlannedSpace
 
@@ -62,7 +62,7 @@ class Growth:
 
 
 class SpaceWatch:
-    """Watches the room of a backup's overlays while they grow."""
+    """Watches the disk space of a backup's overlays while they grow."""
 
     def __init__(self, overlays: list[Overlay], clock: Clock) -> None:
         self._overlays = overlays
@@ -75,10 +75,9 @@ class SpaceWatch:
             growth = self._growth.setdefault(space.path, Growth(self._clock, space.used))
             if is_threatened(space, growth.rate(space.used)):
                 raise LiveBackupError(
-                    f"The overlays threaten to fill {space.path}: {space.free / MIB:.0f} MiB are free, and they hold "
-                    f"{space.used / MIB:.0f} MiB. "
-                    "The copy was given up, so that the overlays are committed, as soon as libvirt answers, before the guest has to stop. "
-                    "Free some room, choose another overlay_dir, or back up when the guest writes less.",
+                    f"The overlays threaten to fill {space.path}: {mib(space.free)} are free, and they hold {mib(space.used)}. "
+                    "The copy was given up. The overlays are committed as soon as libvirt answers, before the guest has to stop. "
+                    "Free some disk space, choose another overlay_dir, or back up when the guest writes less.",
                     code="overlay_space_short",
                 )
 

@@ -20,7 +20,7 @@ from typing import Any
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import sync_existing, sync_path
-from .._base.filesystem import allocated
+from .._base.filesystem import allocated, mib
 from .._base.progress import tell
 from .._claim.claim import Claim, remember, save_claim
 from .._claim.overlays import Overlay
@@ -41,7 +41,7 @@ from .in_qemu import commit_in_qemu, pivot_in_qemu
 from .look import last_write, look
 
 COMMIT_SECONDS = 3600
-# A commit that ends by itself, as one whose base has no room, is begun again only so often.
+# A commit that ends by itself, as one whose base has no free disk space, is started again only so often.
 _TRIES = 3
 # For so long after QEMU was seen at work nobody else can have begun and ended with a base; and how often what it writes is noted.
 _WATCHED_SECONDS = 10.0
@@ -116,9 +116,9 @@ class Way:
         begun = self._begun[overlay.target] = self._begun.get(overlay.target, 0) + 1
         if begun > _TRIES:
             raise LiveBackupError(
-                f"The commit of {overlay.path} into {overlay.base} was begun {_TRIES} times and ended each time without being "
-                "ready: has the base's file system no room, or an I/O error? The guest runs on its overlay, and no write is lost. Mend it, "
-                "and recover.",
+                f"The commit of {overlay.path} into {overlay.base} was started {_TRIES} times and ended each time without being "
+                "ready. Is the base's file system full, or does it have I/O errors? The guest runs on its overlay, and no write is lost. "
+                "Fix the cause, and recover again.",
                 code="commit_failed",
             )
         _require_large_base(overlay)
@@ -174,7 +174,8 @@ class Way:
         domain = connection.lookupByUUIDString(self._claim.uuid)
         if overlay.base not in images_of_disks(domain):
             raise Refusal(
-                f"The pivot of disk {overlay.target} to {overlay.base} was begun and does not end. Nothing is touched; look at the domain.",
+                f"The pivot of disk {overlay.target} to {overlay.base} was started and does not end. "
+                "Nothing is touched; look at the domain.",
                 code="pivot_unfinished",
             )
         # It is to be deleted as soon as libvirt does not show it.
@@ -182,9 +183,9 @@ class Way:
         if domain.isPersistent():
             self._define(connection, overlay)
         raise Refusal(
-            f"QEMU writes disk {overlay.target} to its base {overlay.base} again, while libvirt, whose daemon died in the middle "
-            f"of the pivot, shows the overlay {overlay.path} and will until the domain is shut off. Its definition names the base again: "
-            "shut the domain off, start it, and recover again.",
+            f"QEMU writes disk {overlay.target} to its base {overlay.base} again. libvirt's daemon died in the middle of the pivot, and "
+            f"libvirt shows the overlay {overlay.path} until the domain is shut off. The domain's definition names the base again. "
+            "Shut the domain off, start it, and recover again.",
             code="pivot_unfinished",
         )
 
@@ -303,12 +304,10 @@ def check_commit(claim: Claim, left: list[str], seconds: float, connection: libv
         return
     domain = active(lookup(connection, claim.uuid))
     jobs = {target: domain.blockJobInfo(target) for target in left} if domain is not None else {}
-    behind = ", ".join(
-        f"{target} ({(job['end'] - job['cur']) / 1024 / 1024:.1f} MiB behind)" if job else target for target, job in jobs.items()
-    )
+    behind = ", ".join(f"{target} ({mib(job['end'] - job['cur'])} behind)" if job else target for target, job in jobs.items())
     raise LiveBackupError(
         f"The overlays of domain {claim.domain!r} are not committed within {seconds:.0f} s: {behind or ', '.join(left)}. "
-        "The guest writes faster than the commit, or its storage is slow. The commit goes on and no write is lost: call "
+        "The guest writes faster than the commit, or its storage is slow. The commit continues and no write is lost: call "
         "libvirt_blockcommit or libvirt_backup_recover again, when the guest writes less.",
         code="commit_unfinished",
     )

@@ -96,7 +96,7 @@ def boot_set(uri: str, path: Path, manifest: Manifest, terms: Terms, clock: Cloc
         if short:
             raise LiveBackupError(f"Backup set {manifest['backup_id']} cannot be booted here. {short}", code="not_enough_memory")
         scratch = Scratch(terms.scratch_dir, terms.scratch_size, clock)
-        scratch.require_room(sum(disk["allocated"] for disk in manifest["disks"]))
+        scratch.require_space(sum(disk["allocated"] for disk in manifest["disks"]))
         sockets = {disk["target"]: directory / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
         for disk in manifest["disks"]:
             image = image_node(images_of(path, disk), disk["format"])

@@ -17,6 +17,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .._base.errors import LiveBackupError
+from .._base.filesystem import mib
 from .._base.memory import memory_available
 from .._base.text import foreign
 from .._image.qcow2 import read_header
@@ -52,7 +53,7 @@ def image_problems(image: SetImage, expected: Expected) -> list[str]:
     if expected.format == "qcow2":
         header = read_header(image.header)
         if header is None:
-            return ["it is no qcow2 image"]
+            return ["it is not a qcow2 image"]
         if header.data_file or header.backing != expected.backing:
             return [f"it needs {foreign(header.backing) or 'another file'}, and by its manifest {expected.backing or 'nothing else'}"]
         size = header.size
@@ -73,7 +74,7 @@ def _require_memory(needed: int, name: str) -> None:
     available = memory_available()
     if needed > available // 2:
         raise LiveBackupError(
-            f"qemu-img check of {name} would take {needed >> 20} MiB of memory, and this host has {available >> 20} MiB to spare. "
+            f"qemu-img check of {name} would take {mib(needed)} of memory, and this host has {mib(available)} to spare. "
             "Free some, or prove the set on another host.",
             code="not_enough_memory",
         )

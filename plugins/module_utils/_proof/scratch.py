@@ -20,10 +20,10 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
-from .._base.filesystem import free_bytes
+from .._base.filesystem import MIB, free_bytes, mib
 from .._base.memory import memory_available, memory_total
 from .._image.qemu_img import create_overlay
-from .._overlay.space import MIB, Growth, Space, is_threatened, least_space
+from .._overlay.space import Growth, Space, is_threatened, least_space
 
 _SECTOR = 512
 # About a third of what another process gets of a busy processor, so that a busy host does not make each proof time out.
@@ -44,8 +44,8 @@ def memory_problem(needed: int, available: int, spare: int) -> str:
     if needed + _QEMU_BYTES + spare <= available:
         return ""
     return (
-        f"The guest has {needed // MIB} MiB of memory and its QEMU takes {_QEMU_BYTES // MIB} MiB, but this host has "
-        f"{available // MIB} MiB available, of which {spare // MIB} MiB stay free for its other guests. Nothing was started. "
+        f"The guest has {mib(needed)} of memory, and its QEMU takes {mib(_QEMU_BYTES)}. This host has {mib(available)} available, and "
+        f"{mib(spare)} of it must stay free for other guests. Nothing was started. "
         "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host."
     )
 
@@ -62,12 +62,12 @@ class Scratch:
         self._files: list[int] = []
         self._servers: list[subprocess.Popen[bytes]] = []
 
-    def require_room(self, held: int) -> None:
+    def require_space(self, held: int) -> None:
         """Fail unless there is enough free space to start a guest whose images hold so many bytes."""
-        free, needed = self._room().free, least_space(min(held, self._size))
+        free, needed = self._space().free, least_space(min(held, self._size))
         if free < needed:
             raise LiveBackupError(
-                f"scratch_dir {self._directory} has {free // MIB} MiB free, and what the guest writes needs at least {needed // MIB} MiB. "
+                f"scratch_dir {self._directory} has {mib(free)} free, and what the guest writes needs at least {mib(needed)}. "
                 "Nothing was started. Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more.",
                 code="no_free_space",
             )
@@ -121,22 +121,22 @@ class Scratch:
 
     def problem(self) -> LiveBackupError | None:
         """The error for which the proof is to be given up. It is about this host, not about the set."""
-        room = self._room()
-        if room.used > self._size or any(os.fstat(file).st_size >= self._size for file in self._files):
+        space = self._space()
+        if space.used > self._size or any(os.fstat(file).st_size >= self._size for file in self._files):
             why = Advice(
-                f"its guest writes more than the {self._size // MIB} MiB that scratch_size allows. "
+                f"its guest writes more than the {mib(self._size)} that scratch_size allows. "
                 "Raise scratch_size (backup_verify_scratch_size)",
                 code="scratch_size_used_up",
             )
-        elif is_threatened(room, self._growth.rate(room.used)):
+        elif is_threatened(space, self._growth.rate(space.used)):
             why = Advice(
-                f"its guest has written {room.used // MIB} MiB and threatens to fill {room.path}, where {room.free // MIB} MiB are free. "
+                f"its guest has written {mib(space.used)} and threatens to fill {space.path}, where {mib(space.free)} are free. "
                 "Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more",
                 code="no_free_space",
             )
         elif memory_available() < spare_memory():
             why = Advice(
-                f"this host is short of memory: {memory_available() // MIB} MiB are available. "
+                f"this host is short of memory: {mib(memory_available())} are available. "
                 "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host",
                 code="not_enough_memory",
             )
@@ -148,7 +148,7 @@ class Scratch:
             return None
         return LiveBackupError(f"The proof was given up: {why.text}. This says nothing about the set.", why.code)
 
-    def _room(self) -> Space:
+    def _space(self) -> Space:
         used = sum(os.fstat(file).st_blocks * 512 for file in self._files)
         return Space(str(self._directory), free_bytes(self._directory), used, 0)
 

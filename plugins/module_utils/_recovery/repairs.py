@@ -134,7 +134,7 @@ def _undo(uri: str, claim: Claim, clock: Clock, error: BaseException, reason: Li
     except (*FAILURES, Interrupted) as why:
         left = explain(why, "remove it").msg
         raise reason.reworded(
-            f"{reason.msg} What it left could not be removed: {left} Run libvirt_backup_recover when that is mended."
+            f"{reason.msg} What it left could not be removed: {left} Run libvirt_backup_recover when that is fixed."
         ) from why
 
 
@@ -180,7 +180,7 @@ def _late_thaw_repairs(left: Left, freeze: FreezeNote) -> Iterator[Repair]:
             raise LiveBackupError(
                 f"{error.msg} Everything else that backup {left.claim.backup_id} left is repaired. Look at the guest. If it is frozen, run "
                 "`virsh domfsthaw` or reset it. Then run libvirt_backup_recover again. It gives up the thaw about "
-                f"{GIVE_UP_SECONDS // 60} minutes after the backup began.",
+                f"{GIVE_UP_SECONDS // 60} minutes after the backup started.",
                 code="guest_maybe_frozen",
                 libvirt_error=error.libvirt_error,
             )

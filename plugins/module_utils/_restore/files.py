@@ -134,7 +134,7 @@ def undo(journal: Journal, overwrite: bool = False) -> None:
     problems = [problem for move in journal.moves if (problem := _put_back(move, journal.phase, overwrite))]
     if problems:
         raise LiveBackupError(
-            f"{journal.words[0].upper()}{journal.words[1:]} could not be undone wholly: {' '.join(problems)}", code="undo_incomplete"
+            f"{journal.words[0].upper()}{journal.words[1:]} could not be undone completely: {' '.join(problems)}", code="undo_incomplete"
         )
     if journal.broken:
         journal.set_phase("broken")
@@ -207,7 +207,7 @@ def _require_mounts(journal: Journal) -> None:
             )
         if mount_of(move.path) != move.mount:
             raise LiveBackupError(
-                f"{move.path} was on the file system mounted at {move.mount}, and is on that at {mount_of(move.path)} now. Mount it as it "
-                "was, and run again.",
+                f"{move.path} was on the file system mounted at {move.mount}, and is now on the one at {mount_of(move.path)}. "
+                "Mount it as it was, and run again.",
                 code="not_mounted",
             )

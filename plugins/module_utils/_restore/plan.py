@@ -15,7 +15,7 @@ from typing import Any
 from uuid import uuid4
 
 from .._base.errors import LiveBackupError
-from .._base.filesystem import MIB, free_bytes, inode_problem
+from .._base.filesystem import free_bytes, inode_problem, mib
 from .._base.text import foreign
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import PREFIX, checkpoint_names
@@ -106,7 +106,7 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     text = read_definition(backup)
     if is_copy and not options.directory:
         raise LiveBackupError(
-            f"The old places of the disks are those of {found['domain']!r}: name a directory for those of {name!r}.",
+            f"The old places of the disks belong to {found['domain']!r}: name a directory for the disks of {name!r}.",
             code="option_needed",
         )
     existing = lookup_name(connection, name)
@@ -320,7 +320,7 @@ def _too_small(images: list[Image]) -> Iterator[str]:
             needed[device] = directory, needed.get(device, (directory, 0))[1] + image.needed
     for directory, amount in needed.values():
         if free_bytes(directory) < amount:
-            yield f"{directory} has {free_bytes(directory) // MIB} MiB free, and {-(-amount // MIB)} MiB are needed"
+            yield f"{directory} has {mib(free_bytes(directory))} free, and {mib(amount)} are needed"
         problem = inode_problem(directory)
         if problem:
             yield problem

@@ -153,7 +153,7 @@ def _matches(name: str, pattern: str) -> bool:
         return fnmatchcase(name, pattern)
     except re.error as error:
         # Python 3.9 makes a wrong expression of a range that runs backwards.
-        raise LiveBackupError(f"domains: {pattern!r} is no glob: {error}.", code="option_invalid") from error
+        raise LiveBackupError(f"domains: {pattern!r} is not a valid glob: {error}.", code="option_invalid") from error
 
 
 def _literal(name: str) -> str:
@@ -168,7 +168,7 @@ def _sets_in(directory: Path, owner: Owner | None, findings: list[str]) -> Itera
         unfinished = hidden or _UNMARKED.fullmatch(path.name)
         if path.is_symlink() or not path.is_dir():
             if ours and (path.is_symlink() or unfinished or not path.name.startswith(".")):
-                findings.append(f"{path} is {'a link, and is not followed' if path.is_symlink() else 'no backup set'}.")
+                findings.append(f"{path} is {'a link, and is not followed' if path.is_symlink() else 'not a backup set'}.")
         elif unfinished:
             if ours:
                 status = "removing" if hidden and hidden["kind"] == "removing" else "partial"
@@ -178,7 +178,7 @@ def _sets_in(directory: Path, owner: Owner | None, findings: list[str]) -> Itera
             manifest, problems = read_manifest(path, path.name)
             if owner or manifest or os.path.lexists(path / MANIFEST):
                 if manifest and owner and manifest["domain"]["uuid"] != owner["uuid"]:
-                    problems.append(f"{MANIFEST}: it is of domain {manifest['domain']['uuid']}, and the directory of {owner['uuid']}")
+                    problems.append(f"{MANIFEST}: it belongs to domain {manifest['domain']['uuid']}, and its directory to {owner['uuid']}")
                 yield _facts(path, path.name, owner, manifest, problems, "damaged" if problems else "good")
 
 
@@ -195,7 +195,7 @@ def _judge_chains(sets: list[SetFacts]) -> None:
         else:
             whole[one["backup_id"]] = one
         if bad:
-            one["findings"].append(f"it builds on {', '.join(bad)}, of which the last proof failed")
+            one["findings"].append(f"it builds on {', '.join(bad)}, whose last proof failed")
         one["good"] = one["good"] and not problems and not bad
 
 

@@ -42,7 +42,7 @@ def check_backup_id(backup_id: str) -> None:
     """Refuse what could leave the domain's directory or hide in it."""
     if not re.fullmatch(BACKUP_ID, backup_id):
         raise LiveBackupError(
-            f"backup_id {backup_id!r} is not allowed: it begins with a letter or digit and has at most 64 letters, digits, "
+            f"backup_id {backup_id!r} is not allowed: it starts with a letter or digit and has at most 64 letters, digits, "
             "'.', '_' and '-'.",
             code="option_invalid",
         )
@@ -95,7 +95,7 @@ def make_partial(paths: SetPaths, token: str) -> None:
     """Create the directory that a set is written in. It bears the claim's token from its first moment on."""
     if paths.partial.exists():
         raise LiveBackupError(
-            f"{paths.partial} exists already and is not of a run on this hypervisor. If no other hypervisor is writing it, remove it, "
+            f"{paths.partial} exists already, and no run on this hypervisor made it. If no other hypervisor is writing it, remove it, "
             "or choose another backup_id.",
             code="backup_id_taken",
         )

@@ -36,7 +36,7 @@ def read_json(path: Path) -> Any:
         return json.loads(content)
     except (ValueError, RecursionError) as error:
         # Among the ValueErrors is that of a number with too many digits.
-        raise ValueError("is no JSON") from error
+        raise ValueError("is not JSON") from error
 
 
 def owner_of(directory: Path) -> tuple[Owner | None, str]:
@@ -62,14 +62,14 @@ def read_manifest(path: Path, backup_id: str) -> tuple[Manifest | None, list[str
     if problems:
         return None, problems
     if manifest["backup_id"] != backup_id:
-        problems.append(f"{MANIFEST}: it is of backup {manifest['backup_id']}")
+        problems.append(f"{MANIFEST}: it belongs to backup {manifest['backup_id']}")
     for name, text in [("instant", manifest["consistency"]["instant"]), *((name, manifest[name]) for name in ("started", "finished"))]:
         try:
             wall_time(text)
         except ValueError:
-            problems.append(f"{MANIFEST}: {name} is no time")
+            problems.append(f"{MANIFEST}: {name} is not a time")
     entries = _entries(manifest)
-    problems += [f"{MANIFEST}: {name} stands in it twice" for name in sorted(name for name, times in Counter(entries).items() if times > 1)]
+    problems += [f"{MANIFEST}: {name} is listed twice" for name in sorted(name for name, times in Counter(entries).items() if times > 1)]
     for name, size in _sizes(manifest).items():
         problems += _look(path / name, name, size)
     return manifest, problems
@@ -90,11 +90,11 @@ def _look(path: Path, name: str, size: int) -> list[str]:
     except OSError as error:
         return [f"{name}: {'it is missing' if isinstance(error, FileNotFoundError) else os.strerror(error.errno or 0)}"]
     if not stat.S_ISREG(status.st_mode):
-        return [f"{name}: it is no regular file"]
+        return [f"{name}: it is not a regular file"]
     return [f"{name}: it has {status.st_size} bytes, not {size}"] if status.st_size != size else []
 
 
 def strangers(path: Path, manifest: Manifest) -> list[str]:
     """Files in a set that its manifest does not know."""
     known = {*_entries(manifest), MANIFEST, GUIDE, SUMS, SENDER, TOKEN}
-    return [f"{name}: the manifest does not know it" for name in sorted(set(os.listdir(path)) - known)]
+    return [f"{name}: the manifest does not list it" for name in sorted(set(os.listdir(path)) - known)]

@@ -26,7 +26,7 @@ from .read import read_manifest
 _unfinished: list[Path] = []
 
 
-def room_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, Any]:
+def space_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, Any]:
     """The bytes that are free for a domain's next set, when what senders have left of it that are gone is removed."""
     _require_directory(target)
     if not check_mode:
@@ -45,9 +45,12 @@ def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, nee
     paths = SetPaths(claim_domain_directory(Path(target), name, uuid), backup_id)
     if os.path.lexists(paths.final):
         raise LiveBackupError(f"{paths.final} exists already.", code="backup_id_taken")
-    free = room_for(target, name, uuid, check_mode=False)["free"]
+    free = space_for(target, name, uuid, check_mode=False)["free"]
     if free < needed:
-        raise LiveBackupError(f"Target {target} is too small: the set needs {mib(needed)}, and {mib(free)} are free.", code="no_free_space")
+        raise LiveBackupError(
+            f"Target {target} is too small: the set needs {mib(needed)}, and {mib(free)} are free. Free some disk space there.",
+            code="no_free_space",
+        )
     paths.partial.mkdir(mode=0o700)
     descriptor = open_locked(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, IN_TURN)
     os.write(descriptor, token.encode())
@@ -89,7 +92,7 @@ def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, A
     paths = SetPaths(domain_directory(Path(target), name, uuid), backup_id)
     manifest, problems = read_manifest(paths.partial, backup_id)
     if manifest is None or problems:
-        raise LiveBackupError(f"The set in {paths.partial} is not whole: {'; '.join(problems)}.", code="copy_damaged")
+        raise LiveBackupError(f"The set in {paths.partial} is not complete: {'; '.join(problems)}.", code="copy_damaged")
     sync_path(paths.partial)
     give_name(paths, manifest)
     _unfinished.remove(paths.partial)
@@ -100,7 +103,7 @@ def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, A
 
 def _require_directory(target: str) -> None:
     if not os.path.isdir(target):
-        raise LiveBackupError(f"Target {target} does not exist. Create it; a backup never does.", code="target_missing")
+        raise LiveBackupError(f"Target {target} does not exist. Create it. A backup never creates it.", code="target_missing")
     require_safe(Path(target))
 
 

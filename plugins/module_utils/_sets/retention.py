@@ -55,7 +55,7 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
     ranked = []
     for one in published:
         if one["status"] == "damaged":
-            reasons[one["backup_id"]].append("it is damaged, which is for you to judge")
+            reasons[one["backup_id"]].append("it is damaged; decide yourself whether to delete it")
         elif is_ahead(str(one["instant"]), now):
             reasons[one["backup_id"]].append("it is from the future")
         elif not one["good"]:

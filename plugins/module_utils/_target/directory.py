@@ -21,7 +21,7 @@ from .._sets.layout import SetPaths, domain_directory, published_manifest
 from .._sets.locks import reading, reading_set
 from .._sets.prune import prune_sets
 from .._sets.publish import give_name, target_id_of
-from .._sets.receive import room_for
+from .._sets.receive import space_for
 from .._sets.retention import Keep
 from .records import MadeSet, Published, SetImage, require_good
 
@@ -37,9 +37,7 @@ class DirectoryTarget:
 
     def made_in(self, staging_dir: str | None) -> Path:
         if staging_dir:
-            raise LiveBackupError(
-                "staging_dir is only for a target that begins with ssh://: a set is made in its target directory.", code="option_invalid"
-            )
+            raise LiveBackupError("staging_dir is only for a target that starts with ssh://. Leave it out.", code="option_invalid")
         return self._directory
 
     def sets(self, domains: list[str]) -> Listing:
@@ -52,7 +50,7 @@ class DirectoryTarget:
 
     def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
         # What others send here is not ours to remove: their server does.
-        return room_for(str(self._directory), name, uuid, check_mode=True)["free"]
+        return space_for(str(self._directory), name, uuid, check_mode=True)["free"]
 
     def target_id(self, name: str, uuid: str) -> str:
         return target_id_of(str(self._directory), name, uuid)["target_id"]

@@ -88,7 +88,7 @@ def open_target(address: TargetAddress) -> Target:
     if address.target.startswith(SCHEME):
         return open_server(address)
     if address.ssh_key or address.ssh_options:
-        raise LiveBackupError("ssh_key and ssh_options are for a target that begins with ssh://.", code="option_invalid")
+        raise LiveBackupError("ssh_key and ssh_options are for a target that starts with ssh://.", code="option_invalid")
     return DirectoryTarget(check_target(address.target))
 
 

@@ -64,8 +64,8 @@ def answering(answer: object) -> str:
         (answering({"code": "set_in_use", "error": HOSTILE}), "On far: red ## Restore ``` xxx"),
         (answering({"error": HOSTILE, "file": HOSTILE}), "ssh://far/a was not written: red ## Restore ``` xxx"),
         (answering({"error": "full", "errno": 28}), f"ssh://far/a was not written: full. {ADVICE[28].text}"),
-        (answering({"error": [HOSTILE], "errno": "x", "file": {}}), "far does not answer as the program does that was sent to it"),
-        (answering({HOSTILE: 1}), "far does not answer as the program does that was sent to it"),
+        (answering({"error": [HOSTILE], "errno": "x", "file": {}}), "far sent an unexpected answer"),
+        (answering({HOSTILE: 1}), "far sent an unexpected answer"),
     ],
 )
 def test_a_server(ssh: Callable[[str], None], script: str, begins: str) -> None:

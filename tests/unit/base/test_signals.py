@@ -121,7 +121,7 @@ def test_a_module_that_hears_nothing_ends_in_words() -> None:
     out, err = process.communicate(timeout=60)
     assert process.returncode == 1, err
     told = json.loads(out)
-    assert told["failed"] and "interrupted by a signal, and ended without cleaning up" in told["msg"] and "recover" in told["msg"]
+    assert told["failed"] and "interrupted by a signal. It ended without cleaning up" in told["msg"] and "recover" in told["msg"]
 
 
 class Once:

@@ -227,7 +227,7 @@ def test_a_damaged_claim_of_another_domain_does_not_stop_this_one(backup: Backup
 @pytest.mark.parametrize("code", [8, 38, 68, 84])
 def test_libvirt_refuses_the_job(backup: Backup, code: int) -> None:
     libvirt.host.before["backupBegin"] = raising(libvirt.libvirtError(code, "no"))
-    with pytest.raises(LiveBackupError, match="Could not begin the backup") as caught:
+    with pytest.raises(LiveBackupError, match="Could not start the backup") as caught:
         backup.begin()
     assert caught.value.libvirt_error is not None and caught.value.libvirt_error["code"] == code
     backup.assert_nothing_left()

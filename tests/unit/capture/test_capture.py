@@ -836,16 +836,16 @@ def test_the_power_fails_after_the_overlay_was_deleted(
 
 def existing_overlay(backup: Backup) -> str:
     overlay_of(backup, "vdb").write_bytes(b"")
-    return "exists already, and no claim names it"
+    return "exists already and belongs to no known backup"
 
 
 def link_in_place_of_the_overlay(backup: Backup) -> str:
     overlay_of(backup).symlink_to(backup.target / "nowhere")
-    return "exists already, and no claim names it"
+    return "exists already and belongs to no known backup"
 
 
 def no_directory(backup: Backup) -> str:
-    return "is not there, or no absolute path"
+    return "does not exist, or is not an absolute path"
 
 
 @pytest.mark.parametrize("check", [False, True])
@@ -880,7 +880,7 @@ def test_no_place_for_the_overlay_of_a_block_device(on_disk: bool, room: int, ca
     monkeypatch.setattr(_snapshot, "free_bytes", lambda place: room)
     before = state(capture)
     for check in (True, False):
-        with pytest.raises(LiveBackupError, match=f"vda .* is a block device, and none of {images}, {images}/missing is a directory"):
+        with pytest.raises(LiveBackupError, match=f"vda .* is a block device.* None of {images}, {images}/missing is one"):
             capture.snapshot(check=check)
     assert state(capture) == before and capture.claim_files() == [] and changes() == []
 
@@ -916,11 +916,13 @@ def test_overlays_in_a_directory_of_their_own(capture: Backup, tmp_path: Path) -
     assert list(directory.iterdir()) == []
 
 
-def test_too_little_room_for_overlays(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_little_space_for_overlays(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state(capture)
     monkeypatch.setattr(_snapshot, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 63 * MIB, 0, 0)])
     for check in (True, False):
-        with pytest.raises(LiveBackupError, match="has too little room for overlays.* 63 MiB are free, at least 128 MiB"):
+        with pytest.raises(
+            LiveBackupError, match="has too little free disk space for overlays.* 63.0 MiB are free, and at least 128.0 MiB"
+        ):
             capture.snapshot(check=check)
     assert state(capture) == before and capture.claim_files() == []
 
@@ -946,7 +948,7 @@ def test_overlays_and_copies_on_one_file_system(capture: Backup, monkeypatch: py
     claim = {**other, "uuid": "other", "method": "legacy", "plan": plan, "started": 0.0, "results": {"committed": {"vdb": 1}}}
     save_claim(Claim.from_json(claim))
     monkeypatch.setattr(_snapshot, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])
-    with pytest.raises(LiveBackupError, match="at least 128 MiB are needed, and other unfinished backups there still need 75 MiB"):
+    with pytest.raises(LiveBackupError, match="at least 128.0 MiB are needed, and other unfinished backups there still need 75.0 MiB"):
         capture.snapshot()
     (capture.target / "vda.overlay").write_bytes(bytes(4 * MIB))
     assert capture.snapshot(check=True)["changed"]
@@ -1108,7 +1110,7 @@ def test_a_pivot_of_the_user_during_the_copy_is_noticed(capture: Backup, monkeyp
         return copy(copying, *arguments)
 
     monkeypatch.setattr(_capture_copy, "copy_image", meanwhile)
-    with pytest.raises(LiveBackupError, match="The base of disk vda did not stand still"):
+    with pytest.raises(LiveBackupError, match="The base of disk vda changed while it was copied"):
         capture.copy()
     capture.assert_on_bases()
     capture.assert_nothing_left()

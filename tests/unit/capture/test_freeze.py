@@ -287,7 +287,7 @@ def test_a_job_that_cannot_begin_leaves_the_guest_thawed(agent: Backup) -> None:
         raise libvirt.libvirtError(38, "no")
 
     libvirt.host.before["backupBegin"] = fail
-    with pytest.raises(LiveBackupError, match="Could not begin the backup"):
+    with pytest.raises(LiveBackupError, match="Could not start the backup"):
         agent.begin()
     assert freezing_calls() == ["fsFreeze", "backupBegin", "fsThaw"]
     agent.assert_nothing_left()

@@ -67,7 +67,7 @@ DONE = {"type": 3, "operation": 9, "success": True}
     [
         ({"type": 0}, "no statistics"),
         ({**DONE, "operation": 5, "time_elapsed": 5000}, "outgoing migration"),
-        ({**DONE, "time_elapsed": 60_000}, "began before this backup"),
+        ({**DONE, "time_elapsed": 60_000}, "started before this backup"),
         ({"type": 4, "operation": 9, "success": False, "time_elapsed": 10_000, "errmsg": "No space left on device"}, "No space left"),
         ({"type": 5, "operation": 9, "success": False, "time_elapsed": 10_000}, "somebody aborted it"),
     ],
@@ -84,7 +84,7 @@ def test_statistics_of_a_later_and_shorter_job_are_not_ours(begun: Backup) -> No
         end_with_statistics(begun, **DONE, time_elapsed=1000)
 
     libvirt.host.turns = [lambda: None] * 20 + [another_took_its_place]
-    with pytest.raises(LiveBackupError, match="began after this backup"):
+    with pytest.raises(LiveBackupError, match="started after this backup"):
         begun.wait()
     assert_undone(begun)
 
@@ -113,7 +113,7 @@ def test_a_vanished_image_is_no_success(begun: Backup) -> None:
 def test_the_domain_stops_meanwhile(begun: Backup, persistent: bool) -> None:
     begun.domain.persistent = persistent
     libvirt.host.turns = [begun.domain.shut_off]
-    with pytest.raises(LiveBackupError, match="the domain was shut off or crashed meanwhile"):
+    with pytest.raises(LiveBackupError, match="the domain was shut off or crashed in the meantime"):
         begun.wait()
     assert_undone(begun)
 
@@ -136,7 +136,7 @@ def test_a_domain_that_a_user_paused_stays_paused(begun: Backup) -> None:
 
 
 def test_a_timeout_leaves_the_job_running_and_the_next_wait_goes_on(begun: Backup) -> None:
-    with pytest.raises(LiveBackupError, match="has not finished within 5 s. Its job goes on") as caught:
+    with pytest.raises(LiveBackupError, match="has not finished within 5 s. Its job continues") as caught:
         begun.wait(timeout=5)
     assert caught.value.facts["job"]["type"] == "unbounded"
     assert begun.domain.job is not None and begun.partial.exists()

@@ -16,9 +16,10 @@ ROOT = Path(__file__).parents[3]
 MOST_WORDS = 25
 # Guides, by glob.
 GUIDES = ["README.md", "CONTRIBUTING.md", "docs/*.md", "docs/internals/*.md", "roles/*/README.md"]
-# Documentation in Python and YAML. To have messages checked, add the folder to MESSAGES.
-DOCUMENTED = ["plugins/modules/*.py", "plugins/doc_fragments/*.py", "plugins/filter/*.yml"]
-MESSAGES: list[str] = []
+# Documentation in Python and YAML.
+DOCUMENTED = ["plugins/modules/*.py", "plugins/doc_fragments/*.py", "plugins/filter/*.yml", "roles/*/tasks/*.yml", "playbooks/*.yml"]
+# Code whose messages are read.
+MESSAGES = ["plugins/module_utils/**/*.py", "plugins/plugin_utils/*.py"]
 # Each with what is said instead, as in CONTRIBUTING.md.
 UNSAID = {
     r"tell|tells|telling|told": "report, show, say, name",
@@ -45,7 +46,7 @@ UNSAID = {
     r"archives?|dumps?": "backup set",
 }
 # The keys of documentation whose values are sentences.
-READ = ("description", "short_description", "details", "notes", "requirements", "returned", "name", "msg")
+READ = ("description", "short_description", "details", "notes", "requirements", "returned", "name", "msg", "fail_msg")
 # The shape of the code is made of rooms; the list of words names what it is about.
 ALLOWED = {("docs/architecture.md", "room"), ("docs/architecture.md", "rooms"), ("CONTRIBUTING.md", "room"), ("CONTRIBUTING.md", "rooms")}
 
@@ -70,13 +71,15 @@ def prose_of_documentation(value: Any, key: str = "") -> Iterator[str]:
         for item in value:
             yield from prose_of_documentation(item, key)
     elif isinstance(value, str) and key in READ:
-        yield " ".join(re.sub(r"\b[A-Z]+\([^()]*(?:\([^()]*\))?[^()]*\)", "X", value).split())
+        yield " ".join(re.sub(r"\b[A-Z]+\([^()]*(?:\([^()]*\))?[^()]*\)|{{.*?}}", "X", value, flags=re.DOTALL).split())
 
 
 def documentation(path: Path) -> Iterator[Any]:
     if path.suffix == ".yml":
         found = yaml.safe_load(path.read_text(encoding="utf-8"))
-        yield from (yaml.safe_load(part) if isinstance(part, str) else part for part in found.values())
+        yield from (
+            yaml.safe_load(part) if isinstance(part, str) else part for part in (found.values() if isinstance(found, dict) else found)
+        )
         return
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
         if isinstance(node, ast.Assign) and isinstance(node.value, ast.Constant) and "\n" in str(node.value.value):
@@ -84,12 +87,15 @@ def documentation(path: Path) -> Iterator[Any]:
 
 
 def messages(path: Path) -> Iterator[str]:
-    """The texts in code that have words and are no docstrings."""
+    """The texts in code that have words and are neither docstrings nor programs. X stands for a value that is filled in."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
+    joined = {part for node in ast.walk(tree) if isinstance(node, ast.JoinedStr) for part in node.values}
     docstrings = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
     for node in ast.walk(tree):
-        if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings and " " in node.value:
-            yield re.sub(r"`[^`]*`", "X", node.value)
+        parts = node.values if isinstance(node, ast.JoinedStr) else [node] if node not in joined | docstrings else []
+        text = "".join(str(part.value) if isinstance(part, ast.Constant) else "X" for part in parts if isinstance(part, ast.expr))
+        if " " in text and not text.lstrip().startswith("import "):
+            yield from prose_of_guide(text)
 
 
 def texts() -> Iterator[tuple[str, str]]:

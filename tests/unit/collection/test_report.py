@@ -61,14 +61,14 @@ def test_a_hypervisor_of_which_nothing_is_known_was_not_reached() -> None:
     found = told([look("kvm1", [], [])], [failed("kvm2", "", "kvm2: libvirt does not answer.")], ["kvm1", "kvm2", "kvm3"])
     assert [(one["hypervisor"], one["what"]) for one in found["problems"]] == [
         ("kvm2", ["The backup failed. libvirt does not answer."]),
-        ("kvm3", ["It could not be looked at. It was not reached."]),
+        ("kvm3", ["The hypervisor could not be reached."]),
     ]
     assert [one["hypervisor"] for one in found["hypervisors"]] == ["kvm1", "kvm3"]
 
 
 def test_a_result_does_not_stand_for_a_look() -> None:
     found = told([], [result("kvm1", "db1")], ["kvm1"])
-    assert [(one["hypervisor"], one["what"]) for one in found["problems"]] == [("kvm1", ["It could not be looked at. It was not reached."])]
+    assert [(one["hypervisor"], one["what"]) for one in found["problems"]] == [("kvm1", ["The hypervisor could not be reached."])]
 
 
 def test_a_domain_that_could_not_be_examined() -> None:
@@ -175,5 +175,5 @@ def test_a_page_escapes_all_it_is_told() -> None:
 def test_an_interrupted_backup_of_a_domain_that_is_gone() -> None:
     claims = [{"uuid": "1", "domain": "old1", "alive": False, "msg": "At the copy."}, {"uuid": "2", "domain": "new1", "alive": True}]
     assert problems(look("kvm1", [], [], claims=claims)) == [
-        ("error", "kvm1", "old1", "An interrupted backup waits to be healed, of a domain that is gone or left out. At the copy.")
+        ("error", "kvm1", "old1", "An interrupted backup waits for repair. Its domain is gone or left out. At the copy.")
     ]

@@ -52,7 +52,7 @@ def test_a_link_is_followed_both_ways(image: Path, tmp_path: Path) -> None:
     assert place(source) == OldPlace(str(image), str(link), False, None, (), ())
     link.unlink()
     [problem] = place(source).problems
-    assert problem == f"{link} leads to {link} now; at the backup it was {image}. Put it right, or name a directory"
+    assert problem == f"{link} leads to {link} now; at the backup it was {image}. Fix the link, or name a directory"
     link.symlink_to(tmp_path / "elsewhere")
     assert f"leads to {tmp_path}/elsewhere now" in place(source).problems[0]
 
@@ -70,13 +70,13 @@ def test_a_link_that_nobody_named(image: Path, tmp_path: Path) -> None:
     ("source", "words"),
     [
         ({"path": "/dev/no/such", "format": "raw", "type": "block"}, "was a block device, and is not there"),
-        ({"path": "/dev/null", "format": "raw", "type": "block"}, "was a block device, and is none now"),
+        ({"path": "/dev/null", "format": "raw", "type": "block"}, "was a block device, and is not one now"),
         ({"path": "/dev/no/such", "format": "raw"}, "is below /dev"),
         ({"path": "/dev/new.raw", "format": "raw", "type": "file"}, "is below /dev"),
         ({"path": "", "format": "raw", "type": "network"}, "had no path"),
         ({"path": "relative", "format": "raw"}, "is not an absolute path"),
         ({"path": "/a", "format": "raw", "type": "file", "elsewhere": "it is a slice\n# of /a"}, "since it is a slice # of /a. Name"),
-        ({"path": "/a", "format": "raw", "type": "file", "pool": "p", "volume": "v"}, "there is no storage pool 'p'"),
+        ({"path": "/a", "format": "raw", "type": "file", "pool": "p", "volume": "v"}, "no storage pool 'p' has a place for it"),
     ],
 )
 def test_what_is_refused(source: dict[str, Any], words: str) -> None:
@@ -95,11 +95,11 @@ def test_a_volume_goes_where_its_pool_has_it_now(image: Path, tmp_path: Path) ->
 def test_a_mount_that_is_not_there(image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     source = noted(f"<source file='{image}'/>")
     assert place({**source, "mount": "/srv/vm"}).differences == (
-        f"{image} was on the file system mounted at /srv/vm, and is on that at {mount_of(image)} now",
+        f"{image} was on the file system mounted at /srv/vm, and is now on the one at {mount_of(image)}",
     )
     (tmp_path / "fstab").write_text(f"server:/x {tmp_path} nfs defaults 0 0\n", encoding="utf-8")
     monkeypatch.setattr(_filesystem, "_FSTAB", tmp_path / "fstab")
-    assert f"is below {tmp_path}, which /etc/fstab says is a mount" in place(source).problems[0]
+    assert f"is below {tmp_path}, which /etc/fstab lists" in place(source).problems[0]
 
 
 def test_a_device_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

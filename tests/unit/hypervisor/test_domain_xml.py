@@ -121,7 +121,7 @@ def test_what_is_skipped_and_what_cannot_be_captured(attributes: str, inner: str
             "",
             "it is of type network, which only push",
         ),
-        ("type='file'", "<encryption format='luks'/><source file='/a'/>", "it is encrypted", ""),
+        ("type='file'", "<encryption format='luks'/><source file='/a'/>", "libvirt encrypts it", ""),
         ("type='volume'", "<source pool='p' volume='v'/>", "", "its volume 'v' is not found in pool 'p': start the pool"),
     ],
 )

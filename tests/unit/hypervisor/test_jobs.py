@@ -77,12 +77,12 @@ def job(elapsed: float, operation: str = "backup") -> dict[str, Any]:
         (job(0), 100, 0, 100, ""),
         (job(0), 100, 0, 90_000, ""),  # short, and read a day later
         (job(12), 100, 0, 110, ""),  # within the slack
-        (job(12.001), 100, 0, 110, "began before"),
-        (job(86_400), 100, 0, 110, "began before"),
+        (job(12.001), 100, 0, 110, "started before"),
+        (job(86_400), 100, 0, 110, "started before"),
         (job(8), 100, 10, 110, ""),
-        (job(7.999), 100, 10, 110, "began after"),
-        (job(0), 100, 3600, 3700, "began after"),
-        (job(10), 100, 0, 50, "began before"),  # the clock went back: nothing is proved, so nothing is believed
+        (job(7.999), 100, 10, 110, "started after"),
+        (job(0), 100, 3600, 3700, "started after"),
+        (job(10), 100, 0, 50, "started before"),  # the clock went back: nothing is proved, so nothing is believed
         (job(10), 100, 10, 3710, ""),  # the clock went forward
     ],
 )
@@ -133,7 +133,7 @@ def test_a_job_of_which_libvirt_knows_nothing(domain: libvirt.DomainState) -> No
         raise libvirt.libvirtError(libvirt.VIR_ERR_INTERNAL_ERROR, "internal error: backup job data missing")
 
     libvirt.host.before["jobStats"] = fail
-    with pytest.raises(LiveBackupError, match="backup job data missing.*of which it knows nothing.*forget the job") as told:
+    with pytest.raises(LiveBackupError, match="backup job data missing.*libvirt lost the job's data.*forget the job") as told:
         running_job(handle(domain))
     assert told.value.libvirt_error is not None, "whoever waits looks again for a while"
     domain.job = libvirt.Job(0.0, {"vda": "/target/vda.qcow2"})
@@ -239,7 +239,7 @@ def test_abort_of_what_has_just_ended_is_no_error(domain: libvirt.DomainState, c
 def test_abort_that_does_not_end_is_an_error(domain: libvirt.DomainState, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     run(domain, clock)
     monkeypatch.setattr(libvirt.virDomain, "abortJob", lambda self: 0)
-    with pytest.raises(LiveBackupError, match="has not after 10 s"):
+    with pytest.raises(LiveBackupError, match="did not end within 10 s"):
         abort_and_wait(watch(domain, clock), handle(domain), 10, clock)
 
 

@@ -125,7 +125,7 @@ def recovered_meanwhile(backup: Backup) -> dict[str, Any]:
     [
         (nothing_begun, "has no backup night-1 under way"),
         (not_finished, "is not finished"),
-        (elsewhere, "was begun for"),
+        (elsewhere, "was started for"),
         (image_gone, r"vdb\.qcow2 is gone"),
         (partial_gone, "is gone or was made by another run"),
         (partial_of_another_run, "is gone or was made by another run"),

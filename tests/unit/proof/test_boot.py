@@ -106,7 +106,7 @@ def test_a_long_end_is_cut() -> None:
 def test_memory_is_left_to_the_other_guests(needed: int, fits: bool) -> None:
     problem = memory_problem(needed, available=GIB + 256 * MIB + GIB // 2, spare=GIB // 2)
     assert (problem == "") == fits
-    assert fits or ("max_memory" in problem and "1792 MiB available, of which 512 MiB stay free" in problem)
+    assert fits or ("max_memory" in problem and "1792.0 MiB available, and 512.0 MiB of it must stay free" in problem)
 
 
 # Scratch
@@ -144,9 +144,9 @@ def test_what_a_guest_writes_is_nowhere_but_in_a_file_without_a_name(scratch: Sc
         said = qemu_io(socket, "read -P 0x73 3 1", "write -P 7 0 64k", "read -P 7 0 64k", "read -P 0 999936 512", "read -P 7 0 64k")
         assert "failed" not in said and "error" not in said and said.count("ops;") == 5, said
         assert "ops;" in qemu_io(tmp_path / "5", "read -P 0x73 3 1")
-        assert scratch.problem() is None and scratch._room().used >= 64 * 1024
+        assert scratch.problem() is None and scratch._space().used >= 64 * 1024
         assert sorted(path for path in tmp_path.iterdir() if path.is_file()) == listed
-    assert image.read_bytes() == before and scratch._room().used == 0
+    assert image.read_bytes() == before and scratch._space().used == 0
 
 
 def test_a_guest_that_writes_more_than_it_may(scratch: Scratch, image: Path, tmp_path: Path) -> None:
@@ -155,9 +155,9 @@ def test_a_guest_that_writes_more_than_it_may(scratch: Scratch, image: Path, tmp
         assert scratch.problem() is None
         # Even if nobody looks meanwhile.
         assert "ops;" not in qemu_io(tmp_path / "socket", "write 0 32M")
-        assert scratch._room().used <= 8 * MIB
+        assert scratch._space().used <= 8 * MIB
         problem = scratch.problem()
-        assert problem is not None and "more than the 8 MiB that scratch_size allows" in problem.msg
+        assert problem is not None and "more than the 8.0 MiB that scratch_size allows" in problem.msg
 
 
 def test_two_disks_share_what_they_may_write(scratch: Scratch, image: Path, tmp_path: Path) -> None:
@@ -167,19 +167,19 @@ def test_two_disks_share_what_they_may_write(scratch: Scratch, image: Path, tmp_
             assert "ops;" in qemu_io(tmp_path / name, "write 0 5M")
         problem = scratch.problem()
     assert problem is not None and "says nothing about the set" in problem.msg
-    assert "more than the 8 MiB that scratch_size allows" in problem.msg
+    assert "more than the 8.0 MiB that scratch_size allows" in problem.msg
 
 
 def test_it_is_given_up_before_the_file_system_is_full(tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     free, used = [GIB], [0]
-    monkeypatch.setattr(Scratch, "_room", lambda self: _boot_scratch.Space("/scratch", free[0], used[0], 0))
+    monkeypatch.setattr(Scratch, "_space", lambda self: _boot_scratch.Space("/scratch", free[0], used[0], 0))
     scratch = Scratch(tmp_path, 100 * GIB, clock)
     assert scratch.problem() is None
     clock.sleep(2)
     used[0], free[0] = 200 * MIB, 1024 * MIB
     # 100 MiB a second: in ten seconds it would be full.
     problem = scratch.problem()
-    assert problem is not None and "written 200 MiB and threatens to fill /scratch, where 1024 MiB are free" in problem.msg
+    assert problem is not None and "written 200.0 MiB and threatens to fill /scratch, where 1024.0 MiB are free" in problem.msg
     free[0] = 1100 * MIB
     assert scratch.problem() is None
 
@@ -188,17 +188,17 @@ def test_it_is_given_up_when_the_host_runs_short_of_memory(scratch: Scratch, mon
     monkeypatch.setattr(_boot_scratch, "memory_total", lambda: 20 * GIB)
     monkeypatch.setattr(_boot_scratch, "memory_available", lambda: GIB - 1)
     problem = scratch.problem()
-    assert problem is not None and "short of memory: 1023 MiB are available" in problem.msg
+    assert problem is not None and "short of memory: 1024.0 MiB are available" in problem.msg
     monkeypatch.setattr(_boot_scratch, "memory_available", lambda: GIB)
     assert scratch.problem() is None
 
 
-def test_too_little_room_is_found_before_anything_starts(scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    scratch.require_room(1 << 60)
-    monkeypatch.setattr(Scratch, "_room", lambda self: _boot_scratch.Space("/scratch", 64 * MIB, 0, 0))
-    scratch.require_room(0)
-    with pytest.raises(LiveBackupError, match="has 64 MiB free, and what the guest writes needs at least 64 MiB"):
-        scratch.require_room(20 * MIB)
+def test_too_little_space_is_found_before_anything_starts(scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scratch.require_space(1 << 60)
+    monkeypatch.setattr(Scratch, "_space", lambda self: _boot_scratch.Space("/scratch", 64 * MIB, 0, 0))
+    scratch.require_space(0)
+    with pytest.raises(LiveBackupError, match="has 64.0 MiB free, and what the guest writes needs at least 64"):
+        scratch.require_space(20 * MIB)
     with raises_code("directory_missing"):
         Scratch(tmp_path / "gone", GIB, FakeClock())
 

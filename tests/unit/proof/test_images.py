@@ -15,6 +15,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import memory as _memory
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import mib
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import is_self_contained, read_header
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import check_image
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
@@ -90,9 +91,9 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     ),
     "a data file": (lambda path: make(path, "-o", f"data_file={path}.data"), "it needs another file"),
     "a larger disk": (lambda path: make(path, size=2 * CAPACITY), f"the disk in it has {2 * CAPACITY} bytes, not {CAPACITY}"),
-    "nothing": (lambda path: path.touch(), "it is no qcow2 image"),
-    "only the first bytes": (lambda path: path.write_bytes(b"QFI\xfb"), "it is no qcow2 image"),
-    "something else": (lambda path: path.write_bytes(bytes(CAPACITY >> 10)), "it is no qcow2 image"),
+    "nothing": (lambda path: path.touch(), "it is not a qcow2 image"),
+    "only the first bytes": (lambda path: path.write_bytes(b"QFI\xfb"), "it is not a qcow2 image"),
+    "something else": (lambda path: path.write_bytes(bytes(CAPACITY >> 10)), "it is not a qcow2 image"),
 }
 
 
@@ -167,7 +168,7 @@ def test_the_header_that_is_judged_is_the_one_that_qemu_sees(ssh: object, tmp_pa
 def test_what_is_called_qcow2_and_is_not(tmp_path: Path) -> None:
     (tmp_path / "image").write_bytes(bytes(CLUSTER))
     assert is_self_contained(tmp_path / "image", "raw")
-    with pytest.raises(LiveBackupError, match="image is no qcow2 image"):
+    with pytest.raises(LiveBackupError, match="image is not a qcow2 image"):
         is_self_contained(tmp_path / "image", "qcow2")
 
 
@@ -187,7 +188,7 @@ def test_what_would_take_the_memory_of_the_guests(
     replace_images(make_set(tmp_path / "target"), vast)
     for where in ("", "ssh://far"):
         monkeypatch.setattr(_image_check, "memory_available", lambda: 2 * needed - 1)
-        with pytest.raises(LiveBackupError, match=f"qemu-img check of vda.qcow2 would take {needed >> 20} MiB of memory"):
+        with pytest.raises(LiveBackupError, match=f"qemu-img check of vda.qcow2 would take {mib(needed)} of memory"):
             verify(where, tmp_path / "target")
     monkeypatch.setattr(_image_check, "memory_available", lambda: 2 * needed)
     assert verify("", tmp_path / "target")["verified"]
@@ -261,7 +262,7 @@ def test_data_that_was_not_asked_for(ssh: Callable[[str], None], tmp_path: Path,
     (tmp_path / "answer").write_bytes(answer + b"\n")
     ssh(f"head -c 99 >/dev/null; echo {MARK}; cat {tmp_path}/answer; cat >/dev/null")
     with (
-        pytest.raises(LiveBackupError, match="far does not answer as the program does"),
+        pytest.raises(LiveBackupError, match="far sent an unexpected answer"),
         FarEnd(parse("ssh://far/a", None, [])) as far_end,
     ):
         far_end.read("/a", 10, 100)

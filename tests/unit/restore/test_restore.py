@@ -106,7 +106,7 @@ def test_an_undo_that_somebody_else_is_in_the_way_of_says_so_and_goes_on_later(t
     swap(journal)
     (tmp_path / "old").unlink()
     (tmp_path / "old").write_text("mine, and longer", encoding="utf-8")
-    with pytest.raises(LiveBackupError, match="could not be undone wholly: .*/old was created by somebody else"):
+    with pytest.raises(LiveBackupError, match="could not be undone completely: .*/old was created by somebody else"):
         undo(journal)
     assert files(tmp_path) == {"old": "mine, and longer", ".old.n1.replaced": "old"} and journal.file.exists()
     (tmp_path / "old").rename(tmp_path / "moved")

@@ -139,7 +139,7 @@ def test_domains_are_names_uuids_and_globs(target: Path, domains: list[str], nam
         assert [found["domain"] for found in list_sets(str(target), domains)["sets"]] == names.split()
     except LiveBackupError as error:
         # Of Python 3.9.
-        assert domains == ["[z-a]"] and "is no glob" in error.msg
+        assert domains == ["[z-a]"] and "is not a valid glob" in error.msg
 
 
 @pytest.mark.parametrize("name", ["missing", "file", "link", "a\0b", "x" * 5000])
@@ -201,33 +201,33 @@ def instant(text: str) -> Edit:
     [
         (top(schema=3), "its schema is 3, and this collection knows 2; use a newer one"),
         (top(schema=10**400), "use a newer one"),
-        (top(schema=True), "schema is none of 1, 2"),
-        (top(more=1), "has an unknown 'more'"),
+        (top(schema=True), "schema is not one of 1, 2"),
+        (top(more=1), "has an unknown key 'more'"),
         (lambda manifest: manifest.pop("disks"), "lacks disks"),
         (top(disks=[]), "disks is empty"),
-        (disk(file="../../../outside"), "file has not the form"),
-        (disk(file="/etc/passwd"), "file has not the form"),
-        (disk(file=".."), "file has not the form"),
-        (disk(file="a\0b"), "file has not the form"),
-        (disk(file="a\n"), "file has not the form"),
-        (disk(file="\ud800"), "file has not the form"),
+        (disk(file="../../../outside"), "file does not match"),
+        (disk(file="/etc/passwd"), "file does not match"),
+        (disk(file=".."), "file does not match"),
+        (disk(file="a\0b"), "file does not match"),
+        (disk(file="a\n"), "file does not match"),
+        (disk(file="\ud800"), "file does not match"),
         (disk(file="x" * 300), "file is too long"),
         (disk(size=-1), "size is out of range"),
         (disk(size=10**30), "size is out of range"),
-        (disk(allocated=1e300), "allocated is no integer"),
-        (disk(size=float("nan")), "size is no integer"),
-        (disk(backing="../base"), "backing has not the form"),
-        (top(files=[{"name": "../db1/x", "size": 0, "digest": f"sha256:{0:064}"}]), "name has not the form"),
-        (top(backup_id="night-2"), "it is of backup night-2"),
-        (top(domain={"name": "db1", "uuid": OTHER, "hypervisor": ""}), f"it is of domain {OTHER}"),
-        (instant("2026-13-01T00:00:00.000Z"), "instant is no time"),
-        (instant("2026-02-30T00:00:00.000Z"), "instant is no time"),
-        (instant("0000-01-01T00:00:00.000Z"), "instant is no time"),
-        (instant("2026-01-01T23:59:61.000Z"), "instant is no time"),
-        (top(finished="2026-01-01T24:00:00.000Z"), "finished is no time"),
-        (top(started="9999-99-99T99:99:99.999Z"), "started is no time"),
-        (disk(file="vdb.qcow2"), "vdb.qcow2 stands in it twice"),
-        (disk(file="domain.xml"), "domain.xml stands in it twice"),
+        (disk(allocated=1e300), "allocated is not of type integer"),
+        (disk(size=float("nan")), "size is not of type integer"),
+        (disk(backing="../base"), "backing does not match"),
+        (top(files=[{"name": "../db1/x", "size": 0, "digest": f"sha256:{0:064}"}]), "name does not match"),
+        (top(backup_id="night-2"), "it belongs to backup night-2"),
+        (top(domain={"name": "db1", "uuid": OTHER, "hypervisor": ""}), f"it belongs to domain {OTHER}"),
+        (instant("2026-13-01T00:00:00.000Z"), "instant is not a time"),
+        (instant("2026-02-30T00:00:00.000Z"), "instant is not a time"),
+        (instant("0000-01-01T00:00:00.000Z"), "instant is not a time"),
+        (instant("2026-01-01T23:59:61.000Z"), "instant is not a time"),
+        (top(finished="2026-01-01T24:00:00.000Z"), "finished is not a time"),
+        (top(started="9999-99-99T99:99:99.999Z"), "started is not a time"),
+        (disk(file="vdb.qcow2"), "vdb.qcow2 is listed twice"),
+        (disk(file="domain.xml"), "domain.xml is listed twice"),
     ],
 )
 def test_a_manifest_that_cannot_be(one: Path, looked_at: list[str], edit: Edit, finding: str) -> None:
@@ -246,7 +246,7 @@ def test_many_files_are_no_hang(one: Path) -> None:
     manifest = json.loads((one / "manifest.json").read_bytes())
     manifest["files"] = [{"name": "domain.xml", "size": 9, "digest": f"sha256:{0:064}"}] * 100_000
     (one / "manifest.json").write_text(json.dumps(manifest), encoding="utf-8")
-    assert read_manifest(one, one.name)[1] == ["manifest.json: domain.xml stands in it twice"]
+    assert read_manifest(one, one.name)[1] == ["manifest.json: domain.xml is listed twice"]
 
 
 def test_a_manifest_of_20_mib(one: Path) -> None:
@@ -343,7 +343,7 @@ def test_a_link_in_the_place_of_a_domain(target: Path) -> None:
 def test_a_file_among_the_sets_is_a_finding(target: Path, one: Path, name: str) -> None:
     (one.parent / name).touch()
     found = list_sets(str(target))
-    assert len(found["sets"]) == 1 and found["findings"] == [f"{one.parent / name} is no backup set."]
+    assert len(found["sets"]) == 1 and found["findings"] == [f"{one.parent / name} is not a backup set."]
 
 
 def test_directories_of_others_are_no_concern_of_ours(target: Path) -> None:

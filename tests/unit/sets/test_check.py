@@ -96,7 +96,7 @@ def test_a_digest_in_the_manifest_is_compared(one: Path) -> None:
 @pytest.mark.parametrize("make", [Path.touch, Path.mkdir, lambda path: path.symlink_to("vda.qcow2")])
 def test_what_the_manifest_does_not_know(one: Path, make: Callable[[Path], None]) -> None:
     make(one / "new")
-    assert check(one) == ["new: the manifest does not know it"]
+    assert check(one) == ["new: the manifest does not list it"]
 
 
 def test_the_mark_of_the_run_that_made_it_is_no_stranger(one: Path) -> None:

@@ -17,7 +17,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.receive 
     finish_set,
     leave_set,
     resume_set,
-    room_for,
+    space_for,
 )
 
 from ..support import sets
@@ -74,13 +74,13 @@ def test_only_by_its_sender(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_what_nobody_goes_on_with_is_gone_when_the_next_set_needs_its_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     partial = begin(tmp_path)
-    room_for(str(tmp_path), "db1", UUID, check_mode=False)
+    space_for(str(tmp_path), "db1", UUID, check_mode=False)
     assert partial.is_dir(), "it is being written"
     leave_set()
     end_of_process(monkeypatch)
-    room_for(str(tmp_path), "db1", UUID, check_mode=True)
+    space_for(str(tmp_path), "db1", UUID, check_mode=True)
     assert partial.is_dir()
-    assert room_for(str(tmp_path), "db1", UUID, check_mode=False)["free"] > 0
+    assert space_for(str(tmp_path), "db1", UUID, check_mode=False)["free"] > 0
     assert not partial.exists()
 
 
@@ -119,7 +119,7 @@ def test_a_writer_that_died_while_it_gave_the_set_its_name(call: str, tmp_path: 
             finish_set(str(tmp_path), "db1", UUID, "night-2")
     monkeypatch.setattr(_receive_set, "_unfinished", [])
     end_of_process(monkeypatch)
-    room_for(str(tmp_path), "db1", UUID, check_mode=False)
+    space_for(str(tmp_path), "db1", UUID, check_mode=False)
     published = (tmp_path / "db1/night-2/manifest.json").exists()
     assert published is (call == "Path.unlink") and not Path(partial).exists()
     if published:
@@ -129,4 +129,4 @@ def test_a_writer_that_died_while_it_gave_the_set_its_name(call: str, tmp_path: 
 
 def test_a_target_that_is_not_there(tmp_path: Path) -> None:
     with raises_code("target_missing"):
-        room_for(str(tmp_path / "none"), "db1", UUID, check_mode=True)
+        space_for(str(tmp_path / "none"), "db1", UUID, check_mode=True)

@@ -167,7 +167,7 @@ def test_a_set_that_was_asked_for_stays_and_counts() -> None:
 def test_damaged_sets_neither_count_nor_go() -> None:
     sets = [a_set("old", 2 * DAY), a_set("new", DAY), a_set("broken", 0, "damaged")]
     plan = plan_retention(sets, {"last": 1}, NOW)
-    assert removed(plan) == ["old"] and plan.kept["broken"] == ["it is damaged, which is for you to judge"]
+    assert removed(plan) == ["old"] and plan.kept["broken"] == ["it is damaged; decide yourself whether to delete it"]
 
 
 @pytest.mark.parametrize("mode", ["partial", "removing"])

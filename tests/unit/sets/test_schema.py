@@ -131,7 +131,7 @@ def test_a_whole_number_with_a_point_is_refused(key: str) -> None:
     manifest = manifest_of()
     manifest["disks"][0][key] = 4.0
     assert REFERENCE.is_valid(manifest)
-    assert list(violations(manifest, ENFORCED, "manifest")) == [f"manifest.disks[0].{key} is no integer"]
+    assert list(violations(manifest, ENFORCED, "manifest")) == [f"manifest.disks[0].{key} is not of type integer"]
 
 
 def test_problems_come_in_the_order_of_the_schema() -> None:
@@ -143,4 +143,4 @@ def test_problems_come_in_the_order_of_the_schema() -> None:
 
 @pytest.mark.parametrize("value", [2, None, "yes", []])
 def test_an_enum_need_not_be_of_texts(value: Any) -> None:
-    assert list(violations(value, {"enum": [True, False]}, "proof.verified")) == ["proof.verified is none of True, False"]
+    assert list(violations(value, {"enum": [True, False]}, "proof.verified")) == ["proof.verified is not one of True, False"]

@@ -44,7 +44,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
         "check_files": check_files(str(target), "db1", "y2021"),
         "note_proof": proof,
         "prune_sets": {**prune_sets(str(target), [], {"rules": {"last": 1}, "ids": [], "held": {}}, True), "problems": ["no"]},
-        "room_for": {"free": 1},
+        "space_for": {"free": 1},
         "begin_set": {"path": "/a"},
         "error": {"error": "no", "errno": 2, "file": "/a", "code": "set_in_use"},
     }
@@ -76,7 +76,9 @@ MAY_LACK = {("error", "errno"), ("error", "file"), ("error", "code")}
 NEWER = {"chain", "level_reason", "checkpoint", "dirty", "backing_chain"}
 
 
-@pytest.mark.parametrize("function", ["list_sets", "open_set", "check_files", "note_proof", "prune_sets", "room_for", "begin_set", "error"])
+@pytest.mark.parametrize(
+    "function", ["list_sets", "open_set", "check_files", "note_proof", "prune_sets", "space_for", "begin_set", "error"]
+)
 def test_no_other_answer_passes(answers: dict[str, Any], function: str) -> None:
     tried = 0
     for way, instead in changes(answers[function]):
@@ -111,7 +113,7 @@ def test_a_good_set_rests_on_its_manifest(
     """A set that is not there would be taken for published."""
     one = {**answers["find_set"], **change}
     answering(ssh, tmp_path, {"returned": {"sets": [one], "findings": []}})
-    with pytest.raises(LiveBackupError, match="far does not answer as the program does"):
+    with pytest.raises(LiveBackupError, match="far sent an unexpected answer"):
         open_target(TargetAddress("ssh://far/a", None, [])).published("db1", UUID, one["backup_id"])
 
 
@@ -119,7 +121,7 @@ def test_a_good_set_rests_on_its_manifest(
 @pytest.mark.parametrize("returned", [None, [], {}, {"sets": [{}], "findings": []}, {"sets": [5]}, {"problems": 5}, {"\x1b[2J": 1}])
 def test_other_answers_end_in_words(ssh: Callable[[str], None], tmp_path: Path, function: Callable[..., Any], returned: Any) -> None:
     answering(ssh, tmp_path, {"returned": returned})
-    with pytest.raises(LiveBackupError, match="far does not answer as the program does that was sent to it: it") as told:
+    with pytest.raises(LiveBackupError, match="far sent an unexpected answer: it") as told:
         function(params("ssh://far/a", keep_last=1), False, FakeClock())
     assert told.value.msg.isprintable()
 

@@ -162,7 +162,7 @@ def test_a_line_without_an_end_is_not_kept(ssh: Callable[[str], None], monkeypat
 def test_signs_of_work_are_no_answer(ssh: Callable[[str], None], tmp_path: Path) -> None:
     answering(ssh, tmp_path, "", "", {"returned": {"free": 5}}, "", {"returned": {"free": 6}})
     with FarEnd(parse("ssh://far/a", None, [])) as far_end:
-        assert [far_end.call("room_for", {})["free"] for _time in range(2)] == [5, 6]
+        assert [far_end.call("space_for", {})["free"] for _time in range(2)] == [5, 6]
 
 
 @pytest.mark.parametrize(
@@ -183,8 +183,8 @@ def test_signs_of_work_are_no_answer(ssh: Callable[[str], None], tmp_path: Path)
 )
 def test_what_is_no_answer(ssh: Callable[[str], None], tmp_path: Path, answer: str) -> None:
     answering(ssh, tmp_path, answer)
-    with pytest.raises(LiveBackupError, match="does not answer as the program does"), FarEnd(parse("ssh://far/a", None, [])) as far_end:
-        far_end.call("room_for", {})
+    with pytest.raises(LiveBackupError, match="sent an unexpected answer"), FarEnd(parse("ssh://far/a", None, [])) as far_end:
+        far_end.call("space_for", {})
 
 
 def test_what_a_server_says_is_one_line(ssh: Callable[[str], None], tmp_path: Path) -> None:
@@ -246,8 +246,8 @@ def test_a_shell_that_greets(ssh: Callable[[str], None], image: Path, tmp_path: 
     ("script", "message", "code"),
     [
         ("echo 'Host key verification failed.' >&2; exit 255", "The host key of far is not known here", "host_key_unknown"),
-        ("echo '@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @' >&2; exit 255", "is not the one that is known", "host_key_changed"),
-        ("echo 'me@far: Permission denied (publickey).' >&2; exit 255", "far did not let us in", "ssh_login_refused"),
+        ("echo '@ WARNING: REMOTE HOST IDENTIFICATION HAS CHANGED! @' >&2; exit 255", "has changed", "host_key_changed"),
+        ("echo 'me@far: Permission denied (publickey).' >&2; exit 255", "far rejected the SSH login", "ssh_login_refused"),
         ("echo 'ssh: connect to host far port 22: Connection timed out' >&2; exit 255", "far cannot be reached", "ssh_unreachable"),
         ("echo 'Something else' >&2; exit 255", "ssh to far failed: Something else", "ssh_failed"),
         ("echo 'sh: python3: not found' >&2; exit 127", "There is no python3 on far", "server_python_missing"),

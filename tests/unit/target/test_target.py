@@ -130,7 +130,7 @@ def test_every_failure_of_ssh_names_the_host(ssh: Callable[[str], None], target:
 
 @pytest.mark.parametrize("changes", [{"ssh_key": "/etc/key"}, {"ssh_options": ["Port=23"]}])
 def test_options_of_ssh_are_for_ssh(target: Path, changes: Result) -> None:
-    with pytest.raises(LiveBackupError, match="for a target that begins with ssh://"):
+    with pytest.raises(LiveBackupError, match="for a target that starts with ssh://"):
         set_info(params(str(target), **changes), False, FakeClock())
 
 

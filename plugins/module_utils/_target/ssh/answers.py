@@ -71,7 +71,7 @@ ANSWERS: dict[str, Schema] = {
         problems=_TEXTS,
         findings=_TEXTS,
     ),
-    "room_for": _object(free=_NUMBER),
+    "space_for": _object(free=_NUMBER),
     "target_id_of": _object(target_id={"type": "string", "pattern": "^([0-9a-f]{8})?$"}),
     "begin_set": _PLACE,
     "resume_set": _PLACE,
@@ -121,7 +121,7 @@ def _doubts(one: dict[str, Any]) -> Iterator[str]:
     """What is said of a good set rests on its manifest."""
     if one["status"] == "good":
         if one["manifest"] is None or one["manifest"]["backup_id"] != one["backup_id"]:
-            yield f"set {one['backup_id']} is good, and has no manifest of its own"
+            yield f"set {one['backup_id']} is good, and lacks its manifest"
         try:
             wall_time(str(one["instant"]))
         except ValueError:

@@ -50,19 +50,19 @@ _UNREACHABLE = Advice("{host} cannot be reached", code="ssh_unreachable")
 _SSH_FAILURES = [
     (
         "HOST IDENTIFICATION HAS CHANGED",
-        Advice(
-            "The host key of {host} is not the one that is known: it was reinstalled, or somebody is in between", code="host_key_changed"
-        ),
+        Advice("The host key of {host} has changed: it was reinstalled, or somebody intercepts the connection", code="host_key_changed"),
     ),
     (
         "Host key verification failed",
-        Advice("The host key of {host} is not known here. Put it into known_hosts when you have checked it", code="host_key_unknown"),
+        Advice("The host key of {host} is not known here. Check it, and add it to known_hosts", code="host_key_unknown"),
     ),
     (
         "Permission denied (",
-        Advice("{host} did not let us in. Give it our public key, or name the key with ssh_key", code="ssh_login_refused"),
+        Advice(
+            "{host} rejected the SSH login. Add the hypervisor's public key there, or name the key with ssh_key", code="ssh_login_refused"
+        ),
     ),
-    ("Could not resolve hostname", Advice("{host} is not known by that name", code="ssh_unreachable")),
+    ("Could not resolve hostname", Advice("The host name {host} cannot be resolved", code="ssh_unreachable")),
     *((sign, _UNREACHABLE) for sign in ("Connection refused", "timed out", "No route to host", "Network is unreachable")),
 ]
 _SSH_FAILED = Advice("ssh to {host} failed", code="ssh_failed")
@@ -289,7 +289,7 @@ class FarEnd:
             raise self._not_understood(foreign(problems, _MOST_CHARACTERS))
 
     def _not_understood(self, why: str = "") -> LiveBackupError:
-        what = f"{self._address.host} does not answer as the program does that was sent to it"
+        what = f"{self._address.host} sent an unexpected answer"
         self._ended = LiveBackupError(f"{what}: {why}." if why else f"{what}.", code="server_answer_invalid")
         return self._ended
 
@@ -305,12 +305,12 @@ class FarEnd:
         if self._given_up:
             what = self._given_up
         elif self._answers and status == 255:
-            what = Advice(f"The connection to {host} was lost. What is unfinished is removed there; copy again", code="ssh_connection_lost")
+            what = Advice(f"The connection to {host} was lost. It removes what is unfinished. Copy again", code="ssh_connection_lost")
         elif status == 255:
             what = next((meaning for sign, meaning in _SSH_FAILURES if sign in said), _SSH_FAILED)
             what = what._replace(text=what.text.format(host=host))
         elif status in (126, 127):
-            what = Advice(f"There is no python3 on {host}, which is needed there: install it", code="server_python_missing")
+            what = Advice(f"There is no python3 on {host}. Install it there", code="server_python_missing")
         else:
             what = Advice(f"The program at {host} ended with status {status}", code="ssh_failed")
         words = foreign(" ".join(line for line in said.split() if not set(line) <= {"@"}), _MOST_CHARACTERS)

@@ -43,10 +43,10 @@ from ..._sets.check import check_files, note_proof
 from ..._sets.locks import reading_set
 from ..._sets.prune import prune_sets
 from ..._sets.publish import target_id_of
-from ..._sets.receive import begin_set, discard_unfinished, finish_set, leave_set, resume_set, room_for
+from ..._sets.receive import begin_set, discard_unfinished, finish_set, leave_set, resume_set, space_for
 
 # What a login shell may print comes before this.
-MARK = "live_backup far end"
+MARK = "live_backup server"
 # A frame's offset in the image and its length.
 FRAME = struct.Struct(">QI")
 # How often work shows that it goes on, and the least of the processor's time that is work.
@@ -63,7 +63,7 @@ def open_set(target: str, domain: str, backup_id: str | None) -> SetFacts:
 
 
 _ABOUT_SETS: list[Callable[..., Any]] = [list_sets, find_set, check_files, note_proof, prune_sets, open_set]
-_RECEIVING: list[Callable[..., Any]] = [room_for, target_id_of, begin_set, leave_set, resume_set, finish_set]
+_RECEIVING: list[Callable[..., Any]] = [space_for, target_id_of, begin_set, leave_set, resume_set, finish_set]
 CALLS = {one.__name__: one for one in _ABOUT_SETS + _RECEIVING}
 
 
@@ -141,7 +141,7 @@ def _send(path: str, offset: int, length: int | None) -> Any:
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise LiveBackupError(f"{path} is no regular file.", code="set_damaged")
+            raise LiveBackupError(f"{path} is not a regular file.", code="set_damaged")
         say(json.dumps({"size": status.st_size}))
         last = status.st_size if length is None else min(offset + length, status.st_size)
         for first, end in data_extents(descriptor, offset, last):

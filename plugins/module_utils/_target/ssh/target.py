@@ -28,7 +28,7 @@ from ..._sets.layout import MANIFEST, check_target
 from ..._sets.prune import prune_sets
 from ..._sets.publish import target_id_of
 from ..._sets.read import GUIDE, SUMS, read_manifest
-from ..._sets.receive import begin_set, finish_set, leave_set, resume_set, room_for
+from ..._sets.receive import begin_set, finish_set, leave_set, resume_set, space_for
 from ..._sets.retention import Keep
 from ..._sets.schema import Manifest
 from ..records import MadeSet, Published, SetImage, SetName, require_good
@@ -56,7 +56,7 @@ class SshTarget:
     def made_in(self, staging_dir: str | None) -> Path:
         if not staging_dir:
             raise LiveBackupError(
-                "staging_dir is needed where target begins with ssh://: name an existing directory on this host.", code="option_invalid"
+                "staging_dir is needed if target starts with ssh://: name an existing directory on this host.", code="option_invalid"
             )
         return check_target(staging_dir)
 
@@ -75,7 +75,7 @@ class SshTarget:
         return None
 
     def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
-        return self._alone(room_for, name=name, uuid=uuid, check_mode=check_mode)["free"]
+        return self._alone(space_for, name=name, uuid=uuid, check_mode=check_mode)["free"]
 
     def target_id(self, name: str, uuid: str) -> str:
         return self._alone(target_id_of, name=name, uuid=uuid)["target_id"]
@@ -132,7 +132,7 @@ class SshTarget:
                 problems = read_manifest(path, found["backup_id"])[1]
                 if problems:
                     raise LiveBackupError(
-                        f"Backup set {found['path']} did not arrive whole from {self.host}: {'; '.join(problems)}.", code="copy_damaged"
+                        f"Backup set {found['path']} did not arrive complete from {self.host}: {'; '.join(problems)}.", code="copy_damaged"
                     )
                 sync_path(path)
             yield {**found, "path": str(path), "directory": str(staging)}
