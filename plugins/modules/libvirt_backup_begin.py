@@ -66,8 +66,9 @@ options:
     description:
       - What the backup contains.
       - V(full) contains all data of the disks.
-      - V(incremental) contains what changed since the newest set at this target. V(differential) contains what changed since the newest full
-        set at this target. It is an error if such a set cannot be used. The message names the reason.
+      - V(incremental) contains what changed since the newest set at this target.
+      - V(differential) contains what changed since the newest full set at this target.
+      - It is an error if no such set can be used. The message names the reason.
       - V(auto) makes an incremental backup if that is possible, and a full backup otherwise. RV(level_reason) names the reason. This is the
         level for nightly backups.
       - Only a qcow2 image can be tracked. A disk with another format is in each set as a whole, also in an incremental set.
