@@ -13,12 +13,13 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import partial
 
 from .._base.clock import wall_time
 from .._base.errors import LiveBackupError
 from .._claim.claim import Claim
-from .._claim.plan import CapturePlan
+from .._claim.plan import CapturePlan, DiskPlan
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import checkpoint_names, checkpoint_xml, dirty_bytes, has_checkpoint, is_of_target, probe, remove_checkpoint
 from .._hypervisor.connection import FAILURES, explain, explained
@@ -26,7 +27,7 @@ from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import lookup
 from .._image.qemu_img import image_info, qcow2_facts
 from .._sets.catalogue import SetFacts
-from .._sets.chain import ancestors_of, as_below
+from .._sets.chain import MOST_IN_CHAIN, ancestors_of, as_below
 from .._sets.schema import Checkpoint, Manifest
 from .._target.target import Target, open_target
 from .method import Left, Repair
@@ -40,8 +41,8 @@ _MOST_TRIED = 3
 
 def check_level(options: BeginOptions) -> None:
     """Refuse options that contradict each other."""
-    if options.full_every < 1:
-        raise LiveBackupError(f"full_every must be at least 1, not {options.full_every}.", code="option_invalid")
+    if not 1 <= options.full_every <= MOST_IN_CHAIN:
+        raise LiveBackupError(f"full_every must be from 1 to {MOST_IN_CHAIN}, not {options.full_every}.", code="option_invalid")
     if options.level != "full" and not options.tracks:
         raise LiveBackupError("track must not be false here: every level but full needs checkpoints.", code="option_invalid")
     if options.tracks and options.format != "qcow2":
@@ -51,18 +52,26 @@ def check_level(options: BeginOptions) -> None:
         )
 
 
-def plan_level(
-    plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain, target: Target, options: BeginOptions, obstacle: str
-) -> None:
+@dataclass(frozen=True)
+class Wanted:
+    """What is asked for. `obstacle` is why the method makes nothing but full backups; without `write` nothing may be changed."""
+
+    options: BeginOptions
+    obstacle: str
+    write: bool
+
+
+def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain, target: Target, wanted: Wanted) -> None:
     """Add to a plan what it builds on, as a whole and for each disk, and the checkpoint for the backups after it.
 
-    `obstacle` is why the method makes nothing but full backups. A level that was asked for and cannot be is an error; level auto makes a
-    full backup then.
+    A level that was asked for and cannot be is an error; level auto makes a full backup then.
     """
+    options = wanted.options
     if not options.tracks:
         return
     untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk))}
-    obstacle = obstacle or _internal_snapshots(domain, chosen)
+    images = [disk.chain[0].path for disk in chosen if disk.target not in untracked]
+    obstacle = wanted.obstacle or _internal_snapshots(domain, images)
     if not obstacle and len(untracked) == len(chosen):
         obstacle = f"no disk can be tracked ({', '.join(f'{name}: {why}' for name, why in untracked.items())})"
     if obstacle:
@@ -71,13 +80,14 @@ def plan_level(
         return
     for disk in plan.disks:
         disk.tracked = disk.target not in untracked
-    plan.target_id = target.target_id(domain.name(), domain.UUIDString()) or secrets.token_hex(4)
-    sets = [one for one in target.sets([domain.UUIDString()])["sets"] if one["uuid"] == domain.UUIDString()]
+    beside = target.next_set(domain.name(), domain.UUIDString())
+    plan.target_id, sets = beside["target_id"] or secrets.token_hex(4), beside["sets"]
     if options.level == "full":
         parent, reason = None, "it was asked for"
     else:
-        parent, reason = _choose(domain, *candidates(sets, options.level, options.full_every))
-    if parent is not None and not _build_on(plan, domain, parent, untracked):
+        found, reason = candidates(sets, options.level, options.full_every)
+        parent, reason = _choose(domain, found, reason, wanted.write)
+    if parent is not None and not _build_on(plan, domain, parent, sets, untracked):
         reason = f"no disk of {parent['backup_id']} is still there as it was"
         parent = None
     if parent is None and options.level != "full":
@@ -107,12 +117,14 @@ def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[
     length = 1 + len(ancestors_of(found[0]))
     if level == "auto" and length >= full_every:
         return [], f"the newest chain has {length} sets, and full_every is {full_every}"
+    if level == "incremental" and length >= MOST_IN_CHAIN:
+        return [], f"the newest chain has {length} sets, and no chain can have more"
     if level == "differential":
         found = [one for one in found if not ancestors_of(one)]
     return found, "" if found else "no full set at this target has a checkpoint"
 
 
-def _choose(domain: libvirt.virDomain, found: list[Manifest], reason: str) -> tuple[Manifest | None, str]:
+def _choose(domain: libvirt.virDomain, found: list[Manifest], reason: str, write: bool) -> tuple[Manifest | None, str]:
     """The first of the sets whose checkpoint is there, and why it is that or none."""
     known = checkpoint_names(domain)
     problems: list[str] = []
@@ -121,26 +133,30 @@ def _choose(domain: libvirt.virDomain, found: list[Manifest], reason: str) -> tu
         if number >= _MOST_TRIED and checkpoint["name"] not in known:
             continue
         created = round(wall_time(manifest["consistency"]["instant"]))
-        problem = probe(domain, checkpoint["name"], checkpoint_xml(checkpoint["name"], checkpoint["disks"], created))
+        again = checkpoint_xml(checkpoint["name"], checkpoint["disks"], created)
+        problem = probe(domain, checkpoint["name"], again, keep=write)
         if not problem:
             return manifest, "; ".join([f"builds on {manifest['backup_id']}", *problems])
         problems.append(f"the checkpoint of {manifest['backup_id']} cannot be used: {problem}")
     return None, problems[0] if problems else reason
 
 
-def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, untracked: dict[str, str]) -> bool:
-    """Put each disk on its image in the parent, where it has one that is not larger; whether any has. `untracked` gets the others."""
+def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, sets: list[SetFacts], untracked: dict[str, str]) -> bool:
+    """Put each disk on its image in the parent, where that is of the same disk; whether any is. `untracked` gets the others, and why."""
     checkpoint = _checkpoint_of(parent)
     with explained(f"read how much of domain {domain.name()!r} changed"):
         dirty = dirty_bytes(domain, checkpoint["name"])
-    sizes = {disk["target"]: disk["capacity"] for disk in parent["disks"] if disk["target"] in checkpoint["disks"]}
+    before = {disk["target"]: disk["source"]["path"] for disk in parent["disks"] if disk["target"] in checkpoint["disks"]}
     for disk in plan.disks:
         if disk.target in untracked:
             continue
-        if disk.target not in sizes:
+        if disk.target not in before:
             untracked[disk.target] = f"it is not in the checkpoint of {parent['backup_id']}"
-        elif disk.capacity < sizes[disk.target]:
-            untracked[disk.target] = "it became smaller"
+        elif disk.source.path != before[disk.target]:
+            # All disks of a checkpoint have bitmaps of one name, so libvirt would take that of another disk.
+            untracked[disk.target] = f"its image is not the one of {parent['backup_id']}"
+        elif _was_smaller(disk, parent, sets):
+            untracked[disk.target] = "it was smaller in the meantime"
         else:
             disk.below, disk.since = as_below(parent, disk.target), checkpoint["name"]
             disk.dirty = dirty.get(disk.target, 0)
@@ -148,10 +164,18 @@ def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, un
     return bool(plan.chain)
 
 
+def _was_smaller(disk: DiskPlan, parent: Manifest, sets: list[SetFacts]) -> bool:
+    """Whether a disk was smaller than in the parent since then: no bitmap tells that what was cut off became zeroes."""
+    names = [one["backup_id"] for one in sets]
+    since = [one["manifest"] for one in sets[names.index(parent["backup_id"]) :] if one["manifest"]]
+    sizes = [entry["capacity"] for manifest in since for entry in manifest["disks"] if entry["target"] == disk.target]
+    return min([*sizes, disk.capacity]) < sizes[0]
+
+
 def kept_checkpoints(sets: list[SetFacts], parent: Manifest | None) -> list[str]:
-    """The checkpoints of published sets that later backups may build on: those of the newest sets, and of the full set of a chain."""
+    """The checkpoints of published sets that later backups may build on: of the newest sets, of the newest full one, and of a chain's."""
     tracked = {one["backup_id"]: one["manifest"] for one in sets if one["manifest"] and one["manifest"].get("checkpoint")}
-    names = list(tracked)[-_NEWEST_KEPT:]
+    names = list(tracked)[-_NEWEST_KEPT:] + [name for name, manifest in tracked.items() if not ancestors_of(manifest)][-1:]
     if parent is not None:
         names += [parent["backup_id"], *ancestors_of(parent)[:1]]
     return sorted({_checkpoint_of(manifest)["name"] for name in names if (manifest := tracked.get(name)) is not None})
@@ -165,14 +189,13 @@ def _checkpoint_of(manifest: Manifest) -> Checkpoint:
 
 def collect_checkpoints(domain: libvirt.virDomain, plan: CapturePlan) -> list[str]:
     """Remove this target's checkpoints that nothing will build on; what could not be removed, in words. The next backup tries again."""
-    problems = []
-    for name in checkpoint_names(domain) if plan.target_id else []:
-        if is_of_target(name, plan.target_id) and name not in (plan.checkpoint, *plan.kept_checkpoints):
-            try:
+    try:
+        for name in checkpoint_names(domain) if plan.target_id else []:
+            if is_of_target(name, plan.target_id) and name not in (plan.checkpoint, *plan.kept_checkpoints):
                 remove_checkpoint(domain, name, tracked_images(plan))
-            except FAILURES as error:
-                problems.append(explain(error, f"remove checkpoint {name}").msg)
-    return problems
+    except FAILURES as error:
+        return [explain(error, "remove old checkpoints").msg]
+    return []
 
 
 def checkpoint_repairs(left: Left) -> Iterator[Repair]:
@@ -190,8 +213,14 @@ def checkpoint_repairs(left: Left) -> Iterator[Repair]:
 
 
 def _may_be_published(claim: Claim) -> bool:
-    """Whether a set may name the checkpoint. Only the server knows whether it got the whole set, and a later backup will ask it."""
-    return claim.paths.final.exists() if open_target(claim.plan.server).is_here else claim.step == "publish"
+    """Whether a set names the checkpoint. If a server does not say, it may: a later backup will ask it again."""
+    target = open_target(claim.plan.server)
+    if target.is_here:
+        return claim.paths.final.exists()
+    try:
+        return claim.step == "publish" and target.published(claim.domain, claim.uuid, claim.backup_id) is not None
+    except LiveBackupError:
+        return True
 
 
 def tracked_images(plan: CapturePlan) -> dict[str, str]:
@@ -214,16 +243,19 @@ def _why_untracked(disk: Disk) -> str:
     image = disk.chain[0]
     if image.format != "qcow2":
         return f"its format is {image.format}, and only qcow2 can store what changed"
-    facts = qcow2_facts(image.path)
+    try:
+        facts = qcow2_facts(image.path)
+    except LiveBackupError:
+        # libvirt and QEMU may still be able to read it.
+        return "its image cannot be read by root"
     if facts.get("compat") == "0.10":
         return "its qcow2 image is of version 2 (`qemu-img amend -o compat=1.1` upgrades it)"
     return "its qcow2 image has a data file" if facts.get("data-file") else ""
 
 
-def _internal_snapshots(domain: libvirt.virDomain, chosen: list[Disk]) -> str:
+def _internal_snapshots(domain: libvirt.virDomain, images: list[str]) -> str:
     """Snapshots inside the images: they could not be reverted to while there are checkpoints."""
     with explained(f"list the snapshots of domain {domain.name()!r}"):
         names = [snapshot.getName() for snapshot in domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL)]
-    images = [disk.chain[0] for disk in chosen if disk.chain[0].format == "qcow2"]
-    names += [one["name"] for image in images for one in image_info(image.path, "qcow2").get("snapshots", []) if one["name"] not in names]
+    names += [one["name"] for image in images for one in image_info(image, "qcow2").get("snapshots", []) if one["name"] not in names]
     return f"it has internal snapshots ({', '.join(names)}), and libvirt cannot revert to one while there are checkpoints" if names else ""

@@ -27,7 +27,6 @@ from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
 from .._hypervisor.qemu_monitor import close_in_qemu, open_nodes
 from .._hypervisor.versions import HostVersions
 from .._sets.layout import SetPaths
-from .levels import checkpoint_repairs
 from .method import Left, Repair, paused_repair
 from .options import BeginOptions
 from .plan import needs_running, will_freeze
@@ -89,11 +88,8 @@ class Push:
         return running or not outcome(left.connection, left.claim, 0, left.clock)[0]
 
     def repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
-        if domain is not None:
-            yield from self._job_repairs(domain, left)
-        yield from checkpoint_repairs(left)
-
-    def _job_repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
+        if domain is None:
+            return
         claim = left.claim
         if claim.step == "begin":
             _await_late_begin(domain, left.clock)

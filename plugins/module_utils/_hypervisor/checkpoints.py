@@ -63,15 +63,17 @@ def checkpoint_names(domain: libvirt.virDomain) -> list[str]:
         return [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
 
 
-def probe(domain: libvirt.virDomain, name: str, again: str) -> str:
+def probe(domain: libvirt.virDomain, name: str, again: str, *, keep: bool) -> str:
     """Why a backup cannot start from a checkpoint; empty if it can.
 
-    `again` is the XML by which it is defined again if libvirt has lost it. The domain must run.
+    `again` is the XML by which it is defined again if libvirt has lost it. Then libvirt keeps it if asked to. The domain must run.
     """
     checkpoint = _lookup(domain, name)
     flags = VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
     try:
-        domain.checkpointCreateXML(checkpoint.getXMLDesc(VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN) if checkpoint else again, flags)
+        found = domain.checkpointCreateXML(checkpoint.getXMLDesc(VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN) if checkpoint else again, flags)
+        if checkpoint is None and not keep:
+            found.delete(VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
     except libvirt.libvirtError as error:
         if error.get_error_code() == VIR_ERR_CHECKPOINT_INCONSISTENT:
             return "QEMU no longer has its bitmap, since QEMU or the host crashed, or an image was replaced"
@@ -80,8 +82,10 @@ def probe(domain: libvirt.virDomain, name: str, again: str) -> str:
 
 
 def dirty_bytes(domain: libvirt.virDomain, name: str) -> dict[str, int]:
-    """The bytes that changed since a checkpoint, by disk, rounded up to whole clusters."""
-    checkpoint = domain.checkpointLookupByName(name)
+    """The bytes that changed since a checkpoint, by disk, rounded up to whole clusters; none where libvirt does not know it."""
+    checkpoint = _lookup(domain, name)
+    if checkpoint is None:
+        return {}
     disks = parse_xml(checkpoint.getXMLDesc(VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN | VIR_DOMAIN_CHECKPOINT_XML_SIZE)).findall("disks/disk")
     return {disk.get("name"): int(disk.get("size", "0")) for disk in disks if disk.get("checkpoint") == "bitmap"}
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
+from .._base.text import foreign
 
 # As many bytes as this have it all, the name of a backing file too: it has at most 1023.
 HEADER_BYTES = 4096
@@ -82,3 +83,15 @@ def image_node(files: list[Path], image_format: str) -> dict[str, Any]:
     if image_format != "raw":
         node["backing"] = image_node(files[1:], image_format) if files[1:] else None
     return node
+
+
+def require_chain(files: list[Path], image_format: str) -> None:
+    """Fail unless an image of a set, and each that it builds on, names the next one and nothing else."""
+    for file, below in zip(files, [*files[1:], None]) if image_format == "qcow2" else ():
+        header = header_of(file)
+        wanted = f"../{below.parent.name}/{below.name}" if below else ""
+        if header.data_file or header.backing != wanted:
+            raise LiveBackupError(
+                f"{file} needs {foreign(header.backing) or 'another file'}, not {wanted or 'itself alone'}. Nothing was restored.",
+                code="set_damaged",
+            )

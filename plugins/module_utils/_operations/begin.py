@@ -17,7 +17,7 @@ from .._base.errors import LiveBackupError
 from .._base.filesystem import bytes_needed, check_space
 from .._base.records import known
 from .._capture.capture import capture_claimed
-from .._capture.levels import check_level, collect_checkpoints, plan_level
+from .._capture.levels import Wanted, check_level, collect_checkpoints, plan_level
 from .._capture.methods import METHODS, reason_for
 from .._capture.options import BeginOptions
 from .._capture.plan import choose_disks, occupied_by
@@ -137,7 +137,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         sources=sources(facts.xml),
     )
     method.plan(plan, chosen, facts, options)
-    plan_level(plan, chosen, domain, where, options, method.level_obstacle(versions))
+    plan_level(plan, chosen, domain, where, Wanted(options, method.level_obstacle(versions), write))
     _check_space(plan, where, target, (name, uuid), write=write)
     return plan
 
@@ -172,7 +172,8 @@ def _capture_or_full(
     try:
         return _capture(domain, plan, options, clock, end_turn)
     except LibvirtFailure as failure:
-        if failure.number != VIR_ERR_CHECKPOINT_INCONSISTENT or options.level != "auto" or not plan.chain:
+        # An agreed moment does not come again.
+        if failure.number != VIR_ERR_CHECKPOINT_INCONSISTENT or options.level != "auto" or not plan.chain or options.at is not None:
             raise
         full = replace(options, level="full", track=True)
         plan = plan_backup(domain, where, full, write=True)

@@ -16,6 +16,7 @@ from .._base.filesystem import MIB
 from .._claim.owner import require_no_restore
 from .._proof.boot import Boot, Terms, boot_set
 from .._proof.images import expected_images, image_problems
+from .._sets.chain import ancestors_of
 from .._sets.layout import check_backup_id
 from .target import target_of
 
@@ -60,6 +61,10 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     outcome = "timed out" if boot.timed_out else "failed" if findings else "verified"
     if manifest is not None and not check_mode:
         target.note_proof(str(path), params["level"], outcome, findings, boot.rto_ms)
+        for name in ancestors_of(manifest):
+            of_it = [finding.removeprefix(f"../{name}/") for finding in findings if finding.startswith(f"../{name}/")]
+            if of_it:
+                target.note_proof(str(path.with_name(name)), "check", "failed", of_it, None)
     result: dict[str, Any] = {
         "verified": outcome == "verified",
         "outcome": outcome,

@@ -19,6 +19,7 @@ from functools import partial
 from .._base.clock import Clock, boot_id
 from .._base.errors import Interrupted, LiveBackupError
 from .._capture.freeze import thaw
+from .._capture.levels import checkpoint_repairs
 from .._capture.method import Left, Repair
 from .._capture.methods import METHODS
 from .._capture.thaw_watchdog import GIVE_UP_SECONDS
@@ -65,6 +66,7 @@ def find_repairs(left: Left, *, died: bool, require_ended: Callable[[], None] = 
     if claim.progress.partial:
         _require_target(claim, paths)
     unmarked = unmarked_partial(paths, claim.token)
+    yield from checkpoint_repairs(left)
     if unmarked.exists():
         yield Repair("unfinished backup set", f"{unmarked} bears the claim's token", "remove it", partial(shutil.rmtree, unmarked))
     if is_partial_of(paths, claim.token):

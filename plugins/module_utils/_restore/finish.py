@@ -89,7 +89,9 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str], overwrite: bool = 
 
 def _may_complete(journal: Journal, stamp: dict[str, str]) -> bool:
     """Not where another set is wanted by now, or a device is still to be written and its set is gone."""
-    return journal.is_of(stamp) and all(Path(journal.set_path, device.file).exists() for device in journal.devices)
+    return journal.is_of(stamp) and all(
+        Path(journal.set_path, name).exists() for device in journal.devices for name in (device.file, *device.below)
+    )
 
 
 def complete(journal: Journal) -> None:

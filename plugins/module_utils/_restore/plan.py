@@ -24,6 +24,7 @@ from .._hypervisor.domain_xml import VolumePlace, parse_domain, parse_xml
 from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes_of
 from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
 from .._image.digest import data_bytes
+from .._image.qcow2 import require_chain
 from .._image.qemu_img import Node, backing_chain, measure
 from .._sets.catalogue import GoodSet
 from .._sets.chain import chain_below, images_of
@@ -201,6 +202,7 @@ def _needed(files: list[Path], disk: ImageEntry, image_format: str) -> int:
         return min(int(disk["capacity"]), int(disk["allocated"]) + sum(below["size"] for below in chain_below(disk)))
     if image_format == disk["format"] and not files[1:]:
         return data_bytes(files[0])
+    require_chain(files, disk["format"])
     image = Node.of(files, disk["format"])
     # For a raw image qemu-img gives the virtual size, though it writes no zeroes.
     return (

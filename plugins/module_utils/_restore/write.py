@@ -12,12 +12,11 @@ from pathlib import Path
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import read_small, sync_path, write_durably
-from .._base.text import foreign
 from .._claim.restore_journal import Move
 from .._image.copy import Copying, copy_image
 from .._image.data import Pace
 from .._image.digest import file_digest, image_digest
-from .._image.qcow2 import header_of
+from .._image.qcow2 import require_chain
 from .._image.qemu_img import How, Node, bitmaps_of, convert, remove_bitmap
 from .plan import Image
 
@@ -56,15 +55,3 @@ def _write_disk(files: list[Path], image: Image, move: Move | None, clock: Clock
         if move is not None:
             convert(Node.of(files, image.source_format), image.source_format, Path(move.temporary), image.format, How(forget=True))
         return list(read)
-
-
-def require_chain(files: list[Path], image_format: str) -> None:
-    """Fail unless the image of a disk, and each that it builds on, names the next one and nothing else."""
-    for file, below in zip(files, [*files[1:], None]) if image_format == "qcow2" else ():
-        header = header_of(file)
-        wanted = f"../{below.parent.name}/{below.name}" if below else ""
-        if header.data_file or header.backing != wanted:
-            raise LiveBackupError(
-                f"{file} needs {foreign(header.backing) or 'another file'}, not {wanted or 'itself alone'}. Nothing was restored.",
-                code="set_damaged",
-            )

@@ -16,6 +16,9 @@ from pathlib import Path
 
 from .schema import Below, ImageEntry, Manifest
 
+# QEMU is given a whole chain in one argument of its command, and a restore reads each image of it.
+MOST_IN_CHAIN = 100
+
 
 def ancestors_of(manifest: Manifest | None) -> list[str]:
     """The sets that a set builds on, the full one first, its parent last."""
@@ -49,6 +52,9 @@ def chain_problems(manifest: Manifest, ancestors: Mapping[str, Manifest]) -> Ite
     chain, parent = ancestors_of(manifest), manifest["parent"]
     if parent != (chain[-1] if chain else None):
         yield f"its parent is {parent}, and its chain is {', '.join(chain) or 'empty'}"
+        return
+    if len(chain) >= MOST_IN_CHAIN:
+        yield f"its chain has more than {MOST_IN_CHAIN} sets"
         return
     missing = [one for one in chain if one not in ancestors]
     if missing:

@@ -8,14 +8,22 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TypedDict
 
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path
-from .catalogue import sets_in
+from .catalogue import SetFacts, sets_in
 from .chain import ancestors_of, chain_problems
 from .layout import SetPaths, domain_directory, note_target_id, target_id
 from .locks import reading
 from .schema import Manifest
+
+
+class NextSet(TypedDict):
+    """What a domain's checkpoints for a target have in their names, empty before the first, and the sets that can be built on."""
+
+    target_id: str
+    sets: list[SetFacts]
 
 
 def give_name(paths: SetPaths, manifest: Manifest) -> None:
@@ -38,6 +46,7 @@ def give_name(paths: SetPaths, manifest: Manifest) -> None:
         sync_path(paths.directory)
 
 
-def target_id_of(target: str, name: str, uuid: str) -> dict[str, str]:
-    """What the checkpoints of a domain's sets at a target have in their names; empty before the first."""
-    return {"target_id": target_id(domain_directory(Path(target), name, uuid))}
+def next_set(target: str, name: str, uuid: str) -> NextSet:
+    """What is beside the next set of a domain. Sets in another directory, from before it was renamed, cannot be built on."""
+    directory = domain_directory(Path(target), name, uuid)
+    return {"target_id": target_id(directory), "sets": sets_in(directory, []) if directory.is_dir() else []}

@@ -83,6 +83,10 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
                 reasons[one["backup_id"]].append(rule)
     if ranked and not any(reasons[one["backup_id"]] for one in ranked):
         reasons[ranked[0]["backup_id"]].append("the last good one")
+    unknown = [one["backup_id"] for one in published if one["manifest"] is None]
+    for one in published if unknown else ():
+        if one["manifest"] and one["manifest"].get("checkpoint") and not reasons[one["backup_id"]]:
+            reasons[one["backup_id"]].append(f"may be needed by {unknown[0]}, which is damaged")
     _keep_parents(published, reasons)
     return Plan({name: why for name, why in reasons.items() if why}, [name for name, why in reasons.items() if not why])
 

@@ -20,7 +20,7 @@ from .._sets.check import check_files, note_proof
 from .._sets.layout import SetPaths, domain_directory, published_manifest
 from .._sets.locks import reading, reading_set
 from .._sets.prune import prune_sets
-from .._sets.publish import give_name, target_id_of
+from .._sets.publish import NextSet, give_name, next_set
 from .._sets.receive import space_for
 from .._sets.retention import Keep
 from .records import MadeSet, Published, SetImage, require_good
@@ -52,8 +52,8 @@ class DirectoryTarget:
         # What others send here is not ours to remove: their server does.
         return space_for(str(self._directory), name, uuid, check_mode=True)["free"]
 
-    def target_id(self, name: str, uuid: str) -> str:
-        return target_id_of(str(self._directory), name, uuid)["target_id"]
+    def next_set(self, name: str, uuid: str) -> NextSet:
+        return next_set(str(self._directory), name, uuid)
 
     def publish(self, made: MadeSet, _clock: Clock) -> str:
         paths = SetPaths(made.directory.parent, made.name.backup_id)

@@ -16,6 +16,7 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._sets.catalogue import GoodSet, Listing, SetFacts
 from .._sets.layout import check_target
+from .._sets.publish import NextSet
 from .._sets.retention import Keep
 from .directory import DirectoryTarget
 from .records import MadeSet, Published, SetImage
@@ -55,8 +56,8 @@ class Target(Protocol):
     def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
         """The bytes that are free for a domain's next set. What is left of sets whose sender is gone is removed first."""
 
-    def target_id(self, name: str, uuid: str) -> str:
-        """What the checkpoints of a domain's sets here have in their names; empty before the first."""
+    def next_set(self, name: str, uuid: str) -> NextSet:
+        """What a domain's next set can build on, and what its checkpoint has in its name."""
 
     def publish(self, made: MadeSet, clock: Clock) -> str:
         """Publish a set, and say where it is. If that fails, a target that is not here has removed what was sent to it."""

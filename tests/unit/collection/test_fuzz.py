@@ -459,6 +459,7 @@ SETS = st.lists(
             "status": st.sampled_from(["good", "damaged", "partial", "removing"]),
             "proof": st.none() | st.builds(lambda outcome: {"outcome": outcome}, st.sampled_from(["verified", "failed", "timed out"])),
             "parent": st.none() | st.sampled_from(["n0", "n1", "n2", "n9"]),
+            "manifest": st.none() | st.builds(lambda checkpoint: {"checkpoint": checkpoint}, st.none() | st.just("c")),
         }
     ),
     max_size=6,

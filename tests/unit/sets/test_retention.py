@@ -17,7 +17,9 @@ HOUR, DAY = 3600, 86400
 MODES = ["good", "good", "good", "good", "timed out", "proved", "damaged", "partial", "removing", "failed", "damaged and failed"]
 
 
-def a_set(backup_id: str, age: float = 0, mode: str = "good", parent: str | None = None) -> dict[str, Any]:
+def a_set(
+    backup_id: str, age: float = 0, mode: str = "good", parent: str | None = None, *, checkpoint: str | None = None, lost: bool = False
+) -> dict[str, Any]:
     """What retention looks at of a set that is so many seconds old."""
     status = {"proved": "good", "timed out": "good", "failed": "good", "damaged and failed": "damaged"}.get(mode, mode)
     outcomes = {"proved": "verified", "timed out": "timed out", "failed": "failed", "damaged and failed": "failed"}
@@ -30,6 +32,7 @@ def a_set(backup_id: str, age: float = 0, mode: str = "good", parent: str | None
         "proof": proof,
         "instant": rfc3339(NOW - age) if described else None,
         "parent": parent if described else None,
+        "manifest": {"checkpoint": checkpoint} if described and not lost else None,
     }
 
 
@@ -193,6 +196,12 @@ def test_a_chain_of_parents_stays_and_a_ring_of_them_ends() -> None:
     assert removed(plan) == ["other"] and plan.kept["full"] == ["needed by one"]
     ring = [a_set("a", DAY, parent="b"), a_set("b", 0, parent="a")]
     assert removed(plan_retention(ring, {"last": 1}, NOW)) == []
+
+
+def test_what_a_damaged_set_may_build_on_stays() -> None:
+    sets = [a_set("plain", 4 * DAY), a_set("full", 3 * DAY, checkpoint="c"), a_set("lost", 2 * DAY, "damaged", lost=True), a_set("new")]
+    plan = plan_retention(sets, {"last": 1}, NOW)
+    assert removed(plan) == ["plain"] and plan.kept["full"] == ["may be needed by lost, which is damaged"]
 
 
 def test_of_equal_instants_the_last_name_is_the_newest() -> None:

@@ -72,7 +72,7 @@ ANSWERS: dict[str, Schema] = {
         findings=_TEXTS,
     ),
     "space_for": _object(free=_NUMBER),
-    "target_id_of": _object(target_id={"type": "string", "pattern": "^([0-9a-f]{8})?$"}),
+    "next_set": _object(target_id={"type": "string", "pattern": "^([0-9a-f]{8})?$"}, sets=_objects(_LISTED)),
     "begin_set": _PLACE,
     "resume_set": _PLACE,
     "finish_set": _PLACE,
@@ -113,7 +113,7 @@ def unexpected(function: str, answer: Any) -> Iterator[str]:
     problems = list(violations(answer, ANSWERS[function], "it"))
     yield from problems
     if not problems:
-        for one in answer["sets"] if function == "list_sets" else [answer] if ANSWERS[function] is _FOUND else []:
+        for one in answer["sets"] if function in ("list_sets", "next_set") else [answer] if ANSWERS[function] is _FOUND else []:
             yield from _doubts(one)
 
 

@@ -26,7 +26,7 @@ from ..._sets.chain import chain_below
 from ..._sets.check import check_files, note_proof
 from ..._sets.layout import MANIFEST, check_target
 from ..._sets.prune import prune_sets
-from ..._sets.publish import target_id_of
+from ..._sets.publish import NextSet, next_set
 from ..._sets.read import GUIDE, SUMS, read_manifest
 from ..._sets.receive import begin_set, finish_set, leave_set, resume_set, space_for
 from ..._sets.retention import Keep
@@ -77,8 +77,8 @@ class SshTarget:
     def free_for(self, name: str, uuid: str, check_mode: bool) -> int:
         return self._alone(space_for, name=name, uuid=uuid, check_mode=check_mode)["free"]
 
-    def target_id(self, name: str, uuid: str) -> str:
-        return self._alone(target_id_of, name=name, uuid=uuid)["target_id"]
+    def next_set(self, name: str, uuid: str) -> NextSet:
+        return self._alone(next_set, name=name, uuid=uuid)
 
     def publish(self, made: MadeSet, clock: Clock) -> str:
         """Send a set whose files are in a directory, or are there already; each is proved there."""
