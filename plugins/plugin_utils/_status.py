@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.common.text.formatters import bytes_to_human
@@ -80,6 +80,12 @@ def _of_domain(domain: dict[str, Any], sets: list[dict[str, Any]], hypervisor: s
 def is_interrupted(owner: dict[str, Any] | None) -> bool:
     """Whether a backup or a restore owns a domain, and nobody goes on with it."""
     return owner is not None and not owner["alive"]
+
+
+def fallback(of: Mapping[str, Any]) -> str:
+    """Why a backup is a full one though another level was wanted, from a manifest or a plan. Empty if that is not so."""
+    reason = str(of.get("level_reason", ""))
+    return reason if reason.startswith("full") else ""
 
 
 def _last(good: list[dict[str, Any]], max_age: float, now: float) -> dict[str, Any]:
