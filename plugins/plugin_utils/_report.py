@@ -24,8 +24,8 @@ _STEPS = (10, 30, 60, 300, 600, 1800, 3600, 10800, 21600, _DAY)
 _MARKS = ("damaged", "disproved", "partial", "good", "proven")
 
 _TEXTS = (
-    "domain", "uuid", "hypervisor", "status", "backup_id", "method", "level", "level_reason", "consistency", "instant", "started", "finished",
-    "proof", "group", "group_problem", "msg",
+    "domain", "uuid", "hypervisor", "status", "backup_id", "method", "level", "level_reason", "consistency", "instant", "started",
+    "finished", "proof", "group", "group_problem", "msg",
 )  # fmt: skip
 _NOTHING: dict[str, Any] = {"status": [], "sets": [], "claims": [], "restores": [], "matched": [], "unmatched": []}
 
