@@ -77,8 +77,11 @@ sets:
     good: {description: Whether its status is V(good) and its last proof did not fail., type: bool, sample: true}
     findings: {description: The problems of the set., type: list, elements: str, sample: []}
     method: {description: 'How it was captured - V(push), V(legacy) or V(offline).', type: str, sample: push}
-    level: {description: The level of the backup. Always V(full)., type: str, sample: full}
-    parent: {description: The set that it depends on. Always null for a full backup., type: str, sample: null}
+    level: {description: 'What it contains - V(full), V(incremental) or V(differential).', type: str, sample: incremental}
+    parent:
+      description: The C(backup_id) of the set that it builds on. It cannot be restored without that set. Null for a full backup.
+      type: str
+      sample: 20261121T184512Z
     consistency: {description: 'V(filesystem), V(crash) or V(offline).', type: str, sample: filesystem}
     instant: {description: The images show the disks at this instant., type: str, sample: '2026-11-22T18:45:12.345Z'}
     ahead:

@@ -11,10 +11,13 @@ from typing import Any
 
 from ansible.module_utils.common.text.formatters import bytes_to_human
 
+from ._status import fallback
+
 _ROW: dict[str, Any] = {
     "domain": "", "uuid": "", "hypervisor": "", "status": "failed", "changed": False, "backup_id": "", "method": "", "method_reason": "",
-    "path": "", "bytes": 0, "seconds": 0, "consistency": "", "instant": "", "started": "", "finished": "", "frozen_ms": None, "proof": "",
-    "rto_seconds": None, "not_captured": [], "group": "", "group_spread_ms": None, "group_problem": "", "code": "", "msg": "",
+    "level": "", "level_reason": "", "path": "", "bytes": 0, "seconds": 0, "consistency": "", "instant": "", "started": "", "finished": "",
+    "frozen_ms": None, "proof": "", "rto_seconds": None, "not_captured": [], "group": "", "group_spread_ms": None, "group_problem": "",
+    "code": "", "msg": "",
 }  # fmt: skip
 
 
@@ -44,10 +47,12 @@ def _published(
     manifest = published["manifest"]
     consistency, captured_with = manifest["consistency"], manifest.get("group") or {}
     lacks = f"; not in the set: {', '.join(manifest['not_captured'])}" if manifest["not_captured"] else ""
+    level = _level_words(manifest)
     return {
         "status": "published",
         **{key: published[key] for key in ("changed", "path", "bytes", "seconds")},
-        **{key: manifest[key] for key in ("method", "method_reason", "started", "finished", "not_captured")},
+        **{key: manifest[key] for key in ("method", "method_reason", "level", "started", "finished", "not_captured")},
+        "level_reason": manifest.get("level_reason", ""),
         "consistency": consistency["level"],
         "instant": consistency["instant"],
         "frozen_ms": consistency["frozen_ms"],
@@ -56,11 +61,16 @@ def _published(
         "group": captured_with.get("name", ""),
         "group_spread_ms": captured_with.get("spread_ms"),
         "group_problem": "" if captured_with else about["group_problem"],
-        "msg": f"{row['domain']}: {manifest['method']} ({manifest['method_reason']}), "
+        "msg": f"{row['domain']}: {manifest['method']} ({manifest['method_reason']}), {f'{level}, ' if level else ''}"
         f"{'published' if published['changed'] else 'was published already'} at {published['path']}, "
         f"{bytes_to_human(published['bytes'])} in {round(published['seconds'])} s, "
         f"{consistency['level']}-consistent ({consistency['why']}){lacks}",
     }
+
+
+def _level_words(of: Mapping[str, Any]) -> str:
+    """The level of a manifest or a plan, in words. Empty for a full backup that was asked for."""
+    return f"{of['level']} on {of['parent']}" if of["parent"] else fallback(of)
 
 
 def _planned(row: Mapping[str, Any], begun: Mapping[str, Any], recovered: Mapping[str, Any]) -> dict[str, Any]:
@@ -70,6 +80,8 @@ def _planned(row: Mapping[str, Any], begun: Mapping[str, Any], recovered: Mappin
         "path": begun.get("path", ""),
         "bytes": begun.get("bytes_needed", 0),
         "bytes_free": begun.get("bytes_free", 0),
+        "level": begun.get("level", ""),
+        "level_reason": begun.get("level_reason", ""),
         "consistency": begun.get("consistency", ""),
         "not_captured": begun.get("not_captured", []),
         "msg": f"{row['domain']}: {_plan_words(row, begun, recovered)}",
@@ -86,6 +98,7 @@ def _plan_words(row: Mapping[str, Any], begun: Mapping[str, Any], recovered: Map
     skipped = ", ".join(f"{disk['target']}: {disk['reason']}" for disk in begun["skipped_disks"])
     words = [
         f"{row['method']}, since {row['method_reason']}",
+        _level_words(begun),
         f"disks {', '.join(disk['target'] for disk in begun['disks'])}",
         f"skipped {skipped}" if skipped else "",
         f"not in the set: {', '.join(begun['not_captured'])}" if begun["not_captured"] else "",

@@ -14,7 +14,7 @@ from ansible.module_utils.common.text.formatters import bytes_to_human
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339, wall_time
 
-from ._status import is_interrupted, is_past, is_time, length
+from ._status import fallback, is_interrupted, is_past, is_time, length
 
 # Five weeks of columns fit on a desktop's screen, and daily sets are rarely kept for longer.
 DAYS = 35
@@ -24,8 +24,8 @@ _STEPS = (10, 30, 60, 300, 600, 1800, 3600, 10800, 21600, _DAY)
 _MARKS = ("damaged", "disproved", "partial", "good", "proven")
 
 _TEXTS = (
-    "domain", "uuid", "hypervisor", "status", "backup_id", "method", "consistency", "instant", "started", "finished", "proof", "group",
-    "group_problem", "msg",
+    "domain", "uuid", "hypervisor", "status", "backup_id", "method", "level", "level_reason", "consistency", "instant", "started",
+    "finished", "proof", "group", "group_problem", "msg",
 )  # fmt: skip
 _NOTHING: dict[str, Any] = {"status": [], "sets": [], "claims": [], "restores": [], "matched": [], "unmatched": []}
 
@@ -163,6 +163,7 @@ def page(told: dict[str, Any], template: str, name: str) -> str:
     """A report as HTML. Names and messages are a guest's or a stranger's, and each is escaped, as Ansible's own templates would not."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["size"] = bytes_to_human
+    environment.filters["fallback"] = fallback
     return environment.from_string(template).render(report=told, name=name, timeline=timeline(told), calendar=calendar(told))
 
 

@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from ansible.module_utils.common.text.formatters import bytes_to_human
@@ -53,7 +53,7 @@ def status(domains: list[dict[str, Any]], sets: list[dict[str, Any]], hypervisor
 
 def brief(sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """What a report needs of sets: without their manifests it takes a fleet's controller seconds instead of minutes."""
-    keys = ("uuid", "backup_id", "status", "good", "instant", "finished", "bytes", "method", "consistency", "proof", "findings")
+    keys = ("uuid", "backup_id", "status", "good", "instant", "finished", "bytes", "method", "level", "consistency", "proof", "findings")
     return [{**{key: one[key] for key in keys}, "started": (one["manifest"] or {}).get("started")} for one in sets]
 
 
@@ -82,11 +82,17 @@ def is_interrupted(owner: dict[str, Any] | None) -> bool:
     return owner is not None and not owner["alive"]
 
 
+def fallback(of: Mapping[str, Any]) -> str:
+    """Why a backup is a full one though another level was wanted, from a manifest or a plan. Empty if that is not so."""
+    reason = str(of.get("level_reason", ""))
+    return reason if reason.startswith("full") else ""
+
+
 def _last(good: list[dict[str, Any]], max_age: float, now: float) -> dict[str, Any]:
     if not good:
         return {
-            "ok": False, "backup_id": "", "instant": "", "age_seconds": -1, "method": "", "bytes": 0, "seconds": 0, "frozen_ms": None,
-            "consistency": "", "proof": "", "proved": "", "rto_seconds": None,
+            "ok": False, "backup_id": "", "instant": "", "age_seconds": -1, "method": "", "level": "", "level_reason": "", "chain_sets": 0,
+            "bytes": 0, "seconds": 0, "frozen_ms": None, "consistency": "", "proof": "", "proved": "", "rto_seconds": None,
         }  # fmt: skip
     last = max(good, key=lambda one: str(one["instant"]))
     # A boot that timed out has proven nothing.
@@ -98,6 +104,9 @@ def _last(good: list[dict[str, Any]], max_age: float, now: float) -> dict[str, A
         "instant": last["instant"],
         "age_seconds": age,
         "method": last["method"],
+        "level": last["level"],
+        "level_reason": last["manifest"].get("level_reason", ""),
+        "chain_sets": 1 + len(last["manifest"].get("chain", [])),
         "bytes": last["bytes"],
         "seconds": round(wall_time(last["finished"]) - wall_time(last["manifest"]["started"]), 3),
         "frozen_ms": last["manifest"]["consistency"]["frozen_ms"],
@@ -127,7 +136,8 @@ def _words(row: dict[str, Any]) -> str:
     else:
         proven = f"proven by {row['proof']} at {row['proved'] or 'no known time'}" if row["proof"] else "never proven"
         up = f", up in {row['rto_seconds']} s" if row["rto_seconds"] else ""
-        what = f"{bytes_to_human(row['bytes'])}, {row['consistency']}-consistent"
+        level = fallback(row) or (f"{row['level']}, {row['chain_sets']} sets in its chain" if row["level"] != "full" else "")
+        what = f"{bytes_to_human(row['bytes'])}, {f'{level}, ' if level else ''}{row['consistency']}-consistent"
         words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
     ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
     restore = f"; {row['restore']['msg']}" if row["restore"] else ""
@@ -142,6 +152,8 @@ _METRICS: list[tuple[str, str, _Number]] = [
     ("last_success_age_seconds", "Its age when this was written.", lambda row: row["age_seconds"] if row["instant"] else None),
     ("max_age_seconds", "The age that it may have, status_max_age.", lambda row: row["max_age_seconds"]),
     ("last_success_bytes", "What its images occupy.", lambda row: row["bytes"] if row["instant"] else None),
+    ("last_success_chain_sets", "How many sets a restore of it needs, itself and those that it builds on.",
+     lambda row: row["chain_sets"] if row["instant"] else None),
     ("last_success_duration_seconds", "How long it took to make.", lambda row: row["seconds"] if row["instant"] else None),
     ("last_success_frozen_seconds", "How long the guest's file systems were frozen for it.",
      lambda row: row["frozen_ms"] / 1000 if row["frozen_ms"] is not None else None),
@@ -157,6 +169,7 @@ _METRICS: list[tuple[str, str, _Number]] = [
 # Prometheus' way to tell a word: one series for each, and 1 for the one that holds.
 _WORDS = [
     ("last_success_consistency", "What the last good backup is consistent for.", "consistency", ("filesystem", "crash", "offline")),
+    ("last_success_level", "What the last good backup contains.", "level", ("full", "incremental", "differential")),
     ("last_success_proof", "How it was proven.", "proof", ("none", "check", "boot")),
 ]
 

@@ -42,6 +42,7 @@ def backup_set(name: str, began: datetime, seconds: float = 95.5, gib: float = 3
         "good": True,
         "findings": [],
         "method": "push",
+        "level": "full",
         "consistency": "filesystem",
         "instant": instant,
         "ahead": False,
@@ -58,7 +59,7 @@ def proof(level: str, at: datetime, *, verified: bool = True, rto_ms: int | None
 
 
 def partial(name: str) -> dict[str, Any]:
-    nothing = dict.fromkeys(("method", "consistency", "instant", "finished", "proof", "manifest"))
+    nothing = dict.fromkeys(("method", "level", "consistency", "instant", "finished", "proof", "manifest"))
     return {**backup_set(name, NIGHT), **nothing, "status": "partial", "good": False, "bytes": 0}
 
 
@@ -88,6 +89,7 @@ def result(hypervisor: str, name: str, *, minute: float = 0, seconds: float = 95
     began = NIGHT.timestamp() + minute * 60
     done = {
         "status": "published", "bytes": int(gib * GIB), "seconds": seconds, "consistency": "filesystem", "frozen_ms": 163, "method": "push",
+        "level": "full", "level_reason": "it was asked for",
         "started": rfc3339(began), "instant": rfc3339(began + 0.8), "finished": rfc3339(began + seconds), "proof": "check",
         "rto_seconds": None, "group": "", "group_problem": "", "group_spread_ms": None, "msg": f"{name}: done",
     }  # fmt: skip

@@ -34,6 +34,20 @@ def describe(claim: Claim, clock: Clock) -> str:
     return f"backup {claim.backup_id} (method {claim.method}, last step {claim.step or 'none'}) {state}"
 
 
+def in_the_way(claim: Claim, clock: Clock) -> LiveBackupError:
+    """The error of what must wait for a backup to end, or for its recovery."""
+    if is_alive(claim, clock):
+        return LiveBackupError(
+            f"Domain {claim.domain!r} is being backed up: {describe(claim, clock)}. Wait for it, or end that run, and run again.",
+            code="claim_alive",
+        )
+    return LiveBackupError(
+        f"An interrupted backup {claim.backup_id} left something of domain {claim.domain!r} behind; "
+        "run libvirt_backup_recover (playbook virtops.live_backup.recover) first.",
+        code="recovery_needed",
+    )
+
+
 def require_claim(uuid: str, name: str, backup_id: str) -> Claim:
     """The claim that this run's earlier step left; without it a later step must not go on."""
     claim = read_claim(uuid)

@@ -63,6 +63,13 @@ def checkpoint_names(domain: libvirt.virDomain) -> list[str]:
         return [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
 
 
+def our_checkpoints(domain: libvirt.virDomain, images: Iterable[str]) -> set[tuple[str, str]]:
+    """The names of our checkpoints that libvirt knows, and of our bitmaps, each with its image."""
+    found = {(name, "") for name in checkpoint_names(domain)}
+    found |= {(name, image) for image in images if Path(image).exists() for name in bitmaps_of(image)}
+    return {(name, image) for name, image in found if name.startswith(PREFIX)}
+
+
 def probe(domain: libvirt.virDomain, name: str, again: str, *, keep: bool) -> str:
     """Why a backup cannot start from a checkpoint; empty if it can.
 

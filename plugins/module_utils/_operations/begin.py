@@ -27,7 +27,7 @@ from .._claim.lock import hold
 from .._claim.owner import require_no_restore
 from .._claim.places import claim_copy
 from .._claim.plan import CapturePlan, DiskPlan
-from .._claim.step import describe, is_alive, step
+from .._claim.step import in_the_way, step
 from .._claim.turn import turn
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import checkpoint_name
@@ -221,16 +221,7 @@ def _begun_before(target: Path, domain: libvirt.virDomain, backup_id: str, clock
         return None
     if claim.paths == paths and claim.may_go_on:
         return {"changed": False, **_begun(claim)}
-    if is_alive(claim, clock):
-        raise LiveBackupError(
-            f"Domain {name!r} is being backed up: {describe(claim, clock)}. Wait for it, or end that run, and run again.",
-            code="claim_alive",
-        )
-    raise LiveBackupError(
-        f"An interrupted backup {claim.backup_id} left something of domain {name!r} behind; "
-        "run libvirt_backup_recover (playbook virtops.live_backup.recover) first.",
-        code="recovery_needed",
-    )
+    raise in_the_way(claim, clock)
 
 
 def _published_before(where: Target, name: str, uuid: str, backup_id: str) -> dict[str, Any] | None:

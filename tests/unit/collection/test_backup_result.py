@@ -16,6 +16,9 @@ SKIPPED = {"changed": False, "skipped": True}
 MANIFEST = {
     "method": "legacy",
     "method_reason": "libvirt is too old",
+    "level": "full",
+    "level_reason": "it was asked for",
+    "parent": None,
     "started": "2026-11-22T18:45:00.000Z",
     "finished": "2026-11-22T18:46:33.000Z",
     "not_captured": [],
@@ -27,6 +30,9 @@ BEGUN: dict[str, Any] = {
     "planned": True,
     "published": False,
     "path": "/srv/db1/night-1",
+    "level": "full",
+    "level_reason": "",
+    "parent": None,
     "disks": [{"target": "vda"}, {"target": "vdb"}],
     "skipped_disks": [],
     "not_captured": [],
@@ -43,7 +49,8 @@ def ended(**more: Any) -> dict[str, Any]:
 def test_a_published_backup_is_described_by_its_manifest() -> None:
     assert result(ABOUT, ended()) == {
         "domain": "db1", "uuid": "u1", "hypervisor": "hv", "status": "published", "changed": True, "backup_id": "night-1",
-        "method": "legacy", "method_reason": "libvirt is too old", "path": "/srv/db1/night-1", "bytes": 3 * 2**30, "seconds": 93.4,
+        "method": "legacy", "method_reason": "libvirt is too old", "level": "full", "level_reason": "it was asked for",
+        "path": "/srv/db1/night-1", "bytes": 3 * 2**30, "seconds": 93.4,
         "consistency": "filesystem", "instant": "2026-11-22T18:45:12.345Z", "started": "2026-11-22T18:45:00.000Z",
         "finished": "2026-11-22T18:46:33.000Z", "frozen_ms": 61, "proof": "check", "rto_seconds": 8.1, "not_captured": [], "group": "",
         "group_spread_ms": None, "group_problem": "", "code": "",
@@ -57,6 +64,26 @@ def test_what_was_published_before_and_lacks_something_says_so() -> None:
     row = result(ABOUT, ended(published=published, verified=SKIPPED))
     assert (row["changed"], row["proof"], row["rto_seconds"], row["not_captured"]) == (False, "", None, ["its TPM", "a secret"])
     assert "was published already at" in row["msg"] and row["msg"].endswith("froze 1); not in the set: its TPM, a secret")
+
+
+LEVELS: list[tuple[dict[str, Any], str]] = [
+    (
+        {"level": "incremental", "parent": "night-0", "level_reason": "builds on night-0; vdb is backed up whole: raw"},
+        "incremental on night-0",
+    ),
+    ({"level": "differential", "parent": "week-1", "level_reason": "builds on week-1"}, "differential on week-1"),
+    ({"level": "full", "parent": None, "level_reason": "full: the newest chain has 7 sets"}, "full: the newest chain has 7 sets"),
+]
+
+
+@pytest.mark.parametrize(("level", "words"), LEVELS)
+def test_the_level_of_a_published_and_of_a_planned_backup(level: dict[str, Any], words: str) -> None:
+    published = result(ABOUT, ended(published={**PUBLISHED, "manifest": {**MANIFEST, **level}}))
+    planned = result(ABOUT, ended(begun={**BEGUN, **level}, published=SKIPPED, verified=SKIPPED))
+    for row in (published, planned):
+        assert (row["level"], row["level_reason"]) == (level["level"], level["level_reason"])
+    assert f"(libvirt is too old), {words}, published at " in published["msg"]
+    assert f"db1: push, since the domain is running; {words}; disks vda, vdb; " in planned["msg"]
 
 
 @pytest.mark.parametrize(

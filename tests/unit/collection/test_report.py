@@ -177,3 +177,13 @@ def test_an_interrupted_backup_of_a_domain_that_is_gone() -> None:
     assert problems(look("kvm1", [], [], claims=claims)) == [
         ("error", "kvm1", "old1", "An interrupted backup waits for repair. Its domain is gone or left out. At the copy.")
     ]
+
+
+def test_the_page_shows_the_level_and_why_it_is_a_full_one() -> None:
+    template = (Path(__file__).parents[3] / "roles/status/templates/report.html.j2").read_text(encoding="utf-8")
+    [one] = nights("db1", 1, level="incremental")
+    one["manifest"] |= {"chain": ["a", "b"], "level_reason": "builds on b"}
+    fell_back = result("kvm1", "db1", level_reason="full: <b>", level="full")
+    text = page(told([look("kvm1", [domain("db1")], [one])], [fell_back]), template, "x")
+    assert "<td>incremental, 3 sets</td>" in text and '<td class="says">full: &lt;b&gt;</td>' in text
+    assert "<td>full</td>" in page(told([look("kvm1", [domain("db1")], nights("db1", 1))], [result("kvm1", "db1")]), template, "x")

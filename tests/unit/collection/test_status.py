@@ -36,6 +36,31 @@ def test_the_newest_good_set_counts_whatever_their_order() -> None:
     assert row["msg"] == f"db1: {backup_id(NIGHT)}, 5 h old, 3.00 GB, filesystem-consistent, never proven"
 
 
+def on_level(level: str, chain: list[str], reason: str) -> dict[str, Any]:
+    [one] = nights("db1", 1, level=level)
+    one["manifest"] |= {"level": level, "chain": chain, "level_reason": reason}
+    return one
+
+
+@pytest.mark.parametrize(
+    ("level", "chain", "reason", "words"),
+    [
+        ("incremental", ["a", "b"], "builds on b", "3.00 GB, incremental, 3 sets in its chain, filesystem-consistent"),
+        ("differential", ["a"], "builds on a", "3.00 GB, differential, 2 sets in its chain, filesystem-consistent"),
+        ("full", [], "full: the newest chain has 7 sets", "3.00 GB, full: the newest chain has 7 sets, filesystem-consistent"),
+        ("full", [], "it was asked for", "3.00 GB, filesystem-consistent"),
+    ],
+)
+def test_the_level_of_the_newest_set_and_its_chain(level: str, chain: list[str], reason: str, words: str) -> None:
+    row = row_of([on_level(level, chain, reason)])
+    assert (row["level"], row["level_reason"], row["chain_sets"]) == (level, reason, len(chain) + 1)
+    assert f" old, {words}, " in row["msg"]
+    lines = metrics([row], NOW).splitlines()
+    assert f'live_backup_last_success_chain_sets{{domain="db1"}} {len(chain) + 1}' in lines
+    held = [line for line in lines if line.startswith("live_backup_last_success_level{") and line.endswith(" 1")]
+    assert held == [f'live_backup_last_success_level{{domain="db1",level="{level}"}} 1']
+
+
 def test_a_proof_that_timed_out_is_none() -> None:
     old, last = nights("db1", 2)
     old["proof"] = proof("check", NIGHT)
