@@ -132,6 +132,26 @@ def test_check_then_run_then_run_again(everyday: Guest, player: Player, backup_o
     assert "[WARNING]" not in first.output + again.output + planned.output
 
 
+def test_nights_of_level_auto(everyday: Guest, player: Player) -> None:
+    """A full backup, one of what changed, in check mode first, and no trace of it after untrack."""
+    rows = []
+    for night in ("one", "two"):
+        wanted = {"backup_domains": [everyday.name], "backup_level": "auto", "backup_id": night, "backup_verify": "check"}
+        checked = player.run("--check", **wanted)
+        assert checked.status == 0 and checked.changed > 0, checked.output
+        play = player.run(**wanted)
+        assert play.status == 0 and play.tasks <= TASKS, play.output
+        rows.append(play.rows[everyday.name])
+    assert [row["level"] for row in rows] == ["full", "incremental"]
+    assert rows[1]["level_reason"].startswith("builds on one") and "incremental on one" in rows[1]["msg"], rows[1]
+    known = ["checkpoint-list", "--name", everyday.uuid]
+    assert len(everyday.hypervisor.virsh(*known).split()) == 2
+    for changed in (True, False):
+        play = player.run(book="virtops.live_backup.untrack", untrack_domains=[everyday.name])
+        assert play.status == 0 and (play.changed > 0) == changed, play.output
+        assert everyday.hypervisor.virsh(*known).split() == []
+
+
 def test_one_failure_leaves_the_others_to_finish(
     everyday: Guest, make_guest: Callable[..., Guest], player: Player, hypervisor: Hypervisor
 ) -> None:
