@@ -182,7 +182,7 @@ level:
   type: str
   sample: incremental
 level_reason:
-  description: The reason for the level. Empty if a full backup was requested.
+  description: The reason for the level.
   returned: success
   type: str
   sample: builds on 20261122T184512Z

@@ -68,6 +68,7 @@ def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain,
     """
     options = wanted.options
     if not options.tracks:
+        plan.level_reason = "it was asked for"
         return
     untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk))}
     images = [disk.chain[0].path for disk in chosen if disk.target not in untracked]

@@ -21,7 +21,7 @@ from .._base.files import sync_existing
 from .._claim.lock import hold
 from .._claim.restore_journal import Journal, restore_of
 from .._hypervisor.bindings import libvirt
-from .._hypervisor.checkpoints import checkpoint_names, forget_checkpoint
+from .._hypervisor.checkpoints import PREFIX, checkpoint_names, forget_checkpoint
 from .._hypervisor.connection import connect, explain, explained
 from .._hypervisor.domains import DEFINITIONS, lookup_name
 from .._hypervisor.stamp import set_of
@@ -110,7 +110,8 @@ def complete(journal: Journal) -> None:
                 raise
             restored = connection.lookupByName(journal.name)
             for checkpoint in checkpoint_names(restored):
-                forget_checkpoint(restored, checkpoint)
+                if checkpoint.startswith(PREFIX):
+                    forget_checkpoint(restored, checkpoint)
             # The old disks go: after a power cut their definition must not be back.
             sync_existing(DEFINITIONS)
             journal.set_phase("defined")

@@ -200,9 +200,10 @@ def _needed(files: list[Path], disk: ImageEntry, image_format: str) -> int:
     """The bytes that will be written of a disk, whatever its virtual size: holes and zeroes take none."""
     if not files[0].exists():  # on another host yet
         return min(int(disk["capacity"]), int(disk["allocated"]) + sum(below["size"] for below in chain_below(disk)))
+    # Before QEMU opens one.
+    require_chain(files, disk["format"])
     if image_format == disk["format"] and not files[1:]:
         return data_bytes(files[0])
-    require_chain(files, disk["format"])
     image = Node.of(files, disk["format"])
     # For a raw image qemu-img gives the virtual size, though it writes no zeroes.
     return (
