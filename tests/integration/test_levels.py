@@ -5,9 +5,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from tests.rig.guest import Guest
+from tests.rig.oracle import judge
+from tests.rig.shell import wait_until
 
 from .conftest import ALL, Backup
 
@@ -68,3 +71,62 @@ def test_many_nights(make_guest: Callable[..., Guest], backup_of: Callable[..., 
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         verdict = backup_of(guest, target).judge({"path": str(path), "manifest": manifest}, 0)
         assert verdict.ok and verdict.number == shown[path.name], f"{path.name}: {verdict}"
+
+
+def test_zeroes_hide_what_was_there(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("still")
+    live = guest.disks["vdb"].image
+
+    def write(*commands: str) -> None:
+        for command in (*commands, "flush"):
+            device = "/machine/peripheral/virtio-disk1/virtio-backend"
+            guest.hypervisor.virsh("qemu-monitor-command", "--hmp", guest.uuid, f'qemu-io -d {device} "{command}"')
+
+    def compare(image: Path) -> int:
+        return guest.hypervisor.run(["qemu-img", "compare", "-U", "-f", "qcow2", "-F", "qcow2", image, live], check=False).returncode
+
+    first = backup_of(guest)
+    write("write -P 5 8M 8M", "write -P 6 24M 4M")
+    first.run(level="auto")
+    write(
+        "write -z 8M 1M", "write -z -u 9M 1M", "discard 10M 1M", "discard 40M 1M", "write -P 0 11M 1M", "discard 12M 4k", "write -z 13M 4k"
+    )
+    second = backup_of(guest, first.target, "night-2")
+    path = Path(second.run(level="auto")["path"])
+    assert compare(path / "vdb.qcow2") == 0
+
+    # What a copier that leaves out zeroes would have made.
+    dropped, image = path / "dropped.qcow2", path / "vdb.qcow2"
+    run = guest.hypervisor.run
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", "../night-1/vdb.qcow2", "-F", "qcow2", dropped])
+    extents = json.loads(run(["qemu-img", "map", "--output=json", "-f", "qcow2", image]).stdout)
+    raw = path / "raw"
+    run(["qemu-img", "convert", "-f", "qcow2", "-O", "raw", image, raw])
+    with raw.open("rb") as file:
+        for extent in (one for one in extents if one["depth"] == 0 and one["data"]):
+            file.seek(extent["start"])
+            data = path / "data"
+            data.write_bytes(file.read(extent["length"]))
+            run(["qemu-io", "-f", "qcow2", "-c", f"write -q -s {data} {extent['start']} {extent['length']}", dropped])
+    assert compare(dropped) == 1
+
+
+def test_the_oracle_sees_a_wrong_parent(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    """What a backup would be that builds on the newest checkpoint, which may be of one that failed."""
+    guest = make_guest("still")
+    first = backup_of(guest)
+    published = first.run(level="auto")
+    checkpoint = "<domaincheckpoint><name>{}</name><disks><disk name='vdb' checkpoint='bitmap'/></disks></domaincheckpoint>"
+    disk = "<disk name='{}' type='file' {}><target file='{}'/><driver type='qcow2'/></disk>"
+    for name, since in (("failed", "backupmode='full'"), ("next", "backupmode='incremental' incremental='failed'")):
+        guest.write(40)
+        raw, image = (Path(published["path"], f"{name}-{target}.qcow2") for target in ("vda", "vdb"))
+        disks = disk.format("vda", "backupmode='full'", raw) + disk.format("vdb", since, image)
+        (tmp_path / "job").write_text(f"<domainbackup><disks>{disks}</disks></domainbackup>", encoding="utf-8")
+        (tmp_path / "checkpoint").write_text(checkpoint.format(name), encoding="utf-8")
+        Path(published["path"]).chmod(0o777)
+        guest.hypervisor.virsh("backup-begin", guest.uuid, str(tmp_path / "job"), str(tmp_path / "checkpoint"))
+        wait_until(lambda: "None" in guest.hypervisor.virsh("domjobinfo", guest.uuid), 60, "the job")
+    guest.hypervisor.run(["qemu-img", "rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", "vdb.qcow2", image])
+    verdict = judge([(raw, "qcow2"), (image, "qcow2")])
+    assert not verdict.ok and any(image.name in finding for finding in verdict.findings), str(verdict)
