@@ -111,7 +111,20 @@ def test_the_run_is_told_failures_first(desktop: Page) -> None:
     expect(rows).to_have_count(6)
     expect(rows.first).to_contain_text("failed")
     cells = rows.filter(has_text="web1").locator("th, td").all_inner_texts()
-    expected = ["web1", "kvm1.example.org", "published", "push", "11.50 GB", "240", "49.07 MB/s", "163 ms", "filesystem", "check", "–"]
+    expected = [
+        "web1",
+        "kvm1.example.org",
+        "published",
+        "push",
+        "full",
+        "11.50 GB",
+        "240",
+        "49.07 MB/s",
+        "163 ms",
+        "filesystem",
+        "check",
+        "–",
+    ]
     assert cells == expected
     assert "shop, within 78 ms" in rows.filter(has_text="db1").inner_text()
 
@@ -119,7 +132,7 @@ def test_the_run_is_told_failures_first(desktop: Page) -> None:
 def test_the_domains_and_what_is_kept_of_them(desktop: Page) -> None:
     row = desktop.locator("#domains tbody tr").filter(has_text="db1").locator("th, td").all_inner_texts()
     assert [row[0], row[1], *row[3:]] == [
-        "db1", f"{NIGHT:%Y-%m-%d %H:%M}", "3.00 GB", "32.17 MB/s", "163 ms", "filesystem",
+        "db1", f"{NIGHT:%Y-%m-%d %H:%M}", "full", "3.00 GB", "32.17 MB/s", "163 ms", "filesystem",
         f"boot, {NIGHT + timedelta(hours=1):%Y-%m-%d %H:%M}", "8.123 s", "17"
     ]  # fmt: skip
     expect(desktop.locator("#domains")).to_contain_text("kvm4.example.org: The hypervisor could not be reached.")

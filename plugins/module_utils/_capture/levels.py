@@ -15,6 +15,7 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import cast
 
 from .._base.clock import wall_time
 from .._base.errors import LiveBackupError
@@ -183,9 +184,8 @@ def kept_checkpoints(sets: list[SetFacts], parent: Manifest | None) -> list[str]
 
 
 def _checkpoint_of(manifest: Manifest) -> Checkpoint:
-    checkpoint = manifest.get("checkpoint")
-    assert checkpoint is not None
-    return checkpoint
+    """The checkpoint of one that has one, as all candidates have."""
+    return cast(Checkpoint, manifest.get("checkpoint"))
 
 
 def collect_checkpoints(domain: libvirt.virDomain, plan: CapturePlan) -> list[str]:
