@@ -562,7 +562,7 @@ def test_two_runs(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
 def test_bad_input(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
     for options, words in (
-        ({"overlay_dir": f"{backup.target}/nowhere"}, "is not there"),
+        ({"overlay_dir": f"{backup.target}/nowhere"}, "nowhere for the overlay of disk vda does not exist"),
         ({"overlay_dir": "overlays"}, "is not an absolute path"),
         ({"exclude_disks": ["vdz"]}, "has no disk vdz"),
         ({"exclude_disks": ["vda", "vdb"]}, "No disk"),

@@ -24,7 +24,7 @@ from tests.rig.shell import run, wait_until
 from tests.rig.sshd import Sshd
 from tests.unit.support.sets import read_manifest, write_manifest
 
-from .conftest import Backup, result_of
+from .conftest import ALL, Backup, result_of
 from .test_levels import checkpoints, levels_of
 
 
@@ -141,7 +141,7 @@ def test_an_incremental_set_is_restored_under_another_name(
     nights = Nights(backup_of, guest)
     nights.chain(3)
     # A chain may be moved, as a whole.
-    nights.target.joinpath(guest.name).rename(tmp_path / guest.name)
+    shutil.move(str(nights.target / guest.name), str(tmp_path / guest.name))
     directory = guest.hypervisor.directory / "copies-of-a-chain"
     directory.mkdir()
     copied = nights.restore(target=str(tmp_path), name="copy-of-a-chain", directory=str(directory), format="qcow2")
@@ -205,7 +205,7 @@ def flip(image: Path) -> None:
     image.write_bytes(data)
 
 
-@pytest.mark.parametrize("harm", ["one byte", "truncated", "gone"])
+@pytest.mark.parametrize("harm", ["one byte", "truncated", "gone"] if ALL else ["one byte"])
 def test_a_parent_that_is_damaged(harm: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """What builds on it is not good, which names its file; the next backup builds on nothing of that."""
     guest = make_guest("still")
@@ -228,7 +228,7 @@ def test_a_parent_that_is_damaged(harm: str, make_guest: Callable[..., Guest], b
     assert nights.back_up()["parent"] == "night-3"
 
 
-@pytest.mark.parametrize("planted", ["header", "chain", "shorter chain"])
+@pytest.mark.parametrize("planted", ["header", "chain", "shorter chain"] if ALL else ["header"])
 def test_what_an_image_builds_on_is_forged(planted: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """By somebody who can write to the target, and makes every digest right."""
     guest = make_guest("still")
