@@ -49,7 +49,7 @@ class Levels:
     def ours(self, number: int) -> Path:
         common = {"domain": self.guest.name, "backup_id": f"b{number}"}
         target = str(self.directory / "ours")
-        self.module(self.hypervisor, "libvirt_backup_begin", target=target, exclude_disks=["vda"], level="auto", full_every=1000, **common)
+        self.module(self.hypervisor, "libvirt_backup_begin", target=target, exclude_disks=["vda"], level="auto", full_every=100, **common)
         self.module(self.hypervisor, "libvirt_job_wait", **common)
         return Path(self.module(self.hypervisor, "backup_set_publish", target=target, **common)["path"], "vdb.qcow2")
 
