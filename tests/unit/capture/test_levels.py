@@ -12,9 +12,13 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._capture impor
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture.levels import candidates, check_level, kept_checkpoints
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture.options import BeginOptions
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.plan import CapturePlan, DiskPlan
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.connection import LibvirtFailure
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.disk_place import NotedPlace
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations import begin
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress
 
+from ..support.clock import FakeClock
 from ..support.raising import raises_code
 
 FULL_EVERY = 3
@@ -149,3 +153,42 @@ def test_what_is_tracked(options: dict[str, Any], tracks: bool) -> None:
     asked = BeginOptions("qemu:///system", "db1", "night", "push", "/srv", **options)
     check_level(asked)
     assert asked.tracks == tracks
+
+
+@pytest.mark.parametrize(
+    ("options", "chain", "number", "again"),
+    [
+        ({"level": "auto"}, ["full"], VIR_ERR_CHECKPOINT_INCONSISTENT, True),
+        ({"level": "incremental"}, ["full"], VIR_ERR_CHECKPOINT_INCONSISTENT, False),
+        ({"level": "auto"}, [], VIR_ERR_CHECKPOINT_INCONSISTENT, False),
+        ({"level": "auto"}, ["full"], 1, False),
+        ({"level": "auto", "at": 1.0}, ["full"], VIR_ERR_CHECKPOINT_INCONSISTENT, False),
+    ],
+)
+def test_a_bitmap_that_is_lost_as_the_job_starts(
+    options: dict[str, Any], chain: list[str], number: int, again: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[BeginOptions] = []
+
+    def capture(_domain: object, plan: CapturePlan, asked: BeginOptions, *_more: object) -> dict[str, Any]:
+        tried.append(asked)
+        if len(tried) == 1:
+            raise LibvirtFailure("start the backup", number, 0, "missing or broken bitmap")
+        return {"level_reason": plan.level_reason}
+
+    def plan(*_arguments: object, **_options: object) -> CapturePlan:
+        return CapturePlan("push", "", "", [], [], TargetAddress("/srv"), "running", "absent", "", [], {}, [])
+
+    monkeypatch.setattr(begin, "_capture", capture)
+    monkeypatch.setattr(begin, "plan_backup", plan)
+    asked = BeginOptions("qemu:///system", "db1", "night", "push", "/srv", **options)
+    first = plan()
+    first.chain = chain
+    if again:
+        found = begin._capture_or_full(None, first, None, asked, FakeClock(), lambda: None)  # type: ignore[arg-type]
+        assert found == {"level_reason": "full: missing or broken bitmap"}
+        assert [(one.level, one.tracks) for one in tried] == [("auto", True), ("full", True)]
+    else:
+        with pytest.raises(LibvirtFailure):
+            begin._capture_or_full(None, first, None, asked, FakeClock(), lambda: None)  # type: ignore[arg-type]
+        assert len(tried) == 1
