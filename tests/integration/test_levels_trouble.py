@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import image_digest
+from tests.faults.steps import is_stopped
 from tests.rig.guest import MIB, Guest
 from tests.rig.oracle import judge
 from tests.rig.shell import run, wait_until
@@ -25,6 +26,7 @@ from tests.rig.sshd import Sshd
 from tests.unit.support.sets import read_manifest, write_manifest
 
 from .conftest import ALL, Backup, result_of
+from .test_freeze import resume
 from .test_levels import checkpoints, levels_of
 
 
@@ -412,3 +414,24 @@ def test_a_chain_on_a_backup_server(make_guest: Callable[..., Guest], backup_of:
         assert restored.get("changed") and restored["verified"], restored
     verdict = judge(guest.images, instant)
     assert verdict.ok, str(verdict)
+
+
+def test_a_checkpoint_is_lost_as_the_backup_starts(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """Between the look and the job: the same run makes a full backup."""
+    guest = make_guest("still")
+    nights = Nights(backup_of, guest)
+    nights.chain(1)
+    backup = nights.next()
+    given = {"domain": guest.name, "backup_id": backup.backup_id, "target": str(nights.target), "level": "auto"}
+    process = backup.start_module("libvirt_backup_begin", fault="STOP before backupBegin", **given)
+    wait_until(lambda: is_stopped(process), 60, "the module")
+    [lost] = checkpoints(guest)
+    guest.hypervisor.virsh("checkpoint-delete", guest.uuid, lost)
+    resume(process)
+    begun = result_of(process)
+    assert begun.get("changed") and begun["level"] == "full" and lost in begun["level_reason"], begun
+    backup.wait()
+    verdict = backup.judge(backup.publish(), guest.durable())
+    assert verdict.ok, str(verdict)
+    again = nights.back_up()
+    assert (again["level"], again["parent"]) == ("incremental", backup.backup_id)

@@ -36,7 +36,7 @@ from .._hypervisor.disk_place import noted_place
 from .._hypervisor.domain_facts import DomainFacts, domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk, sources
 from .._hypervisor.domains import read_domain
-from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT
+from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DOMAIN_CHECKPOINT
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
 from .._image.qcow2 import is_self_contained
@@ -168,12 +168,13 @@ def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[s
 def _capture_or_full(
     domain: libvirt.virDomain, plan: CapturePlan, where: Target, options: BeginOptions, clock: Clock, end_turn: Callable[[], None]
 ) -> dict[str, Any]:
-    """Capture; if a bitmap was lost since it was looked at, once more as a full backup where that is allowed."""
+    """Capture; if the parent's checkpoint was lost since it was looked at, once more as a full backup where that is allowed."""
     try:
         return _capture(domain, plan, options, clock, end_turn)
     except LibvirtFailure as failure:
+        lost = failure.number in (VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DOMAIN_CHECKPOINT)
         # An agreed moment does not come again.
-        if failure.number != VIR_ERR_CHECKPOINT_INCONSISTENT or options.level != "auto" or not plan.chain or options.at is not None:
+        if not lost or options.level != "auto" or not plan.chain or options.at is not None:
             raise
         full = replace(options, level="full", track=True)
         plan = plan_backup(domain, where, full, write=True)
