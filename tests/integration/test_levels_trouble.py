@@ -308,7 +308,7 @@ def test_a_level_that_is_impossible(why: str, make_guest: Callable[..., Guest], 
         guest.start()
     options = {"raw": {"format": "raw"}, "offline": {"method": "offline"}}.get(why, {})
     words = {
-        "no set": "there is no set of it at this target yet",
+        "no set": "the domain has no set at this target yet",
         "raw": "cannot hold only what changed",
         "offline": "a domain that is shut off is backed up whole",
     }

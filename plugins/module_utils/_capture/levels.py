@@ -26,7 +26,7 @@ from .._hypervisor.checkpoints import checkpoint_names, checkpoint_xml, dirty_by
 from .._hypervisor.connection import FAILURES, explain, explained
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import lookup
-from .._image.qemu_img import image_info, qcow2_facts
+from .._image.qemu_img import image_info
 from .._sets.catalogue import SetFacts
 from .._sets.chain import MOST_IN_CHAIN, ancestors_of, as_below
 from .._sets.schema import Checkpoint, Manifest
@@ -34,9 +34,9 @@ from .._target.target import Target, open_target
 from .method import Left, Repair
 from .options import BeginOptions
 
-# As many checkpoints of the newest sets stay, so that an image that was put back to an older copy of itself can be built on.
+# The checkpoints of this many newest sets stay. An image that was restored to an older copy has an older bitmap.
 _NEWEST_KEPT = 2
-# As many of the newest sets are tried though libvirt has lost their checkpoints.
+# This many of the newest sets are tried even if libvirt has lost their checkpoints.
 _MOST_TRIED = 3
 
 
@@ -71,9 +71,9 @@ def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain,
     if not options.tracks:
         plan.level_reason = "it was asked for"
         return
-    untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk))}
-    images = [disk.chain[0].path for disk in chosen if disk.target not in untracked]
-    obstacle = wanted.obstacle or _internal_snapshots(domain, images)
+    headers = {disk.target: _look(disk) for disk in chosen}
+    untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk, headers[disk.target]))}
+    obstacle = wanted.obstacle or _internal_snapshots(domain, [snapshot for one in headers.values() for snapshot in one.snapshots])
     if not obstacle and len(untracked) == len(chosen):
         obstacle = f"no disk can be tracked ({', '.join(f'{name}: {why}' for name, why in untracked.items())})"
     if obstacle:
@@ -115,7 +115,7 @@ def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[
         if manifest is not None and one["good"] and manifest.get("checkpoint"):
             found.append(manifest)
     if not found:
-        return [], "no set at this target has a checkpoint" if sets else "there is no set of it at this target yet"
+        return [], "no set at this target has a checkpoint" if sets else "the domain has no set at this target yet"
     length = 1 + len(ancestors_of(found[0]))
     if level == "auto" and length >= full_every:
         return [], f"the newest chain has {length} sets, and full_every is {full_every}"
@@ -167,7 +167,7 @@ def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, se
 
 
 def _was_smaller(disk: DiskPlan, parent: Manifest, sets: list[SetFacts]) -> bool:
-    """Whether a disk was smaller than in the parent since then: no bitmap tells that what was cut off became zeroes."""
+    """Whether a disk has been smaller since the parent. What was cut off reads as zeroes now, and no bitmap shows that."""
     names = [one["backup_id"] for one in sets]
     since = [one["manifest"] for one in sets[names.index(parent["backup_id"]) :] if one["manifest"]]
     sizes = [entry["capacity"] for manifest in since for entry in manifest["disks"] if entry["target"] == disk.target]
@@ -239,24 +239,42 @@ def _require_auto(domain: libvirt.virDomain, options: BeginOptions, why: str) ->
         )
 
 
-def _why_untracked(disk: Disk) -> str:
-    """Why QEMU cannot track the changes of a disk; empty where it can."""
+@dataclass(frozen=True)
+class _Image:
+    """What a qcow2 image says of itself: its version, whether it has a data file, and the names of its internal snapshots."""
+
+    compat: str = ""
+    data_file: bool = False
+    snapshots: tuple[str, ...] = ()
+
+
+def _look(disk: Disk) -> _Image:
+    """Nothing is known of an image that is not qcow2, or that root cannot read though libvirt and QEMU may."""
     image = disk.chain[0]
     if image.format != "qcow2":
-        return f"its format is {image.format}, and only qcow2 can store what changed"
+        return _Image()
     try:
-        facts = qcow2_facts(image.path)
+        info = image_info(image.path, "qcow2")
     except LiveBackupError:
-        # libvirt and QEMU may still be able to read it.
+        return _Image()
+    about = info.get("format-specific", {}).get("data", {})
+    return _Image(about.get("compat", ""), "data-file" in about, tuple(one["name"] for one in info.get("snapshots", [])))
+
+
+def _why_untracked(disk: Disk, image: _Image) -> str:
+    """Why QEMU cannot track the changes of a disk; empty where it can."""
+    if disk.chain[0].format != "qcow2":
+        return f"its format is {disk.chain[0].format}, and only qcow2 can store what changed"
+    if not image.compat:
         return "its image cannot be read by root"
-    if facts.get("compat") == "0.10":
+    if image.compat == "0.10":
         return "its qcow2 image is of version 2 (`qemu-img amend -o compat=1.1` upgrades it)"
-    return "its qcow2 image has a data file" if facts.get("data-file") else ""
+    return "its qcow2 image has a data file" if image.data_file else ""
 
 
-def _internal_snapshots(domain: libvirt.virDomain, images: list[str]) -> str:
+def _internal_snapshots(domain: libvirt.virDomain, inside: list[str]) -> str:
     """Snapshots inside the images: they could not be reverted to while there are checkpoints."""
     with explained(f"list the snapshots of domain {domain.name()!r}"):
         names = [snapshot.getName() for snapshot in domain.listAllSnapshots(libvirt.VIR_DOMAIN_SNAPSHOT_LIST_INTERNAL)]
-    names += [one["name"] for image in images for one in image_info(image, "qcow2").get("snapshots", []) if one["name"] not in names]
+    names += [name for name in inside if name not in names]
     return f"it has internal snapshots ({', '.join(names)}), and libvirt cannot revert to one while there are checkpoints" if names else ""

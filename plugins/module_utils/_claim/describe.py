@@ -34,7 +34,7 @@ def image_entry(disk: DiskPlan, copied: Copied | None, level: str = "full") -> I
         "digest": digest,
         "source": cast(Source, disk.source.to_json()),
         "backing": disk.below[0]["file"] if disk.below else None,
-        "level": level if disk.below else "full",
+        "level": level,
         "dirty": disk.dirty,
         "backing_chain": disk.below,
     }

@@ -113,6 +113,10 @@ class CapturePlan:
         """The set that the level builds on."""
         return self.chain[-1] if self.chain else None
 
+    def level_of(self, disk: DiskPlan) -> str:
+        """What the image of one of its disks contains."""
+        return self.level if disk.below else "full"
+
     @property
     def since(self) -> dict[str, str]:
         """The checkpoint since which each disk is backed up that is not backed up whole."""

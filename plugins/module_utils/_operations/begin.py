@@ -239,16 +239,7 @@ def _reported(plan: CapturePlan) -> dict[str, Any]:
         "level": plan.level,
         "level_reason": plan.level_reason,
         "parent": plan.parent,
-        "disks": [
-            {
-                "target": disk.target,
-                "path": disk.path,
-                "format": disk.format,
-                "level": plan.level if disk.below else "full",
-                "dirty": disk.dirty if disk.below else None,
-            }
-            for disk in plan.disks
-        ],
+        "disks": [_disk_row(disk.target, disk.path, disk.format, plan.level_of(disk), disk.dirty) for disk in plan.disks],
         # Not `skipped`: Ansible takes a result with that key for a task that did not run.
         "skipped_disks": plan.skipped,
         "not_captured": plan.not_captured,
@@ -257,6 +248,10 @@ def _reported(plan: CapturePlan) -> dict[str, Any]:
         "consistency": "filesystem" if plan.freezes else "crash" if METHODS[plan.method].live or plan.saved else "offline",
         **({"overlays": [asdict(overlay) for overlay in plan.overlays]} if plan.overlays else {}),
     }
+
+
+def _disk_row(target: str, path: str, image_format: str, level: str, dirty: int) -> dict[str, Any]:
+    return {"target": target, "path": path, "format": image_format, "level": level, "dirty": None if level == "full" else dirty}
 
 
 def _begun(claim: Claim) -> dict[str, Any]:
@@ -274,13 +269,7 @@ def _from_manifest(manifest: Manifest, path: str) -> dict[str, Any]:
         "level_reason": manifest.get("level_reason", ""),
         "parent": manifest["parent"],
         "disks": [
-            {
-                "target": disk["target"],
-                "path": f"{path}/{disk['file']}",
-                "format": disk["format"],
-                "level": disk.get("level", "full"),
-                "dirty": disk.get("dirty") if disk["backing"] else None,
-            }
+            _disk_row(disk["target"], f"{path}/{disk['file']}", disk["format"], disk.get("level", "full"), disk.get("dirty", 0))
             for disk in manifest["disks"]
         ],
         "skipped_disks": manifest["skipped"],

@@ -132,7 +132,7 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
                 _settle(Path(disk.path), clock)
             if disk.below:
                 _put_on_parent(Path(disk.path), disk.below[0]["file"])
-    disks = [image_entry(disk, claim.progress.copies.get(disk.target), claim.plan.level) for disk in claim.plan.disks]
+    disks = [image_entry(disk, claim.progress.copies.get(disk.target), claim.plan.level_of(disk)) for disk in claim.plan.disks]
     images = {disk["file"] for disk in disks}
     for left in paths.partial.glob(".*.tmp"):
         # Of a write that was interrupted.

@@ -38,7 +38,7 @@ from .._hypervisor.numbers import (
 from .._hypervisor.processes import qemu_pid
 from .._image.qcow2 import image_node
 from .._restore.definition import read_definition
-from .._sets.chain import images_of
+from .._sets.chain import bytes_of, images_of
 from .._sets.schema import Manifest
 from .boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
 from .console import Console, tail
@@ -96,7 +96,7 @@ def boot_set(uri: str, path: Path, manifest: Manifest, terms: Terms, clock: Cloc
         if short:
             raise LiveBackupError(f"Backup set {manifest['backup_id']} cannot be booted here. {short}", code="not_enough_memory")
         scratch = Scratch(terms.scratch_dir, terms.scratch_size, clock)
-        scratch.require_space(sum(disk["allocated"] for disk in manifest["disks"]))
+        scratch.require_space(sum(map(bytes_of, manifest["disks"])))
         sockets = {disk["target"]: directory / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
         for disk in manifest["disks"]:
             image = image_node(images_of(path, disk), disk["format"])

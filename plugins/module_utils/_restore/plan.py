@@ -27,7 +27,7 @@ from .._image.digest import data_bytes
 from .._image.qcow2 import require_chain
 from .._image.qemu_img import Node, backing_chain, measure
 from .._sets.catalogue import GoodSet
-from .._sets.chain import chain_below, images_of
+from .._sets.chain import bytes_of, chain_below, images_of
 from .._sets.layout import file_name
 from .._sets.schema import Below, ImageEntry, Manifest
 from .definition import read_definition
@@ -199,7 +199,7 @@ def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, volu
 def _needed(files: list[Path], disk: ImageEntry, image_format: str) -> int:
     """The bytes that will be written of a disk, whatever its virtual size: holes and zeroes take none."""
     if not files[0].exists():  # on another host yet
-        return min(int(disk["capacity"]), int(disk["allocated"]) + sum(below["size"] for below in chain_below(disk)))
+        return min(disk["capacity"], bytes_of(disk))
     # Before QEMU opens one.
     require_chain(files, disk["format"])
     if image_format == disk["format"] and not files[1:]:

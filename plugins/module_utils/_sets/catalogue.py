@@ -184,19 +184,22 @@ def _sets_in(directory: Path, owner: Owner | None, findings: list[str]) -> Itera
 
 def _judge_chains(sets: list[SetFacts]) -> None:
     """A set is as good as those that it builds on."""
-    whole: dict[str, SetFacts] = {}
+    manifests: dict[str, Manifest] = {}
+    good: set[str] = set()
     for one in sorted((one for one in sets if one["status"] == "good"), key=lambda one: len(ancestors_of(one["manifest"]))):
-        manifests = {name: cast(Manifest, other["manifest"]) for name, other in whole.items()}
-        problems = list(chain_problems(cast(Manifest, one["manifest"]), manifests))
-        bad = [name for name in ancestors_of(one["manifest"]) if not problems and not whole[name]["good"]]
+        manifest = cast(Manifest, one["manifest"])
+        problems = list(chain_problems(manifest, manifests))
+        bad = [name for name in ancestors_of(manifest) if not problems and name not in good]
         if problems:
             one["status"] = "damaged"
             one["findings"] += [one_line(f"{MANIFEST}: {problem}") for problem in problems]
         else:
-            whole[one["backup_id"]] = one
+            manifests[one["backup_id"]] = manifest
         if bad:
             one["findings"].append(f"it builds on {', '.join(bad)}, whose last proof failed")
         one["good"] = one["good"] and not problems and not bad
+        if one["good"]:
+            good.add(one["backup_id"])
 
 
 def _facts(path: Path, backup_id: str, owner: Owner | None, manifest: Manifest | None, findings: list[str], status: str) -> SetFacts:

@@ -35,6 +35,11 @@ def chain_below(disk: ImageEntry) -> list[Below]:
     return disk.get("backing_chain", [])
 
 
+def bytes_of(disk: ImageEntry) -> int:
+    """The most bytes that a disk's image, and all that it builds on, occupy."""
+    return disk["allocated"] + sum(below["size"] for below in chain_below(disk))
+
+
 def as_below(parent: Manifest, target: str) -> list[Below]:
     """The chain of the next image of a disk: its image in the parent, and what that builds on."""
     [disk] = [one for one in parent["disks"] if one["target"] == target]

@@ -48,7 +48,7 @@ def test_the_newest_comes_first() -> None:
 def test_what_has_no_checkpoint_is_passed_over() -> None:
     assert ids([a_set("full"), a_set("shut-off", tracked=False)]) == ["full"]
     assert why([a_set("plain", tracked=False)]) == "no set at this target has a checkpoint"
-    assert why([]) == "there is no set of it at this target yet"
+    assert why([]) == "the domain has no set at this target yet"
 
 
 def test_an_unfinished_set_is_none() -> None:

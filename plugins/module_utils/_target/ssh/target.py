@@ -22,7 +22,7 @@ from ..._image.data import Pace
 from ..._image.nbd_server import served
 from ..._image.qcow2 import HEADER_BYTES
 from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
-from ..._sets.chain import chain_below
+from ..._sets.chain import ancestors_of, bytes_of, chain_below
 from ..._sets.check import check_files, note_proof
 from ..._sets.layout import MANIFEST, check_target
 from ..._sets.prune import prune_sets
@@ -121,10 +121,10 @@ class SshTarget:
                 names = [MANIFEST, GUIDE, SUMS, *(file["name"] for file in manifest["files"])]
                 if images_into:
                     below = [image for disk in manifest["disks"] for image in chain_below(disk)]
-                    needed = beside + sum(disk["allocated"] for disk in manifest["disks"]) + sum(image["size"] for image in below)
+                    needed = beside + sum(map(bytes_of, manifest["disks"]))
                     require_free(images_into, needed, "the set is fetched there, and its disks are restored beside it")
                     names += [image["file"] for image in (*manifest["disks"], *below)]
-                    for name in manifest.get("chain", []):
+                    for name in ancestors_of(manifest):
                         (staging / name).mkdir(mode=0o700)
                 for name in names:
                     far_end.fetch(f"{found['path']}/{name}", path / name)
