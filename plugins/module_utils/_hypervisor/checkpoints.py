@@ -33,6 +33,8 @@ from .numbers import (
 
 PREFIX = "live-backup."
 _TOKEN_DIGITS = 16
+# Nothing but libvirt's record is made, and only if each bitmap is there and valid.
+_DEFINE_AGAIN = VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
 
 
 def checkpoint_name(target_id: str, backup_id: str, token: str) -> str:
@@ -76,9 +78,10 @@ def probe(domain: libvirt.virDomain, name: str, again: str, *, keep: bool) -> st
     `again` is the XML by which it is defined again if libvirt has lost it. Then libvirt keeps it if asked to. The domain must run.
     """
     checkpoint = _lookup(domain, name)
-    flags = VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
     try:
-        found = domain.checkpointCreateXML(checkpoint.getXMLDesc(VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN) if checkpoint else again, flags)
+        found = domain.checkpointCreateXML(
+            checkpoint.getXMLDesc(VIR_DOMAIN_CHECKPOINT_XML_NO_DOMAIN) if checkpoint else again, _DEFINE_AGAIN
+        )
         if checkpoint is None and not keep:
             found.delete(VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
     except libvirt.libvirtError as error:
@@ -108,14 +111,14 @@ def remove_checkpoint(domain: libvirt.virDomain | None, name: str, disks: dict[s
     A running QEMU removes its bitmaps, as far as it has them. The images of a domain that is shut off are changed under QEMU's lock.
     """
     with explained(f"remove checkpoint {name}"):
-        checkpoint = _lookup(domain, name) if domain is not None else None
         if domain is not None and domain.isActive():
+            checkpoint = _lookup(domain, name)
             if checkpoint is None or not _is_deleted(checkpoint):
                 for one in _defined_again(domain, name, disks):
                     _is_deleted(one)
             return
-        if checkpoint is not None:
-            checkpoint.delete(VIR_DOMAIN_CHECKPOINT_DELETE_METADATA_ONLY)
+    if domain is not None:
+        forget_checkpoint(domain, name)
     for image in _with_bitmap(name, disks.values()):
         remove_bitmap(image, name)
 
@@ -130,10 +133,9 @@ def forget_checkpoint(domain: libvirt.virDomain, name: str) -> None:
 
 def _defined_again(domain: libvirt.virDomain, name: str, disks: dict[str, str]) -> Iterator[libvirt.virDomainCheckpoint]:
     """A record for each disk of which a running QEMU has the bitmap. Each must be deleted before the next is asked for."""
-    flags = VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE | VIR_DOMAIN_CHECKPOINT_CREATE_REDEFINE_VALIDATE
     for target in disks:
         try:
-            found = domain.checkpointCreateXML(checkpoint_xml(name, [target], 0), flags)
+            found = domain.checkpointCreateXML(checkpoint_xml(name, [target], 0), _DEFINE_AGAIN)
         except libvirt.libvirtError as error:
             if error.get_error_code() != VIR_ERR_CHECKPOINT_INCONSISTENT:
                 raise
