@@ -9,19 +9,53 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
 
 # As many bytes as this have it all, the name of a backing file too: it has at most 1023.
 HEADER_BYTES = 4096
-_MAGIC = b"QFI\xfb"
-# Version, offset and length of the backing file's name, logarithm of the cluster's size, size of the disk, the features without which
-# it cannot be understood, and the logarithm of a reference count's bits. A header of version 2 has not the last two.
-_FIELDS = struct.Struct(">4xIQIIQ40xQ16xI")
+MAGIC = b"QFI\xfb"
+# The bytes of a cluster, as QEMU makes them unless it is told otherwise.
+CLUSTER_BITS = 16
+CLUSTER = 1 << CLUSTER_BITS
+# Entries of 8 bytes in a cluster, and the bytes of the disk that an L2 table with as many describes.
+TABLE_ENTRIES = CLUSTER // 8
+TABLE_BYTES = TABLE_ENTRIES * CLUSTER
+# QEMU opens no image whose L1 table has more than 32 MiB.
+MOST_L1_ENTRIES = (32 << 20) // 8
+# Bits of an entry: nothing else uses the cluster that it names; it shows zeroes, whatever the backing file has there.
+COPIED = 1 << 63
+ZERO = 1
 _LEAST_CLUSTER, _OLD_COUNT, _MOST_COUNT = 9, 4, 6
 _DATA_FILE = 1 << 2
+
+
+class Fields(NamedTuple):
+    """The fields of a header of version 3, in the order of QEMU's docs/interop/qcow2.txt. A version 2 ends before `incompatible`."""
+
+    magic: bytes
+    version: int
+    backing_offset: int
+    backing_length: int
+    cluster_bits: int
+    size: int
+    encryption: int
+    l1_entries: int
+    l1_offset: int
+    counts_offset: int
+    counts_clusters: int
+    snapshots: int
+    snapshots_offset: int
+    incompatible: int
+    compatible: int
+    autoclear: int
+    count_order: int
+    length: int
+
+
+FIELDS = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 
 
 @dataclass(frozen=True)
@@ -46,15 +80,22 @@ class Header:
 
 def read_header(data: bytes) -> Header | None:
     """What the first bytes of an image say; None where they are not those of qcow2."""
-    if not data.startswith(_MAGIC) or len(data) < _FIELDS.size:
+    fields = read_fields(data)
+    if fields is None:
         return None
-    version, offset, length, cluster_bits, size, features, order = _FIELDS.unpack_from(data)
-    if version < 3:
-        features, order = 0, _OLD_COUNT
+    features, order = (fields.incompatible, fields.count_order) if fields.version >= 3 else (0, _OLD_COUNT)
+    name = data[fields.backing_offset : fields.backing_offset + fields.backing_length].decode("utf-8", "backslashreplace")
+    backing = (name or "?") if fields.backing_offset else ""
     # What is out of these bounds no QEMU opens.
-    name = data[offset : offset + length].decode("utf-8", "backslashreplace")
-    backing = (name or "?") if offset else ""
-    return Header(size, backing, bool(features & _DATA_FILE), max(cluster_bits, _LEAST_CLUSTER), min(order, _MOST_COUNT))
+    cluster_bits = max(fields.cluster_bits, _LEAST_CLUSTER)
+    return Header(fields.size, backing, bool(features & _DATA_FILE), cluster_bits, min(order, _MOST_COUNT))
+
+
+def read_fields(data: bytes) -> Fields | None:
+    """The fields of a header as they are; None where the bytes are not those of qcow2."""
+    if not data.startswith(MAGIC) or len(data) < FIELDS.size:
+        return None
+    return Fields(*FIELDS.unpack_from(data))
 
 
 def is_self_contained(path: str | Path, image_format: str) -> bool:
