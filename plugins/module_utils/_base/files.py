@@ -89,11 +89,19 @@ def temporary_of(path: Path, writer: str = "") -> Path:
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace `path` by a synced file with `data`: a crash leaves the old content or the new one."""
+    with replacing(path, mode) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(data)
+
+
+@contextmanager
+def replacing(path: Path, mode: int = 0o600) -> Iterator[int]:
+    """A new file that is open to be written. Without an error it is synced at the end and replaces `path`, as write_durably does."""
     temporary = temporary_of(path)
     try:
-        _write_new(temporary, data, mode)
+        with _new(temporary, mode) as descriptor:
+            yield descriptor
         os.replace(temporary, path)
-    except OSError:
+    except BaseException:
         temporary.unlink(missing_ok=True)
         raise
     sync_path(path.parent)
@@ -103,7 +111,8 @@ def write_exclusively(path: Path, data: bytes, writer: str, mode: int = 0o600) -
     """Create `path` with all of `data` at once; False when it is there already. No two writers bear one name."""
     temporary = temporary_of(path, writer)
     try:
-        _write_new(temporary, data, mode)
+        with _new(temporary, mode) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
+            file.write(data)
         # A link is exclusive and shows the whole content at once, over NFS too.
         os.link(temporary, path)
     except FileExistsError:
@@ -114,15 +123,18 @@ def write_exclusively(path: Path, data: bytes, writer: str, mode: int = 0o600) -
     return True
 
 
-def _write_new(path: Path, data: bytes, mode: int) -> None:
+@contextmanager
+def _new(path: Path, mode: int) -> Iterator[int]:
+    """A new file, open to be written, that is synced at the end."""
     # What a crash left, or somebody else has put there to read what is written.
     path.unlink(missing_ok=True)
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
-    with os.fdopen(descriptor, "wb") as file:
-        os.fchmod(file.fileno(), mode)
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        os.fchmod(descriptor, mode)
+        yield descriptor
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager

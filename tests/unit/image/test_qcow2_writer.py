@@ -23,6 +23,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 i
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing, Layout, _counting, write_image
 
 TIB = 1 << 40
+# Each starts QEMU's programs.
+FEW = settings(max_examples=settings().max_examples // 4)
 SIZES = st.one_of(
     st.integers(0, 40 * CLUSTER),
     st.integers(0, 40).map(lambda clusters: clusters * CLUSTER),
@@ -96,7 +98,7 @@ def require_equal(image: Path, raw: Path) -> None:
 @example((5 * CLUSTER + 1, every(5 * CLUSTER + 1, zero=False)))
 @example((5 * CLUSTER + 1, every(5 * CLUSTER + 1, zero=True)))
 @example((TABLE_BYTES + 512, Extents()))
-@settings(deadline=None)
+@FEW
 @given(DISKS)
 def test_an_image_shows_the_disk(disk: tuple[int, Extents]) -> None:
     size, found = disk
@@ -109,7 +111,7 @@ def test_an_image_shows_the_disk(disk: tuple[int, Extents]) -> None:
 @example((0, Extents()), (CLUSTER, every(CLUSTER, zero=False)))
 @example((3 * CLUSTER, every(3 * CLUSTER, zero=False)), (3 * CLUSTER, Extents()))
 @example((3 * CLUSTER, every(3 * CLUSTER, zero=False)), (5 * CLUSTER, every(CLUSTER, zero=True)))
-@settings(deadline=None)
+@FEW
 @given(DISKS, DISKS)
 def test_what_it_does_not_hold_shows_the_backing_file(parent: tuple[int, Extents], disk: tuple[int, Extents]) -> None:
     with tempfile.TemporaryDirectory() as directory:

@@ -1,0 +1,161 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The digests of what a guest sees on a disk, chunk by chunk, in a file: by them a later disk is compared without reading the older one.
+
+The file has a line of 256 bytes, filled with spaces: `live-backup content 1 size=<bytes> chunk=65536 sha256-64k:<hex>`. The SHA-256 of
+each chunk follows, and 32 bytes of zero for a chunk that is all zeroes. So a sparse disk has a sparse file. The digest in the line is
+that of the whole disk (docs/internals/sha256-64k.md). It is also what proves that the file itself is undamaged: a lost block of it reads
+as zeroes, and would hide a change.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .._base.files import replacing
+from .._base.streams import read_at, write_at
+from .digest import BATCH, CHUNK, data_pieces, digests_of_zeroes, hash_chunks, ignore, image_size
+from .extents import Extents
+
+_LINE_BYTES = 256
+_LINE = re.compile(rb"live-backup content 1 size=(0|[1-9][0-9]{0,18}) chunk=65536 (sha256-64k:[0-9a-f]{64}) *\n")
+_ENTRY = hashlib.sha256().digest_size
+_ZERO = bytes(_ENTRY)
+_ZERO_BATCH = digests_of_zeroes(BATCH)
+
+
+class Content:
+    """The entries of a disk's chunks, read one after the other from a file. The entries behind the end of the disk are those of zeroes."""
+
+    def __init__(self, descriptor: int, size: int, digest: str) -> None:
+        self.size = size
+        self.digest = digest
+        self._descriptor = descriptor
+        self._taken = 0
+        self._whole = hashlib.sha256()
+
+    def take(self, count: int) -> bytes:
+        """The entries of the next chunks."""
+        there = max(0, min(count, _chunks(self.size) - self._taken))
+        entries = bytearray(count * _ENTRY)
+        read_at(self._descriptor, memoryview(entries)[: there * _ENTRY], _LINE_BYTES + self._taken * _ENTRY)
+        self._whole.update(_digests(bytes(entries[: there * _ENTRY]), self.size - self._taken * CHUNK))
+        self._taken += count
+        return bytes(entries)
+
+    def finish(self) -> None:
+        """ValueError where the entries, all of which were taken, are not those that were written."""
+        if "sha256-64k:" + self._whole.hexdigest() != self.digest:
+            raise ValueError("The digests of the disk's content are damaged.")
+
+
+@contextmanager
+def open_content(path: Path) -> Iterator[Content]:
+    """The digests in a file; ValueError where it is something else."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError(f"{path} is not a regular file.")
+        line = _LINE.fullmatch(os.pread(descriptor, _LINE_BYTES, 0))
+        if line is None:
+            raise ValueError(f"{path} does not hold digests of a disk's content.")
+        size = int(line[1])
+        expected = _LINE_BYTES + _chunks(size) * _ENTRY
+        if status.st_size != expected:
+            raise ValueError(f"{path} has {status.st_size} bytes. The digests of a disk of {size} bytes take {expected}.")
+        yield Content(descriptor, size, line[2].decode("ascii"))
+    finally:
+        os.close(descriptor)
+
+
+def note_disk(source: int, path: Path, parent: Content | None = None, use: Callable[[int, memoryview], None] = ignore) -> Extents:
+    """Write the content of an open raw image or device to a file, and return what differs from the parent's disk.
+
+    Without a parent that is all that is not zero. The disk must not change until these extents were read. ValueError where it is smaller
+    than the parent's: then no image on top of that one shows it. `use` is given all data, as by digest_while.
+    """
+    size = image_size(source)
+    changed = Extents()
+    with _new_content(path, size, parent) as noting:
+
+        def take(digests: bytes) -> None:
+            start = noting.position
+            entries, below = noting.entries(digests)
+            for entry, before in zip(_split(entries), _split(below)) if entries != below else ():
+                if entry != before:
+                    changed.add(start, min(start + CHUNK, size), entry == _ZERO)
+                start += CHUNK
+            noting.write(entries)
+
+        hash_chunks(source, size, data_pieces(source, size), take, use)
+    return changed
+
+
+class _Noting:
+    """Digests on the way into a file, beside those of the parent."""
+
+    def __init__(self, descriptor: int, size: int, parent: Content | None) -> None:
+        self.position = 0
+        self._descriptor = descriptor
+        self._size = size
+        self._parent = parent
+        self._zeroes = {digests_of_zeroes(CHUNK), digests_of_zeroes(size % CHUNK)}
+        self._whole = hashlib.sha256()
+
+    def entries(self, digests: bytes) -> tuple[bytes, bytes]:
+        """The entries of the next chunks, and those that the parent has of them."""
+        zero = bytes(len(digests))
+        below = self._parent.take(len(digests) // _ENTRY) if self._parent else zero
+        if digests == _ZERO_BATCH:
+            return zero, below
+        return b"".join(_ZERO if digest in self._zeroes else digest for digest in _split(digests)), below
+
+    def write(self, entries: bytes) -> None:
+        self._whole.update(_digests(entries, self._size - self.position))
+        # What is not written is a hole.
+        if entries != bytes(len(entries)):
+            write_at(self._descriptor, memoryview(entries), _LINE_BYTES + self.position // CHUNK * _ENTRY)
+        self.position += len(entries) // _ENTRY * CHUNK
+
+    def finish(self) -> None:
+        if self._parent:
+            self._parent.finish()
+        os.ftruncate(self._descriptor, _LINE_BYTES + _chunks(self._size) * _ENTRY)
+        line = f"live-backup content 1 size={self._size} chunk={CHUNK} sha256-64k:{self._whole.hexdigest()}"
+        write_at(self._descriptor, memoryview(line.ljust(_LINE_BYTES - 1).encode("ascii") + b"\n"), 0)
+
+
+@contextmanager
+def _new_content(path: Path, size: int, parent: Content | None) -> Iterator[_Noting]:
+    """A file of digests that is there, durably, once all of them were written without an error."""
+    if parent and size < parent.size:
+        raise ValueError(f"The disk has {size} bytes, and had {parent.size} before.")
+    with replacing(path) as descriptor:
+        noting = _Noting(descriptor, size, parent)
+        yield noting
+        noting.finish()
+
+
+def _chunks(size: int) -> int:
+    return -(-size // CHUNK)
+
+
+def _split(entries: bytes) -> Iterator[bytes]:
+    return (entries[start : start + _ENTRY] for start in range(0, len(entries), _ENTRY))
+
+
+def _digests(entries: bytes, length: int) -> bytes:
+    """The joined digests that entries stand for; they are those of the first chunks of so many bytes."""
+    if entries == bytes(len(entries)):
+        return digests_of_zeroes(min(len(entries) // _ENTRY * CHUNK, length)) if entries else b""
+    of_zeroes = _split(digests_of_zeroes(min(len(entries) // _ENTRY * CHUNK, length)))
+    return b"".join(zeroes if entry == _ZERO else entry for entry, zeroes in zip(_split(entries), of_zeroes))
