@@ -22,8 +22,9 @@ from pathlib import Path
 
 from .._base.files import replacing
 from .._base.streams import read_at, write_at
-from .digest import BATCH, CHUNK, data_pieces, digests_of_zeroes, hash_chunks, ignore, image_size
+from .digest import BATCH, CHUNK, Piece, batches, data_pieces, digests_of_zeroes, hash_chunks, ignore, image_size
 from .extents import Extents
+from .qcow2_tables import Tables
 
 _LINE_BYTES = 256
 _LINE = re.compile(rb"live-backup content 1 size=(0|[1-9][0-9]{0,18}) chunk=65536 (sha256-64k:[0-9a-f]{64}) *\n")
@@ -98,6 +99,35 @@ def note_disk(source: int, path: Path, parent: Content | None = None, use: Calla
 
         hash_chunks(source, size, data_pieces(source, size), take, use)
     return changed
+
+
+def note_image(image: int, path: Path, parent: Content | None = None) -> None:
+    """Write the content of the disk that an open qcow2 image shows on top of the parent's disk to a file, and read what it holds only.
+
+    ValueError where that does not suffice, as qcow2_tables says, and where the disk grew in a chunk that it does not hold.
+    """
+    tables = Tables(image)
+    if tables.is_backed != (parent is not None):
+        raise ValueError("The image is not on top of what it is compared with.")
+    size = tables.size
+    with _new_content(path, size, parent) as noting:
+        all_held = batches((Piece(start, end, 0) for start, end, _at in tables.held()), size)
+
+        def take(digests: bytes) -> None:
+            entries, below = noting.entries(digests)
+            shown = bytearray(below)
+            offset, inside = next(all_held)
+            for start, end, _at in inside:
+                held = slice((start - offset) // CHUNK * _ENTRY, _chunks(end - offset) * _ENTRY)
+                shown[held] = entries[held]
+            if parent and parent.size != size and parent.size % CHUNK and offset <= parent.size < offset + BATCH:
+                short = slice((parent.size - offset) // CHUNK * _ENTRY, _chunks(parent.size - offset) * _ENTRY)
+                # No digest of a longer chunk is the same.
+                if shown[short] == below[short] != _ZERO:
+                    raise ValueError("The disk grew, and the image does not hold the chunk where it ended.")
+            noting.write(bytes(shown))
+
+        hash_chunks(image, size, tables.data(), take)
 
 
 class _Noting:
