@@ -53,6 +53,7 @@ def note(image: Path, parent: Path | None) -> None:
 
 @example([(1600, [("write -P 1", 0, 1000)]), (1600, [("write -z", 0, 300), ("discard", 512, 300), ("write -P 2", 1500, 8)])])
 @example([(128, [("write -P 1", 0, 128)]), (1600, [])])
+@example([(1537, [("write -P 1", 1400, 200)]), (1600, [])])
 @FEW
 @given(st.lists(st.tuples(SECTORS, COMMANDS), min_size=1, max_size=3))
 def test_the_content_of_a_chain(chain: list[tuple[int, list[Command]]]) -> None:
@@ -172,6 +173,26 @@ def test_a_planted_entry_is_refused(place: int, value: int, plain: bytes) -> Non
     struct.pack_into(">Q", data, place, value)
     with pytest.raises(ValueError):
         all_held(bytes(data))
+
+
+def test_a_file_that_ends_within_its_last_cluster(tmp_path: Path) -> None:
+    """QEMU shows zeroes there."""
+    image, raw = tmp_path / "image.qcow2", tmp_path / "raw"
+    qemu_img("create", "-f", "qcow2", image, "1M")
+    change(image, 2048, [("write -P 1", 256, 128)])
+    with image.open("r+b") as file:
+        (data,) = Tables(file.fileno()).data()
+        file.truncate(data.at + 512)
+    qemu_img("convert", "-f", "qcow2", "-O", "raw", image, raw)
+    note(image, None)
+    with open_content(image.with_suffix(".content")) as content:
+        assert content.digest == image_digest(raw) and raw.read_bytes().count(1) == 512
+
+
+def test_what_is_behind_the_end_of_the_disk_is_left_out(plain: bytes) -> None:
+    data = bytearray(plain)
+    struct.pack_into(">Q", data, 24, CLUSTER + 512)
+    all_held(bytes(data))
 
 
 @given(
