@@ -49,7 +49,7 @@ class Layout:
 
     What is in no extent shows the backing file; without one, zeroes. An extent consists of whole clusters of 64 KiB, except at the end
     of a disk whose size is not a multiple. ValueError for others. The last sector of the disk is completed with zeroes, as QEMU does it
-    for a raw file.
+    for a raw file. So a disk on top of a larger one must have whole sectors.
     """
 
     def __init__(self, size: int, extents: Extents, backing: Backing | None = None) -> None:
