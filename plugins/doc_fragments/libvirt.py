@@ -107,6 +107,33 @@ options:
         them.
       - M(virtops.live_backup.sparse_copy) sends any other image directly to the other host. It needs only some KiB here.
     type: path
+  level:
+    description:
+      - What the backup contains.
+      - V(full) contains all data of the disks.
+      - V(incremental) contains what changed since the newest set at this target.
+      - V(differential) contains what changed since the newest full set at this target.
+      - It is an error if no such set can be used. The message names the reason.
+      - V(auto) makes an incremental backup if that is possible, and a full backup otherwise. RV(ignore:level_reason) names the reason. This
+        is the level for nightly backups.
+      - In a push, libvirt's checkpoints track the changes of qcow2 images. Any other disk is read as a whole and compared with the set that
+        this backup builds on. M(virtops.live_backup.backup_set_publish) then keeps only what differs.
+    type: str
+    choices: [full, incremental, differential, auto]
+    default: full
+  track:
+    description:
+      - Whether later levels can use this backup. The default is V(true), unless O(level=full).
+      - A push then makes a checkpoint of libvirt. With checkpoints, libvirt cannot revert to an internal snapshot of the domain, and
+        C(virsh undefine) needs C(--checkpoints-metadata). So no checkpoint is made for a domain that has internal snapshots. With
+        O(level=full), it is an error to track such a domain.
+    type: bool
+  full_every:
+    description:
+      - The maximum number of sets in a chain, for O(level=auto). When the newest chain has this many sets, the next backup is a full one.
+      - V(1) makes every backup a full one.
+    type: int
+    default: 7
   keep_formats:
     description:
       - The formats of the disks that O(virtops.live_backup.sparse_copy#module:format) and

@@ -30,6 +30,9 @@ CAPTURE: dict[str, Any] = {
     "parallel": {"type": "int", "default": 0},
     "at": {"type": "float"},
     "staging_dir": {"type": "path"},
+    "level": {"type": "str", "choices": ["full", "incremental", "differential", "auto"], "default": "full"},
+    "track": {"type": "bool"},
+    "full_every": {"type": "int", "default": 7},
     "keep_formats": {"type": "list", "elements": "str", "choices": ["raw", "qcow2"], "default": ["raw", "qcow2"]},
 }
 PROGRESS: dict[str, Any] = {"progress_interval": {"type": "int", "default": 0}}

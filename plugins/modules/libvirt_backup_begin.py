@@ -18,7 +18,8 @@ description:
   - Writes a claim to C(/var/lib/live_backup) first. The claim keeps other runs away. M(virtops.live_backup.libvirt_backup_recover) uses it
     to clean up after an interrupted run.
   - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the partial set.
-  - Can make incremental and differential backups. Libvirt's checkpoints track which parts of a disk change.
+  - Can make incremental and differential backups. Libvirt's checkpoints track which parts of a disk change. A disk that cannot be tracked
+    is read as a whole, and only what differs is kept.
   - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
 extends_documentation_fragment:
@@ -62,32 +63,6 @@ options:
         device.
     type: bool
     default: false
-  level:
-    description:
-      - What the backup contains.
-      - V(full) contains all data of the disks.
-      - V(incremental) contains what changed since the newest set at this target.
-      - V(differential) contains what changed since the newest full set at this target.
-      - It is an error if no such set can be used. The message names the reason.
-      - V(auto) makes an incremental backup if that is possible, and a full backup otherwise. RV(level_reason) names the reason. This is the
-        level for nightly backups.
-      - Only a qcow2 image can be tracked. A disk with another format is in each set as a whole, also in an incremental set.
-      - With O(method=offline) and O(method=legacy), V(auto) makes a full backup without a checkpoint.
-    type: str
-    choices: [full, incremental, differential, auto]
-    default: full
-  track:
-    description:
-      - Whether to make a checkpoint, so that later levels can use this backup. The default is V(true), unless O(level=full).
-      - With checkpoints, libvirt cannot revert to an internal snapshot of the domain, and C(virsh undefine) needs
-        C(--checkpoints-metadata). So it is an error to track a domain that has internal snapshots.
-    type: bool
-  full_every:
-    description:
-      - The maximum number of sets in a chain, for O(level=auto). When the newest chain has this many sets, the next backup is a full one.
-      - V(1) makes every backup a full one.
-    type: int
-    default: 7
   format:
     description: The format of the images of a push. For O(method=offline), set it in M(virtops.live_backup.sparse_copy).
     type: str
@@ -173,7 +148,7 @@ disks:
     dirty:
       description:
         - The bytes that changed since the parent set, in whole clusters of 64 KiB, shortly before the backup.
-        - V(null) for a disk that is backed up as a whole.
+        - V(null) for a disk that is read as a whole.
       type: int
       sample: 266338304
 level:
@@ -310,9 +285,6 @@ def main() -> None:
             "overlay_dir": {"type": "path"},
             "exclusive": {"type": "bool", "default": False},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
-            "level": {"type": "str", "choices": ["full", "incremental", "differential", "auto"], "default": "full"},
-            "track": {"type": "bool"},
-            "full_every": {"type": "int", "default": 7},
         },
     )
 

@@ -136,6 +136,28 @@ disks:
       description: The file's format.
       type: str
       sample: qcow2
+    level:
+      description: What the file contains. V(full) for all data of the disk, otherwise as RV(level).
+      type: str
+      sample: incremental
+    dirty:
+      description: V(null). How much differs is known when the set is published.
+      type: int
+level:
+  description: The level of this backup, V(full), V(incremental) or V(differential).
+  returned: success
+  type: str
+  sample: incremental
+level_reason:
+  description: The reason for the level.
+  returned: success
+  type: str
+  sample: 'builds on 20261122T184512Z; no checkpoint is made: the method is legacy'
+parent:
+  description: The O(backup_id) of the set that this backup builds on. V(null) for a full backup.
+  returned: success
+  type: str
+  sample: 20261122T184512Z
 skipped_disks:
   description: The disks that are not captured, and the reason.
   returned: success

@@ -42,7 +42,10 @@ def test_a_chain_is_exact_from_its_top(make_guest: Callable[..., Guest], backup_
         verdict = backup.judge(night, before)
         assert verdict.ok, str(verdict)
         manifest = night["manifest"]
-        assert levels_of(night) == {"vda": "full", "vdb": begun["level"]}
+        assert levels_of(night) == {"vda": begun["level"], "vdb": begun["level"]}
+        # The raw disk is compared.
+        assert [disk["dirty"] is None for disk in begun["disks"]] == [True, False]
+        assert all(disk["content"] and 0 < disk["dirty"] < disk["capacity"] // 4 for disk in manifest["disks"]), manifest
         assert manifest["chain"] == (["night-0"] if level == "differential" else [f"night-{one}" for one in range(number)])
         header = json.loads(guest.hypervisor.run(["qemu-img", "info", "--output=json", f"{night['path']}/vdb.qcow2"]).stdout)
         assert header["backing-filename"] == f"../{manifest['parent']}/vdb.qcow2"

@@ -95,7 +95,7 @@ def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
 
 @contextmanager
 def replacing(path: Path, mode: int = 0o600) -> Iterator[int]:
-    """A new file that is open to be written. Without an error it is synced at the end and replaces `path`, as write_durably does."""
+    """A new file that is open to be written and read. Without an error it is synced and replaces `path`, as write_durably does."""
     temporary = temporary_of(path)
     try:
         with _new(temporary, mode) as descriptor:
@@ -128,7 +128,7 @@ def _new(path: Path, mode: int) -> Iterator[int]:
     """A new file, open to be written, that is synced at the end."""
     # What a crash left, or somebody else has put there to read what is written.
     path.unlink(missing_ok=True)
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     try:
         os.fchmod(descriptor, mode)
         yield descriptor

@@ -46,8 +46,8 @@ class Legacy:
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts)
 
-    def level_obstacle(self, versions: HostVersions) -> str:
-        return "legacy makes full backups only"
+    def checkpoint_obstacle(self, versions: HostVersions) -> str:
+        return "the method is legacy"
 
     def disk_obstacle(self, disk: Disk) -> str:
         return disk.copy_obstacle

@@ -28,12 +28,13 @@ from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import lookup
 from .._image.qemu_img import image_info
 from .._sets.catalogue import SetFacts
-from .._sets.chain import MOST_IN_CHAIN, ancestors_of, as_below
+from .._sets.chain import MOST_IN_CHAIN, ancestors_of, as_below, contents_of
 from .._sets.schema import Checkpoint, Manifest
 from .._target.target import Target, open_target
 from .method import Left, Repair
 from .options import BeginOptions
 
+_NO_DISK = "no disk is still there as it was"
 # The checkpoints of this many newest sets stay. An image that was restored to an older copy has an older bitmap.
 _NEWEST_KEPT = 2
 # This many of the newest sets are tried even if libvirt has lost their checkpoints.
@@ -55,7 +56,7 @@ def check_level(options: BeginOptions) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for. `obstacle` is why the method makes nothing but full backups; without `write` nothing may be changed."""
+    """What is asked for. `obstacle` is why the method makes no checkpoints; without `write` nothing may be changed."""
 
     options: BeginOptions
     obstacle: str
@@ -65,41 +66,62 @@ class Wanted:
 def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain, target: Target, wanted: Wanted) -> None:
     """Add to a plan what it builds on, as a whole and for each disk, and the checkpoint for the backups after it.
 
-    A level that was asked for and cannot be is an error; level auto makes a full backup then.
+    A disk has the changes since the parent's checkpoint, or else all of it is compared with what it contained in the parent. A level that
+    was asked for and cannot be is an error; level auto makes a full backup then.
     """
     options = wanted.options
     if not options.tracks:
         plan.level_reason = "it was asked for"
         return
-    headers = {disk.target: _look(disk) for disk in chosen}
-    untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk, headers[disk.target]))}
-    obstacle = wanted.obstacle or _internal_snapshots(domain, [snapshot for one in headers.values() for snapshot in one.snapshots])
-    if not obstacle and len(untracked) == len(chosen):
-        obstacle = f"no disk can be tracked ({', '.join(f'{name}: {why}' for name, why in untracked.items())})"
-    if obstacle:
-        _require_auto(domain, options, obstacle)
-        plan.level_reason = f"full, without a checkpoint: {obstacle}"
-        return
+    plan.notes_content = True
+    untracked, obstacle = _untracked(chosen, domain, wanted)
     for disk in plan.disks:
-        disk.tracked = disk.target not in untracked
+        disk.tracked = not obstacle and disk.target not in untracked
     beside = target.next_set(domain.name(), domain.UUIDString())
-    plan.target_id, sets = beside["target_id"] or secrets.token_hex(4), beside["sets"]
+    sets = beside["sets"]
+    if not obstacle:
+        plan.target_id = beside["target_id"] or secrets.token_hex(4)
     if options.level == "full":
         parent, reason = None, "it was asked for"
     else:
         found, reason = candidates(sets, options.level, options.full_every)
-        parent, reason = _choose(domain, found, reason, wanted.write)
-    if parent is not None and not _build_on(plan, domain, parent, sets, untracked):
-        reason = f"no disk of {parent['backup_id']} is still there as it was"
-        parent = None
+        parent, problem = (None, "") if obstacle else _choose(domain, found, wanted.write)
+        if parent is not None:
+            _build_on(plan, domain, parent, sets, untracked)
+        parent = _compare_with(plan, parent or next(iter(found), None), untracked)
+        reason = "; ".join(filter(None, [f"builds on {parent['backup_id']}" if parent else reason or _NO_DISK, problem]))
     if parent is None and options.level != "full":
         _require_auto(domain, options, reason)
         reason = f"full: {reason}"
     elif parent is not None:
         plan.level = "differential" if options.level == "differential" else "incremental"
-    whole = [f"{name} is backed up whole: {why}" for name, why in untracked.items() if parent is not None]
-    plan.level_reason = "; ".join([reason, *whole])
+    plan.level_reason = "; ".join([reason, *_remarks(plan, untracked, obstacle)])
     plan.kept_checkpoints = kept_checkpoints(sets, parent)
+
+
+def _untracked(chosen: list[Disk], domain: libvirt.virDomain, wanted: Wanted) -> tuple[dict[str, str], str]:
+    """The disks that no checkpoint can have, and why no checkpoint is made at all."""
+    headers = {disk.target: _look(disk) for disk in chosen}
+    untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk, headers[disk.target]))}
+    snapshots = _internal_snapshots(domain, [snapshot for one in headers.values() for snapshot in one.snapshots])
+    if snapshots and wanted.options.level == "full":
+        raise LiveBackupError(f"Changes of domain {domain.name()!r} cannot be tracked: {snapshots}.", code="level_impossible")
+    obstacle = wanted.obstacle or snapshots
+    if not obstacle and len(untracked) == len(chosen):
+        obstacle = "no disk can be tracked"
+    return untracked, obstacle
+
+
+def _remarks(plan: CapturePlan, untracked: dict[str, str], obstacle: str) -> Iterator[str]:
+    """What is unusual about a plan."""
+    if obstacle:
+        yield f"no checkpoint is made: {obstacle}"
+    for disk in plan.disks if plan.chain else []:
+        why = f": {untracked[disk.target]}" if disk.target in untracked else ""
+        if not disk.below:
+            yield f"{disk.target} is backed up whole{why}"
+        elif not disk.since and not obstacle:
+            yield f"{disk.target} is compared as a whole{why}"
 
 
 def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[Manifest], str]:
@@ -112,10 +134,10 @@ def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[
         manifest = one["manifest"]
         if not found and (manifest is None or not one["good"]):
             return [], f"the newest set {one['backup_id']} is not good: {'; '.join(one['findings']) or 'its last proof failed'}"
-        if manifest is not None and one["good"] and manifest.get("checkpoint"):
+        if manifest is not None and one["good"] and (manifest.get("checkpoint") or contents_of(manifest)):
             found.append(manifest)
     if not found:
-        return [], "no set at this target has a checkpoint" if sets else "the domain has no set at this target yet"
+        return [], "no set at this target can be built on" if sets else "the domain has no set at this target yet"
     length = 1 + len(ancestors_of(found[0]))
     if level == "auto" and length >= full_every:
         return [], f"the newest chain has {length} sets, and full_every is {full_every}"
@@ -123,14 +145,14 @@ def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[
         return [], f"the newest chain has {length} sets, and no chain can have more"
     if level == "differential":
         found = [one for one in found if not ancestors_of(one)]
-    return found, "" if found else "no full set at this target has a checkpoint"
+    return found, "" if found else "no full set at this target can be built on"
 
 
-def _choose(domain: libvirt.virDomain, found: list[Manifest], reason: str, write: bool) -> tuple[Manifest | None, str]:
-    """The first of the sets whose checkpoint is there, and why it is that or none."""
+def _choose(domain: libvirt.virDomain, found: list[Manifest], write: bool) -> tuple[Manifest | None, str]:
+    """The first of the sets whose checkpoint is there, and why it is not that of a newer one."""
     known = checkpoint_names(domain)
     problems: list[str] = []
-    for number, manifest in enumerate(found):
+    for number, manifest in enumerate(one for one in found if one.get("checkpoint")):
         checkpoint = _checkpoint_of(manifest)
         if number >= _MOST_TRIED and checkpoint["name"] not in known:
             continue
@@ -138,13 +160,13 @@ def _choose(domain: libvirt.virDomain, found: list[Manifest], reason: str, write
         again = checkpoint_xml(checkpoint["name"], checkpoint["disks"], created)
         problem = probe(domain, checkpoint["name"], again, keep=write)
         if not problem:
-            return manifest, "; ".join([f"builds on {manifest['backup_id']}", *problems])
+            return manifest, "; ".join(problems)
         problems.append(f"the checkpoint of {manifest['backup_id']} cannot be used: {problem}")
-    return None, problems[0] if problems else reason
+    return None, "".join(problems[:1])
 
 
-def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, sets: list[SetFacts], untracked: dict[str, str]) -> bool:
-    """Put each disk on its image in the parent, where that is of the same disk; whether any is. `untracked` gets the others, and why."""
+def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, sets: list[SetFacts], untracked: dict[str, str]) -> None:
+    """Put each disk on its image in the parent, where its checkpoint has the same disk. `untracked` gets the others, and why."""
     checkpoint = _checkpoint_of(parent)
     with explained(f"read how much of domain {domain.name()!r} changed"):
         dirty = dirty_bytes(domain, checkpoint["name"])
@@ -160,10 +182,27 @@ def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, se
         elif _was_smaller(disk, parent, sets):
             untracked[disk.target] = "it was smaller in the meantime"
         else:
-            disk.below, disk.since = as_below(parent, disk.target), checkpoint["name"]
-            disk.dirty = dirty.get(disk.target, 0)
-    plan.chain = [*ancestors_of(parent), parent["backup_id"]] if plan.since else []
-    return bool(plan.chain)
+            disk.since, disk.dirty = checkpoint["name"], dirty.get(disk.target, 0)
+            disk.below, disk.below_content = as_below(parent, disk.target), contents_of(parent).get(disk.target, "")
+
+
+def _compare_with(plan: CapturePlan, parent: Manifest | None, untracked: dict[str, str]) -> Manifest | None:
+    """Have the other disks compared with the parent where that has digests of their content; the parent, if any disk builds on it."""
+    if parent is None:
+        return None
+    contents = contents_of(parent)
+    for disk in plan.disks:
+        if disk.since or disk.target not in contents:
+            continue
+        below = as_below(parent, disk.target)
+        if below[0]["capacity"] > disk.capacity:
+            untracked[disk.target] = "it became smaller"
+        else:
+            disk.below, disk.below_content = below, contents[disk.target]
+    if not any(disk.below for disk in plan.disks):
+        return None
+    plan.chain = [*ancestors_of(parent), parent["backup_id"]]
+    return parent
 
 
 def _was_smaller(disk: DiskPlan, parent: Manifest, sets: list[SetFacts]) -> bool:
@@ -231,9 +270,8 @@ def tracked_images(plan: CapturePlan) -> dict[str, str]:
 
 def _require_auto(domain: libvirt.virDomain, options: BeginOptions, why: str) -> None:
     if options.level != "auto":
-        what = "Changes" if options.level == "full" else f"A backup of level {options.level}"
         raise LiveBackupError(
-            f"{what} of domain {domain.name()!r} {'cannot be tracked' if options.level == 'full' else 'is not possible'}: {why}. "
+            f"A backup of level {options.level} of domain {domain.name()!r} is not possible: {why}. "
             "Level auto makes a full backup in such a case.",
             code="level_impossible",
         )
@@ -264,7 +302,7 @@ def _look(disk: Disk) -> _Image:
 def _why_untracked(disk: Disk, image: _Image) -> str:
     """Why QEMU cannot track the changes of a disk; empty where it can."""
     if disk.chain[0].format != "qcow2":
-        return f"its format is {disk.chain[0].format}, and only qcow2 can store what changed"
+        return f"its format is {disk.chain[0].format}, and only qcow2 can be tracked"
     if not image.compat:
         return "its image cannot be read by root"
     if image.compat == "0.10":

@@ -60,8 +60,8 @@ class Method(Protocol):
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         """Why the domain cannot be backed up so; empty where it can."""
 
-    def level_obstacle(self, versions: HostVersions) -> str:
-        """Why it makes full backups only, and no checkpoints; empty where it can do more."""
+    def checkpoint_obstacle(self, versions: HostVersions) -> str:
+        """Why it makes no checkpoints; empty where it can."""
 
     def disk_obstacle(self, disk: Disk) -> str:
         """Why a disk cannot be captured so; empty where it can."""

@@ -35,8 +35,8 @@ class Offline:
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return f"it is {facts.state}; `offline` is for domains that are shut off" if facts.active else ""
 
-    def level_obstacle(self, versions: HostVersions) -> str:
-        return "a domain that is shut off is backed up whole"
+    def checkpoint_obstacle(self, versions: HostVersions) -> str:
+        return "the domain is shut off"
 
     def disk_obstacle(self, disk: Disk) -> str:
         return disk.copy_obstacle

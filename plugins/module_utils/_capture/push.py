@@ -51,7 +51,7 @@ class Push:
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts) or missing_versions(versions)
 
-    def level_obstacle(self, versions: HostVersions) -> str:
+    def checkpoint_obstacle(self, versions: HostVersions) -> str:
         return "" if versions.supports_checkpoints else f"checkpoints need libvirt 7.6 and QEMU 6.1, here are {versions.words}"
 
     def disk_obstacle(self, disk: Disk) -> str:

@@ -13,36 +13,31 @@ from typing import Any, cast
 
 from .._base.clock import rfc3339
 from .._base.version import VERSION
-from .._image.copy import Copied
-from .._image.digest import image_digest
+from .._image.digest import Measured, measure
 from .._sets.schema import VERSION as VERSION_OF_SCHEMA, Checkpoint, FileEntry, ImageEntry, Manifest, Source
 from .claim import Claim
 from .plan import CapturePlan, DiskPlan
 
 
-def image_entry(disk: DiskPlan, copied: Copied | None, level: str = "full") -> ImageEntry:
-    """An image as the manifest lists it; reads it once, unless it is known what was copied."""
+def image_entry(disk: DiskPlan, measured: Measured | None, level: str = "full", content: str = "") -> ImageEntry:
+    """An image as the manifest lists it; reads it once, unless it is measured already."""
     path = Path(disk.path)
-    size, allocated, digest = (copied["size"], copied["allocated"], copied["digest"]) if copied else _measured(path)
+    known = measured or measure(path)
     return {
         "target": disk.target,
         "file": path.name,
         "format": disk.format,
         "capacity": disk.capacity,
-        "size": size,
-        "allocated": allocated,
-        "digest": digest,
+        "size": known["size"],
+        "allocated": known["allocated"],
+        "digest": known["digest"],
         "source": cast(Source, disk.source.to_json()),
         "backing": disk.below[0]["file"] if disk.below else None,
         "level": level,
         "dirty": disk.dirty,
         "backing_chain": disk.below,
+        "content": content or None,
     }
-
-
-def _measured(path: Path) -> tuple[int, int, str]:
-    status = path.stat()
-    return status.st_size, status.st_blocks * 512, image_digest(path)
 
 
 def build_manifest(

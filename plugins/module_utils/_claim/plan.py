@@ -25,7 +25,8 @@ class DiskPlan:
 
     `path` and `format` are empty until it is known where the data go. `sent` is whether the data go straight to a backup server. `below` is
     what the image builds on, nearest first, and `since` the checkpoint since which it has the changes, of about `dirty` bytes. Both are
-    empty for a whole image. `tracked` is whether the backup's own checkpoint has the disk.
+    empty for a whole image. With `below` alone the whole disk is read, and what differs from the content of that set, whose digest is
+    `below_content`, is kept. `tracked` is whether the backup's own checkpoint has the disk.
     """
 
     target: str
@@ -36,14 +37,24 @@ class DiskPlan:
     format: str = ""
     sent: bool = False
     below: list[Below] = field(default_factory=list)
+    below_content: str = ""
     since: str = ""
     dirty: int = 0
     tracked: bool = False
 
     @property
+    def compared(self) -> bool:
+        """Whether all of it is read, and only what differs is kept."""
+        return bool(self.below) and not self.since
+
+    @property
     def held(self) -> int:
         """The bytes that are backed up."""
-        return min(self.dirty, self.allocation) if self.below else self.allocation
+        return min(self.dirty, self.allocation) if self.since else self.allocation
+
+    def keep_whole(self) -> None:
+        """Let its image build on nothing."""
+        self.below, self.below_content, self.dirty = [], "", 0
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> DiskPlan:
@@ -60,7 +71,8 @@ class CapturePlan:
     `server` is the target as the user named it. Only legacy has `overlays` and what goes with them; `instance` is the run of QEMU that they
     are of. Only offline has `prints`, the fingerprints of the images, and `saved`, whether the domain's memory is saved.
 
-    `chain` are the sets that the level builds on, the full one first. `checkpoint` is the one that the backup makes, if it makes one. Of
+    `notes_content` is whether the set has digests of its disks' content, with which later ones are compared. `chain` are the sets that the
+    level builds on, the full one first. `checkpoint` is the one that the backup makes, if it makes one. Of
     the others that were made for `target_id`, `kept_checkpoints` stay.
     """
 
@@ -96,6 +108,7 @@ class CapturePlan:
     instance: str = ""
     prints: dict[str, Fingerprint] = field(default_factory=dict)
     saved: bool = False
+    notes_content: bool = False
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CapturePlan:

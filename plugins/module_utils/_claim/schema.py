@@ -33,7 +33,7 @@ def _object(optional: dict[str, Schema] | None = None, **required: Schema) -> Sc
 
 _DISK = _object(
     {
-        "since": _STRING,
+        **dict.fromkeys(("since", "below_content"), _STRING),
         "dirty": _AMOUNT,
         "tracked": _YES_OR_NO,
         "below": _array(SCHEMA["properties"]["disks"]["items"]["properties"]["backing_chain"]["items"]),
@@ -68,7 +68,7 @@ _PLAN = _object(
         **dict.fromkeys(("level", "level_reason", "checkpoint", "target_id"), _STRING),
         **dict.fromkeys(("chain", "kept_checkpoints"), _array(_STRING)),
         "prints": _of_each_disk(_FINGERPRINT),
-        "saved": _YES_OR_NO,
+        **dict.fromkeys(("saved", "notes_content"), _YES_OR_NO),
     },
 )
 # Which run of QEMU the overlays are of.

@@ -124,8 +124,9 @@ class Copies:
     def _format_of(self, disk: DiskPlan) -> str:
         wanted = self._options.format
         source = disk.source.format
-        # What no set can hold as it is, or is compressed, becomes qcow2.
-        kept = source if source in ("raw", "qcow2") and self._options.compress == "none" else "qcow2"
+        # What no set can hold as it is, or is compressed, becomes qcow2; so does what later images shall build on.
+        known = ("qcow2",) if self._claim.plan.notes_content else ("raw", "qcow2")
+        kept = source if source in known and self._options.compress == "none" else "qcow2"
         return kept if wanted == "keep" else wanted
 
     def _undisturbed(self) -> AbstractContextManager[None]:

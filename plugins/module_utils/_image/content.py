@@ -16,13 +16,13 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from .._base.files import replacing
 from .._base.streams import read_at, write_at
-from .digest import BATCH, CHUNK, Piece, batches, data_pieces, digests_of_zeroes, hash_chunks, ignore, image_size
+from .digest import BATCH, CHUNK, Piece, batches, digests_of_zeroes, hash_chunks
 from .extents import Extents
 from .qcow2_tables import Tables
 
@@ -31,6 +31,11 @@ _LINE = re.compile(rb"live-backup content 1 size=(0|[1-9][0-9]{0,18}) chunk=6553
 _ENTRY = hashlib.sha256().digest_size
 _ZERO = bytes(_ENTRY)
 _ZERO_BATCH = digests_of_zeroes(BATCH)
+
+
+def content_bytes(size: int) -> int:
+    """The bytes of the file for a disk of this size."""
+    return _LINE_BYTES + _chunks(size) * _ENTRY
 
 
 class Content:
@@ -47,71 +52,81 @@ class Content:
         """The entries of the next chunks."""
         there = max(0, min(count, _chunks(self.size) - self._taken))
         entries = bytearray(count * _ENTRY)
-        read_at(self._descriptor, memoryview(entries)[: there * _ENTRY], _LINE_BYTES + self._taken * _ENTRY)
+        try:
+            read_at(self._descriptor, memoryview(entries)[: there * _ENTRY], _LINE_BYTES + self._taken * _ENTRY)
+        except OSError as error:
+            raise ValueError(f"the digests of the disk's content cannot be read: {error.strerror}") from error
         self._whole.update(_digests(bytes(entries[: there * _ENTRY]), self.size - self._taken * CHUNK))
         self._taken += count
         return bytes(entries)
 
+    def read_all(self) -> None:
+        """Take all entries; ValueError where they are not those that were written."""
+        for _batch in range(0, _chunks(self.size), BATCH // CHUNK):
+            self.take(BATCH // CHUNK)
+        self.finish()
+
     def finish(self) -> None:
         """ValueError where the entries, all of which were taken, are not those that were written."""
         if "sha256-64k:" + self._whole.hexdigest() != self.digest:
-            raise ValueError("The digests of the disk's content are damaged.")
+            raise ValueError("the digests of the disk's content are damaged")
 
 
 @contextmanager
 def open_content(path: Path) -> Iterator[Content]:
-    """The digests in a file; ValueError where it is something else."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    """The digests in a file; ValueError where it is something else, or cannot be read."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError as error:
+        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError(f"{path} is not a regular file.")
+            raise ValueError(f"{path.name} is not a regular file")
         line = _LINE.fullmatch(os.pread(descriptor, _LINE_BYTES, 0))
         if line is None:
-            raise ValueError(f"{path} does not hold digests of a disk's content.")
+            raise ValueError(f"{path.name} does not hold digests of a disk's content")
         size = int(line[1])
-        expected = _LINE_BYTES + _chunks(size) * _ENTRY
+        expected = content_bytes(size)
         if status.st_size != expected:
-            raise ValueError(f"{path} has {status.st_size} bytes. The digests of a disk of {size} bytes take {expected}.")
+            raise ValueError(f"{path.name} has {status.st_size} bytes. The digests of a disk of {size} bytes take {expected}")
         yield Content(descriptor, size, line[2].decode("ascii"))
     finally:
         os.close(descriptor)
 
 
-def note_disk(source: int, path: Path, parent: Content | None = None, use: Callable[[int, memoryview], None] = ignore) -> Extents:
-    """Write the content of an open raw image or device to a file, and return what differs from the parent's disk.
+def compare(image: Tables, parent: Content) -> tuple[str, Extents]:
+    """The digest of the content of a whole image, and what differs from the parent's disk.
 
-    Without a parent that is all that is not zero. The disk must not change until these extents were read. ValueError where it is smaller
-    than the parent's: then no image on top of that one shows it. `use` is given all data, as by digest_while.
+    ValueError where the disk is smaller than the parent's: then no image on top of that one shows it.
     """
-    size = image_size(source)
-    changed = Extents()
-    with _new_content(path, size, parent) as noting:
+    size = image.size
+    noting, changed = _Noting(None, size, parent), Extents()
 
-        def take(digests: bytes) -> None:
-            start = noting.position
-            entries, below = noting.entries(digests)
-            for entry, before in zip(_split(entries), _split(below)) if entries != below else ():
-                if entry != before:
-                    changed.add(start, min(start + CHUNK, size), entry == _ZERO)
-                start += CHUNK
-            noting.write(entries)
+    def take(digests: bytes) -> None:
+        start = noting.position
+        entries, below = noting.entries(digests)
+        for entry, before in zip(_split(entries), _split(below)) if entries != below else ():
+            if entry != before:
+                changed.add(start, min(start + CHUNK, size), entry == _ZERO)
+            start += CHUNK
+        noting.write(entries)
 
-        hash_chunks(source, size, data_pieces(source, size), take, use)
-    return changed
+    hash_chunks(image.descriptor, size, image.data(), take)
+    noting.finish()
+    return noting.digest, changed
 
 
-def note_image(image: int, path: Path, parent: Content | None = None) -> None:
-    """Write the content of the disk that an open qcow2 image shows on top of the parent's disk to a file, and read what it holds only.
+def note_image(image: Tables, path: Path, parent: Content | None = None) -> str:
+    """Write the content of the disk that an image shows on top of the parent's disk to a file, and read what it holds only; its digest.
 
     ValueError where that does not suffice, as qcow2_tables says, and where the disk grew in a chunk that it does not hold.
     """
-    tables = Tables(image)
-    if tables.is_backed != (parent is not None):
-        raise ValueError("The image is not on top of what it is compared with.")
-    size = tables.size
+    if image.is_backed != (parent is not None):
+        raise ValueError("the image is not on top of what it is compared with")
+    size = image.size
     with _new_content(path, size, parent) as noting:
-        all_held = batches((Piece(start, end, 0) for start, end, _at in tables.held()), size)
+        all_held = batches((Piece(start, end, 0) for start, end, _at in image.held()), size)
 
         def take(digests: bytes) -> None:
             entries, below = noting.entries(digests)
@@ -124,22 +139,29 @@ def note_image(image: int, path: Path, parent: Content | None = None) -> None:
                 short = slice((parent.size - offset) // CHUNK * _ENTRY, _chunks(parent.size - offset) * _ENTRY)
                 # No digest of a longer chunk is the same.
                 if shown[short] == below[short] != _ZERO:
-                    raise ValueError("The disk grew, and the image does not hold the chunk where it ended.")
+                    raise ValueError("the disk grew, and the image does not hold the chunk where it ended")
             noting.write(bytes(shown))
 
-        hash_chunks(image, size, tables.data(), take)
+        hash_chunks(image.descriptor, size, image.data(), take)
+    return noting.digest
 
 
 class _Noting:
-    """Digests on the way into a file, beside those of the parent."""
+    """Digests on the way into a file, if there is one, beside those of the parent."""
 
-    def __init__(self, descriptor: int, size: int, parent: Content | None) -> None:
+    def __init__(self, descriptor: int | None, size: int, parent: Content | None) -> None:
+        if parent and size < parent.size:
+            raise ValueError(f"the disk has {size} bytes, and had {parent.size} before")
         self.position = 0
         self._descriptor = descriptor
         self._size = size
         self._parent = parent
         self._zeroes = {digests_of_zeroes(CHUNK), digests_of_zeroes(size % CHUNK)}
         self._whole = hashlib.sha256()
+
+    @property
+    def digest(self) -> str:
+        return f"sha256-64k:{self._whole.hexdigest()}"
 
     def entries(self, digests: bytes) -> tuple[bytes, bytes]:
         """The entries of the next chunks, and those that the parent has of them."""
@@ -152,23 +174,22 @@ class _Noting:
     def write(self, entries: bytes) -> None:
         self._whole.update(_digests(entries, self._size - self.position))
         # What is not written is a hole.
-        if entries != bytes(len(entries)):
+        if self._descriptor is not None and entries != bytes(len(entries)):
             write_at(self._descriptor, memoryview(entries), _LINE_BYTES + self.position // CHUNK * _ENTRY)
         self.position += len(entries) // _ENTRY * CHUNK
 
     def finish(self) -> None:
         if self._parent:
             self._parent.finish()
-        os.ftruncate(self._descriptor, _LINE_BYTES + _chunks(self._size) * _ENTRY)
-        line = f"live-backup content 1 size={self._size} chunk={CHUNK} sha256-64k:{self._whole.hexdigest()}"
-        write_at(self._descriptor, memoryview(line.ljust(_LINE_BYTES - 1).encode("ascii") + b"\n"), 0)
+        if self._descriptor is not None:
+            os.ftruncate(self._descriptor, content_bytes(self._size))
+            line = f"live-backup content 1 size={self._size} chunk={CHUNK} {self.digest}"
+            write_at(self._descriptor, memoryview(line.ljust(_LINE_BYTES - 1).encode("ascii") + b"\n"), 0)
 
 
 @contextmanager
 def _new_content(path: Path, size: int, parent: Content | None) -> Iterator[_Noting]:
     """A file of digests that is there, durably, once all of them were written without an error."""
-    if parent and size < parent.size:
-        raise ValueError(f"The disk has {size} bytes, and had {parent.size} before.")
     with replacing(path) as descriptor:
         noting = _Noting(descriptor, size, parent)
         yield noting

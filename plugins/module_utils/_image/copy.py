@@ -10,23 +10,19 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypedDict
 
 from .._base.clock import Clock
 from .._base.files import sync_path, temporary_of
 from .data import LocalFile, Pace, clone, copy_data
-from .digest import data_bytes as data_bytes_of, image_digest, image_size
+from .digest import Measured, data_bytes as data_bytes_of, image_digest, image_size
 from .qcow2 import is_self_contained
 from .qemu_img import How, convert
 
 
-class Copied(TypedDict):
-    """How a copy went: the bytes of the file, those that were data, those that it occupies, and how long it took."""
+class Copied(Measured):
+    """How a copy went: its measures, the bytes that were data, and how long it took."""
 
-    size: int
     data_bytes: int
-    allocated: int
-    digest: str
     seconds: float
     method: str
 

@@ -21,7 +21,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypedDict
 
 from .._base.streams import read_at
 from .._base.threads import DaemonThreads
@@ -67,6 +67,20 @@ def image_digest(path: Path, use: Callable[[int, memoryview], None] = ignore) ->
     """The digest_while of an image's file or device; reads each byte that is not in a hole once."""
     with path.open("rb", buffering=0) as image:
         return digest_while(image.fileno(), use)
+
+
+class Measured(TypedDict):
+    """The bytes of an image, those that it occupies, and its digest."""
+
+    size: int
+    allocated: int
+    digest: str
+
+
+def measure(path: Path) -> Measured:
+    """The measures of an image, which is read once."""
+    status = path.stat()
+    return {"size": status.st_size, "allocated": status.st_blocks * 512, "digest": image_digest(path)}
 
 
 def open_digest(descriptor: int) -> str:

@@ -36,16 +36,16 @@ class Tables:
     """The tables of an open image. It must not change."""
 
     def __init__(self, descriptor: int) -> None:
-        self._descriptor = descriptor
+        self.descriptor = descriptor
         self._file_size = image_size(descriptor)
         fields = read_fields(os.pread(descriptor, HEADER_BYTES, 0))
         if fields is None or not _is_plain(fields):
-            raise ValueError("The image is not a plain qcow2 image of version 3 with clusters of 64 KiB.")
+            raise ValueError("the image is not a plain qcow2 image of version 3 with clusters of 64 KiB")
         self.size = fields.size
         self.is_backed = fields.backing_offset != 0
         entries = -(-fields.size // TABLE_BYTES)
         if entries > min(fields.l1_entries, MOST_L1_ENTRIES):
-            raise ValueError(f"The image has {fields.l1_entries} entries in its L1 table. Its disk needs {entries}.")
+            raise ValueError(f"the image has {fields.l1_entries} entries in its L1 table. Its disk needs {entries}")
         self._l1 = self._table(fields.l1_offset, entries * 8)
 
     def held(self) -> Iterator[Held]:
@@ -68,6 +68,12 @@ class Tables:
             if at is not None:
                 yield Piece(start, min(end, start + self._file_size - at), at)
 
+    def read(self, buffer: memoryview, at: int) -> None:
+        """Fill a buffer from a place in the file; zeroes behind its end."""
+        there = max(0, min(len(buffer), self._file_size - at))
+        read_at(self.descriptor, buffer[:there], at)
+        buffer[there:] = bytes(len(buffer) - there)
+
     def _clusters(self) -> Iterator[tuple[int, int | None]]:
         """Where each cluster that is held starts in the disk, and its place in the file."""
         left = self._file_size // CLUSTER + 1
@@ -87,20 +93,20 @@ class Tables:
                     left -= 1
                     yield start, at
             if left < 0:
-                raise ValueError("The image uses more clusters than its file has.")
+                raise ValueError("the image uses more clusters than its file has")
 
     def _offset(self, entry: int, known: int) -> int:
         """The place that an entry names, 0 where it names none."""
         offset = entry & _OFFSET
         if entry & ~(_OFFSET | known) or offset >= self._file_size > 0:
-            raise ValueError(f"The image has an entry {entry:#x} in its tables that is not understood.")
+            raise ValueError(f"the image has an entry {entry:#x} in its tables that is not understood")
         return offset
 
     def _table(self, offset: int, length: int) -> array[int]:
         if offset % CLUSTER or offset + length > self._file_size:
-            raise ValueError(f"The image has a table at {offset} that is not in its file of {self._file_size} bytes.")
+            raise ValueError(f"the image has a table at {offset} that is not in its file of {self._file_size} bytes")
         data = bytearray(length)
-        read_at(self._descriptor, memoryview(data), offset)
+        read_at(self.descriptor, memoryview(data), offset)
         table = array("Q", bytes(data))
         if sys.byteorder == "little":
             table.byteswap()

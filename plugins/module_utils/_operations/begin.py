@@ -39,6 +39,7 @@ from .._hypervisor.domains import read_domain
 from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DOMAIN_CHECKPOINT
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
+from .._image.content import content_bytes
 from .._image.qcow2 import is_self_contained
 from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
@@ -137,15 +138,16 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         sources=sources(facts.xml),
     )
     method.plan(plan, chosen, facts, options)
-    plan_level(plan, chosen, domain, where, Wanted(options, method.level_obstacle(versions), write))
+    plan_level(plan, chosen, domain, where, Wanted(options, method.checkpoint_obstacle(versions), write))
     _check_space(plan, where, target, (name, uuid), write=write)
     return plan
 
 
 def _disk_plan(disk: Disk, facts: DomainFacts, options: BeginOptions, *, may_send: bool) -> DiskPlan:
     image = disk.chain[0]
-    # What is sent straight to a server is the image as it is.
-    sent = may_send and image.format in options.keep_formats and is_self_contained(Path(image.path), image.format)
+    # What is sent straight to a server is the image as it is. No image builds on a raw one.
+    keeps = image.format in options.keep_formats and (image.format == "qcow2" or not options.tracks)
+    sent = may_send and keeps and is_self_contained(Path(image.path), image.format)
     return DiskPlan(disk.target, noted_place(disk), facts.capacity_of(disk), facts.allocation[disk.target], sent=sent)
 
 
@@ -153,7 +155,7 @@ def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[s
     """Note what is needed and free, here and at the target that the set is sent to; fail where that is too little."""
     name, uuid = domain
     plan.bytes_needed, plan.bytes_needed_here = (
-        sum(bytes_needed(disk.capacity, disk.held) for disk in disks)
+        sum(bytes_needed(disk.capacity, disk.held) + (content_bytes(disk.capacity) if plan.notes_content else 0) for disk in disks)
         for disks in (plan.disks, [disk for disk in plan.disks if not disk.sent])
     )
     facts = probe_target(target, name, plan.qemu_user, write=write)
@@ -239,7 +241,9 @@ def _reported(plan: CapturePlan) -> dict[str, Any]:
         "level": plan.level,
         "level_reason": plan.level_reason,
         "parent": plan.parent,
-        "disks": [_disk_row(disk.target, disk.path, disk.format, plan.level_of(disk), disk.dirty) for disk in plan.disks],
+        "disks": [
+            _disk_row(disk.target, disk.path, disk.format, plan.level_of(disk), disk.dirty if disk.since else None) for disk in plan.disks
+        ],
         # Not `skipped`: Ansible takes a result with that key for a task that did not run.
         "skipped_disks": plan.skipped,
         "not_captured": plan.not_captured,
@@ -250,7 +254,7 @@ def _reported(plan: CapturePlan) -> dict[str, Any]:
     }
 
 
-def _disk_row(target: str, path: str, image_format: str, level: str, dirty: int) -> dict[str, Any]:
+def _disk_row(target: str, path: str, image_format: str, level: str, dirty: int | None) -> dict[str, Any]:
     return {"target": target, "path": path, "format": image_format, "level": level, "dirty": None if level == "full" else dirty}
 
 

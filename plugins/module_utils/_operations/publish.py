@@ -20,6 +20,7 @@ from .._claim.describe import build_manifest, image_entry, manifest_bytes
 from .._claim.find import find_claim
 from .._claim.lock import hold
 from .._claim.owner import require_no_restore
+from .._claim.plan import DiskPlan
 from .._claim.step import require_claim, step
 from .._hypervisor.connection import explain
 from .._hypervisor.reach import probe_target
@@ -29,20 +30,22 @@ from .._image.digest import file_digest
 from .._image.qcow2 import header_of
 from .._image.qemu_img import rebase_unsafe
 from .._recovery.repairs import end_claim, undoing
+from .._sets.content import Noted, ToNote
 from .._sets.guide import restore_guide
 from .._sets.layout import (
     MANIFEST,
     TOKEN,
     SetPaths,
     check_backup_id,
+    content_file,
     domain_directory,
     is_partial_of,
     release_domain_directory,
     remove_partial,
 )
 from .._sets.read import GUIDE, SUMS
-from .._sets.schema import FileEntry, Manifest
-from .._target.records import MadeSet, SetName
+from .._sets.schema import FileEntry, ImageEntry, Manifest
+from .._target.records import MadeSet, SetName, Unfinished
 from .._target.target import Target
 from .target import target_of
 
@@ -65,7 +68,7 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
         require_no_restore(f"publish a backup of domain {name!r}", uuid, name)
         claim = _ready(uuid, name, paths, params["target"])
         with step(claim, "publish", clock):
-            manifest = _describe(params, claim, paths, clock)
+            manifest = _describe(params, target, claim, paths, clock)
             path = _publish(params, target, claim, paths, manifest, clock)
             end_claim(claim)
     return {"changed": True, **_published(path, manifest), **_diff(paths)}
@@ -114,7 +117,7 @@ def _ready(uuid: str, name: str, paths: SetPaths, target: str) -> Claim:
 def _publish(params: dict[str, Any], target: Target, claim: Claim, paths: SetPaths, manifest: Manifest, clock: Clock) -> str:
     """Publish the set. What was made here to be sent is removed, whether that succeeds or not."""
     sent = tuple(Path(disk.path).name for disk in claim.plan.sent)
-    made = MadeSet(SetName(claim.domain, claim.uuid, claim.backup_id), claim.token, paths.partial, manifest, sent)
+    made = MadeSet(_name(claim), claim.token, paths.partial, manifest, sent)
     if target.is_here:
         return target.publish(made, clock)
     with undoing(params["uri"], claim, clock, partial(explain, action="send the set")):
@@ -124,16 +127,21 @@ def _publish(params: dict[str, Any], target: Target, claim: Claim, paths: SetPat
     return path
 
 
-def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Clock) -> Manifest:
+def _name(claim: Claim) -> SetName:
+    return SetName(claim.domain, claim.uuid, claim.backup_id)
+
+
+def _describe(params: dict[str, Any], target: Target, claim: Claim, paths: SetPaths, clock: Clock) -> Manifest:
     """Sync the images and write what tells about them."""
     with undoing(params["uri"], claim, clock, partial(explain, action="sync the images")):
         for disk in claim.plan.disks:
             if not disk.sent:
                 _settle(Path(disk.path), clock)
-            if disk.below:
+            if disk.since:
                 _put_on_parent(Path(disk.path), disk.below[0]["file"])
-    disks = [image_entry(disk, claim.progress.copies.get(disk.target), claim.plan.level_of(disk)) for disk in claim.plan.disks]
-    images = {disk["file"] for disk in disks}
+        noted = _note_contents(target, claim, paths) if claim.plan.notes_content else {}
+    disks = [_entry(claim, disk, noted.get(disk.target)) for disk in claim.plan.disks]
+    images = {disk["file"] for disk in disks} | {content_file(Path(disk["file"])).name for disk in disks if disk["content"]}
     for left in paths.partial.glob(".*.tmp"):
         # Of a write that was interrupted.
         left.unlink()
@@ -147,6 +155,35 @@ def _describe(params: dict[str, Any], claim: Claim, paths: SetPaths, clock: Cloc
     paths.partial.chmod(0o700)
     sync_path(paths.partial)
     return manifest
+
+
+def _entry(claim: Claim, disk: DiskPlan, noted: Noted | None) -> ImageEntry:
+    measured = noted["kept"] if noted else None
+    content = noted["content"] if noted else ""
+    return image_entry(disk, measured or claim.progress.copies.get(disk.target), claim.plan.level_of(disk), content)
+
+
+def _note_contents(target: Target, claim: Claim, paths: SetPaths) -> dict[str, Noted]:
+    """Note what each disk contains. Of one that is compared, keep what differs from the parent; where that cannot be, all of it."""
+    plan = claim.plan
+    unfinished = Unfinished(_name(claim), claim.token, paths.partial)
+    found: dict[str, Noted] = {}
+    for disk in plan.disks:
+        if disk.below and not disk.below_content:
+            continue
+        below = disk.below[0]["file"] if disk.below else ""
+        of: ToNote = {"file": Path(disk.path).name, "below": below, "content": disk.below_content, "compare": disk.compared}
+        noted = found[disk.target] = target.note_content(unfinished, of, disk.sent)
+        if noted["kept"]:
+            disk.dirty = noted["changed"]
+        elif disk.compared:
+            disk.keep_whole()
+            plan.level_reason += f"; {disk.target} is backed up whole: {noted['problem']}"
+        elif noted["problem"]:
+            plan.level_reason += f"; later backups of {disk.target} cannot be compared with this one: {noted['problem']}"
+    if not any(disk.below for disk in plan.disks):
+        plan.level, plan.chain = "full", []
+    return found
 
 
 def _put_on_parent(image: Path, backing: str) -> None:

@@ -35,6 +35,12 @@ def chain_below(disk: ImageEntry) -> list[Below]:
     return disk.get("backing_chain", [])
 
 
+def contents_of(manifest: Manifest) -> dict[str, str]:
+    """The digests of what the disks contain, by disk, where they are known and another image can build on theirs."""
+    known = {disk["target"]: disk.get("content") or "" for disk in manifest["disks"] if disk["format"] == "qcow2"}
+    return {target: content for target, content in known.items() if content}
+
+
 def bytes_of(disk: ImageEntry) -> int:
     """The most bytes that a disk's image, and all that it builds on, occupy."""
     return disk["allocated"] + sum(below["size"] for below in chain_below(disk))

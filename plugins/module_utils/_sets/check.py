@@ -20,13 +20,17 @@ from .._base.text import one_line
 from .._image.digest import file_digest, image_digest
 from .catalogue import SetFacts
 from .chain import chain_below
+from .content import content_findings
 from .locks import reading_set
 from .proofs import PROOFS, Proof, manifest_digest, proof_file, read_proof
 from .read import GUIDE, SUMS, strangers
 
 
-def check_files(target: str, domain: str, backup_id: str | None) -> SetFacts:
-    """The set's facts, with `findings[]` about every file, by name, whose size or digest is not the manifest's."""
+def check_files(target: str, domain: str, backup_id: str | None, deep: bool = False) -> SetFacts:
+    """The set's facts, with `findings[]` about every file, by name, whose size or digest is not the manifest's.
+
+    If `deep`, also about disks whose images show another content than was noted when the set was made.
+    """
     # Not the newest good one: one whose proof failed would be passed over the next time.
     with reading_set(target, domain, backup_id, good=False) as found:
         path = Path(found["path"])
@@ -39,6 +43,7 @@ def check_files(target: str, domain: str, backup_id: str | None) -> SetFacts:
                 for image in (disk, *chain_below(disk)):
                     if image["file"] not in broken:
                         findings += _proved(image["file"], lambda name: image_digest(path / name), image["digest"])
+                findings += content_findings(path, disk, deep and not findings)
             for file in manifest["files"]:
                 if file["name"] not in broken:
                     findings += _proved(file["name"], lambda name: file_digest(path / name), file["digest"])

@@ -71,6 +71,11 @@ def file_name(name: str) -> str:
     return f"{whole}~{hashlib.sha256(known).hexdigest()[:32]}"
 
 
+def content_file(image: Path) -> Path:
+    """Where the digests are of what the disk in an image of a set contains."""
+    return image.with_name(f"{image.name}.content")
+
+
 @dataclass(frozen=True)
 class SetPaths:
     """Where one backup set is written, and where it is seen once it is whole."""

@@ -16,7 +16,7 @@ from typing import Any, TypedDict, cast
 from .._base.clock import wall_time
 from .._base.files import read_small
 from .._base.schema import violations
-from .layout import MANIFEST, OWNER, SENDER, TOKEN
+from .layout import MANIFEST, OWNER, SENDER, TOKEN, content_file
 from .schema import SCHEMA, VERSION, Manifest
 
 SUMS = "SHA256SUMS"
@@ -76,7 +76,8 @@ def read_manifest(path: Path, backup_id: str) -> tuple[Manifest | None, list[str
 
 
 def _entries(manifest: Manifest) -> list[str]:
-    return [disk["file"] for disk in manifest["disks"]] + [file["name"] for file in manifest["files"]]
+    contents = [content_file(Path(disk["file"])).name for disk in manifest["disks"] if disk.get("content")]
+    return [disk["file"] for disk in manifest["disks"]] + contents + [file["name"] for file in manifest["files"]]
 
 
 def _sizes(manifest: Manifest) -> dict[str, int]:

@@ -16,7 +16,8 @@ from .._base.errors import LiveBackupError
 from .._base.files import sync_path
 from .._base.filesystem import free_bytes, inode_problem, mib, require_safe
 from .._base.locks import ALONE, IN_TURN, locked, open_locked
-from .layout import SENDER, SetPaths, check_backup_id, claim_domain_directory, domain_directory
+from .content import Noted, ToNote, note_content
+from .layout import SENDER, SetPaths, check_backup_id, claim_domain_directory, content_file, domain_directory
 from .publish import give_name
 from .read import read_manifest
 
@@ -79,6 +80,14 @@ def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) ->
         raise gone
     _unfinished.append(partial)
     return {"path": str(partial)}
+
+
+def note_sent(target: str, name: str, uuid: str, backup_id: str, token: str, of: ToNote) -> Noted:
+    """Note the content of a disk that was sent, and keep what differs from the parent set."""
+    partial = Path(resume_set(target, name, uuid, backup_id, token)["path"])
+    noted = note_content(partial, of, content_file(partial / of["below"]))
+    leave_set()
+    return noted
 
 
 def discard_unfinished() -> None:

@@ -47,6 +47,7 @@ class _MaybeOfImage(TypedDict, total=False):
     level: str
     dirty: int
     backing_chain: list[Below]
+    content: str | None
 
 
 class ImageEntry(_MaybeOfImage):
@@ -206,10 +207,12 @@ SCHEMA["properties"]["disks"]["items"]["properties"]["source"]["properties"].upd
 # Sets of early releases lack these.
 SCHEMA["properties"]["disks"]["items"]["properties"].update(
     level={"enum": ["full", "incremental", "differential"]},
-    # The bytes that had changed, as far as they were known shortly before the backup.
+    # The bytes that had changed. Where QEMU tracks them, as far as they were known shortly before the backup.
     dirty=_AMOUNT,
     # The nearest first.
     backing_chain=_array(_object(file=_BELOW, capacity=_AMOUNT, size=_AMOUNT, digest=_IMAGE_DIGEST)),
+    # The digest of what the guest sees on the disk; those of its chunks are in a file beside the image.
+    content={**_IMAGE_DIGEST, "type": ["string", "null"]},
 )
 SCHEMA["properties"].update(
     # The sets that this one builds on, the full one first, its parent last.

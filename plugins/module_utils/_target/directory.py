@@ -17,13 +17,14 @@ from .._base.errors import LiveBackupError
 from .._image.qcow2 import HEADER_BYTES
 from .._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from .._sets.check import check_files, note_proof
-from .._sets.layout import SetPaths, domain_directory, published_manifest
+from .._sets.content import Noted, ToNote, note_content
+from .._sets.layout import SetPaths, content_file, domain_directory, published_manifest
 from .._sets.locks import reading, reading_set
 from .._sets.prune import prune_sets
 from .._sets.publish import NextSet, give_name, next_set
 from .._sets.receive import space_for
 from .._sets.retention import Keep
-from .records import MadeSet, Published, SetImage, require_good
+from .records import MadeSet, Published, SetImage, Unfinished, require_good
 
 
 class DirectoryTarget:
@@ -54,6 +55,9 @@ class DirectoryTarget:
 
     def next_set(self, name: str, uuid: str) -> NextSet:
         return next_set(str(self._directory), name, uuid)
+
+    def note_content(self, unfinished: Unfinished, of: ToNote, _sent: bool) -> Noted:
+        return note_content(unfinished.directory, of, content_file(unfinished.directory / of["below"]))
 
     def publish(self, made: MadeSet, _clock: Clock) -> str:
         paths = SetPaths(made.directory.parent, made.name.backup_id)

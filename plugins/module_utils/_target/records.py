@@ -25,6 +25,15 @@ class SetName:
 
 
 @dataclass(frozen=True)
+class Unfinished:
+    """A set that is being made in `directory`, by the run of a claim with this token."""
+
+    name: SetName
+    token: str
+    directory: Path
+
+
+@dataclass(frozen=True)
 class MadeSet:
     """A set that is whole and not published yet. Its files are in `directory`, except the images that are at the target already, `sent`."""
 

@@ -15,11 +15,12 @@ from typing import Any, Protocol
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._sets.catalogue import GoodSet, Listing, SetFacts
+from .._sets.content import Noted, ToNote
 from .._sets.layout import check_target
 from .._sets.publish import NextSet
 from .._sets.retention import Keep
 from .directory import DirectoryTarget
-from .records import MadeSet, Published, SetImage
+from .records import MadeSet, Published, SetImage, Unfinished
 from .ssh.address import SCHEME, parse
 from .ssh.target import SshTarget
 
@@ -58,6 +59,9 @@ class Target(Protocol):
 
     def next_set(self, name: str, uuid: str) -> NextSet:
         """What a domain's next set can build on, and what its checkpoint has in its name."""
+
+    def note_content(self, unfinished: Unfinished, of: ToNote, sent: bool) -> Noted:
+        """Note the content of a disk, whose image is in the unfinished set here or was sent; what differs from the parent is kept."""
 
     def publish(self, made: MadeSet, clock: Clock) -> str:
         """Publish a set, and say where it is. If that fails, a target that is not here has removed what was sent to it."""

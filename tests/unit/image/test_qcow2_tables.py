@@ -45,10 +45,10 @@ def change(image: Path, sectors: int, commands: list[Command]) -> None:
 def note(image: Path, parent: Path | None) -> None:
     with image.open("rb") as file:
         if parent is None:
-            note_image(file.fileno(), image.with_suffix(".content"))
+            note_image(Tables(file.fileno()), image.with_suffix(".content"))
         else:
             with open_content(parent.with_suffix(".content")) as content:
-                note_image(file.fileno(), image.with_suffix(".content"), content)
+                note_image(Tables(file.fileno()), image.with_suffix(".content"), content)
 
 
 @example([(1600, [("write -P 1", 0, 1000)]), (1600, [("write -z", 0, 300), ("discard", 512, 300), ("write -P 2", 1500, 8)])])

@@ -57,6 +57,7 @@ _FOUND = _object(**{**_LISTED["properties"], "backup_id": SCHEMA["properties"]["
 _NAMED = {name: _LISTED["properties"][name] for name in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
 _PLACE = _object(path=_STRING)
 _NOTHING = _object()
+_DIGEST = "sha256-64k:[0-9a-f]{64}"
 # By the functions of _far_end.CALLS, and by what else it is told to do.
 ANSWERS: dict[str, Schema] = {
     "list_sets": _object(sets=_objects(_LISTED), findings=_TEXTS),
@@ -77,6 +78,12 @@ ANSWERS: dict[str, Schema] = {
     "resume_set": _PLACE,
     "finish_set": _PLACE,
     "leave_set": _NOTHING,
+    "note_sent": _object(
+        content={"type": "string", "pattern": f"^({_DIGEST})?$"},
+        problem=_STRING,
+        kept={**_object(size=_NUMBER, allocated=_NUMBER, digest={"type": "string", "pattern": f"^{_DIGEST}$"}), "type": ["object", "null"]},
+        changed=_NUMBER,
+    ),
     "look": _object(
         directory=_BOOL,
         writable=_BOOL,

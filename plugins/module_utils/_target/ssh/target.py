@@ -10,7 +10,7 @@ Each operation there has a connection of its own: between two of them hours may 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -24,14 +24,15 @@ from ..._image.qcow2 import HEADER_BYTES
 from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from ..._sets.chain import ancestors_of, bytes_of, chain_below
 from ..._sets.check import check_files, note_proof
-from ..._sets.layout import MANIFEST, check_target
+from ..._sets.content import Noted, ToNote, note_content
+from ..._sets.layout import MANIFEST, check_target, content_file
 from ..._sets.prune import prune_sets
 from ..._sets.publish import NextSet, next_set
 from ..._sets.read import GUIDE, SUMS, read_manifest
-from ..._sets.receive import begin_set, finish_set, leave_set, resume_set, space_for
+from ..._sets.receive import begin_set, finish_set, leave_set, note_sent, resume_set, space_for
 from ..._sets.retention import Keep
 from ..._sets.schema import Manifest
-from ..records import MadeSet, Published, SetImage, SetName, require_good
+from ..records import MadeSet, Published, SetImage, SetName, Unfinished, require_good
 from .address import Address
 from .client import FarEnd
 from .server import open_set
@@ -80,10 +81,30 @@ class SshTarget:
     def next_set(self, name: str, uuid: str) -> NextSet:
         return self._alone(next_set, name=name, uuid=uuid)
 
+    def note_content(self, unfinished: Unfinished, of: ToNote, sent: bool) -> Noted:
+        if sent:
+            return self._alone(note_sent, **_naming(unfinished.name), token=unfinished.token, of=of)
+        below = unfinished.directory / f".{of['file']}.below.tmp"
+        below.unlink(missing_ok=True)
+        if of["content"]:
+            self._fetch_content(unfinished.name, of["below"], below)
+        return note_content(unfinished.directory, of, below)
+
+    def _fetch_content(self, name: SetName, image: str, destination: Path) -> None:
+        """Fetch the digests of the content of an image that the set builds on."""
+        _up, parent, file = Path(image).parts
+        with self.connection() as far_end:
+            found = self._call(far_end, open_set, domain=name.uuid, backup_id=parent)
+            # Without them the disk is kept whole.
+            with suppress(LiveBackupError):
+                far_end.fetch(str(content_file(Path(found["path"], file))), destination)
+
     def publish(self, made: MadeSet, clock: Clock) -> str:
         """Send a set whose files are in a directory, or are there already; each is proved there."""
-        digests = {disk["file"]: disk["digest"] for disk in made.manifest["disks"] if disk["file"] not in made.sent}
-        names = [*digests, *(file["name"] for file in made.manifest["files"]), GUIDE, SUMS, MANIFEST]
+        here = [disk for disk in made.manifest["disks"] if disk["file"] not in made.sent]
+        digests = {disk["file"]: disk["digest"] for disk in here}
+        contents = [content_file(Path(disk["file"])).name for disk in here if disk.get("content")]
+        names = [*digests, *contents, *(file["name"] for file in made.manifest["files"]), GUIDE, SUMS, MANIFEST]
         known = _naming(made.name)
         with self.connection() as far_end:
             if made.sent:
