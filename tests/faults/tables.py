@@ -15,7 +15,7 @@ END_OF_STEP = "_claim.step.save_claim#2"
 
 _MAKING = {
     "the claim": "_claim.claim.write_durably",
-    "the temporary of .domain.json": "_base.files._write_new#2",
+    "the temporary of .domain.json": "_base.files._write_all#2",
     "the link of .domain.json": "os.link",
     "the mark of the partial set": "_sets.layout.write_durably",
     "the name of the partial set": "pathlib.Path.rename",

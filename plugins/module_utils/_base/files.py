@@ -89,8 +89,8 @@ def temporary_of(path: Path, writer: str = "") -> Path:
 
 def write_durably(path: Path, data: bytes, mode: int = 0o600) -> None:
     """Replace `path` by a synced file with `data`: a crash leaves the old content or the new one."""
-    with replacing(path, mode) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
-        file.write(data)
+    with replacing(path, mode) as descriptor:
+        _write_all(descriptor, data)
 
 
 @contextmanager
@@ -111,8 +111,8 @@ def write_exclusively(path: Path, data: bytes, writer: str, mode: int = 0o600) -
     """Create `path` with all of `data` at once; False when it is there already. No two writers bear one name."""
     temporary = temporary_of(path, writer)
     try:
-        with _new(temporary, mode) as descriptor, os.fdopen(descriptor, "wb", closefd=False) as file:
-            file.write(data)
+        with _new(temporary, mode) as descriptor:
+            _write_all(descriptor, data)
         # A link is exclusive and shows the whole content at once, over NFS too.
         os.link(temporary, path)
     except FileExistsError:
@@ -135,6 +135,11 @@ def _new(path: Path, mode: int) -> Iterator[int]:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    with os.fdopen(descriptor, "wb", closefd=False) as file:
+        file.write(data)
 
 
 @contextmanager

@@ -27,7 +27,7 @@ FULL_EVERY = 3
 def a_set(name: str, *chain: str, status: str = "good", good: bool = True, tracked: bool = True) -> dict[str, Any]:
     """What is looked at of a set; its checkpoint has its name."""
     checkpoint = {"name": f"of-{name}", "target_id": "00000000", "disks": ["vda"]} if tracked else None
-    manifest = {"backup_id": name, "chain": list(chain), "checkpoint": checkpoint}
+    manifest = {"backup_id": name, "chain": list(chain), "checkpoint": checkpoint, "disks": []}
     return {"backup_id": name, "status": status, "good": good, "findings": [], "manifest": manifest}
 
 
@@ -47,7 +47,7 @@ def test_the_newest_comes_first() -> None:
 
 def test_what_has_no_checkpoint_is_passed_over() -> None:
     assert ids([a_set("full"), a_set("shut-off", tracked=False)]) == ["full"]
-    assert why([a_set("plain", tracked=False)]) == "no set at this target has a checkpoint"
+    assert why([a_set("plain", tracked=False)]) == "no set at this target can be built on"
     assert why([]) == "the domain has no set at this target yet"
 
 
@@ -73,7 +73,7 @@ def test_a_chain_ends() -> None:
 def test_a_differential_builds_on_a_full_one() -> None:
     sets = [a_set("old"), a_set("full"), a_set("one", "full"), a_set("two", "full", "one")]
     assert ids(sets, "differential") == ["full", "old"]
-    assert why([a_set("one", "gone")], "differential") == "no full set at this target has a checkpoint"
+    assert why([a_set("one", "gone")], "differential") == "no full set at this target can be built on"
 
 
 def test_the_checkpoints_that_stay() -> None:
@@ -93,7 +93,15 @@ def with_disks(name: str, *chain: str, **disks: tuple[str, int]) -> dict[str, An
     one = a_set(name, *chain)
     one["manifest"]["checkpoint"]["disks"] = list(disks)
     one["manifest"]["disks"] = [
-        {"target": target, "file": f"{target}.qcow2", "capacity": capacity, "size": 1, "digest": "", "source": {"path": path}}
+        {
+            "target": target,
+            "file": f"{target}.qcow2",
+            "format": "qcow2",
+            "capacity": capacity,
+            "size": 1,
+            "digest": "",
+            "source": {"path": path},
+        }
         for target, (path, capacity) in disks.items()
     ]
     return one
@@ -104,8 +112,8 @@ def whole(monkeypatch: pytest.MonkeyPatch, sets: list[dict[str, Any]], parent: i
     monkeypatch.setattr(levels, "dirty_bytes", lambda _domain, _name: {"vda": 7})
     plan = CapturePlan("push", "", "", list(disks), [], TargetAddress("/srv"), "running", "absent", "", [], {}, [])
     found: dict[str, str] = {}
-    built = levels._build_on(plan, SimpleNamespace(name=lambda: "db1"), sets[parent]["manifest"], sets, found)  # type: ignore[arg-type]
-    assert built == bool(plan.chain) == any(disk.below for disk in plan.disks)
+    levels._build_on(plan, SimpleNamespace(name=lambda: "db1"), sets[parent]["manifest"], sets, found)  # type: ignore[arg-type]
+    assert all(bool(disk.below) == bool(disk.since) for disk in plan.disks)
     assert all(bool(disk.below) != (disk.target in found) for disk in plan.disks)
     return found
 

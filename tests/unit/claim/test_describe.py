@@ -81,6 +81,7 @@ def test_the_schema_is_strict() -> None:
         "level",
         "dirty",
         "backing_chain",
+        "content",
         "hook_ms",
         "type",
         "pool",

@@ -10,6 +10,7 @@ import os
 import subprocess
 import sys
 import threading
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -275,8 +276,12 @@ class Receiver:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        program = [sys.executable, "-I", "-c", _far_program.program().decode()]
-        self.process = subprocess.Popen(program, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        text = zlib.compress(_far_program.program())
+        begin = f"import sys, zlib; exec(zlib.decompress(sys.stdin.buffer.read({len(text)})))"
+        self.process = subprocess.Popen([sys.executable, "-I", "-c", begin], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert self.process.stdin is not None
+        self.process.stdin.write(text)
+        self.process.stdin.flush()
 
     def talk(self, *said: bytes) -> list[Any]:
         """Everything it answers to this, until it ends."""
