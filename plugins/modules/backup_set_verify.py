@@ -44,9 +44,11 @@ options:
     description:
       - V(check) reads the files. For a O(target) over ssh, the server reads them. C(qemu-img) on the module's host reads the images' tables
         over the same connection.
-      - V(boot) also starts the set. Not possible for a O(target) over ssh.
+      - V(deep) also reads each disk through its chain of images, and compares it with what was noted when the set was made. So it finds a
+        chain that is put together wrongly. The content is noted for sets that later levels can use.
+      - V(boot) does what V(check) does, and starts the set. Not possible for a O(target) over ssh.
     type: str
-    choices: [check, boot]
+    choices: [check, deep, boot]
     default: check
   console_pattern:
     description:
@@ -170,7 +172,7 @@ def main() -> None:
         SSH,
         {
             "backup_id": {"type": "str"},
-            "level": {"type": "str", "choices": ["check", "boot"], "default": "check"},
+            "level": {"type": "str", "choices": ["check", "deep", "boot"], "default": "check"},
             "console_pattern": {"type": "str"},
             "timeout": {"type": "int", "default": 300},
             "scratch_dir": {"type": "path", "default": "/var/tmp"},

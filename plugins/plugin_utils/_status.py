@@ -170,7 +170,7 @@ _METRICS: list[tuple[str, str, _Number]] = [
 _WORDS = [
     ("last_success_consistency", "What the last good backup is consistent for.", "consistency", ("filesystem", "crash", "offline")),
     ("last_success_level", "What the last good backup contains.", "level", ("full", "incremental", "differential")),
-    ("last_success_proof", "How it was proven.", "proof", ("none", "check", "boot")),
+    ("last_success_proof", "How it was proven.", "proof", ("none", "check", "deep", "boot")),
 ]
 
 

@@ -49,7 +49,7 @@ def test_a_chain_is_exact_from_its_top(make_guest: Callable[..., Guest], backup_
         assert manifest["chain"] == (["night-0"] if level == "differential" else [f"night-{one}" for one in range(number)])
         header = json.loads(guest.hypervisor.run(["qemu-img", "info", "--output=json", f"{night['path']}/vdb.qcow2"]).stdout)
         assert header["backing-filename"] == f"../{manifest['parent']}/vdb.qcow2"
-        checked = backup.module("backup_set_verify", target=str(target), domain=guest.name, backup_id=f"night-{number}")
+        checked = backup.module("backup_set_verify", target=str(target), domain=guest.name, backup_id=f"night-{number}", level="deep")
         assert checked.get("verified"), checked
     assert len(checkpoints(guest)) <= 4
 

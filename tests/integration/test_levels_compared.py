@@ -33,7 +33,9 @@ def assert_good(backup: Backup, published: dict[str, Any], at_least: int, parent
     assert set(levels_of(published).values()) == {manifest["level"]} and (manifest["level"] == "full") == (parent is None), manifest
     verdict = backup.judge(published, at_least)
     assert verdict.ok, str(verdict)
-    checked = backup.module("backup_set_verify", target=str(backup.target), domain=backup.guest.name, backup_id=backup.backup_id)
+    checked = backup.module(
+        "backup_set_verify", target=str(backup.target), domain=backup.guest.name, backup_id=backup.backup_id, level="deep"
+    )
     assert checked.get("verified"), checked
 
 
@@ -88,7 +90,7 @@ def test_a_server(make_guest: Callable[..., Guest], backup_of: Callable[..., Bac
                 [(vault / guest.name / f"night-{number}" / f"{disk}.qcow2", "qcow2") for disk in ("vda", "vdb")], guest.durable()
             )
             assert verdict.ok, str(verdict)
-        checked = backup.module("backup_set_verify", domain=guest.name, **server)
+        checked = backup.module("backup_set_verify", domain=guest.name, level="deep", **server)
         assert checked.get("verified"), checked
 
 

@@ -38,8 +38,7 @@ class Shown(NamedTuple):
 def shown_by(chain: Sequence[Tables]) -> Iterator[Shown]:
     """What a chain, its top first, shows of the disk of its top; the rest is zeroes."""
     size = chain[0].size
-    layers = [(Shown(start, min(end, size), image, at) for start, end, at in image.held() if start < size) for image in reversed(chain)]
-    return reduce(_over, layers)
+    return reduce(_over, (_held_by(image, size) for image in reversed(chain)))
 
 
 def standalone(chain: Sequence[Tables]) -> Extents:
@@ -87,6 +86,11 @@ def new_image(path: Path, layout: Layout, chain: Sequence[Tables]) -> Iterator[T
 
         write_image(layout, disk.read, write)
         yield Tables(descriptor)
+
+
+def _held_by(image: Tables, size: int) -> Iterator[Shown]:
+    """What an image holds of a disk of this size."""
+    return (Shown(start, min(end, size), image, at) for start, end, at in image.held() if start < size)
 
 
 def _over(lower: Iterator[Shown], upper: Iterable[Shown]) -> Iterator[Shown]:

@@ -44,7 +44,7 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
             "A set on another host cannot be booted where it is. Mount its target here, or restore the set under a new name.",
             code="set_not_bootable",
         )
-    found = target.check(params["domain"], params["backup_id"])
+    found = target.check(params["domain"], params["backup_id"], deep=params["level"] == "deep")
     require_no_restore(f"prove a set of domain {found['domain']!r}", found["uuid"] or "", found["domain"])
     path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
     boot = Boot(None, "", timed_out=False, console="")

@@ -24,6 +24,7 @@ from .content import content_findings
 from .locks import reading_set
 from .proofs import PROOFS, Proof, manifest_digest, proof_file, read_proof
 from .read import GUIDE, SUMS, strangers
+from .schema import Manifest
 
 
 def check_files(target: str, domain: str, backup_id: str | None, deep: bool = False) -> SetFacts:
@@ -37,6 +38,7 @@ def check_files(target: str, domain: str, backup_id: str | None, deep: bool = Fa
         findings = [*found["findings"], *_sums(path)]
         manifest = found["manifest"]
         if manifest is not None:
+            _require_contents(manifest, deep)
             broken = {finding.partition(":")[0] for finding in findings}
             findings += strangers(path, manifest)
             for disk in manifest["disks"]:
@@ -48,6 +50,16 @@ def check_files(target: str, domain: str, backup_id: str | None, deep: bool = Fa
                 if file["name"] not in broken:
                     findings += _proved(file["name"], lambda name: file_digest(path / name), file["digest"])
     return {**found, "findings": [one_line(one) for one in findings]}
+
+
+def _require_contents(manifest: Manifest, deep: bool) -> None:
+    unknown = [disk["target"] for disk in manifest["disks"] if deep and not disk.get("content")]
+    if unknown:
+        raise LiveBackupError(
+            f"Level deep is not possible for backup set {manifest['backup_id']}: the content of {', '.join(unknown)} was not noted when it "
+            "was made. Use level check or boot.",
+            code="content_not_noted",
+        )
 
 
 def _proved(name: str, digest_of: Callable[[str], str], wanted: str) -> list[str]:

@@ -37,7 +37,7 @@ PROOF: dict[str, Any] = {
     "properties": {
         "backup_id": {"type": "string"},
         "manifest": {"type": "string"},
-        "level": {"enum": ["check", "boot"]},
+        "level": {"enum": ["check", "deep", "boot"]},
         "verified": {"enum": [True, False]},
         # Since 1.0.0; what is older has only succeeded or failed.
         "outcome": {"enum": ["verified", "failed", "timed out"]},

@@ -69,8 +69,8 @@ class DirectoryTarget:
         with reading_set(str(self._directory), domain, backup_id) as found:
             yield require_good(found)
 
-    def check(self, domain: str, backup_id: str | None) -> SetFacts:
-        return check_files(str(self._directory), domain, backup_id)
+    def check(self, domain: str, backup_id: str | None, *, deep: bool) -> SetFacts:
+        return check_files(str(self._directory), domain, backup_id, deep)
 
     @contextmanager
     def images(self, _domain: str, found: SetFacts) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:

@@ -75,8 +75,8 @@ class Target(Protocol):
         `beside` bytes more must be free.
         """
 
-    def check(self, domain: str, backup_id: str | None) -> SetFacts:
-        """The facts of a set, with `findings[]` about every file that is not what its manifest says."""
+    def check(self, domain: str, backup_id: str | None, *, deep: bool) -> SetFacts:
+        """The facts of a set, with `findings[]` about every file that is not what its manifest says; if `deep`, about the disks too."""
 
     def images(self, domain: str, found: SetFacts) -> AbstractContextManager[Callable[[str], AbstractContextManager[SetImage]]]:
         """What opens an image of a set by its file's name. The set is not removed in the meantime."""

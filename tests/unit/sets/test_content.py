@@ -8,6 +8,7 @@ import os
 import subprocess
 import tempfile
 from collections.abc import Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,10 @@ from hypothesis import example, given, settings, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.content import open_content
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import BATCH, CHUNK, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import header_of
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_chain import content_digest, new_image, standalone
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_tables import Tables
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Layout
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets import content
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.content import Noted, note_content
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import content_file
@@ -79,6 +84,22 @@ def require_equal(image: Path, raw: Path) -> None:
         assert found.size == -(-raw.stat().st_size // 512) * 512 and found.digest == image_digest(raw)
 
 
+def require_flat(image: Path, raw: Path) -> None:
+    """Without QEMU the chain shows the same disk, and so does one image that is made of it."""
+    with ExitStack() as stack:
+        chain = [Tables(stack.enter_context(file.open("rb")).fileno()) for file in chain_of(image)]
+        assert content_digest(chain) == image_digest(raw)
+        with new_image(flat := raw.with_name("flat.qcow2"), Layout(chain[0].size, standalone(chain)), chain) as made:
+            assert not made.is_backed
+    qemu_img("check", "-q", "-f", "qcow2", flat)
+    qemu_img("compare", "-q", "-f", "qcow2", "-F", "raw", flat, raw)
+
+
+def chain_of(image: Path) -> list[Path]:
+    below = header_of(image).backing
+    return [image, *chain_of(image.parent / below)] if below else [image]
+
+
 def is_backed(image: Path) -> bool:
     return "backing-filename" in json.loads(qemu_img("info", "-f", "qcow2", "--output", "json", image))
 
@@ -102,6 +123,7 @@ def test_a_chain_of_changes_shows_the_disk(first: tuple[int, list[Write]], later
             noted = back_up(disk, str(number), str(number - 1))
             require_equal(image := directory / f"{number}/vda.qcow2", disk)
             assert is_backed(image) == bool(noted["kept"]) == (not noted["problem"])
+            require_flat(image, disk)
             # Who was interrupted comes again.
             assert back_up(disk, str(number), str(number - 1)) == noted or noted["problem"]
 

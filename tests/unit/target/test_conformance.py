@@ -116,7 +116,7 @@ def test_a_directory_that_is_not_there(place: Place, call: str) -> None:
             with target.reading("db1", None):
                 pass
         elif call == "check":
-            target.check("db1", None)
+            target.check("db1", None, deep=False)
         elif call == "free_for":
             target.free_for("db1", UUID, check_mode=True)
         else:
@@ -147,7 +147,7 @@ def test_a_set_is_published(place: Place) -> None:
     assert {one.name: one.read_bytes() for one in path.iterdir()} == before
     [found] = target.sets([])["sets"]
     assert found["status"] == "good" and found["path"] == str(path) and found["manifest"] == made.manifest
-    assert target.check("db1", "night-1")["findings"] == []
+    assert target.check("db1", "night-1", deep=False)["findings"] == []
 
 
 def test_a_published_set_is_never_replaced(place: Place) -> None:
@@ -174,7 +174,7 @@ def test_a_set_that_is_half_sent_is_gone_on_with(server: Place) -> None:
     [half] = server.open().sets([])["sets"]
     assert half["status"] == "partial" and server.open().published("db1", UUID, "night-1") is None
     assert server.open().publish(made, FakeClock()) == str(server.root / "db1/night-1")
-    assert server.open().check("db1", "night-1")["findings"] == []
+    assert server.open().check("db1", "night-1", deep=False)["findings"] == []
 
 
 def test_a_set_that_is_half_sent_is_only_its_senders(server: Place) -> None:
@@ -273,17 +273,17 @@ def test_nothing_free_where_images_would_go(place: Place) -> None:
 def test_each_file_is_checked(place: Place) -> None:
     one = make_set(place.root)
     target = place.open()
-    assert target.check("db1", None)["findings"] == []
+    assert target.check("db1", None, deep=False)["findings"] == []
     with (one / "vdb.qcow2").open("r+b") as file:
         file.write(b"X")
-    [finding] = target.check("db1", None)["findings"]
+    [finding] = target.check("db1", None, deep=False)["findings"]
     assert finding.startswith("vdb.qcow2: its digest is ")
 
 
 def test_images_are_shown_as_they_are(place: Place) -> None:
     one = make_set(place.root)
     target = place.open()
-    found = target.check("db1", None)
+    found = target.check("db1", None, deep=False)
     with target.images("db1", found) as image_of:
         for name in ("vda.qcow2", "vdb.qcow2"):
             with image_of(name) as image:
@@ -299,7 +299,7 @@ def test_a_set_in_use_is_not_removed(place: Place) -> None:
     make_set(place.root, "older", instant="2020-01-01T00:00:00.000Z")
     make_set(place.root)
     target = place.open()
-    found = target.check("db1", "older")
+    found = target.check("db1", "older", deep=False)
     with target.images("db1", found):
         result = target.prune([], LAST, check_mode=False)
         assert "is being read" in result["problems"][0] and result["removed"] == [] and Path(found["path"]).is_dir()

@@ -158,8 +158,8 @@ class SshTarget:
                 sync_path(path)
             yield {**found, "path": str(path), "directory": str(staging)}
 
-    def check(self, domain: str, backup_id: str | None) -> SetFacts:
-        return self._alone(check_files, domain=domain, backup_id=backup_id)
+    def check(self, domain: str, backup_id: str | None, *, deep: bool) -> SetFacts:
+        return self._alone(check_files, domain=domain, backup_id=backup_id, deep=deep)
 
     @contextmanager
     def images(self, domain: str, found: SetFacts) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
