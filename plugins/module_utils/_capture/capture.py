@@ -23,13 +23,11 @@ from .._hypervisor.jobs import running_job
 from .._hypervisor.processes import qemu_instance
 from .._hypervisor.stamp import without_stamp
 from .._image.fingerprint import fingerprint
-from .._sets.layout import claim_domain_directory, make_partial
+from .._sets.layout import DOMAIN_XML, NVRAM, claim_domain_directory, make_partial
 from .freeze import Consistency, Limits, Wish, capture_quiesced, response_timeout
 from .method import Method
 from .options import BeginOptions
 
-DOMAIN_XML = "domain.xml"
-NVRAM = "nvram"
 # How long before an agreed moment the file systems are frozen, at most.
 _FREEZE_LEAD_SECONDS = 1.0
 

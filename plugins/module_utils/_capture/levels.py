@@ -216,10 +216,11 @@ def _was_smaller(disk: DiskPlan, parent: Manifest, sets: list[SetFacts]) -> bool
 def kept_checkpoints(sets: list[SetFacts], parent: Manifest | None) -> list[str]:
     """The checkpoints of published sets that later backups may build on: of the newest sets, of the newest full one, and of a chain's."""
     tracked = {one["backup_id"]: one["manifest"] for one in sets if one["manifest"] and one["manifest"].get("checkpoint")}
-    names = list(tracked)[-_NEWEST_KEPT:] + [name for name, manifest in tracked.items() if not ancestors_of(manifest)][-1:]
-    if parent is not None:
-        names += [parent["backup_id"], *ancestors_of(parent)[:1]]
-    return sorted({_checkpoint_of(manifest)["name"] for name in names if (manifest := tracked.get(name)) is not None})
+    # A full set that was made of others has the checkpoint of the newest of them.
+    names = list(dict.fromkeys(_checkpoint_of(manifest)["name"] for manifest in tracked.values()))[-_NEWEST_KEPT:]
+    full = [backup_id for backup_id, manifest in tracked.items() if not ancestors_of(manifest)][-1:]
+    chain = [parent["backup_id"], *ancestors_of(parent)[:1]] if parent is not None else []
+    return sorted({*names, *(_checkpoint_of(tracked[backup_id])["name"] for backup_id in full + chain if backup_id in tracked)})
 
 
 def _checkpoint_of(manifest: Manifest) -> Checkpoint:

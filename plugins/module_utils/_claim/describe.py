@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import platform
 from pathlib import Path
 from typing import Any, cast
@@ -80,7 +79,3 @@ def build_manifest(
 def _checkpoint(plan: CapturePlan) -> Checkpoint | None:
     tracked = [disk.target for disk in plan.disks if disk.tracked]
     return {"name": plan.checkpoint, "target_id": plan.target_id, "disks": tracked} if plan.checkpoint else None
-
-
-def manifest_bytes(manifest: Manifest) -> bytes:
-    return (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode()

@@ -13,10 +13,10 @@ from typing import Any
 
 from .._base.clock import Clock, wall_time
 from .._base.errors import LiveBackupError
-from .._base.files import has_writer, sync_path, write_durably
+from .._base.files import has_writer, sync_path
 from .._capture.methods import METHODS
 from .._claim.claim import Claim
-from .._claim.describe import build_manifest, image_entry, manifest_bytes
+from .._claim.describe import build_manifest, image_entry
 from .._claim.find import find_claim
 from .._claim.lock import hold
 from .._claim.owner import require_no_restore
@@ -31,7 +31,6 @@ from .._image.qcow2 import header_of
 from .._image.qemu_img import rebase_unsafe
 from .._recovery.repairs import end_claim, undoing
 from .._sets.content import Noted, ToNote
-from .._sets.guide import restore_guide
 from .._sets.layout import (
     MANIFEST,
     TOKEN,
@@ -43,6 +42,7 @@ from .._sets.layout import (
     release_domain_directory,
     remove_partial,
 )
+from .._sets.publish import describe_set
 from .._sets.read import GUIDE, SUMS
 from .._sets.schema import FileEntry, ImageEntry, Manifest
 from .._target.records import MadeSet, SetName, Unfinished
@@ -148,12 +148,7 @@ def _describe(params: dict[str, Any], target: Target, claim: Claim, paths: SetPa
     small = sorted(path for path in paths.partial.iterdir() if path.name not in {*images, TOKEN, MANIFEST, GUIDE, SUMS})
     files: list[FileEntry] = [{"name": path.name, "size": path.stat().st_size, "digest": file_digest(path)} for path in small]
     manifest = build_manifest(claim, disks, files, clock.wall(), params["group"])
-    write_durably(paths.partial / GUIDE, restore_guide(manifest, claim.plan.nvram).encode())
-    write_durably(paths.partial / MANIFEST, manifest_bytes(manifest))
-    sums = [f"{file_digest(paths.partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]
-    write_durably(paths.partial / SUMS, "".join(sums).encode())
-    paths.partial.chmod(0o700)
-    sync_path(paths.partial)
+    describe_set(paths.partial, manifest, claim.plan.nvram)
     return manifest
 
 

@@ -26,6 +26,9 @@ from .schema import Manifest
 
 BACKUP_ID = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}"
 MANIFEST = "manifest.json"
+# The definition of the domain, and its NVRAM.
+DOMAIN_XML = "domain.xml"
+NVRAM = "nvram"
 OWNER = ".domain.json"
 TOKEN = ".claim"
 # Beside the sets: what their checkpoints have in their names, so that the same domain's sets at another target are not concerned.

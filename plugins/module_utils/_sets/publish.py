@@ -2,20 +2,24 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Give a whole set its name, by which it is seen. Runs on a backup server too."""
+"""Describe a whole set, and give it its name, by which it is seen. Runs on a backup server too."""
 
 from __future__ import annotations
 
+import json
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TypedDict
 
 from .._base.errors import LiveBackupError
-from .._base.files import sync_path
+from .._base.files import sync_path, write_durably
+from .._image.digest import file_digest
 from .catalogue import SetFacts, sets_in
 from .chain import ancestors_of, chain_problems
-from .layout import SetPaths, domain_directory, note_target_id, target_id
+from .guide import restore_guide
+from .layout import MANIFEST, SetPaths, domain_directory, note_target_id, target_id
 from .locks import reading
+from .read import GUIDE, SUMS
 from .schema import Manifest
 
 
@@ -24,6 +28,16 @@ class NextSet(TypedDict):
 
     target_id: str
     sets: list[SetFacts]
+
+
+def describe_set(partial: Path, manifest: Manifest, nvram: str) -> None:
+    """Write what tells about a set, durably; `nvram` is where its NVRAM was."""
+    write_durably(partial / GUIDE, restore_guide(manifest, nvram).encode())
+    write_durably(partial / MANIFEST, (json.dumps(manifest, indent=2, ensure_ascii=False) + "\n").encode())
+    sums = [f"{file_digest(partial / name).partition(':')[2]}  {name}\n" for name in (MANIFEST, GUIDE)]
+    write_durably(partial / SUMS, "".join(sums).encode())
+    partial.chmod(0o700)
+    sync_path(partial)
 
 
 def give_name(paths: SetPaths, manifest: Manifest) -> None:

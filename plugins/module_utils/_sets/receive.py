@@ -32,7 +32,7 @@ def space_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, 
     _require_directory(target)
     if not check_mode:
         for left in domain_directory(Path(target), name, uuid).glob(".*.partial"):
-            _remove_dead(left)
+            remove_dead(left)
     problem = inode_problem(target)
     if problem:
         raise LiveBackupError(f"{problem}.", code="no_free_inodes")
@@ -116,7 +116,8 @@ def _require_directory(target: str) -> None:
     require_safe(Path(target))
 
 
-def _remove_dead(left: Path) -> None:
+def remove_dead(left: Path) -> None:
+    """Remove an unfinished set whose writer is gone."""
     # Empty, if its writer died before it could say that it lives; one that is not empty stays.
     with suppress(OSError):
         left.rmdir()

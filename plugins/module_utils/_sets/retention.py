@@ -52,6 +52,9 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
     # By their status and not by their names: what is left of an interrupted removal may bear the name of a set.
     published = [one for one in sets if one["status"] in ("good", "damaged")]
     reasons: dict[str, list[str]] = {one["backup_id"]: [] for one in published}
+    # A full set that was made of another one counts in its place.
+    made = [one["manifest"].get("made_of") for one in published if one["good"] and one["manifest"]]
+    made_full = {made_of[-1] for made_of in made if made_of}
     ranked = []
     for one in published:
         if one["status"] == "damaged":
@@ -60,7 +63,7 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
             reasons[one["backup_id"]].append("it is from the future")
         elif not one["good"]:
             reasons[one["backup_id"]].append("its last proof, or that of a set that it builds on, failed")
-        else:
+        elif one["backup_id"] not in made_full:
             ranked.append(one)
     ranked.sort(key=lambda one: (one["instant"], one["backup_id"]), reverse=True)
     failed = [one["backup_id"] for one in published if one["proof"] and one["proof"]["outcome"] == "failed"]

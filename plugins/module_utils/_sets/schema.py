@@ -106,6 +106,7 @@ class _MaybeOfManifest(TypedDict, total=False):
     chain: list[str]
     level_reason: str
     checkpoint: Checkpoint | None
+    made_of: list[str]
 
 
 class Manifest(_MaybeOfManifest):
@@ -218,6 +219,8 @@ SCHEMA["properties"].update(
     # The sets that this one builds on, the full one first, its parent last.
     chain=_array(_BACKUP_ID),
     level_reason=_SOME,
+    # The sets that a full one was made of later, the oldest first.
+    made_of=_array(_BACKUP_ID),
     checkpoint={
         **_object(name=_SOME, target_id=_text("[0-9a-f]{8}"), disks=_array(_SOME)),
         "type": ["object", "null"],

@@ -17,6 +17,7 @@ from .._base.errors import LiveBackupError
 from .._image.qcow2 import HEADER_BYTES
 from .._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from .._sets.check import check_files, note_proof
+from .._sets.consolidate import Consolidated, consolidate_set
 from .._sets.content import Noted, ToNote, note_content
 from .._sets.layout import SetPaths, content_file, domain_directory, published_manifest
 from .._sets.locks import reading, reading_set
@@ -80,6 +81,9 @@ class DirectoryTarget:
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         note_proof(str(self._directory), path, level, outcome, findings, rto_ms)
+
+    def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
+        return consolidate_set(str(self._directory), domain, backup_id, check_mode)
 
     def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
         return prune_sets(str(self._directory), domains, keep, check_mode)

@@ -15,6 +15,7 @@ from typing import Any, Protocol
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._sets.catalogue import GoodSet, Listing, SetFacts
+from .._sets.consolidate import Consolidated
 from .._sets.content import Noted, ToNote
 from .._sets.layout import check_target
 from .._sets.publish import NextSet
@@ -83,6 +84,9 @@ class Target(Protocol):
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         """Record how the proof of a set went."""
+
+    def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
+        """Make a full set of one that builds on others."""
 
     def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
         """Remove the sets that need not stay: `kept[]` with reasons, `removed[]`, `problems[]` of domains of which nothing was removed."""

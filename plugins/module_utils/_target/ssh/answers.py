@@ -72,6 +72,13 @@ ANSWERS: dict[str, Schema] = {
         problems=_TEXTS,
         findings=_TEXTS,
     ),
+    "consolidate_set": _object(
+        changed=_BOOL,
+        backup_id=SCHEMA["properties"]["backup_id"],
+        path=_STRING,
+        bytes=_NUMBER,
+        made_of={"type": "array", "items": SCHEMA["properties"]["backup_id"]},
+    ),
     "space_for": _object(free=_NUMBER),
     "next_set": _object(target_id={"type": "string", "pattern": "^([0-9a-f]{8})?$"}, sets=_objects(_LISTED)),
     "begin_set": _PLACE,

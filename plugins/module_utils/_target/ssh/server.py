@@ -40,6 +40,7 @@ from ..._image.digest import BATCH, data_extents, open_digest
 from ..._image.record import NOTHING, Found, identity, look_at, note_copy
 from ..._sets.catalogue import SetFacts, find_set, list_sets
 from ..._sets.check import check_files, note_proof
+from ..._sets.consolidate import consolidate_set
 from ..._sets.locks import reading_set
 from ..._sets.prune import prune_sets
 from ..._sets.publish import next_set
@@ -62,7 +63,7 @@ def open_set(target: str, domain: str, backup_id: str | None) -> SetFacts:
     return _open.enter_context(reading_set(target, domain, backup_id))
 
 
-_ABOUT_SETS: list[Callable[..., Any]] = [list_sets, find_set, check_files, note_proof, prune_sets, open_set]
+_ABOUT_SETS: list[Callable[..., Any]] = [list_sets, find_set, check_files, note_proof, prune_sets, open_set, consolidate_set]
 _RECEIVING: list[Callable[..., Any]] = [space_for, next_set, begin_set, leave_set, resume_set, note_sent, finish_set]
 CALLS = {one.__name__: one for one in _ABOUT_SETS + _RECEIVING}
 

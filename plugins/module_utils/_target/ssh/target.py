@@ -24,6 +24,7 @@ from ..._image.qcow2 import HEADER_BYTES
 from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from ..._sets.chain import ancestors_of, bytes_of, chain_below
 from ..._sets.check import check_files, note_proof
+from ..._sets.consolidate import Consolidated, consolidate_set
 from ..._sets.content import Noted, ToNote, note_content
 from ..._sets.layout import MANIFEST, check_target, content_file
 from ..._sets.prune import prune_sets
@@ -169,6 +170,9 @@ class SshTarget:
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         self._alone(note_proof, path=path, level=level, outcome=outcome, findings=findings, rto_ms=rto_ms)
+
+    def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
+        return self._alone(consolidate_set, domain=domain, backup_id=backup_id, check_mode=check_mode)
 
     def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
         return self._alone(prune_sets, domains=domains, keep=keep, check_mode=check_mode)
