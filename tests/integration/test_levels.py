@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from tests.rig.guest import Guest
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
@@ -54,8 +56,12 @@ def test_a_chain_is_exact_from_its_top(make_guest: Callable[..., Guest], backup_
     assert len(checkpoints(guest)) <= 4
 
 
-def test_many_nights(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
-    """Every set that retention keeps shows its own night, and the number of checkpoints stays small."""
+@pytest.mark.parametrize("consolidated", [False, True])
+def test_many_nights(consolidated: bool, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """Every set that retention keeps shows its own night, and the number of checkpoints stays small.
+
+    Where each fourth chain becomes a full set at the target, the domain is backed up whole in the first night only.
+    """
     guest = make_guest("still")
     target = backup_of(guest).target
     shown: dict[str, int] = {}
@@ -64,12 +70,23 @@ def test_many_nights(make_guest: Callable[..., Guest], backup_of: Callable[..., 
         backup = backup_of(guest, target, f"night-{number:02}")
         published = backup.run(level="auto", full_every=4)
         shown[backup.backup_id] = guest.durable()
-        assert len(published["manifest"]["chain"]) == number % 4, published["manifest"]["level_reason"]
+        chain = published["manifest"]["chain"]
+        if not consolidated:
+            assert len(chain) == number % 4, published["manifest"]["level_reason"]
+        elif number:
+            assert len(chain) == 1 + (number - 1) % 3, published["manifest"]["level_reason"]
+        if consolidated and len(chain) == 3:
+            made = backup.module("backup_set_consolidate", target=str(target), domain=guest.name)
+            assert made.get("changed"), made
+            shown[made["backup_id"]] = guest.durable()
         pruned = backup.module("backup_set_prune", target=str(target), domains=[guest.name], keep_last=3)
         assert "failed" not in pruned, pruned
         assert len(checkpoints(guest)) <= 4
         kept = [one["backup_id"] for one in pruned["kept"]]
-        assert kept[-3:] == sorted(shown)[-3:] and len(kept) <= 6, pruned["kept"]
+        newest = [name for name in sorted(shown) if f"{name}.full" not in shown][-3:]
+        assert [name for name in kept if name in newest] == newest and len(kept) <= 6, pruned["kept"]
+    assert not backup_of(guest, target).module("libvirt_backup_untrack", domain=guest.name).get("failed")
+    assert checkpoints(guest) == []
     for path in sorted((target / guest.name).glob("night-*")):
         manifest = json.loads((path / "manifest.json").read_text(encoding="utf-8"))
         verdict = backup_of(guest, target).judge({"path": str(path), "manifest": manifest}, 0)

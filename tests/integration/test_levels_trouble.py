@@ -39,7 +39,7 @@ class Nights:
         self.last = backup_of(guest, backup_id=f"{prefix}-0")
         self.target = self.last.target
         self._written = {"target": str(self.target), **server}
-        self._where = {name: value for name, value in self._written.items() if name != "staging_dir"}
+        self.where = {name: value for name, value in self._written.items() if name != "staging_dir"}
 
     def next(self) -> Backup:
         """The next one, after a few writes to each disk."""
@@ -75,11 +75,11 @@ class Nights:
         return self.target / self.guest.name / backup_id / "vdb.qcow2"
 
     def verify(self, **options: Any) -> dict[str, Any]:
-        given = {"domain": self.guest.name, "backup_id": self.last.backup_id, **self._where, **options}
+        given = {"domain": self.guest.name, "backup_id": self.last.backup_id, **self.where, **options}
         return self.last.module("backup_set_verify", **given)
 
     def restore(self, **options: Any) -> dict[str, Any]:
-        given = {"domain": self.guest.name, "backup_id": self.last.backup_id, **self._where, **options}
+        given = {"domain": self.guest.name, "backup_id": self.last.backup_id, **self.where, **options}
         return self.last.module("libvirt_domain_restore", **given)
 
 

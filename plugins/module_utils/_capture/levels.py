@@ -34,7 +34,6 @@ from .._target.target import Target, open_target
 from .method import Left, Repair
 from .options import BeginOptions
 
-_NO_DISK = "no disk is still there as it was"
 # The checkpoints of this many newest sets stay. An image that was restored to an older copy has an older bitmap.
 _NEWEST_KEPT = 2
 # This many of the newest sets are tried even if libvirt has lost their checkpoints.
@@ -88,8 +87,14 @@ def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain,
         parent, problem = (None, "") if obstacle else _choose(domain, found, wanted.write)
         if parent is not None:
             _build_on(plan, domain, parent, sets, untracked)
-        parent = _compare_with(plan, parent or next(iter(found), None), untracked)
-        reason = "; ".join(filter(None, [f"builds on {parent['backup_id']}" if parent else reason or _NO_DISK, problem]))
+        newest = parent or next(iter(found), None)
+        parent = _compare_with(plan, newest, untracked)
+        if parent:
+            reason = f"builds on {parent['backup_id']}"
+        elif newest:
+            details = [f"{disk.target}: {untracked.get(disk.target, 'its content is not known there')}" for disk in plan.disks]
+            reason = f"no disk can be built on {newest['backup_id']} ({', '.join(details)})"
+        reason = "; ".join(filter(None, [reason, problem]))
     if parent is None and options.level != "full":
         _require_auto(domain, options, reason)
         reason = f"full: {reason}"
@@ -104,7 +109,7 @@ def _untracked(chosen: list[Disk], domain: libvirt.virDomain, wanted: Wanted) ->
     headers = {disk.target: _look(disk) for disk in chosen}
     untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk, headers[disk.target]))}
     snapshots = _internal_snapshots(domain, [snapshot for one in headers.values() for snapshot in one.snapshots])
-    if snapshots and wanted.options.level == "full":
+    if snapshots and not wanted.obstacle and wanted.options.level == "full":
         raise LiveBackupError(f"Changes of domain {domain.name()!r} cannot be tracked: {snapshots}.", code="level_impossible")
     obstacle = wanted.obstacle or snapshots
     if not obstacle and len(untracked) == len(chosen):
@@ -138,14 +143,24 @@ def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[
             found.append(manifest)
     if not found:
         return [], "no set at this target can be built on" if sets else "the domain has no set at this target yet"
-    length = 1 + len(ancestors_of(found[0]))
-    if level == "auto" and length >= full_every:
-        return [], f"the newest chain has {length} sets, and full_every is {full_every}"
-    if level == "incremental" and length >= MOST_IN_CHAIN:
-        return [], f"the newest chain has {length} sets, and no chain can have more"
     if level == "differential":
-        found = [one for one in found if not ancestors_of(one)]
-    return found, "" if found else "no full set at this target can be built on"
+        found = [one for one in found if not ancestors_of(one)][:1]
+        return found, "" if found else "no full set at this target can be built on"
+    most = full_every if level == "auto" else MOST_IN_CHAIN
+    lengths: dict[str, int] = {}
+    for manifest in found:
+        lengths[_first_of(manifest)] = max(lengths.get(_first_of(manifest), 0), 1 + len(ancestors_of(manifest)))
+    length = lengths[_first_of(found[0])]
+    if length >= most:
+        why = f"full_every is {full_every}" if level == "auto" else "no chain can have more"
+        return [], f"the newest chain has {length} sets, and {why}"
+    # An older chain may be the only one that libvirt tracks; it must not grow without end beside the newest one.
+    return [one for one in found if lengths[_first_of(one)] < most], ""
+
+
+def _first_of(manifest: Manifest) -> str:
+    """The full set of a set's chain."""
+    return (ancestors_of(manifest) or [manifest["backup_id"]])[0]
 
 
 def _choose(domain: libvirt.virDomain, found: list[Manifest], write: bool) -> tuple[Manifest | None, str]:

@@ -55,7 +55,7 @@ class Content:
         try:
             read_at(self._descriptor, memoryview(entries)[: there * _ENTRY], _LINE_BYTES + self._taken * _ENTRY)
         except OSError as error:
-            raise ValueError(f"the digests of the disk's content cannot be read: {error.strerror}") from error
+            raise _unreadable(error) from error
         self._whole.update(_digests(bytes(entries[: there * _ENTRY]), self.size - self._taken * CHUNK))
         self._taken += count
         return bytes(entries)
@@ -72,18 +72,25 @@ class Content:
             raise ValueError("the digests of the disk's content are damaged")
 
 
+def _unreadable(error: OSError) -> ValueError:
+    return ValueError(f"the digests of the disk's content cannot be read: {error.strerror}")
+
+
 @contextmanager
 def open_content(path: Path) -> Iterator[Content]:
     """The digests in a file; ValueError where it is something else, or cannot be read."""
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except OSError as error:
-        raise ValueError(f"{path.name} cannot be read: {error.strerror}") from error
+        raise _unreadable(error) from error
     try:
         status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
             raise ValueError(f"{path.name} is not a regular file")
-        line = _LINE.fullmatch(os.pread(descriptor, _LINE_BYTES, 0))
+        try:
+            line = _LINE.fullmatch(os.pread(descriptor, _LINE_BYTES, 0))
+        except OSError as error:
+            raise _unreadable(error) from error
         if line is None:
             raise ValueError(f"{path.name} does not hold digests of a disk's content")
         size = int(line[1])

@@ -41,7 +41,9 @@ class Tables:
         fields = read_fields(os.pread(descriptor, HEADER_BYTES, 0))
         if fields is None or not _is_plain(fields):
             raise ValueError("the image is not a plain qcow2 image of version 3 with clusters of 64 KiB")
-        self.size = fields.size
+        # QEMU shows whole sectors only.
+        self.size = fields.size // 512 * 512
+        self.snapshots = fields.snapshots
         self.is_backed = fields.backing_offset != 0
         entries = -(-fields.size // TABLE_BYTES)
         if entries > min(fields.l1_entries, MOST_L1_ENTRIES):

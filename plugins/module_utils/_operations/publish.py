@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import nullcontext
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from typing import Any
 from .._base.clock import Clock, wall_time
 from .._base.errors import LiveBackupError
 from .._base.files import has_writer, sync_path
+from .._base.text import foreign
 from .._capture.methods import METHODS
 from .._claim.claim import Claim
 from .._claim.describe import build_manifest, image_entry
@@ -42,6 +44,7 @@ from .._sets.layout import (
     release_domain_directory,
     remove_partial,
 )
+from .._sets.locks import reading
 from .._sets.publish import describe_set
 from .._sets.read import GUIDE, SUMS
 from .._sets.schema import FileEntry, ImageEntry, Manifest
@@ -67,7 +70,8 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     with hold(uuid, clock):
         require_no_restore(f"publish a backup of domain {name!r}", uuid, name)
         claim = _ready(uuid, name, paths, params["target"])
-        with step(claim, "publish", clock):
+        # What it builds on must not go before the set has its name.
+        with step(claim, "publish", clock), reading(paths.directory) if claim.plan.chain else nullcontext():
             manifest = _describe(params, target, claim, paths, clock)
             path = _publish(params, target, claim, paths, manifest, clock)
             end_claim(claim)
@@ -163,22 +167,38 @@ def _note_contents(target: Target, claim: Claim, paths: SetPaths) -> dict[str, N
     plan = claim.plan
     unfinished = Unfinished(_name(claim), claim.token, paths.partial)
     found: dict[str, Noted] = {}
+    remarks: list[str] = []
     for disk in plan.disks:
         if disk.below and not disk.below_content:
             continue
-        below = disk.below[0]["file"] if disk.below else ""
-        of: ToNote = {"file": Path(disk.path).name, "below": below, "content": disk.below_content, "compare": disk.compared}
-        noted = found[disk.target] = target.note_content(unfinished, of, disk.sent)
+        noted = found[disk.target] = target.note_content(unfinished, _to_note(disk), disk.sent) if disk.format == "qcow2" else _RAW
+        problem = foreign(noted["problem"])
         if noted["kept"]:
             disk.dirty = noted["changed"]
         elif disk.compared:
             disk.keep_whole()
-            plan.level_reason += f"; {disk.target} is backed up whole: {noted['problem']}"
-        elif noted["problem"]:
-            plan.level_reason += f"; later backups of {disk.target} cannot be compared with this one: {noted['problem']}"
-    if not any(disk.below for disk in plan.disks):
+            remarks.append(f"{disk.target} is backed up whole: {problem}")
+        if problem and not noted["content"]:
+            remarks.append(f"later backups of {disk.target} cannot be compared with this one: {problem}")
+    if plan.chain and not any(disk.below for disk in plan.disks):
+        plan.level_reason = f"full: no disk could be compared with {plan.parent}"
         plan.level, plan.chain = "full", []
+    plan.level_reason = "; ".join([plan.level_reason, *remarks])
     return found
+
+
+# Nothing can build on such an image, and what a guest has written to it is not looked at.
+_RAW: Noted = {"content": "", "problem": "its image is raw", "kept": None, "changed": 0}
+
+
+def _to_note(disk: DiskPlan) -> ToNote:
+    return {
+        "file": Path(disk.path).name,
+        "capacity": disk.capacity,
+        "below": disk.below[0]["file"] if disk.below else "",
+        "content": disk.below_content,
+        "compare": disk.compared,
+    }
 
 
 def _put_on_parent(image: Path, backing: str) -> None:

@@ -45,7 +45,7 @@ def check_files(target: str, domain: str, backup_id: str | None, deep: bool = Fa
                 for image in (disk, *chain_below(disk)):
                     if image["file"] not in broken:
                         findings += _proved(image["file"], lambda name: image_digest(path / name), image["digest"])
-                findings += content_findings(path, disk, deep and not findings)
+                findings += content_findings(path, disk) if deep and not findings else []
             for file in manifest["files"]:
                 if file["name"] not in broken:
                     findings += _proved(file["name"], lambda name: file_digest(path / name), file["digest"])

@@ -30,13 +30,11 @@ from .._image.qcow2_tables import Tables
 from .._image.qcow2_writer import Layout
 from .catalogue import SetFacts
 from .chain import ancestors_of, images_of
-from .layout import DOMAIN_XML, NVRAM, SENDER, SetPaths, check_backup_id, content_file, published_manifest
+from .layout import DOMAIN_XML, NVRAM, SENDER, SetPaths, check_backup_id, content_file, full_of, published_manifest
 from .locks import reading_set
 from .publish import describe_set, give_name
 from .receive import remove_dead
 from .schema import ImageEntry, Manifest
-
-_SUFFIX = ".full"
 
 
 class Consolidated(TypedDict):
@@ -56,7 +54,7 @@ def consolidate_set(target: str, domain: str, backup_id: str | None, check_mode:
         chain = ancestors_of(manifest)
         if not chain:
             return _result(Path(found["path"]), manifest, changed=False)
-        name = manifest["backup_id"] + _SUFFIX
+        name = full_of(manifest["backup_id"])
         check_backup_id(name)
         paths = SetPaths(Path(found["directory"]), name)
         made = published_manifest(paths)
@@ -171,7 +169,7 @@ def _nvram(partial: Path) -> str:
 @contextmanager
 def _unfinished(paths: SetPaths) -> Iterator[None]:
     """The directory that the set is made in. What a run left of one that was killed is removed first."""
-    for left in paths.directory.glob(f".*{_SUFFIX}.partial"):
+    for left in paths.directory.glob(f".{full_of('*')}.partial"):
         remove_dead(left)
     paths.partial.mkdir(mode=0o700)
     try:

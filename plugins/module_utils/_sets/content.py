@@ -11,6 +11,7 @@ See docs/internals/levels.md.
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -18,8 +19,9 @@ from pathlib import Path
 from typing import TypedDict
 
 from .._base.errors import LiveBackupError
+from .._base.files import temporary_of
 from .._base.filesystem import free_bytes, mib
-from .._image.content import Content, compare, note_image, open_content
+from .._image.content import Content, compare, content_bytes, note_image, open_content
 from .._image.digest import Measured, measure
 from .._image.qcow2 import header_of
 from .._image.qcow2_chain import content_digest, new_image
@@ -28,6 +30,8 @@ from .._image.qcow2_writer import Backing, Layout
 from .chain import images_of
 from .layout import content_file
 from .schema import ImageEntry
+
+_SECTOR = 512
 
 
 class ToNote(TypedDict):
@@ -38,6 +42,7 @@ class ToNote(TypedDict):
     """
 
     file: str
+    capacity: int
     below: str
     content: str
     compare: bool
@@ -56,40 +61,58 @@ class Noted(TypedDict):
 
 
 def note_content(directory: Path, of: ToNote, below: Path) -> Noted:
-    """Note the content of a disk beside its image. `below` is the file of the parent's."""
-    path, content, problem = directory / of["file"], "", ""
-    try:
-        # If it is backed already, an interrupted run has done this.
-        if of["compare"] and not header_of(path).backing:
-            content = _keep_changes(path, of, below)
-    except ValueError as error:
-        problem = str(error)
-    found: Noted = {"content": "", "problem": problem, "kept": None, "changed": 0}
-    with path.open("rb") as file:
-        try:
-            image = Tables(file.fileno())
-            found["content"] = content or _note(path, image, of, below)
-        except ValueError as error:
-            found["problem"] = problem or str(error)
-            return found
+    """Note the content of a disk beside its image. `below` is the file of the parent's.
+
+    A backup is not given up for it: where there is too little disk space, the content is not noted, and the whole image stays.
+    """
+    path = directory / of["file"]
+    found: Noted = {"content": "", "problem": "", "kept": None, "changed": 0}
+    for written in (path, content_file(path)):
+        # Of a run that was killed.
+        temporary_of(written).unlink(missing_ok=True)
+    # If it is backed already, an interrupted run has done this.
+    if of["compare"] and not header_of(path).backing:
+        with _told(found):
+            found["content"] = _keep_changes(path, of, below)
+    with path.open("rb") as file, _told(found):
+        image = _image_of(file.fileno(), of)
         if of["compare"] and image.is_backed:
             _require_backing(path, of["below"])
             found["kept"] = measure(path)
             found["changed"] = sum(end - start for start, end, _at in image.held())
+        found["content"] = found["content"] or _note(path, image, of, below)
     return found
 
 
-def content_findings(path: Path, disk: ImageEntry, deep: bool) -> list[str]:
-    """What is wrong with the noted content of a disk; if `deep`, also what is different about the disk that its chain shows."""
-    digest = disk.get("content")
-    if not digest:
-        return []
+@contextmanager
+def _told(found: Noted) -> Iterator[None]:
+    """Note what cannot be done, the first only."""
+    try:
+        yield
+    except ValueError as error:
+        found["problem"] = found["problem"] or str(error)
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        found["problem"] = found["problem"] or os.strerror(error.errno)
+
+
+def _image_of(descriptor: int, of: ToNote) -> Tables:
+    image = Tables(descriptor)
+    if -(-image.size // _SECTOR) != -(-of["capacity"] // _SECTOR):
+        raise ValueError(f"its image is of a disk of {image.size} bytes, not {of['capacity']}")
+    return image
+
+
+def content_findings(path: Path, disk: ImageEntry) -> list[str]:
+    """What is different about the disk that a chain of images shows, and about what was noted of it."""
+    digest = disk.get("content") or ""
     file = content_file(path / disk["file"])
     try:
         with open_content(file) as content:
             content.read_all()
             found = content.digest
-        shown = _content_of_chain(images_of(path, disk)) if deep else digest
+        shown = _content_of_chain(images_of(path, disk))
     except ValueError as error:
         return [f"{file.name}: {error}"]
     if found != digest:
@@ -111,15 +134,17 @@ def _require_backing(path: Path, wanted: str) -> None:
 def _keep_changes(path: Path, of: ToNote, below: Path) -> str:
     """Replace a whole image by one of what differs from the parent's disk; the digest of the content. ValueError where it stays whole."""
     with path.open("rb") as file:
-        image = Tables(file.fileno())
+        image = _image_of(file.fileno(), of)
+        if image.snapshots:
+            raise ValueError("it has internal snapshots, which only a whole image keeps")
         with _content_of(below, of) as parent:
             digest, changed = compare(image, parent)
         layout = Layout(image.size, changed, Backing(of["below"], "qcow2"))
-        free = free_bytes(path.parent)
+        needed, free = layout.file_size + content_bytes(image.size), free_bytes(path.parent)
         if layout.file_size >= os.fstat(file.fileno()).st_size:
             raise ValueError("nearly all of it changed")
-        if layout.file_size > free:
-            raise ValueError(f"what changed needs {mib(layout.file_size)} more while it is written, and {mib(free)} are free")
+        if needed > free:
+            raise ValueError(f"what changed needs {mib(needed)} more while it is written, and {mib(free)} are free")
         with new_image(path, layout, [image]) as kept:
             if _note(path, kept, of, below) != digest:
                 raise ValueError("what was kept shows another disk, please report it")

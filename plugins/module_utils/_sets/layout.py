@@ -74,6 +74,11 @@ def file_name(name: str) -> str:
     return f"{whole}~{hashlib.sha256(known).hexdigest()[:32]}"
 
 
+def full_of(backup_id: str) -> str:
+    """The name of the full set that is made of one that builds on others."""
+    return f"{backup_id}.full"
+
+
 def content_file(image: Path) -> Path:
     """Where the digests are of what the disk in an image of a set contains."""
     return image.with_name(f"{image.name}.content")

@@ -19,6 +19,8 @@ from typing import TypedDict
 
 from .._base.clock import is_ahead
 from .catalogue import SetFacts
+from .chain import contents_of
+from .layout import full_of
 
 PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
     "hourly": lambda at: (at.year, at.month, at.day, at.hour),
@@ -52,10 +54,7 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
     # By their status and not by their names: what is left of an interrupted removal may bear the name of a set.
     published = [one for one in sets if one["status"] in ("good", "damaged")]
     reasons: dict[str, list[str]] = {one["backup_id"]: [] for one in published}
-    # A full set that was made of another one counts in its place.
-    made = [one["manifest"].get("made_of") for one in published if one["good"] and one["manifest"]]
-    made_full = {made_of[-1] for made_of in made if made_of}
-    ranked = []
+    good = []
     for one in published:
         if one["status"] == "damaged":
             reasons[one["backup_id"]].append("it is damaged; decide yourself whether to delete it")
@@ -63,8 +62,11 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
             reasons[one["backup_id"]].append("it is from the future")
         elif not one["good"]:
             reasons[one["backup_id"]].append("its last proof, or that of a set that it builds on, failed")
-        elif one["backup_id"] not in made_full:
-            ranked.append(one)
+        else:
+            good.append(one)
+    # A full set that was made of another one counts in its place. By their names no two sets can be made of each other.
+    made = {one["backup_id"] for one in good if one["manifest"] and one["manifest"].get("made_of")}
+    ranked = [one for one in good if full_of(one["backup_id"]) not in made]
     ranked.sort(key=lambda one: (one["instant"], one["backup_id"]), reverse=True)
     failed = [one["backup_id"] for one in published if one["proof"] and one["proof"]["outcome"] == "failed"]
     if failed:
@@ -72,7 +74,7 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
         return Plan(everything, [], f"the last proof of {', '.join(failed)} failed")
     if not any(keep.values()):
         return Plan({name: why or ["no rule says what to keep"] for name, why in reasons.items()}, [])
-    for one in ranked:
+    for one in good:
         if one["backup_id"] in keep_ids:
             reasons[one["backup_id"]].append("it was asked for by name")
     for one in ranked[: keep.get("last", 0)]:
@@ -88,7 +90,8 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
         reasons[ranked[0]["backup_id"]].append("the last good one")
     unknown = [one["backup_id"] for one in published if one["manifest"] is None]
     for one in published if unknown else ():
-        if one["manifest"] and one["manifest"].get("checkpoint") and not reasons[one["backup_id"]]:
+        can_be_parent = one["manifest"] and (one["manifest"].get("checkpoint") or contents_of(one["manifest"]))
+        if can_be_parent and not reasons[one["backup_id"]]:
             reasons[one["backup_id"]].append(f"may be needed by {unknown[0]}, which is damaged")
     _keep_parents(published, reasons)
     return Plan({name: why for name, why in reasons.items() if why}, [name for name, why in reasons.items() if not why])

@@ -70,9 +70,19 @@ def test_a_chain_ends() -> None:
     assert ids(sets, "incremental") == ["two", "one", "full"]
 
 
+def test_an_older_chain_does_not_grow_beside_the_newest_one() -> None:
+    """libvirt tracks the older one, and the newest full set has only what it contains."""
+    old = [a_set("full"), a_set("one", "full"), a_set("two", "full", "one")]
+    contents = a_set("offline", tracked=False)
+    contents["manifest"]["disks"] = [{"target": "vda", "format": "qcow2", "content": "sha256-64k:0"}]
+    assert ids([*old, contents]) == ["offline"]
+    assert ids([*old[:2], contents]) == ["offline", "one", "full"]
+    assert ids([*old, contents], "incremental") == ["offline", "two", "one", "full"]
+
+
 def test_a_differential_builds_on_a_full_one() -> None:
     sets = [a_set("old"), a_set("full"), a_set("one", "full"), a_set("two", "full", "one")]
-    assert ids(sets, "differential") == ["full", "old"]
+    assert ids(sets, "differential") == ["full"]
     assert why([a_set("one", "gone")], "differential") == "no full set at this target can be built on"
 
 

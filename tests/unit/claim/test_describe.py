@@ -13,8 +13,8 @@ import pytest
 from jsonschema import Draft202012Validator
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim.describe import manifest_bytes
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets import schema as _manifest_schema
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.publish import describe_set
 
 from ..support.backup import Backup
 
@@ -82,6 +82,7 @@ def test_the_schema_is_strict() -> None:
         "dirty",
         "backing_chain",
         "content",
+        "made_of",
         "hook_ms",
         "type",
         "pool",
@@ -131,8 +132,9 @@ def test_the_schema_refuses_what_is_no_manifest(published: dict[str, Any], spoil
     assert not VALIDATOR.is_valid(spoiled)
 
 
-def test_the_file_is_the_manifest(published: dict[str, Any]) -> None:
-    text = manifest_bytes(published)
+def test_the_file_is_the_manifest(published: dict[str, Any], tmp_path: Path) -> None:
+    describe_set(tmp_path, published, "")  # type: ignore[arg-type]
+    text = (tmp_path / "manifest.json").read_bytes()
     assert json.loads(text) == published and text.endswith(b"}\n")
     assert "dö 'b".encode() in text
 

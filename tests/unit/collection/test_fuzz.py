@@ -459,7 +459,12 @@ SETS = st.lists(
             "status": st.sampled_from(["good", "damaged", "partial", "removing"]),
             "proof": st.none() | st.builds(lambda outcome: {"outcome": outcome}, st.sampled_from(["verified", "failed", "timed out"])),
             "parent": st.none() | st.sampled_from(["n0", "n1", "n2", "n9"]),
-            "manifest": st.none() | st.builds(lambda checkpoint: {"checkpoint": checkpoint}, st.none() | st.just("c")),
+            "manifest": st.none()
+            | st.builds(
+                lambda checkpoint, made_of: {"checkpoint": checkpoint, "disks": [], "made_of": made_of},
+                st.none() | st.just("c"),
+                st.lists(st.sampled_from(["n0", "n1", "n0.full"])),
+            ),
         }
     ),
     max_size=6,
@@ -481,7 +486,8 @@ def test_retention(sets: list[dict[str, Any]], keep: dict[str, int], now: float,
         # Nothing is called good whose times are none.
         status = "damaged" if one["status"] == "good" and not _is_time(one["instant"]) else one["status"]
         proof = one["proof"]
-        one.update(backup_id=f"n{number}", status=status, good=status == "good" and (proof is None or proof["outcome"] != "failed"))
+        name = f"n{number // 2}{'.full' * (number % 2)}"
+        one.update(backup_id=name, status=status, good=status == "good" and (proof is None or proof["outcome"] != "failed"))
     plan = plan_retention(sets, keep, now, keep_ids)
     published = {one["backup_id"] for one in sets if one["status"] in ("good", "damaged")}
     assert set(plan.removed).isdisjoint(plan.kept) and {*plan.removed, *plan.kept} == published

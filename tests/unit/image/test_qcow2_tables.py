@@ -103,7 +103,7 @@ def clusters(extent: dict[str, int]) -> range:
         ["compat=0.10"],
         ["extended_l2=on"],
         ["data_file=outside"],
-        ["encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=10"],
+        ["encrypt.format=luks,encrypt.key-secret=s,encrypt.iter-time=300"],
         ["compression_type=zstd"],
     ],
 )

@@ -14,6 +14,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import file_digest, image_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import publish as _publish
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets import publish as _sets_publish
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.read import read_manifest
 
 from ..support.backup import Backup
@@ -157,7 +158,7 @@ def test_an_interrupted_publishing_can_be_done_again(backup: Backup, monkeypatch
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(_publish, "write_durably", full)
+        patched.setattr(_sets_publish, "write_durably", full)
         with pytest.raises(OSError, match="No space"):
             backup.publish()
     assert not backup.final.exists()

@@ -18,13 +18,22 @@ MODES = ["good", "good", "good", "good", "timed out", "proved", "damaged", "part
 
 
 def a_set(
-    backup_id: str, age: float = 0, mode: str = "good", parent: str | None = None, *, checkpoint: str | None = None, lost: bool = False
+    backup_id: str,
+    age: float = 0,
+    mode: str = "good",
+    parent: str | None = None,
+    *,
+    checkpoint: str | None = None,
+    lost: bool = False,
+    content: str = "",
+    made_of: tuple[str, ...] = (),
 ) -> dict[str, Any]:
     """What retention looks at of a set that is so many seconds old."""
     status = {"proved": "good", "timed out": "good", "failed": "good", "damaged and failed": "damaged"}.get(mode, mode)
     outcomes = {"proved": "verified", "timed out": "timed out", "failed": "failed", "damaged and failed": "failed"}
     proof = {"outcome": outcomes[mode]} if mode in outcomes else None
     described = status in ("good", "damaged")
+    disk = {"target": "vda", "format": "qcow2", "content": content}
     return {
         "backup_id": backup_id,
         "status": status,
@@ -32,7 +41,7 @@ def a_set(
         "proof": proof,
         "instant": rfc3339(NOW - age) if described else None,
         "parent": parent if described else None,
-        "manifest": {"checkpoint": checkpoint} if described and not lost else None,
+        "manifest": {"checkpoint": checkpoint, "disks": [disk] if content else [], "made_of": made_of} if described and not lost else None,
     }
 
 
@@ -202,6 +211,19 @@ def test_what_a_damaged_set_may_build_on_stays() -> None:
     sets = [a_set("plain", 4 * DAY), a_set("full", 3 * DAY, checkpoint="c"), a_set("lost", 2 * DAY, "damaged", lost=True), a_set("new")]
     plan = plan_retention(sets, {"last": 1}, NOW)
     assert removed(plan) == ["plain"] and plan.kept["full"] == ["may be needed by lost, which is damaged"]
+    # Also one that is compared.
+    sets[1] = a_set("full", 3 * DAY, content="sha256-64k:0")
+    assert removed(plan_retention(sets, {"last": 1}, NOW)) == ["plain"]
+
+
+def test_a_full_set_that_was_made_of_another_one_counts_in_its_place() -> None:
+    sets = [a_set("old", 2 * DAY), a_set("new", parent="old"), a_set("new.full", made_of=("old", "new"))]
+    assert removed(plan_retention(sets, {"last": 2}, NOW)) == ["new"]
+    assert removed(plan_retention(sets, {"last": 1}, NOW)) == ["old", "new"]
+    assert removed(plan_retention(sets, {"last": 1}, NOW, ["new"])) == []
+    # What is damaged counts for nothing.
+    sets[2] = a_set("new.full", mode="damaged", made_of=("old", "new"))
+    assert removed(plan_retention(sets, {"last": 1}, NOW)) == []
 
 
 def test_of_equal_instants_the_last_name_is_the_newest() -> None:

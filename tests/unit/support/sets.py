@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim.describe import image_entry, manifest_bytes
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim.describe import image_entry
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.plan import DiskPlan
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import file_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.guide import restore_guide
@@ -106,7 +106,7 @@ def replace_images(path: Path, make: Callable[[Path], object], **changes: Any) -
 
 def write_manifest(path: Path, manifest: dict[str, Any]) -> None:
     """The manifest of a set and, as when it is published, the sums that prove it."""
-    (path / "manifest.json").write_bytes(manifest_bytes(manifest))
+    (path / "manifest.json").write_text(json.dumps(manifest, indent=2), encoding="utf-8")
     sums = [f"{file_digest(path / name).partition(':')[2]}  {name}\n" for name in ("manifest.json", "RESTORE.md")]
     (path / "SHA256SUMS").write_text("".join(sums), encoding="utf-8")
 

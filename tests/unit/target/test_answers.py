@@ -73,7 +73,7 @@ def changes(value: Any, way: tuple[Any, ...] = ()) -> Iterator[tuple[tuple[Any, 
 # What may be missing.
 MAY_LACK = {("error", "errno"), ("error", "file"), ("error", "code")}
 # What only newer manifests have.
-NEWER = {"chain", "level_reason", "checkpoint", "dirty", "backing_chain", "content"}
+NEWER = {"chain", "level_reason", "checkpoint", "dirty", "backing_chain", "content", "made_of"}
 
 
 @pytest.mark.parametrize(

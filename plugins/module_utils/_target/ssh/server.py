@@ -243,7 +243,12 @@ def showing_work() -> Iterator[None]:
         while not over.wait(_SIGN_SECONDS):
             before, used = used, time.process_time() - time.thread_time()
             if used - before > _WORK_SECONDS:
-                say("")
+                try:
+                    say("")
+                except OSError:
+                    # Nobody waits for the work any more, and it would keep others from their sets.
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    return
 
     thread = threading.Thread(target=show, daemon=True)
     # It must not be given a signal that is blocked where the work is done.

@@ -10,7 +10,7 @@ Each operation there has a connection of its own: between two of them hours may 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any, TypeVar, cast
 
@@ -95,10 +95,13 @@ class SshTarget:
         """Fetch the digests of the content of an image that the set builds on."""
         _up, parent, file = Path(image).parts
         with self.connection() as far_end:
-            found = self._call(far_end, open_set, domain=name.uuid, backup_id=parent)
-            # Without them the disk is kept whole.
-            with suppress(LiveBackupError):
+            try:
+                found = self._call(far_end, open_set, domain=name.uuid, backup_id=parent)
                 far_end.fetch(str(content_file(Path(found["path"], file))), destination)
+            except LiveBackupError as error:
+                # Without them the disk is kept whole.
+                if error.code not in ("set_not_found", "os_error"):
+                    raise
 
     def publish(self, made: MadeSet, clock: Clock) -> str:
         """Send a set whose files are in a directory, or are there already; each is proved there."""
