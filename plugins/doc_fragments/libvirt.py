@@ -103,7 +103,8 @@ options:
       - Required if O(target) starts with C(ssh://), and only then. An existing directory on the hypervisor, as an absolute path, for
         the partial set.
       - Files that QEMU or C(qemu-img) writes are written there, so it needs disk space for them. These are
-        every image of a push, and every image that is converted, compressed or flattened. M(virtops.live_backup.backup_set_publish) sends
+        every image of a push, and every image that is converted, compressed or flattened. With another O(level) than V(full), raw disks are
+        converted. M(virtops.live_backup.backup_set_publish) sends
         them.
       - M(virtops.live_backup.sparse_copy) sends any other image directly to the other host. It needs only some KiB here.
     type: path

@@ -24,6 +24,7 @@ class FilterModule:
             "backup_group": _backup_rows.group,
             "backup_result": _backup_result.result,
             "backup_results": _backup_result.results,
+            "backup_summary": _backup_result.summary,
             "backup_verdict": _backup_result.verdict,
             "backup_row_verdict": _backup_result.row_verdict,
             "restore_group": _restore.newest_whole,

@@ -158,7 +158,10 @@ domains:
       elements: dict
       sample: [{disk: vda, type: copy, cur: 1048576, end: 67108864}]
     checkpoints:
-      description: The names of the domain's checkpoints.
+      description:
+        - The names of the domain's checkpoints. Those of this collection start with C(live-backup.). With them, it tracks what changes.
+        - While there is one, libvirt cannot revert to an internal snapshot of the domain, and C(virsh undefine) needs
+          C(--checkpoints-metadata). M(virtops.live_backup.libvirt_backup_untrack) removes those of this collection.
       type: list
       elements: str
     agent:

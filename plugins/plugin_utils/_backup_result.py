@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,7 +16,8 @@ from ._status import fallback
 
 _ROW: dict[str, Any] = {
     "domain": "", "uuid": "", "hypervisor": "", "status": "failed", "changed": False, "backup_id": "", "method": "", "method_reason": "",
-    "level": "", "level_reason": "", "path": "", "bytes": 0, "seconds": 0, "consistency": "", "instant": "", "started": "", "finished": "",
+    "level": "", "level_reason": "", "path": "", "bytes": 0, "protected": 0, "seconds": 0, "consistency": "", "instant": "", "started": "",
+    "finished": "",
     "frozen_ms": None, "proof": "", "rto_seconds": None, "not_captured": [], "group": "", "group_spread_ms": None, "group_problem": "",
     "code": "", "msg": "",
 }  # fmt: skip
@@ -53,6 +55,7 @@ def _published(
         **{key: published[key] for key in ("changed", "path", "bytes", "seconds")},
         **{key: manifest[key] for key in ("method", "method_reason", "level", "started", "finished", "not_captured")},
         "level_reason": manifest.get("level_reason", ""),
+        "protected": sum(disk["capacity"] for disk in manifest["disks"]),
         "consistency": consistency["level"],
         "instant": consistency["instant"],
         "frozen_ms": consistency["frozen_ms"],
@@ -66,6 +69,16 @@ def _published(
         f"{bytes_to_human(published['bytes'])} in {round(published['seconds'])} s, "
         f"{consistency['level']}-consistent ({consistency['why']}){lacks}",
     }
+
+
+def summary(rows: list[Mapping[str, Any]]) -> list[str]:
+    """What the rows say, and how much was stored for how much that is protected."""
+    published = [row for row in rows if row["status"] == "published" and row["changed"]]
+    stored, protected = (bytes_to_human(sum(row[key] for row in published)) for key in ("bytes", "protected"))
+    levels = Counter(row["level"] for row in published)
+    words = ", ".join(f"{count} {level}" for level, count in sorted(levels.items()))
+    total = [f"{len(published)} of {len(rows)} domains backed up ({words}): {stored} stored, disks of {protected} protected."]
+    return [row["msg"] for row in rows] + (total if published else [])
 
 
 def _level_words(of: Mapping[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._backup_result import result, results, row_verdict, verdict
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._backup_result import result, results, row_verdict, summary, verdict
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._restore import newest_whole, restored
 
 DB1 = {"name": "db1", "uuid": "u1", "method": "push", "method_reason": "the domain is running", "error": "", "row": "db1@hv"}
@@ -22,6 +22,7 @@ MANIFEST = {
     "started": "2026-11-22T18:45:00.000Z",
     "finished": "2026-11-22T18:46:33.000Z",
     "not_captured": [],
+    "disks": [{"capacity": 10 * 2**30}, {"capacity": 2 * 2**30}],
     "consistency": {"level": "filesystem", "instant": "2026-11-22T18:45:12.345Z", "frozen_ms": 61, "why": "the guest agent froze 1"},
 }
 PUBLISHED = {"changed": True, "path": "/srv/db1/night-1", "bytes": 3 * 2**30, "seconds": 93.4, "manifest": MANIFEST}
@@ -50,7 +51,7 @@ def test_a_published_backup_is_described_by_its_manifest() -> None:
     assert result(ABOUT, ended()) == {
         "domain": "db1", "uuid": "u1", "hypervisor": "hv", "status": "published", "changed": True, "backup_id": "night-1",
         "method": "legacy", "method_reason": "libvirt is too old", "level": "full", "level_reason": "it was asked for",
-        "path": "/srv/db1/night-1", "bytes": 3 * 2**30, "seconds": 93.4,
+        "path": "/srv/db1/night-1", "bytes": 3 * 2**30, "protected": 12 * 2**30, "seconds": 93.4,
         "consistency": "filesystem", "instant": "2026-11-22T18:45:12.345Z", "started": "2026-11-22T18:45:00.000Z",
         "finished": "2026-11-22T18:46:33.000Z", "frozen_ms": 61, "proof": "check", "rto_seconds": 8.1, "not_captured": [], "group": "",
         "group_spread_ms": None, "group_problem": "", "code": "",
@@ -64,6 +65,17 @@ def test_what_was_published_before_and_lacks_something_says_so() -> None:
     row = result(ABOUT, ended(published=published, verified=SKIPPED))
     assert (row["changed"], row["proof"], row["rto_seconds"], row["not_captured"]) == (False, "", None, ["its TPM", "a secret"])
     assert "was published already at" in row["msg"] and row["msg"].endswith("froze 1); not in the set: its TPM, a secret")
+
+
+def test_the_last_line_is_about_all() -> None:
+    rows = [result(ABOUT, ended(published={**PUBLISHED, "manifest": {**MANIFEST, **level}})) for level, _words in LEVELS[::2]]
+    failed = result(ABOUT, {"failed": {"msg": "no"}})
+    before = result(ABOUT, ended(published={**PUBLISHED, "changed": False}))
+    assert summary([*rows, failed, before]) == [
+        *(row["msg"] for row in (*rows, failed, before)),
+        "2 of 4 domains backed up (1 full, 1 incremental): 6.00 GB stored, disks of 24.00 GB protected.",
+    ]
+    assert summary([failed, before]) == [failed["msg"], before["msg"]]
 
 
 LEVELS: list[tuple[dict[str, Any], str]] = [
