@@ -168,9 +168,9 @@ bench-fleet: venv install-rig ## Measure what a domain costs, against the number
 	$(AS_ROOT) python -m tests.bench.fleet
 
 .PHONY: bench
-bench: venv install-rig ## Measure speed and pauses
+bench: venv install-rig ## Measure speed and pauses; BENCH="--only levels" measures a part
 	tests/tools/apt.sh $$(sed 's/#.*//' tests/bench/packages.txt)
-	$(AS_ROOT) python -m tests.bench.run
+	$(AS_ROOT) env PYTHONPATH=.build/tree python -m tests.bench.run $(BENCH)
 
 .PHONY: clean
 clean: ## Remove all products
