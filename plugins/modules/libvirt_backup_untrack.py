@@ -14,8 +14,8 @@ author:
 description:
   - Removes all checkpoints and bitmaps that this collection made for a domain, for all targets. Their names start with C(live-backup.).
   - Libvirt can then revert to internal snapshots of the domain again, and C(virsh undefine) works without C(--checkpoints-metadata).
-  - The backup sets stay, and can be restored. The next backup with O(virtops.live_backup.libvirt_backup_begin#module:level=auto) is a full
-    one, and makes a checkpoint again.
+  - The backup sets stay, and can be restored. In the next backup with O(virtops.live_backup.libvirt_backup_begin#module:level=auto), each
+    disk is read as a whole and compared with the newest set. Then changes are tracked again.
   - The domain can be running or shut off. If it is shut off, the module also removes bitmaps without a checkpoint in libvirt.
   - Checkpoints and bitmaps with other names stay. Bitmaps in backing files stay, since other domains may use these files.
   - It is an error if a backup or a restore of the domain is running or was interrupted.

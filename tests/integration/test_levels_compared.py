@@ -69,7 +69,7 @@ def test_every_method_in_turn(make_guest: Callable[..., Guest], backup_of: Calla
 def test_a_server(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     """What is sent directly is compared there; what is staged is compared before it is sent."""
     guest = make_guest("still")
-    vault, staging = tmp_path / "vault", guest.hypervisor.directory / "staging"
+    vault, staging = tmp_path / "vault", guest.hypervisor.directory / f"staging-{guest.name}"
     vault.mkdir()
     staging.mkdir()
     with Sshd(tmp_path / "sshd", guest.hypervisor) as sshd:

@@ -99,7 +99,7 @@ def test_killed_in_the_middle(make_guest: Callable[..., Guest], backup_of: Calla
 
 def test_on_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = make_guest("still")
-    vault, staging = tmp_path / "vault", guest.hypervisor.directory / "staging"
+    vault, staging = tmp_path / "vault", guest.hypervisor.directory / f"staging-{guest.name}"
     vault.mkdir()
     staging.mkdir()
     with Sshd(tmp_path / "sshd", guest.hypervisor) as sshd:
