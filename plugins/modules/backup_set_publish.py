@@ -80,8 +80,16 @@ options:
             description: The name of its hypervisor in the inventory.
             type: str
             required: true
+  consolidate_at:
+    description:
+      - If the chain of the set has this many sets, a full set is made of it. M(virtops.live_backup.backup_set_consolidate) explains that.
+      - V(0) never does that.
+      - If that fails, the module fails, and the set stays published.
+    type: int
+    default: 0
 seealso:
   - module: virtops.live_backup.libvirt_job_wait
+  - module: virtops.live_backup.backup_set_consolidate
 """
 
 EXAMPLES = r"""
@@ -101,6 +109,10 @@ EXAMPLES = r"""
 """
 
 RETURN = r"""
+full:
+  description: The full set that was made of the chain, as M(virtops.live_backup.backup_set_consolidate) returns it.
+  returned: if the chain has O(consolidate_at) sets
+  type: dict
 path:
   description: The directory of the set.
   returned: success
@@ -151,7 +163,7 @@ def main() -> None:
         BACKUP_ID,
         TARGET,
         SSH,
-        {"staging_dir": {"type": "path"}, "group": {"type": "dict", "options": group}},
+        {"staging_dir": {"type": "path"}, "group": {"type": "dict", "options": group}, "consolidate_at": {"type": "int", "default": 0}},
     )
 
 

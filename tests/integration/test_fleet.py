@@ -250,11 +250,14 @@ PROGRAMS = [PLAYBOOK, *(pytest.param(core / "bin/ansible-playbook", marks=at_len
 
 @pytest.mark.parametrize("program", PROGRAMS, ids=lambda path: path.parts[-3])
 def test_a_group_is_captured_at_one_instant_and_restored(program: Path, fleet: Fleet, target: Path) -> None:
-    """By the hypervisors' clocks, which are apart, and by what the guests had told on their consoles when."""
+    """By the hypervisors' clocks, which are apart, and by what the guests had told on their consoles when; incremental sets, too."""
     everyone = guests(fleet)
     names = ["g11", "g12", "g21"]
     members = [guest for guest in everyone.values() if guest.name in names]
     options = {"backup_target": str(target), "backup_domains": [*names, "g22"], "backup_groups": {"shop": names}, "program": program}
+    options["backup_level"] = "auto"
+    first = play(fleet, backup_id="night-0", **options)
+    assert {row["level"] for row in first.rows.values()} == {"full"}, first.output
     for number in range(1, 4):
         with Consoles(members) as consoles:
             played = play(fleet, backup_id=f"night-{number}", **options)
@@ -265,6 +268,7 @@ def test_a_group_is_captured_at_one_instant_and_restored(program: Path, fleet: F
         assert {row["group"] for row in played.rows.values()} == {""}
     night = f"night-{number}"
     assert played.status == 0, played.output
+    assert {row["level"] for row in played.rows.values()} == {"incremental"}, played.output
     assert {name: row["group"] for name, row in played.rows.items()} == {"g11": "shop", "g12": "shop", "g21": "shop", "g22": ""}
     [spread] = {played.rows[name]["group_spread_ms"] for name in names}
     by_clock = {name: wall_time(played.rows[name]["instant"]) for name in names}
@@ -335,6 +339,7 @@ def test_a_group_waits_for_no_other_domain(fleet: Fleet, target: Path) -> None:
     options: dict[str, Any] = {"backup_groups": {"shop": members}, "backup_group_max_spread": 5000, "backup_method": "legacy"}
     played = play(fleet, forks=len(members), backup_target=str(target), backup_parallel=1, backup_domains=[*others, *members], **options)
     assert played.status == 0, played.output
+    assert {row["level"] for row in played.rows.values()} == {"incremental"}, played.output
     assert {name: row["group"] for name, row in played.rows.items()} == {**dict.fromkeys(members, "shop"), **dict.fromkeys(others, "")}
     for member, other in zip(members, others):
         assert wall_time(played.rows[member]["finished"]) <= wall_time(played.rows[other]["started"]), played.rows

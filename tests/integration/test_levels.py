@@ -70,7 +70,9 @@ def test_many_nights(consolidated: bool, make_guest: Callable[..., Guest], backu
     for number in range(60 if ALL else 8):
         guest.write(7)
         backup = backup_of(guest, target, f"night-{number:02}")
-        published = backup.run(level="auto", full_every=4)
+        assert "failed" not in backup.begin(level="auto", full_every=4) and "failed" not in backup.wait()
+        published = backup.publish(consolidate_at=4 if consolidated else 0)
+        assert "failed" not in published, published
         shown[backup.backup_id] = guest.durable()
         chain = published["manifest"]["chain"]
         if not consolidated:
@@ -78,9 +80,9 @@ def test_many_nights(consolidated: bool, make_guest: Callable[..., Guest], backu
         elif number:
             assert len(chain) == 1 + (number - 1) % 3, published["manifest"]["level_reason"]
         if consolidated and len(chain) == 3:
-            made = backup.module("backup_set_consolidate", target=str(target), domain=guest.name)
-            assert made.get("changed"), made
-            shown[made["backup_id"]] = guest.durable()
+            shown[published["full"]["backup_id"]] = guest.durable()
+            again = backup.publish(consolidate_at=4)
+            assert not again["changed"] and again["full"]["made_of"] == [*chain, backup.backup_id], again
         pruned = backup.module("backup_set_prune", target=str(target), domains=[guest.name], keep_last=3)
         assert "failed" not in pruned, pruned
         assert len(checkpoints(guest)) <= 4

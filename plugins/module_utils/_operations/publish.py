@@ -32,6 +32,7 @@ from .._image.digest import file_digest
 from .._image.qcow2 import header_of
 from .._image.qemu_img import rebase_unsafe
 from .._recovery.repairs import end_claim, undoing
+from .._sets.chain import ancestors_of
 from .._sets.content import Noted, ToNote
 from .._sets.layout import (
     MANIFEST,
@@ -54,7 +55,17 @@ from .target import target_of
 
 
 def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
-    """Publish the backup `backup_id`, or find it published."""
+    """Publish the backup `backup_id`, or find it published; then make a full set of its chain, if that is long enough."""
+    result = _publish_set(params, check_mode, clock)
+    manifest = result.get("manifest")
+    most = params["consolidate_at"]
+    if not most or manifest is None or 1 + len(ancestors_of(manifest)) < max(most, 2):
+        return result
+    full = target_of(params).consolidate(manifest["domain"]["uuid"], manifest["backup_id"], check_mode)
+    return {**result, "changed": result["changed"] or full["changed"], "full": full}
+
+
+def _publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     check_backup_id(params["backup_id"])
     target = target_of(params)
     directory = target.made_in(params["staging_dir"])

@@ -89,7 +89,7 @@ class Backup:
         return wait_for_job(self._params({"timeout": 100, "on_timeout": "fail"}, options), check, self.clock)
 
     def publish(self, check: bool = False, **options: Any) -> dict[str, Any]:
-        remote = {"staging_dir": None, "ssh_key": None, "ssh_options": [], "group": None}
+        remote = {"staging_dir": None, "ssh_key": None, "ssh_options": [], "group": None, "consolidate_at": 0}
         return publish_set(self._params({"target": str(self.target), **remote}, options), check, self.clock)
 
     def recover(self, check: bool = False, **options: Any) -> dict[str, Any]:
