@@ -37,6 +37,8 @@ class Levels:
         self.guest: Guest = hypervisor.guest(name, "still", size=SIZE, fill=SIZE - 16 * MIB)
         self.live = self.guest.disks["vdb"].image
         self.changes = 0
+        # What of our backups was begin and wait.
+        self.captured: list[float] = []
 
     def io(self, command: str) -> None:
         device = "/machine/peripheral/virtio-disk1/virtio-backend"
@@ -55,8 +57,10 @@ class Levels:
     def ours(self, number: int) -> Path:
         common = {"domain": self.guest.name, "backup_id": f"b{number}"}
         target = str(self.directory / "ours")
+        began = time.monotonic()
         self.module(self.hypervisor, "libvirt_backup_begin", target=target, exclude_disks=["vda"], level="auto", full_every=100, **common)
         self.module(self.hypervisor, "libvirt_job_wait", **common)
+        self.captured.append(time.monotonic() - began)
         return Path(self.module(self.hypervisor, "backup_set_publish", target=target, **common)["path"], "vdb.qcow2")
 
     def bare(self, number: int) -> None:
@@ -138,6 +142,8 @@ def compare_levels(hypervisor: Hypervisor, directory: Path, rounds: int, module:
         row(f"incremental of {CHANGED} MiB: {name}", taken, "s")
     ours = statistics.median(times["ours"])
     print(f"  ratio to the full one, {full['ours']:.2f} s: {ours / full['ours']:.3f} (bar 0.3)")
+    captured = statistics.median(levels.captured[1:])
+    print(f"  begin and wait {captured:.2f} s, ratio to bare virsh {captured / statistics.median(times['bare']):.3f} (bar 1.02)")
     print(f"  after zeroing, read from the top: {levels.exact(image)}")
     print(f"  a disk that is compared, relative to dd: {levels.reading(rounds):.3f} of its speed (bar 0.8)")
     if "virtnbdbackup" in times:
