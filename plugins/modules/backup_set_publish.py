@@ -84,7 +84,7 @@ options:
     description:
       - If the chain of the set has this many sets, a full set is made of it. M(virtops.live_backup.backup_set_consolidate) explains that.
       - V(0) never does that.
-      - If that fails, the module fails, and the set stays published.
+      - If that fails, the module shows a warning. The set stays published.
     type: int
     default: 0
 seealso:

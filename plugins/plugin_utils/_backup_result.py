@@ -73,12 +73,12 @@ def _published(
 
 def summary(rows: list[Mapping[str, Any]]) -> list[str]:
     """What the rows say, and how much was stored for how much that is protected."""
-    published = [row for row in rows if row["status"] == "published" and row["changed"]]
+    published = [row for row in rows if row["status"] == "published"]
     stored, protected = (bytes_to_human(sum(row[key] for row in published)) for key in ("bytes", "protected"))
     levels = Counter(row["level"] for row in published)
     words = ", ".join(f"{count} {level}" for level, count in sorted(levels.items()))
     total = [f"{len(published)} of {len(rows)} domains backed up ({words}): {stored} stored, disks of {protected} protected."]
-    return [row["msg"] for row in rows] + (total if published else [])
+    return [row["msg"] for row in rows] + (total if any(row["changed"] for row in published) else [])
 
 
 def _level_words(of: Mapping[str, Any]) -> str:

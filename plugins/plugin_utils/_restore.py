@@ -17,13 +17,20 @@ def newest_whole(sets: list[Mapping[str, Any]], group: str, backup_id: str = "")
         for one in sets
         if one["good"]
         and ((one["manifest"] or {}).get("group") or {}).get("name") == group
-        and (one["backup_id"] == backup_id if backup_id else not one["ahead"])
+        and (_made_as(one) == backup_id if backup_id else not one["ahead"])
     ]
     for one in sorted(of_group, key=lambda one: str(one["instant"]), reverse=True):
         members = one["manifest"]["group"]["members"]
-        if {member["uuid"] for member in members} <= {other["uuid"] for other in of_group if other["backup_id"] == one["backup_id"]}:
-            return {"backup_id": one["backup_id"], "members": members}
+        own = {other["uuid"]: other["backup_id"] for other in of_group if _made_as(other) == _made_as(one)}
+        if {member["uuid"] for member in members} <= own.keys():
+            return {"backup_id": _made_as(one), "members": [{**member, "backup_id": own[member["uuid"]]} for member in members]}
     return {"backup_id": "", "members": []}
+
+
+def _made_as(one: Mapping[str, Any]) -> str:
+    """The name of the backup that a set was made in; a full set that was made later has one of its own."""
+    name: str = ([one["backup_id"]] if not one["manifest"].get("made_of") else one["manifest"]["made_of"])[-1]
+    return name
 
 
 def restored(done: Mapping[str, Any], hypervisor: str) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from .._claim.lock import hold
 from .._claim.owner import require_no_restore
 from .._claim.plan import DiskPlan
 from .._claim.step import require_claim, step
-from .._hypervisor.connection import explain
+from .._hypervisor.connection import FAILURES, explain
 from .._hypervisor.reach import probe_target
 from .._image.copy import Copying, copy_image
 from .._image.data import Pace
@@ -61,7 +61,11 @@ def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     most = params["consolidate_at"]
     if not most or manifest is None or 1 + len(ancestors_of(manifest)) < max(most, 2):
         return result
-    full = target_of(params).consolidate(manifest["domain"]["uuid"], manifest["backup_id"], check_mode)
+    try:
+        full = target_of(params).consolidate(manifest["domain"]["uuid"], manifest["backup_id"], check_mode)
+    except FAILURES as error:
+        # The backup is a good one, and what follows it must not be left out.
+        return {**result, "warnings": [f"No full set was made: {explain(error, 'make a full set of the chain').msg}"]}
     return {**result, "changed": result["changed"] or full["changed"], "full": full}
 
 
@@ -81,7 +85,7 @@ def _publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
     with hold(uuid, clock):
         require_no_restore(f"publish a backup of domain {name!r}", uuid, name)
         claim = _ready(uuid, name, paths, params["target"])
-        # What it builds on must not go before the set has its name.
+        # What it builds on must not go before the set has its name. At a server that is found out when the set is sent.
         with step(claim, "publish", clock), reading(paths.directory) if claim.plan.chain else nullcontext():
             manifest = _describe(params, target, claim, paths, clock)
             path = _publish(params, target, claim, paths, manifest, clock)

@@ -22,7 +22,7 @@ from .._base.clock import is_ahead
 from .._base.errors import LiveBackupError
 from .._base.text import foreign, one_line
 from .chain import ancestors_of, chain_problems
-from .layout import BACKUP_ID, MANIFEST, OWNER
+from .layout import BACKUP_ID, MANIFEST, OWNER, full_of
 from .proofs import Proof, read_proof
 from .read import Owner, owner_of, read_manifest
 from .schema import Manifest
@@ -182,8 +182,21 @@ def _sets_in(directory: Path, owner: Owner | None, findings: list[str]) -> Itera
                 yield _facts(path, path.name, owner, manifest, problems, "damaged" if problems else "good")
 
 
+def is_made_of(full: SetFacts, one: SetFacts) -> bool:
+    """Whether a full set was made of another one, and shows the same instant: its name may have been used before."""
+    made_of = full["manifest"].get("made_of", []) if full["manifest"] else []
+    names_fit = full["backup_id"] == full_of(one["backup_id"]) and made_of[-1:] == [one["backup_id"]]
+    return names_fit and full["instant"] == one["instant"]
+
+
 def _judge_chains(sets: list[SetFacts]) -> None:
-    """A set is as good as those that it builds on."""
+    """A set is as good as those that it builds on, or that it was made of."""
+    failed = [one for one in sets if one["proof"] and one["proof"]["outcome"] == "failed"]
+    for full in sets:
+        for one in failed:
+            if is_made_of(full, one):
+                full["good"] = False
+                full["findings"].append(f"it was made of {one['backup_id']}, whose last proof failed")
     manifests: dict[str, Manifest] = {}
     good: set[str] = set()
     for one in sorted((one for one in sets if one["status"] == "good"), key=lambda one: len(ancestors_of(one["manifest"]))):

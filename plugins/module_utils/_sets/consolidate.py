@@ -12,28 +12,28 @@ from __future__ import annotations
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import TypedDict
+from typing import TypedDict, cast
 from xml.etree import ElementTree
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import read_small, replacing, write_durably
-from .._base.filesystem import require_free
-from .._base.locks import IN_TURN, locked
+from .._base.filesystem import require_free, require_safe
+from .._base.locks import ALONE, locked
 from .._image.content import content_bytes, note_image
 from .._image.data import LocalFile, Pace, copy_data
 from .._image.digest import file_digest, image_digest, image_size, measure
-from .._image.qcow2_chain import new_image, standalone
+from .._image.qcow2_chain import content_digest, new_image, standalone
 from .._image.qcow2_tables import Tables
 from .._image.qcow2_writer import Layout
-from .catalogue import SetFacts
+from .catalogue import GoodSet, SetFacts, is_made_of, sets_in
 from .chain import ancestors_of, images_of
-from .layout import DOMAIN_XML, NVRAM, SENDER, SetPaths, check_backup_id, content_file, full_of, published_manifest
+from .layout import DOMAIN_XML, NVRAM, SENDER, SetPaths, check_backup_id, content_file, full_of
 from .locks import reading_set
+from .proofs import proof_file
 from .publish import describe_set, give_name
-from .receive import remove_dead
 from .schema import ImageEntry, Manifest
 
 
@@ -50,36 +50,48 @@ class Consolidated(TypedDict):
 def consolidate_set(target: str, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
     """Make a full set that shows the same disks as one that builds on others; a full set is left as it is."""
     with reading_set(target, domain, backup_id) as found:
-        manifest = _require_good(found)
-        chain = ancestors_of(manifest)
-        if not chain:
-            return _result(Path(found["path"]), manifest, changed=False)
-        name = full_of(manifest["backup_id"])
-        check_backup_id(name)
-        paths = SetPaths(Path(found["directory"]), name)
-        made = published_manifest(paths)
+        path, manifest = Path(found["path"]), found["manifest"]
+        if manifest is not None and not ancestors_of(manifest):
+            return _result(path, manifest, changed=False)
+        made = _made_before(found)
         if made is not None:
-            return _result(paths.final, made, changed=False)
-        with ExitStack() as stack:
-            disks = [_Disk(Path(found["path"]), disk, stack) for disk in manifest["disks"]]
-            require_free(paths.directory, sum(disk.bytes for disk in disks), f"{name} is made there")
-            full: Manifest = {
-                **manifest,
-                "backup_id": name,
-                "level": "full",
-                "level_reason": f"made of {', '.join([*chain, manifest['backup_id']])}",
-                "parent": None,
-                "chain": [],
-                "made_of": [*chain, manifest["backup_id"]],
-            }
-            if check_mode:
-                return {**_result(paths.final, full, changed=True), "bytes": sum(disk.bytes for disk in disks)}
-            with _unfinished(paths):
-                full["disks"] = [disk.write(paths.partial) for disk in disks]
-                _copy_files(Path(found["path"]), paths.partial, manifest)
-                describe_set(paths.partial, full, _nvram(paths.partial))
-                give_name(paths, full)
+            return _result(Path(made["path"]), made["manifest"], changed=False)
+        manifest = _require_good(found)
+        full = _described(manifest)
+        paths = SetPaths(path.parent, full["backup_id"])
+        require_safe(paths.directory)
+        if not check_mode:
+            _remove_left(paths.directory)
+        try:
+            disks = [_Disk(path, disk) for disk in manifest["disks"]]
+        except ValueError as error:
+            raise LiveBackupError(f"No full set can be made of {path}: {error}.", code="set_not_consolidable") from error
+        needed = sum(disk.bytes for disk in disks)
+        require_free(paths.directory, needed, f"{paths.backup_id} is made there")
+        if check_mode:
+            return {**_result(paths.final, full, changed=True), "bytes": needed}
+        with _unfinished(paths):
+            _write(paths, full, disks, path)
         return _result(paths.final, full, changed=True)
+
+
+def _made_before(found: SetFacts) -> GoodSet | None:
+    """The full set that was made of a set already; an error where something else has its name."""
+    name = full_of(found["backup_id"])
+    check_backup_id(name)
+    there = [one for one in sets_in(Path(found["directory"]), []) if one["backup_id"] == name and one["status"] in ("good", "damaged")]
+    if not there:
+        return None
+    if not is_made_of(there[0], found):
+        raise LiveBackupError(f"{there[0]['path']} is not a full set of {found['backup_id']}. Move it away.", code="backup_id_taken")
+    return _require_undamaged(there[0])
+
+
+def _require_undamaged(one: SetFacts) -> GoodSet:
+    """Refuse a set that is not whole."""
+    if one["status"] != "good":
+        raise LiveBackupError(f"{one['path']} is damaged: {'; '.join(one['findings'])}. Move it away.", code="set_damaged")
+    return cast(GoodSet, one)
 
 
 def _require_good(found: SetFacts) -> Manifest:
@@ -88,6 +100,19 @@ def _require_good(found: SetFacts) -> Manifest:
         why = "; ".join(found["findings"]) or "its last proof failed"
         raise LiveBackupError(f"Backup set {found['path']} is not good: {why}. No full set is made of it.", code="set_damaged")
     return manifest
+
+
+def _described(manifest: Manifest) -> Manifest:
+    made_of = [*ancestors_of(manifest), manifest["backup_id"]]
+    return {
+        **manifest,
+        "backup_id": full_of(manifest["backup_id"]),
+        "level": "full",
+        "level_reason": f"made of {', '.join(made_of)}",
+        "parent": None,
+        "chain": [],
+        "made_of": made_of,
+    }
 
 
 def _result(path: Path, manifest: Manifest, *, changed: bool) -> Consolidated:
@@ -100,43 +125,63 @@ def _result(path: Path, manifest: Manifest, *, changed: bool) -> Consolidated:
     }
 
 
-class _Disk:
-    """A disk of the set, and the image that it gets."""
+def _write(paths: SetPaths, full: Manifest, disks: list[_Disk], path: Path) -> None:
+    """Write the set whose chain is at `path` as a full one, and give it its name."""
+    try:
+        full["disks"] = [disk.write(paths.partial) for disk in disks]
+        for file in full["files"]:
+            write_durably(paths.partial / file["name"], read_small(path / file["name"]))
+            _require_same(file_digest(paths.partial / file["name"]), file["digest"], path / file["name"])
+        describe_set(paths.partial, full, _nvram(paths.partial))
+    except (ValueError, ElementTree.ParseError) as error:
+        raise LiveBackupError(f"Backup set {path} is damaged: {error}.", code="set_damaged") from error
+    # That of a set which had this name before proves nothing about this one.
+    proof_file(paths.final).unlink(missing_ok=True)
+    give_name(paths, full)
 
-    def __init__(self, path: Path, entry: ImageEntry, stack: ExitStack) -> None:
+
+class _Disk:
+    """A disk of the set, and the image that it gets. ValueError where that cannot be made."""
+
+    def __init__(self, path: Path, entry: ImageEntry) -> None:
         self._entry = entry
         self._files = images_of(path, entry)
-        self._opened = [stack.enter_context(file.open("rb")).fileno() for file in self._files]
         self._layout = None
         if self._files[1:]:
-            try:
-                self._chain = [Tables(descriptor) for descriptor in self._opened]
-                self._layout = Layout(self._chain[0].size, standalone(self._chain))
-            except ValueError as error:
-                raise LiveBackupError(f"No full set can be made of {self._files[0]}: {error}.", code="set_not_consolidable") from error
+            with self._chain() as chain:
+                self._layout = Layout(chain[0].size, standalone(chain))
         self.bytes = (self._layout.file_size if self._layout else entry["allocated"]) + content_bytes(entry["capacity"])
+
+    @contextmanager
+    def _chain(self) -> Iterator[list[Tables]]:
+        with ExitStack() as stack:
+            yield [Tables(stack.enter_context(file.open("rb")).fileno()) for file in self._files]
 
     def write(self, into: Path) -> ImageEntry:
         """Write the image, and prove that it shows what was backed up: a chain may have rotted since it was proven."""
         entry, image = self._entry, into / self._entry["file"]
+        content = entry.get("content") or ""
         if self._layout is None:
             self._copy(image)
         else:
-            if not entry.get("content"):
-                self._require_digests()
-            with new_image(image, self._layout, self._chain):
-                pass
-        if entry.get("content"):
+            with self._chain() as chain:
+                if not content:
+                    self._require_digests()
+                    content = content_digest(chain)
+                with new_image(image, self._layout, chain):
+                    pass
+        if content:
             with image.open("rb") as file:
-                _require_same(note_image(Tables(file.fileno()), content_file(image)), entry["content"], self._files[0])
+                _require_same(note_image(Tables(file.fileno()), content_file(image)), content, self._files[0])
         known = measure(image)
-        return {**entry, **known, "level": "full", "dirty": 0, "backing": None, "backing_chain": []}
+        if self._layout is None:
+            _require_same(known["digest"], entry["digest"], self._files[0])
+        return {**entry, **known, "level": "full", "dirty": 0, "backing": None, "backing_chain": [], "content": content or None}
 
     def _copy(self, image: Path) -> None:
-        with replacing(image) as descriptor:
-            os.ftruncate(descriptor, image_size(self._opened[0]))
-            digest, _bytes = copy_data(self._opened[0], LocalFile(descriptor), Pace(Clock()), find_zeroes=False)
-            _require_same(digest, self._entry["digest"], self._files[0])
+        with self._files[0].open("rb") as file, replacing(image) as descriptor:
+            os.ftruncate(descriptor, image_size(file.fileno()))
+            copy_data(file.fileno(), LocalFile(descriptor), Pace(Clock()), find_zeroes=False)
 
     def _require_digests(self) -> None:
         wanted = [self._entry["digest"], *(below["digest"] for below in self._entry["backing_chain"])]
@@ -151,12 +196,6 @@ def _require_same(digest: str, wanted: str | None, file: Path) -> None:
         )
 
 
-def _copy_files(path: Path, into: Path, manifest: Manifest) -> None:
-    for file in manifest["files"]:
-        write_durably(into / file["name"], read_small(path / file["name"]))
-        _require_same(file_digest(into / file["name"]), file["digest"], path / file["name"])
-
-
 def _nvram(partial: Path) -> str:
     """Where the NVRAM of the set was."""
     if not (partial / NVRAM).exists():
@@ -166,16 +205,29 @@ def _nvram(partial: Path) -> str:
     return source.get("file", "") if source is not None else (nvram.text or "").strip() if nvram is not None else ""
 
 
+def _remove_left(directory: Path) -> None:
+    """Remove what runs left that were killed. That of a sender has its token, and is no concern of ours."""
+    for left in directory.glob(f".{full_of('*')}.partial"):
+        with suppress(FileNotFoundError, BlockingIOError), locked(left / SENDER, os.O_RDWR, ALONE) as descriptor:
+            if not os.read(descriptor, 1):
+                shutil.rmtree(left)
+
+
 @contextmanager
 def _unfinished(paths: SetPaths) -> Iterator[None]:
-    """The directory that the set is made in. What a run left of one that was killed is removed first."""
-    for left in paths.directory.glob(f".{full_of('*')}.partial"):
-        remove_dead(left)
-    paths.partial.mkdir(mode=0o700)
-    try:
-        with locked(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, IN_TURN):
+    """The directory that the set is made in, for one run alone."""
+    busy = LiveBackupError(f"{paths.final} is being made by another run.", code="set_in_use")
+    with ExitStack() as stack:
+        paths.partial.mkdir(mode=0o700, exist_ok=True)
+        try:
+            stack.enter_context(locked(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, ALONE))
+        except (FileExistsError, BlockingIOError):
+            raise busy from None
+        try:
+            if os.path.lexists(paths.final):
+                raise busy
             yield
-            (paths.final / SENDER).unlink()
-    except BaseException:
-        shutil.rmtree(paths.partial, ignore_errors=True)
-        raise
+        except BaseException:
+            shutil.rmtree(paths.partial, ignore_errors=True)
+            raise
+        (paths.final / SENDER).unlink()

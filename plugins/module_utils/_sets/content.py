@@ -86,15 +86,16 @@ def note_content(directory: Path, of: ToNote, below: Path) -> Noted:
 
 @contextmanager
 def _told(found: Noted) -> Iterator[None]:
-    """Note what cannot be done, the first only."""
+    """Note what cannot be done."""
     try:
         yield
-    except ValueError as error:
-        found["problem"] = found["problem"] or str(error)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (ValueError, OSError) as error:
+        full = isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+        if isinstance(error, OSError) and not full:
             raise
-        found["problem"] = found["problem"] or os.strerror(error.errno)
+        problem = os.strerror(error.errno or 0) if isinstance(error, OSError) else str(error)
+        if problem not in found["problem"]:
+            found["problem"] = "; ".join(filter(None, [found["problem"], problem]))
 
 
 def _image_of(descriptor: int, of: ToNote) -> Tables:

@@ -69,6 +69,13 @@ def leave_set() -> dict[str, Any]:
 
 def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) -> dict[str, Any]:
     """Go on with the set that another process of the same sender has left."""
+    partial, _descriptor = _resumed(target, name, uuid, backup_id, token)
+    _unfinished.append(partial)
+    return {"path": str(partial)}
+
+
+def _resumed(target: str, name: str, uuid: str, backup_id: str, token: str) -> tuple[Path, int]:
+    """The set that another process of the same sender has left, and its lock."""
     check_backup_id(backup_id)
     partial = SetPaths(domain_directory(Path(target), name, uuid), backup_id).partial
     gone = LiveBackupError(f"{partial} is gone or was made by another run: back the domain up again.", code="partial_gone")
@@ -77,17 +84,19 @@ def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) ->
     except (FileNotFoundError, BlockingIOError):
         raise gone from None
     if os.read(descriptor, len(token) + 1) != token.encode():
+        os.close(descriptor)
         raise gone
-    _unfinished.append(partial)
-    return {"path": str(partial)}
+    return partial, descriptor
 
 
 def note_sent(target: str, name: str, uuid: str, backup_id: str, token: str, of: ToNote) -> Noted:
     """Note the content of a disk that was sent, and keep what differs from the parent set."""
-    partial = Path(resume_set(target, name, uuid, backup_id, token)["path"])
-    noted = note_content(partial, of, content_file(partial / of["below"]))
-    leave_set()
-    return noted
+    partial, descriptor = _resumed(target, name, uuid, backup_id, token)
+    try:
+        # If this is interrupted, it is done again: what was sent stays.
+        return note_content(partial, of, content_file(partial / of["below"]))
+    finally:
+        os.close(descriptor)
 
 
 def discard_unfinished() -> None:

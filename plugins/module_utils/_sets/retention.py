@@ -18,9 +18,8 @@ from datetime import datetime
 from typing import TypedDict
 
 from .._base.clock import is_ahead
-from .catalogue import SetFacts
+from .catalogue import SetFacts, is_made_of
 from .chain import contents_of
-from .layout import full_of
 
 PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
     "hourly": lambda at: (at.year, at.month, at.day, at.hour),
@@ -65,9 +64,12 @@ def plan_retention(sets: list[SetFacts], keep: dict[str, int], now: float, keep_
         else:
             good.append(one)
     # A full set that was made of another one counts in its place. By their names no two sets can be made of each other.
-    made = {one["backup_id"] for one in good if one["manifest"] and one["manifest"].get("made_of")}
-    ranked = [one for one in good if full_of(one["backup_id"]) not in made]
+    ranked = [one for one in good if not any(is_made_of(full, one) for full in good)]
     ranked.sort(key=lambda one: (one["instant"], one["backup_id"]), reverse=True)
+    for one in good:
+        if ranked and is_made_of(ranked[0], one):
+            # A backup that is under way may build on either.
+            reasons[one["backup_id"]].append(f"{ranked[0]['backup_id']} was made of it, and is the newest")
     failed = [one["backup_id"] for one in published if one["proof"] and one["proof"]["outcome"] == "failed"]
     if failed:
         everything = {name: why or ["nothing is removed"] for name, why in reasons.items()}

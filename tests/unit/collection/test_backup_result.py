@@ -73,7 +73,7 @@ def test_the_last_line_is_about_all() -> None:
     before = result(ABOUT, ended(published={**PUBLISHED, "changed": False}))
     assert summary([*rows, failed, before]) == [
         *(row["msg"] for row in (*rows, failed, before)),
-        "2 of 4 domains backed up (1 full, 1 incremental): 6.00 GB stored, disks of 24.00 GB protected.",
+        "3 of 4 domains backed up (2 full, 1 incremental): 9.00 GB stored, disks of 36.00 GB protected.",
     ]
     assert summary([failed, before]) == [failed["msg"], before["msg"]]
 

@@ -41,7 +41,7 @@ def a_set(
         "proof": proof,
         "instant": rfc3339(NOW - age) if described else None,
         "parent": parent if described else None,
-        "manifest": {"checkpoint": checkpoint, "disks": [disk] if content else [], "made_of": made_of} if described and not lost else None,
+        "manifest": {"checkpoint": checkpoint, "disks": [disk] if content else [], "made_of": list(made_of)} if described and not lost else None,
     }
 
 
@@ -217,13 +217,19 @@ def test_what_a_damaged_set_may_build_on_stays() -> None:
 
 
 def test_a_full_set_that_was_made_of_another_one_counts_in_its_place() -> None:
-    sets = [a_set("old", 2 * DAY), a_set("new", parent="old"), a_set("new.full", made_of=("old", "new"))]
-    assert removed(plan_retention(sets, {"last": 2}, NOW)) == ["new"]
-    assert removed(plan_retention(sets, {"last": 1}, NOW)) == ["old", "new"]
-    assert removed(plan_retention(sets, {"last": 1}, NOW, ["new"])) == []
-    # What is damaged counts for nothing.
-    sets[2] = a_set("new.full", mode="damaged", made_of=("old", "new"))
-    assert removed(plan_retention(sets, {"last": 1}, NOW)) == []
+    chain = [a_set("old", 3 * DAY), a_set("new", 2 * DAY, parent="old")]
+    full = a_set("new.full", 2 * DAY, made_of=("old", "new"))
+    newest = a_set("newest", parent="new.full")
+    assert removed(plan_retention([*chain, full, newest], {"last": 3}, NOW)) == ["new"]
+    assert removed(plan_retention([*chain, full, newest], {"last": 1}, NOW)) == ["old", "new"]
+    assert removed(plan_retention([*chain, full, newest], {"last": 1}, NOW, ["new"])) == []
+    # As long as it is the newest, a backup may be under way that builds on the other one.
+    assert removed(plan_retention([*chain, full], {"last": 1}, NOW)) == []
+    # What is damaged counts for nothing, nor does one of an earlier set of the name.
+    for other in (a_set("new.full", 2 * DAY, mode="damaged", made_of=("old", "new")), a_set("new.full", 9 * DAY, made_of=("old", "new"))):
+        assert "new" in plan_retention([*chain, other], {"last": 1}, NOW).kept
+    plain = a_set("new.full", 2 * DAY)
+    assert plan_retention([*chain, plain, newest], {"last": 3}, NOW).kept["new"] == ["last"]
 
 
 def test_of_equal_instants_the_last_name_is_the_newest() -> None:

@@ -9,6 +9,7 @@ Each operation there has a connection of its own: between two of them hours may 
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -98,9 +99,11 @@ class SshTarget:
             try:
                 found = self._call(far_end, open_set, domain=name.uuid, backup_id=parent)
                 far_end.fetch(str(content_file(Path(found["path"], file))), destination)
-            except LiveBackupError as error:
-                # Without them the disk is kept whole.
-                if error.code not in ("set_not_found", "os_error"):
+            except (LiveBackupError, OSError) as error:
+                # Without them the disk is kept whole. Whatever is wrong with them is wrong there; a lost connection is another matter.
+                destination.unlink(missing_ok=True)
+                lost = isinstance(error, LiveBackupError) and (error.code or "").startswith(("ssh_", "server_no_answer"))
+                if lost or isinstance(error, OSError) and error.errno not in (errno.ENOSPC, errno.EDQUOT):
                     raise
 
     def publish(self, made: MadeSet, clock: Clock) -> str:
