@@ -77,7 +77,7 @@ def restart(guest: Guest, while_off: Callable[[], object]) -> None:
     guest.start()
 
 
-@pytest.mark.parametrize("seconds", [0.01, 0.03, 0.1])
+@pytest.mark.parametrize("seconds", [0.01, 0.03])
 def test_libvirtd_is_killed_as_a_backup_starts(seconds: float, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """QEMU may be further than libvirt knows."""
     guest = make_guest("still")
