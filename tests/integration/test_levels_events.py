@@ -22,7 +22,7 @@ from tests.rig.hypervisor import Hypervisor
 from tests.rig.oracle import judge
 from tests.rig.shell import run, wait_until
 
-from .conftest import FILL, Backup, at_length, result_of
+from .conftest import Backup, at_length, result_of
 from .test_freeze import resume
 from .test_levels import checkpoints, levels_of
 from .test_levels_trouble import Nights, write
@@ -114,24 +114,6 @@ def test_the_target_fills_up(make_guest: Callable[..., Guest], backup_of: Callab
     assert waited["failed"] and "No space left on device" in waited["msg"], waited
     assert checkpoints(guest) == kept
     hypervisor.run(["rm", place / "hog"])
-    nights.goes_on("night-1")
-
-
-def test_a_job_is_aborted(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
-    guest = make_guest("still", size=512 * MIB, fill=FILL)
-    nights = Chain(backup_of, guest)
-    nights.chain(2)
-    kept = checkpoints(guest)
-    failing = nights.next()
-    slow = failing.slowly()
-    begun = failing.begin(level="auto")
-    assert begun.get("changed") and begun["parent"] == "night-1", begun
-    assert slow.wait(timeout=30) == 0 and len(checkpoints(guest)) == len(kept) + 1
-    aborted = failing.module("libvirt_job_abort", domain=guest.name)
-    assert aborted.get("changed") and aborted["job"]["operation"] == "backup", aborted
-    waited = failing.wait()
-    assert waited["failed"] and "Nothing was published" in waited["msg"], waited
-    assert checkpoints(guest) == kept
     nights.goes_on("night-1")
 
 
