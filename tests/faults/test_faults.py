@@ -12,7 +12,6 @@ import time
 from collections.abc import Callable
 from itertools import count
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -23,7 +22,7 @@ from tests.rig.oracle import judge
 from tests.rig.shell import run as run_here, wait_until
 
 from .points import BESIDE, FLOW, SAMPLE, SHAPES, TABLE, WITHIN, Point
-from .steps import Run, assert_refused, end_lease, happen, heal_and_check, obey
+from .steps import Run, assert_refused, end_lease, happen, heal_and_check, monitor, obey
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
@@ -62,15 +61,6 @@ def test_libvirtd_dies_within(
     end_lease(backup)
     obey(backup)
     heal_and_check(run, before, durable, tmp_path)
-
-
-def monitor(guest: Guest, command: str, **arguments: Any) -> Any:
-    """QEMU's own answer to a command, of which libvirt learns nothing."""
-    named = {name.replace("_", "-"): value for name, value in arguments.items()}
-    text = guest.hypervisor.virsh("qemu-monitor-command", guest.uuid, json.dumps({"execute": command, "arguments": named}))
-    answer = json.loads(text)
-    assert "error" not in answer, text
-    return answer["return"]
 
 
 @pytest.mark.parametrize("then", ["nothing", "the guest shuts down"])

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from tests.faults.steps import assert_as_captured, died, end_lease, is_stopped, obey
+from tests.faults.steps import assert_as_captured, died, end_lease, is_stopped, monitor, obey
 from tests.rig.fleet import Fleet
 from tests.rig.guest import MIB, Guest
 from tests.rig.hypervisor import Hypervisor
@@ -233,3 +233,21 @@ def test_a_domain_migrates() -> None:
             assert levels_of(published) == (TRACKED if parent else dict.fromkeys(TRACKED, "full")), manifest
         names = {json.loads(path.read_text(encoding="utf-8"))["checkpoint"]["name"] for path in target.glob("*/*/manifest.json")}
         assert bitmaps(guest) <= names and set(checkpoints(guest)) <= names and backup.claims() == []
+
+
+def test_libvirtd_is_killed_before_it_notes_the_checkpoint(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """QEMU has the bitmap, and keeps it in memory until it ends; libvirt knows no checkpoint."""
+    guest = make_guest("still")
+    nights = Chain(backup_of, guest)
+    nights.chain(2)
+    dying = nights.next()
+    given: dict[str, Any] = {"domain": guest.name, "backup_id": dying.backup_id, "target": str(nights.target), "level": "auto"}
+    assert died(dying.start_module("libvirt_backup_begin", fault="KILL before backupBegin", **given))
+    [claim] = [path for path in dying.claims() if path.suffix == ".json"]
+    name = json.loads(claim.read_text(encoding="utf-8"))["plan"]["checkpoint"]
+    [node] = [one["node-name"] for one in monitor(guest, "query-named-block-nodes") if one["drv"] == "qcow2" and "vdb" in one["file"]]
+    monitor(guest, "block-dirty-bitmap-add", node=node, name=name, persistent=True)
+    end_lease(dying)
+    assert dying.recover().get("changed")
+    nights.assert_nothing_left()
+    nights.goes_on("night-1")

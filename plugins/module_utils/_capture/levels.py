@@ -262,7 +262,7 @@ def checkpoint_repairs(left: Left) -> Iterator[Repair]:
         return
     with explained(f"examine domain {claim.domain!r}"):
         domain = lookup(left.connection, claim.uuid)
-        found = has_checkpoint(domain, name, images.values())
+        found = has_checkpoint(domain, name, images)
     if found:
         evidence = f"the claim names {name}, and its backup is not published"
         yield Repair("checkpoint", evidence, "remove it", partial(remove_checkpoint, domain, name, images))

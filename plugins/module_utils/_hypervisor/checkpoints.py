@@ -100,9 +100,12 @@ def dirty_bytes(domain: libvirt.virDomain, name: str) -> dict[str, int]:
     return {disk.get("name"): int(disk.get("size", "0")) for disk in disks if disk.get("checkpoint") == "bitmap"}
 
 
-def has_checkpoint(domain: libvirt.virDomain | None, name: str, images: Iterable[str]) -> bool:
-    """Whether libvirt knows a checkpoint, or an image has its bitmap."""
-    return (domain is not None and _lookup(domain, name) is not None) or bool(_with_bitmap(name, images))
+def has_checkpoint(domain: libvirt.virDomain | None, name: str, disks: dict[str, str]) -> bool:
+    """Whether libvirt knows a checkpoint, an image has its bitmap, or a running QEMU has: libvirt may have died before it noted it."""
+    if domain is not None and _lookup(domain, name) is not None or _with_bitmap(name, disks.values()):
+        return True
+    active = domain is not None and domain.isActive()
+    return active and any(not probe(domain, name, checkpoint_xml(name, [target], 0), keep=False) for target in disks)
 
 
 def remove_checkpoint(domain: libvirt.virDomain | None, name: str, disks: dict[str, str]) -> None:

@@ -41,7 +41,9 @@ def a_set(
         "proof": proof,
         "instant": rfc3339(NOW - age) if described else None,
         "parent": parent if described else None,
-        "manifest": {"checkpoint": checkpoint, "disks": [disk] if content else [], "made_of": list(made_of)} if described and not lost else None,
+        "manifest": {"checkpoint": checkpoint, "disks": [disk] if content else [], "made_of": list(made_of)}
+        if described and not lost
+        else None,
     }
 
 
