@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.content import compare, open_content
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import hashed
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_tables import Tables
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import content_file
 from tests.rig.guest import Guest
@@ -105,8 +106,8 @@ def read_by_dd(image: Path) -> None:
 
 
 def compare_content(image: Path) -> None:
-    with image.open("rb") as file, open_content(content_file(image)) as content:
-        compare(Tables(file.fileno()), content)
+    with image.open("rb") as file, hashed(image) as chunks, open_content(content_file(image)) as content:
+        compare(Tables(file.fileno()), chunks, content)
 
 
 def compare_levels(hypervisor: Hypervisor, directory: Path, rounds: int, module: Module, row: Callable[..., None]) -> None:

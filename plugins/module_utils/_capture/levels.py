@@ -45,7 +45,9 @@ def check_level(options: BeginOptions) -> None:
     if not 1 <= options.full_every <= MOST_IN_CHAIN:
         raise LiveBackupError(f"full_every must be from 1 to {MOST_IN_CHAIN}, not {options.full_every}.", code="option_invalid")
     if options.level != "full" and not options.tracks:
-        raise LiveBackupError(f"track must not be false with level {options.level}: no later backup could build on this one.", code="option_invalid")
+        raise LiveBackupError(
+            f"track must not be false with level {options.level}: no later backup could build on this one.", code="option_invalid"
+        )
     if options.tracks and options.format != "qcow2":
         raise LiveBackupError(
             f"Format {options.format} is not possible with level {options.level} or track: it cannot hold only what changed. Use qcow2.",

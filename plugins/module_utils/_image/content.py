@@ -22,13 +22,12 @@ from pathlib import Path
 
 from .._base.files import replacing
 from .._base.streams import read_at, write_at
-from .digest import BATCH, CHUNK, Piece, batches, digests_of_zeroes, hash_chunks
+from .digest import BATCH, CHUNK, DIGEST_BYTES as _ENTRY, Chunks, digests_of_zeroes
 from .extents import Extents
-from .qcow2_tables import Tables
+from .qcow2_tables import Held, Tables
 
 _LINE_BYTES = 256
 _LINE = re.compile(rb"live-backup content 1 size=(0|[1-9][0-9]{0,18}) chunk=65536 (sha256-64k:[0-9a-f]{64}) *\n")
-_ENTRY = hashlib.sha256().digest_size
 _ZERO = bytes(_ENTRY)
 _ZERO_BATCH = digests_of_zeroes(BATCH)
 
@@ -102,15 +101,14 @@ def open_content(path: Path) -> Iterator[Content]:
         os.close(descriptor)
 
 
-def compare(image: Tables, parent: Content) -> tuple[str, Extents]:
-    """The digest of the content of a whole image, and what differs from the parent's disk.
+def compare(image: Tables, chunks: Chunks, parent: Content) -> tuple[str, Extents]:
+    """The digest of the content of a whole image, and what differs from the parent's disk. `chunks` are those of the image's file.
 
     ValueError where the disk is smaller than the parent's: then no image on top of that one shows it.
     """
     size = image.size
     noting, changed = _Noting(None, size, parent), Extents()
-
-    def take(digests: bytes) -> None:
+    for digests, _held in _disk_digests(image, chunks):
         start = noting.position
         entries, below = noting.entries(digests)
         for entry, before in zip(_split(entries), _split(below)) if entries != below else ():
@@ -118,39 +116,70 @@ def compare(image: Tables, parent: Content) -> tuple[str, Extents]:
                 changed.add(start, min(start + CHUNK, size), entry == _ZERO)
             start += CHUNK
         noting.write(entries)
-
-    hash_chunks(image.descriptor, size, image.data(), take)
     noting.finish()
     return noting.digest, changed
 
 
-def note_image(image: Tables, path: Path, parent: Content | None = None) -> str:
-    """Write the content of the disk that an image shows on top of the parent's disk to a file, and read what it holds only; its digest.
+def note_image(image: Tables, chunks: Chunks, path: Path, parent: Content | None = None) -> str:
+    """Write the content of the disk that an image shows on top of the parent's disk to a file; its digest.
 
-    ValueError where that does not suffice, as qcow2_tables says, and where the disk grew in a chunk that it does not hold.
+    `chunks` are those of the image's file. ValueError where they do not suffice, as qcow2_tables says, and where the disk grew in a chunk
+    that the image does not hold.
     """
     if image.is_backed != (parent is not None):
         raise ValueError("the image is not on top of what it is compared with")
     size = image.size
     with _new_content(path, size, parent) as noting:
-        all_held = batches((Piece(start, end, 0) for start, end, _at in image.held()), size)
-
-        def take(digests: bytes) -> None:
+        for digests, held in _disk_digests(image, chunks):
+            offset = noting.position
             entries, below = noting.entries(digests)
             shown = bytearray(below)
-            offset, inside = next(all_held)
-            for start, end, _at in inside:
-                held = slice((start - offset) // CHUNK * _ENTRY, _chunks(end - offset) * _ENTRY)
-                shown[held] = entries[held]
+            for first, last in held:
+                shown[first * _ENTRY : last * _ENTRY] = entries[first * _ENTRY : last * _ENTRY]
             if parent and parent.size != size and parent.size % CHUNK and offset <= parent.size < offset + BATCH:
                 short = slice((parent.size - offset) // CHUNK * _ENTRY, _chunks(parent.size - offset) * _ENTRY)
                 # No digest of a longer chunk is the same.
                 if shown[short] == below[short] != _ZERO:
                     raise ValueError("the disk grew, and the image does not hold the chunk where it ended")
             noting.write(bytes(shown))
-
-        hash_chunks(image.descriptor, size, image.data(), take)
     return noting.digest
+
+
+def _disk_digests(image: Tables, chunks: Chunks) -> Iterator[tuple[bytes, list[tuple[int, int]]]]:
+    """The joined digests of the disk's chunks, batch by batch, zeroes where the image holds nothing; and which chunks it holds.
+
+    A cluster is a chunk of the file and of the disk, so nothing is read again but what is cut by the end of the disk or of the file.
+    """
+    size = image.size
+    for offset, inside in _in_batches(image):
+        digests = bytearray(digests_of_zeroes(min(BATCH, size - offset)))
+        held = []
+        for start, end, at in inside:
+            first, last = (start - offset) // CHUNK, _chunks(end - offset)
+            held.append((first, last))
+            if at is None:
+                continue
+            whole = min(end - start, max(0, image.file_size - at)) // CHUNK
+            digests[first * _ENTRY : (first + whole) * _ENTRY] = chunks.read(at // CHUNK, whole)
+            for number in range(whole, last - first):
+                cut = bytearray(min(CHUNK, end - start - number * CHUNK))
+                image.read(memoryview(cut), at + number * CHUNK)
+                digests[(first + number) * _ENTRY : (first + number + 1) * _ENTRY] = hashlib.sha256(cut).digest()
+        yield bytes(digests), held
+
+
+def _in_batches(image: Tables) -> Iterator[tuple[int, list[Held]]]:
+    """Every batch's offset in the disk, and what the image holds of it."""
+    offset, inside = 0, list[Held]()
+    for start, end, at in image.held():
+        for first in (start, *range(start - start % BATCH + BATCH, end, BATCH)):
+            while first >= offset + BATCH:
+                yield offset, inside
+                offset, inside = offset + BATCH, []
+            inside.append(Held(first, min(end, offset + BATCH), None if at is None else at + first - start))
+    while offset < image.size:
+        yield offset, inside
+        offset, inside = offset + BATCH, []
 
 
 class _Noting:

@@ -15,13 +15,15 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import tempfile
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, TypedDict
+from typing import TypedDict
 
 from .._base.streams import read_at
 from .._base.threads import DaemonThreads
@@ -41,17 +43,10 @@ CHUNK = 64 * 1024
 BATCH = 64 * CHUNK
 ZEROES = bytes(CHUNK)
 _DIGEST_OF_ZEROES = hashlib.sha256(ZEROES).digest()
+DIGEST_BYTES = hashlib.sha256().digest_size
 # Batches whose digests may wait for those before them, holes included; and those whose data may be on its way from the disk.
 _WAITING = 128
 _READING = 16
-
-
-class Piece(NamedTuple):
-    """Some data of a disk: where it starts and ends there, and where it is in the file."""
-
-    start: int
-    end: int
-    at: int
 
 
 def file_digest(path: Path) -> str:
@@ -59,11 +54,11 @@ def file_digest(path: Path) -> str:
     return "sha256:" + hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def ignore(_offset: int, _data: memoryview) -> None:
+def _ignore(_offset: int, _data: memoryview) -> None:
     """The digest is all that is wanted."""
 
 
-def image_digest(path: Path, use: Callable[[int, memoryview], None] = ignore) -> str:
+def image_digest(path: Path, use: Callable[[int, memoryview], None] = _ignore) -> str:
     """The digest_while of an image's file or device; reads each byte that is not in a hole once."""
     with path.open("rb", buffering=0) as image:
         return digest_while(image.fileno(), use)
@@ -77,15 +72,45 @@ class Measured(TypedDict):
     digest: str
 
 
-def measure(path: Path) -> Measured:
-    """The measures of an image, which is read once."""
+def measure(path: Path, chunks: Chunks | None = None) -> Measured:
+    """The measures of an image. It is read once, unless its chunks are known."""
     status = path.stat()
-    return {"size": status.st_size, "allocated": status.st_blocks * 512, "digest": image_digest(path)}
+    digest = chunks.digest if chunks else image_digest(path)
+    return {"size": status.st_size, "allocated": status.st_blocks * 512, "digest": digest}
 
 
 def open_digest(descriptor: int) -> str:
     """The image_digest of an open image."""
-    return digest_while(descriptor, ignore)
+    return digest_while(descriptor, _ignore)
+
+
+class Chunks:
+    """The digests of a file's chunks, by their numbers, and of the whole file. They are in a file without a name."""
+
+    def __init__(self, digest: str, descriptor: int) -> None:
+        self.digest = digest
+        self._descriptor = descriptor
+
+    def read(self, first: int, count: int) -> bytes:
+        """The joined digests of so many chunks."""
+        digests = bytearray(count * DIGEST_BYTES)
+        read_at(self._descriptor, memoryview(digests), first * DIGEST_BYTES)
+        return bytes(digests)
+
+
+@contextmanager
+def hashed(image: Path) -> Iterator[Chunks]:
+    """The chunks of an image's file, each byte of which is read once. They take 32 bytes for 64 KiB beside it."""
+    whole = hashlib.sha256()
+    with image.open("rb", buffering=0) as file, tempfile.TemporaryFile(dir=image.parent) as noted:
+
+        def take(digests: bytes) -> None:
+            whole.update(digests)
+            noted.write(digests)
+
+        hash_chunks(file.fileno(), take)
+        noted.flush()
+        yield Chunks(f"sha256-64k:{whole.hexdigest()}", noted.fileno())
 
 
 def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str:
@@ -94,38 +119,28 @@ def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str
     A piece is overwritten once `use` has returned.
     """
     whole = hashlib.sha256()
-    size = image_size(descriptor)
-    hash_chunks(descriptor, size, data_pieces(descriptor, size), whole.update, use)
+    hash_chunks(descriptor, whole.update, use)
     return "sha256-64k:" + whole.hexdigest()
 
 
-def hash_chunks(
-    descriptor: int,
-    size: int,
-    pieces: Iterable[Piece],
-    take: Callable[[bytes], object],
-    use: Callable[[int, memoryview], None] = ignore,
-) -> None:
-    """Give the joined digests of some chunks after the others to `take`, and the data, as it comes, to `use`, as digest_while does.
-
-    The chunks are those of a disk that an open file has these pieces of, in the order of the disk; all else of it is zeroes.
-    """
+def hash_chunks(descriptor: int, take: Callable[[bytes], object], use: Callable[[int, memoryview], None] = _ignore) -> None:
+    """Give the joined digests of some chunks of an open image after the others to `take`, and its data to `use`, as digest_while does."""
     # The kernel may give up these pages before those of others. To drop what is read would cost a quarter of the time, and take
     # from a guest what it has in the page cache of the same image.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NOREUSE)
     # What is to be read is told piece by piece instead: what the kernel guesses reaches into holes, which it fills with zeroes.
     os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-    _Hashing(descriptor, size, take, use).run(batches(pieces, size))
+    _Hashing(descriptor, take, use).run()
 
 
 class _Hashing:
     """One image while it is read and hashed: batches of chunks by several threads, their digests joined in order by one."""
 
-    def __init__(self, descriptor: int, size: int, take: Callable[[bytes], object], use: Callable[[int, memoryview], None]) -> None:
+    def __init__(self, descriptor: int, take: Callable[[bytes], object], use: Callable[[int, memoryview], None]) -> None:
         self._descriptor = descriptor
-        self._size = size
         self._take = take
         self._use = use
+        self._size = image_size(descriptor)
         # A batch for each thread: fresh memory for each batch would cost a tenth of the time.
         self._own = threading.local()
         self._reading = threading.Semaphore(_READING)
@@ -133,12 +148,12 @@ class _Hashing:
         # Bounded, so that memory does not grow with the image.
         self._pending: deque[Future[bytes] | bytes] = deque()
 
-    def run(self, work: Iterable[tuple[int, list[Piece]]]) -> None:
+    def run(self) -> None:
         # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
         pool = DaemonThreads(min(_READING, 2 * (os.cpu_count() or 1)))
         try:
-            for offset, pieces in work:
-                self._pending.append(self._begun(pool, offset, pieces) if pieces else digests_of_zeroes(min(BATCH, self._size - offset)))
+            for offset, extents in _batches(self._descriptor, self._size):
+                self._pending.append(self._begun(pool, offset, extents) if extents else digests_of_zeroes(min(BATCH, self._size - offset)))
                 while len(self._pending) > _WAITING or self._pending and self._given_up.is_set():
                     self._pass_on()
             while self._pending:
@@ -148,11 +163,11 @@ class _Hashing:
             self._given_up.set()
             pool.join()
 
-    def _begun(self, pool: DaemonThreads, offset: int, pieces: list[Piece]) -> Future[bytes]:
+    def _begun(self, pool: DaemonThreads, offset: int, extents: list[tuple[int, int]]) -> Future[bytes]:
         self._reading.acquire()
-        for start, end, at in pieces:
-            os.posix_fadvise(self._descriptor, at, end - start, os.POSIX_FADV_WILLNEED)
-        batch = pool.submit(partial(self._digests, offset, pieces))
+        for start, end in extents:
+            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+        batch = pool.submit(partial(self._digests, offset, extents))
         batch.add_done_callback(self._read)
         return batch
 
@@ -165,23 +180,23 @@ class _Hashing:
         first = self._pending.popleft()
         self._take(first if isinstance(first, bytes) else first.result())
 
-    def _digests(self, offset: int, pieces: list[Piece]) -> bytes:
+    def _digests(self, offset: int, extents: list[tuple[int, int]]) -> bytes:
         """The joined digests of a batch's chunks; one of a thread's own batches is filled with their data."""
         if self._given_up.is_set():
             return b""
         if not hasattr(self._own, "batch"):
             self._own.batch = memoryview(bytearray(BATCH))
         batch = self._own.batch
-        inside = [(start - offset, stop - offset, at) for start, stop, at in pieces]
-        for start, stop, _at in inside:
+        inside = [(start - offset, stop - offset) for start, stop in extents]
+        for start, stop in inside:
             # What the data leaves of its first and of its last chunk.
             batch[start - start % CHUNK : start] = ZEROES[: start % CHUNK]
             batch[stop : stop + -stop % CHUNK] = ZEROES[: -stop % CHUNK]
-        for start, stop, at in inside:
+        for start, stop in inside:
             # It shares no file position, and it, the hash and the use let other threads run.
-            read_at(self._descriptor, batch[start:stop], at)
+            read_at(self._descriptor, batch[start:stop], offset + start)
             self._use(offset + start, batch[start:stop])
-        with_data = {chunk for start, stop, _at in inside for chunk in range(start - start % CHUNK, stop, CHUNK)}
+        with_data = {chunk for start, stop in inside for chunk in range(start - start % CHUNK, stop, CHUNK)}
         found = []
         for start in range(0, min(BATCH, self._size - offset), CHUNK):
             chunk = batch[start : min(start + CHUNK, self._size - offset)]
@@ -224,23 +239,18 @@ def data_extents(descriptor: int, start: int, end: int) -> Iterator[tuple[int, i
         start = hole
 
 
-def data_pieces(descriptor: int, size: int) -> Iterator[Piece]:
-    """The data of an image whose bytes are the disk."""
-    return (Piece(start, end, start) for start, end in data_extents(descriptor, 0, size))
-
-
-def batches(pieces: Iterable[Piece], size: int) -> Iterator[tuple[int, list[Piece]]]:
-    """Every batch's offset, and the pieces in it."""
+def _batches(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+    """Every batch's offset, and where in it data begins and ends."""
     offset = 0
-    inside: list[Piece] = []
-    for piece_start, piece_end, at in pieces:
-        start = piece_start
-        while start < piece_end:
+    inside: list[tuple[int, int]] = []
+    for extent_start, extent_end in data_extents(descriptor, 0, size):
+        start = extent_start
+        while start < extent_end:
             while start >= offset + BATCH:
                 yield offset, inside
                 offset, inside = offset + BATCH, []
-            end = min(piece_end, offset + BATCH)
-            inside.append(Piece(start, end, at + start - piece_start))
+            end = min(extent_end, offset + BATCH)
+            inside.append((start, end))
             start = end
     while offset < size:
         yield offset, inside

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from .._base.streams import read_at
-from .digest import Piece, image_size
+from .digest import image_size
 from .qcow2 import CLUSTER, CLUSTER_BITS, COPIED, HEADER_BYTES, MOST_L1_ENTRIES, TABLE_BYTES, ZERO, Fields, read_fields
 
 _OFFSET = (1 << 56) - CLUSTER
@@ -37,7 +37,7 @@ class Tables:
 
     def __init__(self, descriptor: int) -> None:
         self.descriptor = descriptor
-        self._file_size = image_size(descriptor)
+        self.file_size = image_size(descriptor)
         fields = read_fields(os.pread(descriptor, HEADER_BYTES, 0))
         if fields is None or not _is_plain(fields):
             raise ValueError("the image is not a plain qcow2 image of version 3 with clusters of 64 KiB")
@@ -64,21 +64,15 @@ class Tables:
         if last:
             yield last
 
-    def data(self) -> Iterator[Piece]:
-        """The data that the image holds. The file may end within the last cluster: what it lacks there is zeroes."""
-        for start, end, at in self.held():
-            if at is not None:
-                yield Piece(start, min(end, start + self._file_size - at), at)
-
     def read(self, buffer: memoryview, at: int) -> None:
         """Fill a buffer from a place in the file; zeroes behind its end."""
-        there = max(0, min(len(buffer), self._file_size - at))
+        there = max(0, min(len(buffer), self.file_size - at))
         read_at(self.descriptor, buffer[:there], at)
         buffer[there:] = bytes(len(buffer) - there)
 
     def _clusters(self) -> Iterator[tuple[int, int | None]]:
         """Where each cluster that is held starts in the disk, and its place in the file."""
-        left = self._file_size // CLUSTER + 1
+        left = self.file_size // CLUSTER + 1
         for number, l1_entry in enumerate(self._l1):
             offset = self._offset(l1_entry, COPIED)
             if not offset:
@@ -100,13 +94,13 @@ class Tables:
     def _offset(self, entry: int, known: int) -> int:
         """The place that an entry names, 0 where it names none."""
         offset = entry & _OFFSET
-        if entry & ~(_OFFSET | known) or offset >= self._file_size > 0:
+        if entry & ~(_OFFSET | known) or offset >= self.file_size > 0:
             raise ValueError(f"the image has an entry {entry:#x} in its tables that is not understood")
         return offset
 
     def _table(self, offset: int, length: int) -> array[int]:
-        if offset % CLUSTER or offset + length > self._file_size:
-            raise ValueError(f"the image has a table at {offset} that is not in its file of {self._file_size} bytes")
+        if offset % CLUSTER or offset + length > self.file_size:
+            raise ValueError(f"the image has a table at {offset} that is not in its file of {self.file_size} bytes")
         data = bytearray(length)
         read_at(self.descriptor, memoryview(data), offset)
         table = array("Q", bytes(data))

@@ -28,7 +28,7 @@ from .._hypervisor.connection import FAILURES, explain
 from .._hypervisor.reach import probe_target
 from .._image.copy import Copying, copy_image
 from .._image.data import Pace
-from .._image.digest import file_digest
+from .._image.digest import Measured, file_digest
 from .._image.qcow2 import header_of
 from .._image.qemu_img import rebase_unsafe
 from .._recovery.repairs import end_claim, undoing
@@ -172,9 +172,10 @@ def _describe(params: dict[str, Any], target: Target, claim: Claim, paths: SetPa
 
 
 def _entry(claim: Claim, disk: DiskPlan, noted: Noted | None) -> ImageEntry:
-    measured = noted["kept"] if noted else None
+    # What was copied is not what is there if only a part of it was kept.
+    known: Measured | None = None if noted and noted["kept"] else claim.progress.copies.get(disk.target)
     content = noted["content"] if noted else ""
-    return image_entry(disk, measured or claim.progress.copies.get(disk.target), claim.plan.level_of(disk), content)
+    return image_entry(disk, (noted["measured"] if noted else None) or known, claim.plan.level_of(disk), content)
 
 
 def _note_contents(target: Target, claim: Claim, paths: SetPaths) -> dict[str, Noted]:
@@ -203,7 +204,7 @@ def _note_contents(target: Target, claim: Claim, paths: SetPaths) -> dict[str, N
 
 
 # Nothing can build on such an image, and what a guest has written to it is not looked at.
-_RAW: Noted = {"content": "", "problem": "its image is raw", "kept": None, "changed": 0}
+_RAW: Noted = {"content": "", "problem": "its image is raw", "measured": None, "kept": False, "changed": 0}
 
 
 def _to_note(disk: DiskPlan) -> ToNote:

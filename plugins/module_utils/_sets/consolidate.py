@@ -24,7 +24,7 @@ from .._base.filesystem import require_free, require_safe
 from .._base.locks import ALONE, locked
 from .._image.content import content_bytes, note_image
 from .._image.data import LocalFile, Pace, copy_data
-from .._image.digest import file_digest, image_digest, image_size, measure
+from .._image.digest import file_digest, hashed, image_digest, image_size, measure
 from .._image.qcow2_chain import content_digest, new_image, standalone
 from .._image.qcow2_tables import Tables
 from .._image.qcow2_writer import Layout
@@ -170,10 +170,10 @@ class _Disk:
                     content = content_digest(chain)
                 with new_image(image, self._layout, chain):
                     pass
-        if content:
-            with image.open("rb") as file:
-                _require_same(note_image(Tables(file.fileno()), content_file(image)), content, self._files[0])
-        known = measure(image)
+        with hashed(image) as chunks, image.open("rb") as file:
+            known = measure(image, chunks)
+            if content:
+                _require_same(note_image(Tables(file.fileno()), chunks, content_file(image)), content, self._files[0])
         if self._layout is None:
             _require_same(known["digest"], entry["digest"], self._files[0])
         return {**entry, **known, "level": "full", "dirty": 0, "backing": None, "backing_chain": [], "content": content or None}

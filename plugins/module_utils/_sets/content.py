@@ -22,7 +22,7 @@ from .._base.errors import LiveBackupError
 from .._base.files import temporary_of
 from .._base.filesystem import free_bytes, mib
 from .._image.content import Content, compare, content_bytes, note_image, open_content
-from .._image.digest import Measured, measure
+from .._image.digest import Chunks, Measured, hashed, measure
 from .._image.qcow2 import header_of
 from .._image.qcow2_chain import content_digest, new_image
 from .._image.qcow2_tables import Tables
@@ -49,14 +49,15 @@ class ToNote(TypedDict):
 
 
 class Noted(TypedDict):
-    """The digest of a disk's content, empty where it is not known.
+    """The digest of a disk's content, empty where it is not known, and the measures of its image.
 
-    `problem` is why it is not known, or why the whole image stays. `kept` is the image where only what differs was kept: `changed` bytes.
+    `problem` is why it is not known, or why the whole image stays. If `kept`, only what differs was kept: `changed` bytes.
     """
 
     content: str
     problem: str
-    kept: Measured | None
+    measured: Measured | None
+    kept: bool
     changed: int
 
 
@@ -66,21 +67,24 @@ def note_content(directory: Path, of: ToNote, below: Path) -> Noted:
     A backup is not given up for it: where there is too little disk space, the content is not noted, and the whole image stays.
     """
     path = directory / of["file"]
-    found: Noted = {"content": "", "problem": "", "kept": None, "changed": 0}
+    found: Noted = {"content": "", "problem": "", "measured": None, "kept": False, "changed": 0}
     for written in (path, content_file(path)):
         # Of a run that was killed.
         temporary_of(written).unlink(missing_ok=True)
     # If it is backed already, an interrupted run has done this.
     if of["compare"] and not header_of(path).backing:
         with _told(found):
-            found["content"] = _keep_changes(path, of, below)
-    with path.open("rb") as file, _told(found):
+            found["content"], found["measured"] = _keep_changes(path, of, below)
+    found["kept"] = of["compare"] and bool(header_of(path).backing)
+    if found["kept"]:
+        _require_backing(path, of["below"])
+    with _told(found), path.open("rb") as file:
         image = _image_of(file.fileno(), of)
-        if of["compare"] and image.is_backed:
-            _require_backing(path, of["below"])
-            found["kept"] = measure(path)
-            found["changed"] = sum(end - start for start, end, _at in image.held())
-        found["content"] = found["content"] or _note(path, image, of, below)
+        found["changed"] = sum(end - start for start, end, _at in image.held()) if found["kept"] else 0
+        if found["measured"] is None:
+            with hashed(path) as chunks:
+                found["measured"] = measure(path, chunks)
+                found["content"] = _note(content_file(path), image, chunks, of, below)
     return found
 
 
@@ -132,31 +136,31 @@ def _require_backing(path: Path, wanted: str) -> None:
         raise LiveBackupError(f"{path} names {found!r} as its backing file, not {wanted!r}.", code="image_invalid")
 
 
-def _keep_changes(path: Path, of: ToNote, below: Path) -> str:
-    """Replace a whole image by one of what differs from the parent's disk; the digest of the content. ValueError where it stays whole."""
+def _keep_changes(path: Path, of: ToNote, below: Path) -> tuple[str, Measured]:
+    """Replace a whole image by one of what differs from the parent's disk; its content and measures. ValueError where it stays whole."""
     with path.open("rb") as file:
         image = _image_of(file.fileno(), of)
         if image.snapshots:
             raise ValueError("it has internal snapshots, which only a whole image keeps")
-        with _content_of(below, of) as parent:
-            digest, changed = compare(image, parent)
+        with hashed(path) as chunks, _content_of(below, of) as parent:
+            digest, changed = compare(image, chunks, parent)
         layout = Layout(image.size, changed, Backing(of["below"], "qcow2"))
         needed, free = layout.file_size + content_bytes(image.size), free_bytes(path.parent)
         if layout.file_size >= os.fstat(file.fileno()).st_size:
             raise ValueError("nearly all of it changed")
         if needed > free:
             raise ValueError(f"what changed needs {mib(needed)} more while it is written, and {mib(free)} are free")
-        with new_image(path, layout, [image]) as kept:
-            if _note(path, kept, of, below) != digest:
+        with new_image(path, layout, [image]) as kept, hashed(temporary_of(path)) as chunks:
+            if _note(content_file(path), kept, chunks, of, below) != digest:
                 raise ValueError("what was kept shows another disk, please report it")
-    return digest
+    return digest, measure(path, chunks)
 
 
-def _note(path: Path, image: Tables, of: ToNote, below: Path) -> str:
+def _note(into: Path, image: Tables, chunks: Chunks, of: ToNote, below: Path) -> str:
     if not image.is_backed:
-        return note_image(image, content_file(path))
+        return note_image(image, chunks, into)
     with _content_of(below, of) as parent:
-        return note_image(image, content_file(path), parent)
+        return note_image(image, chunks, into, parent)
 
 
 @contextmanager

@@ -142,7 +142,7 @@ def disk(tmp_path: Path) -> Path:
 
 def test_only_what_changed_is_kept(disk: Path, tmp_path: Path) -> None:
     noted = back_up(disk, "full")
-    assert not noted["problem"] and noted["kept"] is None and noted["content"] == image_digest(disk)
+    assert not noted["problem"] and not noted["kept"] and noted["content"] == image_digest(disk)
     # Neither a hole that becomes zeroes, nor other bytes that are the same.
     write(disk, 60 * CHUNK, [(20 * CHUNK, CHUNK, 0), (5, 50, 1)])
     noted = back_up(disk, "same", "full")
@@ -150,8 +150,8 @@ def test_only_what_changed_is_kept(disk: Path, tmp_path: Path) -> None:
     write(disk, 60 * CHUNK, [(CHUNK + 7, 1, 9), (40 * CHUNK, CHUNK, 0), (60 * CHUNK - 1, 1, 3)])
     noted = back_up(disk, "third", "same")
     image = tmp_path / "third/vda.qcow2"
-    assert noted["changed"] == 3 * CHUNK and noted["kept"] is not None
-    assert noted["kept"]["size"] == image.stat().st_size == 7 * CHUNK and noted["kept"]["digest"] == image_digest(image)
+    assert noted["changed"] == 3 * CHUNK and noted["kept"] and noted["measured"] is not None
+    assert noted["measured"]["size"] == image.stat().st_size == 7 * CHUNK and noted["measured"]["digest"] == image_digest(image)
     mapped = json.loads(qemu_img("map", "-f", "qcow2", "--output", "json", image))
     assert [(one["start"] // CHUNK, one["zero"]) for one in mapped if one["depth"] == 0 and one["present"]] == [
         (1, False), (40, True), (59, False)
@@ -167,7 +167,7 @@ def test_a_sparse_disk_has_a_sparse_file(tmp_path: Path) -> None:
 def require_whole(disk: Path, problem: str, parent: str = "full") -> None:
     """The backup is whole, and its content is known all the same, so that the next one can be compared with it."""
     noted = back_up(disk, "next", parent)
-    assert problem in noted["problem"] and noted["kept"] is None and not noted["problem"].endswith(".")
+    assert problem in noted["problem"] and not noted["kept"] and not noted["problem"].endswith(".")
     image = disk.parent / "next/vda.qcow2"
     assert not is_backed(image)
     require_equal(image, disk)
@@ -245,7 +245,7 @@ def test_an_interrupted_one_is_never_taken_for_a_whole_image(disk: Path, tmp_pat
     first = back_up(disk, "next", "full")
     of: content.ToNote = {"file": "vda.qcow2", "capacity": 60 * CHUNK, "below": "../full/vda.qcow2", "content": "x", "compare": True}
     again = note_content(tmp_path / "next", of, tmp_path / "gone")
-    assert first["kept"] and again["kept"] == first["kept"] and again["changed"] == CHUNK
+    assert first["kept"] and again["kept"] and again["measured"] == first["measured"] and again["changed"] == CHUNK
     assert again["content"] == "" and "cannot be read" in again["problem"]
 
 
@@ -269,7 +269,7 @@ def test_a_full_disk_costs_no_backup(when: str, disk: Path, tmp_path: Path, monk
 
     monkeypatch.setattr(content, "new_image" if when == "the changes" else "note_image", full)
     noted = back_up(disk, "next", "full")
-    assert noted["kept"] is None and noted["problem"] == "No space left on device" and not is_backed(tmp_path / "next/vda.qcow2")
+    assert not noted["kept"] and noted["problem"] == "No space left on device" and not is_backed(tmp_path / "next/vda.qcow2")
     assert (noted["content"] == "") == (when == "the digests")
 
 

@@ -88,7 +88,11 @@ ANSWERS: dict[str, Schema] = {
     "note_sent": _object(
         content={"type": "string", "pattern": f"^({_DIGEST})?$"},
         problem=_STRING,
-        kept={**_object(size=_NUMBER, allocated=_NUMBER, digest={"type": "string", "pattern": f"^{_DIGEST}$"}), "type": ["object", "null"]},
+        kept=_BOOL,
+        measured={
+            **_object(size=_NUMBER, allocated=_NUMBER, digest={"type": "string", "pattern": f"^{_DIGEST}$"}),
+            "type": ["object", "null"],
+        },
         changed=_NUMBER,
     ),
     "look": _object(
