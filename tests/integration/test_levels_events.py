@@ -43,13 +43,13 @@ class Chain(Nights):
         assert_as_captured(self.guest, images)
         return manifest
 
-    def goes_on(self, parent: str, *words: str, levels: dict[str, str] = TRACKED, tracked: bool = True) -> None:
+    def goes_on(self, parent: str, *words: str, levels: dict[str, str] | None = None, tracked: bool = True) -> None:
         """The next set builds on this one; nothing else is left; and the set after it is tracked. `tracked` is whether this one is."""
         after = self.back_up()
         reason = after["level_reason"]
         assert (after["level"], after["parent"]) == ("incremental", parent), reason
         assert all(word in reason for word in (f"builds on {parent}", *words)) and ("vdb" not in reason) == tracked, reason
-        assert levels_of({"manifest": after}) == levels, after
+        assert levels_of({"manifest": after}) == (levels or TRACKED), after
         self.assert_nothing_left()
         again = self.back_up()
         assert (again["level"], again["parent"]) == ("incremental", after["backup_id"]), again
