@@ -205,6 +205,8 @@ class _Noting:
         below = self._parent.take(len(digests) // _ENTRY) if self._parent else zero
         if digests == _ZERO_BATCH:
             return zero, below
+        if not any(zeroes in digests for zeroes in self._zeroes if zeroes):
+            return digests, below
         return b"".join(_ZERO if digest in self._zeroes else digest for digest in _split(digests)), below
 
     def write(self, entries: bytes) -> None:
@@ -244,5 +246,7 @@ def _digests(entries: bytes, length: int) -> bytes:
     """The joined digests that entries stand for; they are those of the first chunks of so many bytes."""
     if entries == bytes(len(entries)):
         return digests_of_zeroes(min(len(entries) // _ENTRY * CHUNK, length)) if entries else b""
+    if _ZERO not in entries:
+        return entries
     of_zeroes = _split(digests_of_zeroes(min(len(entries) // _ENTRY * CHUNK, length)))
     return b"".join(zeroes if entry == _ZERO else entry for entry, zeroes in zip(_split(entries), of_zeroes))
