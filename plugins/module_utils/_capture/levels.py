@@ -26,7 +26,8 @@ from .._hypervisor.checkpoints import checkpoint_names, checkpoint_xml, dirty_by
 from .._hypervisor.connection import FAILURES, explain, explained
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import lookup
-from .._image.qemu_img import image_info
+from .._image.qcow2 import Header, header_of
+from .._image.qemu_img import snapshots_in
 from .._sets.catalogue import SetFacts
 from .._sets.chain import MOST_IN_CHAIN, ancestors_of, as_below, contents_of
 from .._sets.schema import Checkpoint, Manifest
@@ -108,9 +109,10 @@ def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain,
 
 def _untracked(chosen: list[Disk], domain: libvirt.virDomain, wanted: Wanted) -> tuple[dict[str, str], str]:
     """The disks that no checkpoint can have, and why no checkpoint is made at all."""
-    headers = {disk.target: _look(disk) for disk in chosen}
+    headers = {disk.target: _header(disk) for disk in chosen}
     untracked = {disk.target: why for disk in chosen if (why := _why_untracked(disk, headers[disk.target]))}
-    snapshots = _internal_snapshots(domain, [snapshot for one in headers.values() for snapshot in one.snapshots])
+    inside = [name for disk in chosen if (header := headers[disk.target]) and header.snapshots for name in snapshots_in(disk.chain[0].path)]
+    snapshots = _internal_snapshots(domain, inside)
     if snapshots and not wanted.obstacle and wanted.options.level == "full":
         raise LiveBackupError(f"Changes of domain {domain.name()!r} cannot be tracked: {snapshots}.", code="level_impossible")
     obstacle = wanted.obstacle or snapshots
@@ -295,37 +297,26 @@ def _require_auto(domain: libvirt.virDomain, options: BeginOptions, why: str) ->
         )
 
 
-@dataclass(frozen=True)
-class _Image:
-    """What a qcow2 image says of itself: its version, whether it has a data file, and the names of its internal snapshots."""
-
-    compat: str = ""
-    data_file: bool = False
-    snapshots: tuple[str, ...] = ()
-
-
-def _look(disk: Disk) -> _Image:
-    """Nothing is known of an image that is not qcow2, or that root cannot read though libvirt and QEMU may."""
+def _header(disk: Disk) -> Header | None:
+    """The header of a disk's image; None for one that is not qcow2, or that root cannot read though libvirt and QEMU may."""
     image = disk.chain[0]
     if image.format != "qcow2":
-        return _Image()
+        return None
     try:
-        info = image_info(image.path, "qcow2")
-    except LiveBackupError:
-        return _Image()
-    about = info.get("format-specific", {}).get("data", {})
-    return _Image(about.get("compat", ""), "data-file" in about, tuple(one["name"] for one in info.get("snapshots", [])))
+        return header_of(image.path)
+    except (LiveBackupError, OSError):
+        return None
 
 
-def _why_untracked(disk: Disk, image: _Image) -> str:
+def _why_untracked(disk: Disk, header: Header | None) -> str:
     """Why QEMU cannot track the changes of a disk; empty where it can."""
     if disk.chain[0].format != "qcow2":
         return f"its format is {disk.chain[0].format}, and only qcow2 can be tracked"
-    if not image.compat:
+    if header is None:
         return "its image cannot be read by root"
-    if image.compat == "0.10":
+    if header.version < 3:
         return "its qcow2 image is of version 2 (`qemu-img amend -o compat=1.1` upgrades it)"
-    return "its qcow2 image has a data file" if image.data_file else ""
+    return "its qcow2 image has a data file" if header.data_file else ""
 
 
 def _internal_snapshots(domain: libvirt.virDomain, inside: list[str]) -> str:

@@ -60,8 +60,14 @@ FIELDS = struct.Struct(">4sIQIIQIIQQIIQQQQII")
 
 @dataclass(frozen=True)
 class Header:
-    """The bytes of the disk, the name of the backing file, empty without one, and whether the guest's data are in a file of their own."""
+    """What is asked of a header.
 
+    `size` is the bytes of the disk, `backing` the name of the backing file, empty without one, `data_file` whether the guest's data are in
+    a file of their own, and `snapshots` the number of internal snapshots.
+    """
+
+    version: int
+    snapshots: int
     size: int
     backing: str
     data_file: bool
@@ -88,7 +94,9 @@ def read_header(data: bytes) -> Header | None:
     backing = (name or "?") if fields.backing_offset else ""
     # What is out of these bounds no QEMU opens.
     cluster_bits = max(fields.cluster_bits, _LEAST_CLUSTER)
-    return Header(fields.size, backing, bool(features & _DATA_FILE), cluster_bits, min(order, _MOST_COUNT))
+    return Header(
+        fields.version, fields.snapshots, fields.size, backing, bool(features & _DATA_FILE), cluster_bits, min(order, _MOST_COUNT)
+    )
 
 
 def read_fields(data: bytes) -> Fields | None:

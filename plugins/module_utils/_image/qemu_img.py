@@ -225,6 +225,11 @@ def qcow2_facts(image: str | Path) -> dict[str, Any]:
     return cast("dict[str, Any]", image_info(image, "qcow2").get("format-specific", {}).get("data", {}))
 
 
+def snapshots_in(image: str | Path) -> list[str]:
+    """The names of the internal snapshots of a qcow2 image."""
+    return [snapshot["name"] for snapshot in image_info(image, "qcow2").get("snapshots", [])]
+
+
 def bitmaps_of(image: str | Path) -> list[str]:
     """The names of the dirty bitmaps in a qcow2 image. A running QEMU has newer ones, which it writes there when it ends."""
     return [bitmap["name"] for bitmap in qcow2_facts(image).get("bitmaps", [])]
