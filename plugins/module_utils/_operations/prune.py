@@ -25,10 +25,10 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     # The domains of unfinished restores, and those whose sets they need.
     held = {uuid: f"{one.words} is not finished" for one in all_journals() for uuid in (one.uuid, one.stamp["uuid"])}
     target = target_of(params)
-    result = target.prune(params["domains"], {"rules": keep, "ids": params["keep_ids"], "held": held}, check_mode)
-    problems = result.pop("problems")
-    paths = ["".join(f"{one['path']}\n" for one in result[which]) for which in ("removed", "kept")]
-    result["diff"] = {"before": paths[0] + paths[1], "after": paths[1]}
+    pruned = target.prune(params["domains"], {"rules": keep, "ids": params["keep_ids"], "held": held}, check_mode)
+    problems = pruned["problems"]
+    removed, kept = ("".join(f"{one['path']}\n" for one in some) for some in (pruned["removed"], pruned["kept"]))
+    result: dict[str, Any] = {key: value for key, value in pruned.items() if key != "problems"} | {"diff": {"before": removed + kept, "after": kept}}
     if problems:
         where = f"On {target.host}: " if target.host else ""
         raise LiveBackupError(where + " ".join(foreign(problem, 1000) for problem in problems), **result, code="prune_incomplete")

@@ -11,7 +11,7 @@ import shutil
 import time
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from .._base.errors import LiveBackupError, from_os_error
 from .._base.files import sync_path
@@ -22,11 +22,38 @@ from .proofs import proof_file
 from .retention import Keep, Plan, plan_retention
 
 
-def prune_sets(target: str, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
-    """Keep and remove, domain by domain: `kept[]` with reasons, `removed[]`, `problems[]` for domains of which nothing was removed."""
+class Named(TypedDict):
+    """Which set, and how large it is."""
+
+    domain: str
+    uuid: str | None
+    backup_id: str
+    path: str
+    instant: str | None
+    bytes: int
+
+
+class Kept(Named):
+    """A set that stays, and why."""
+
+    reasons: list[str]
+
+
+class Pruned(TypedDict):
+    """What stays and what went. `problems` are about domains of which nothing was removed, `findings` about what is not a set."""
+
+    changed: bool
+    kept: list[Kept]
+    removed: list[Named]
+    problems: list[str]
+    findings: list[str]
+
+
+def prune_sets(target: str, domains: list[str], keep: Keep, check_mode: bool) -> Pruned:
+    """Keep and remove, domain by domain."""
     found = list_sets(target, domains)
-    kept: list[dict[str, Any]] = []
-    removed: list[dict[str, Any]] = []
+    kept: list[Kept] = []
+    removed: list[Named] = []
     problems: list[str] = []
     for directory, group in groupby(found["sets"], key=lambda one: one["directory"]):
         sets = list(group)
@@ -67,9 +94,15 @@ def _is_set(one: SetFacts) -> bool:
     return one["status"] in ("good", "damaged")
 
 
-def _name(one: SetFacts) -> dict[str, Any]:
-    facts: dict[str, Any] = {**one}
-    return {key: facts[key] for key in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
+def _name(one: SetFacts) -> Named:
+    return {
+        "domain": one["domain"],
+        "uuid": one["uuid"],
+        "backup_id": one["backup_id"],
+        "path": one["path"],
+        "instant": one["instant"],
+        "bytes": one["bytes"],
+    }
 
 
 def _remove(gone: list[SetFacts], left: list[SetFacts]) -> None:

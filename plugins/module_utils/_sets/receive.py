@@ -10,7 +10,7 @@ import os
 import shutil
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import TypedDict
 
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path
@@ -27,7 +27,19 @@ from .read import read_manifest
 _unfinished: list[Path] = []
 
 
-def space_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, Any]:
+class Free(TypedDict):
+    """Free disk space in bytes."""
+
+    free: int
+
+
+class Place(TypedDict):
+    """Where a set is."""
+
+    path: str
+
+
+def space_for(target: str, name: str, uuid: str, check_mode: bool) -> Free:
     """The bytes that are free for a domain's next set, when what senders have left of it that are gone is removed."""
     _require_directory(target)
     if not check_mode:
@@ -39,7 +51,7 @@ def space_for(target: str, name: str, uuid: str, check_mode: bool) -> dict[str, 
     return {"free": free_bytes(target)}
 
 
-def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> dict[str, Any]:
+def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> Place:
     """Make the directory that a set is written in; those of senders that are gone are removed."""
     check_backup_id(backup_id)
     _require_directory(target)
@@ -59,7 +71,7 @@ def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, nee
     return {"path": str(paths.partial)}
 
 
-def leave_set() -> dict[str, Any]:
+def leave_set() -> dict[str, str]:
     """Keep what was written for the process that goes on."""
     for partial in _unfinished:
         sync_path(partial)
@@ -67,7 +79,7 @@ def leave_set() -> dict[str, Any]:
     return {}
 
 
-def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) -> dict[str, Any]:
+def resume_set(target: str, name: str, uuid: str, backup_id: str, token: str) -> Place:
     """Go on with the set that another process of the same sender has left."""
     partial, _descriptor = _resumed(target, name, uuid, backup_id, token)
     _unfinished.append(partial)
@@ -105,7 +117,7 @@ def discard_unfinished() -> None:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def finish_set(target: str, name: str, uuid: str, backup_id: str) -> dict[str, Any]:
+def finish_set(target: str, name: str, uuid: str, backup_id: str) -> Place:
     """Give the set its name when all of it is there."""
     paths = SetPaths(domain_directory(Path(target), name, uuid), backup_id)
     manifest, problems = read_manifest(paths.partial, backup_id)

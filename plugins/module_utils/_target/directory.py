@@ -10,7 +10,6 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
@@ -21,7 +20,7 @@ from .._sets.consolidate import Consolidated, consolidate_set
 from .._sets.content import Noted, ToNote, note_content
 from .._sets.layout import SetPaths, content_file, domain_directory, published_manifest
 from .._sets.locks import reading, reading_set
-from .._sets.prune import prune_sets
+from .._sets.prune import Pruned, prune_sets
 from .._sets.publish import NextSet, give_name, next_set
 from .._sets.receive import space_for
 from .._sets.retention import Keep
@@ -85,7 +84,7 @@ class DirectoryTarget:
     def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
         return consolidate_set(str(self._directory), domain, backup_id, check_mode)
 
-    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
+    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> Pruned:
         return prune_sets(str(self._directory), domains, keep, check_mode)
 
 

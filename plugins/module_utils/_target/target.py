@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
@@ -18,6 +18,7 @@ from .._sets.catalogue import GoodSet, Listing, SetFacts
 from .._sets.consolidate import Consolidated
 from .._sets.content import Noted, ToNote
 from .._sets.layout import check_target
+from .._sets.prune import Pruned
 from .._sets.publish import NextSet
 from .._sets.retention import Keep
 from .directory import DirectoryTarget
@@ -88,8 +89,8 @@ class Target(Protocol):
     def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
         """Make a full set of one that builds on others."""
 
-    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
-        """Remove the sets that need not stay: `kept[]` with reasons, `removed[]`, `problems[]` of domains of which nothing was removed."""
+    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> Pruned:
+        """Remove the sets that need not stay."""
 
 
 def open_target(address: TargetAddress) -> Target:

@@ -13,7 +13,7 @@ import errno
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar, cast
+from typing import TypeVar, cast
 
 from ..._base.clock import Clock
 from ..._base.errors import LiveBackupError
@@ -28,7 +28,7 @@ from ..._sets.check import check_files, note_proof
 from ..._sets.consolidate import Consolidated, consolidate_set
 from ..._sets.content import Noted, ToNote, note_content
 from ..._sets.layout import MANIFEST, check_target, content_file
-from ..._sets.prune import prune_sets
+from ..._sets.prune import Pruned, prune_sets
 from ..._sets.publish import NextSet, next_set
 from ..._sets.read import GUIDE, SUMS, read_manifest
 from ..._sets.receive import begin_set, finish_set, leave_set, note_sent, resume_set, space_for
@@ -180,7 +180,7 @@ class SshTarget:
     def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
         return self._alone(consolidate_set, domain=domain, backup_id=backup_id, check_mode=check_mode)
 
-    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> dict[str, Any]:
+    def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> Pruned:
         return self._alone(prune_sets, domains=domains, keep=keep, check_mode=check_mode)
 
     def connection(self) -> FarEnd:
