@@ -113,6 +113,10 @@ full:
   description: The full set that was made of the chain, as M(virtops.live_backup.backup_set_consolidate) returns it.
   returned: if the chain has O(consolidate_at) sets
   type: dict
+was_published:
+  description: Whether the set was published before.
+  returned: success, unless in check mode the set is not published
+  type: bool
 path:
   description: The directory of the set.
   returned: success

@@ -65,7 +65,7 @@ def _published(
         "group_spread_ms": captured_with.get("spread_ms"),
         "group_problem": "" if captured_with else about["group_problem"],
         "msg": f"{row['domain']}: {manifest['method']} ({manifest['method_reason']}), {f'{level}, ' if level else ''}"
-        f"{'published' if published['changed'] else 'was published already'} at {published['path']}, "
+        f"{'was published already' if published['was_published'] else 'published'} at {published['path']}, "
         f"{bytes_to_human(published['bytes'])} in {round(published['seconds'])} s, "
         f"{consistency['level']}-consistent ({consistency['why']}){lacks}",
     }

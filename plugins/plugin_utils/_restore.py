@@ -17,7 +17,7 @@ def newest_whole(sets: list[Mapping[str, Any]], group: str, backup_id: str = "")
         for one in sets
         if one["good"]
         and ((one["manifest"] or {}).get("group") or {}).get("name") == group
-        and (_made_as(one) == backup_id if backup_id else not one["ahead"])
+        and (backup_id in (one["backup_id"], _made_as(one)) if backup_id else not one["ahead"])
     ]
     for one in sorted(of_group, key=lambda one: str(one["instant"]), reverse=True):
         members = one["manifest"]["group"]["members"]

@@ -136,14 +136,17 @@ def forget_checkpoint(domain: libvirt.virDomain, name: str) -> None:
 
 def _defined_again(domain: libvirt.virDomain, name: str, disks: dict[str, str]) -> Iterator[libvirt.virDomainCheckpoint]:
     """A record for each disk of which a running QEMU has the bitmap. Each must be deleted before the next is asked for."""
+    problem = None
     for target in disks:
         try:
             found = domain.checkpointCreateXML(checkpoint_xml(name, [target], 0), _DEFINE_AGAIN)
         except libvirt.libvirtError as error:
-            if error.get_error_code() != VIR_ERR_CHECKPOINT_INCONSISTENT:
-                raise
+            # Such as a disk that is gone: it must not keep the bitmaps of the others.
+            problem = problem or (error if error.get_error_code() != VIR_ERR_CHECKPOINT_INCONSISTENT else None)
         else:
             yield found
+    if problem:
+        raise problem
 
 
 def _is_deleted(checkpoint: libvirt.virDomainCheckpoint) -> bool:

@@ -28,7 +28,8 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     pruned = target.prune(params["domains"], {"rules": keep, "ids": params["keep_ids"], "held": held}, check_mode)
     problems = pruned["problems"]
     removed, kept = ("".join(f"{one['path']}\n" for one in some) for some in (pruned["removed"], pruned["kept"]))
-    result: dict[str, Any] = {key: value for key, value in pruned.items() if key != "problems"} | {"diff": {"before": removed + kept, "after": kept}}
+    result: dict[str, Any] = {**pruned, "diff": {"before": removed + kept, "after": kept}}
+    del result["problems"]
     if problems:
         where = f"On {target.host}: " if target.host else ""
         raise LiveBackupError(where + " ".join(foreign(problem, 1000) for problem in problems), **result, code="prune_incomplete")

@@ -56,9 +56,11 @@ from .target import target_of
 
 def publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """Publish the backup `backup_id`, or find it published; then make a full set of its chain, if that is long enough."""
+    most = params["consolidate_at"]
+    if most < 0:
+        raise LiveBackupError(f"consolidate_at must not be negative, not {most}.", code="option_invalid")
     result = _publish_set(params, check_mode, clock)
     manifest = result.get("manifest")
-    most = params["consolidate_at"]
     if not most or manifest is None or 1 + len(ancestors_of(manifest)) < max(most, 2):
         return result
     try:
@@ -77,7 +79,7 @@ def _publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
     probe_target(directory, name, None, write=False)
     published = target.published(name, uuid, params["backup_id"])
     if published is not None:
-        return {"changed": False, **_published(published.path, published.manifest)}
+        return {"changed": False, "was_published": True, **_published(published.path, published.manifest)}
     paths = SetPaths(domain_directory(directory, name, uuid), params["backup_id"])
     if check_mode:
         _ready(uuid, name, paths, params["target"])
@@ -90,7 +92,7 @@ def _publish_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
             manifest = _describe(params, target, claim, paths, clock)
             path = _publish(params, target, claim, paths, manifest, clock)
             end_claim(claim)
-    return {"changed": True, **_published(path, manifest), **_diff(paths)}
+    return {"changed": True, "was_published": False, **_published(path, manifest), **_diff(paths)}
 
 
 def _published(path: str, manifest: Manifest) -> dict[str, Any]:
@@ -187,7 +189,7 @@ def _note_contents(target: Target, claim: Claim, paths: SetPaths) -> dict[str, N
     for disk in plan.disks:
         if disk.below and not disk.below_content:
             continue
-        noted = found[disk.target] = target.note_content(unfinished, _to_note(disk), disk.sent) if disk.format == "qcow2" else _RAW
+        noted = found[disk.target] = target.note_content(unfinished, _to_note(claim, disk), disk.sent) if disk.format == "qcow2" else _RAW
         problem = foreign(noted["problem"])
         if noted["kept"]:
             disk.dirty = noted["changed"]
@@ -207,13 +209,15 @@ def _note_contents(target: Target, claim: Claim, paths: SetPaths) -> dict[str, N
 _RAW: Noted = {"content": "", "problem": "its image is raw", "measured": None, "kept": False, "changed": 0}
 
 
-def _to_note(disk: DiskPlan) -> ToNote:
+def _to_note(claim: Claim, disk: DiskPlan) -> ToNote:
+    copied = claim.progress.copies.get(disk.target)
     return {
         "file": Path(disk.path).name,
         "capacity": disk.capacity,
         "below": disk.below[0]["file"] if disk.below else "",
         "content": disk.below_content,
         "compare": disk.compared,
+        "digest": copied["digest"] if copied else "",
     }
 
 

@@ -141,10 +141,10 @@ def _why_not(one: SetFacts) -> str:
     """Why a set is not found without its name."""
     words = [one["status"]]
     proof = one["proof"]
-    if one["status"] == "good" and not one["good"] and proof:
+    if one["status"] == "good" and not one["good"] and proof and proof["outcome"] == "failed":
         words = [f"its {proof['level']} proof of {foreign(proof['at'][:10])} failed: {foreign('; '.join(proof['findings']))}"]
     elif one["status"] == "good" and not one["good"]:
-        words = one["findings"]
+        words = one["findings"] or ["the guest of the set that it was made of did not start in its proof"]
     return ", ".join([*words, *["from the future"] * one["ahead"]])
 
 
@@ -191,12 +191,11 @@ def is_made_of(full: SetFacts, one: SetFacts) -> bool:
 
 def _judge_chains(sets: list[SetFacts]) -> None:
     """A set is as good as those that it builds on, or that it was made of."""
-    failed = [one for one in sets if one["proof"] and one["proof"]["outcome"] == "failed"]
+    # The files of the other one may have rotted since; but where its guest did not start, that of a full set does not start either.
+    failed = [one for one in sets if one["proof"] and (one["proof"]["outcome"], one["proof"]["level"]) == ("failed", "boot")]
     for full in sets:
-        for one in failed:
-            if is_made_of(full, one):
-                full["good"] = False
-                full["findings"].append(f"it was made of {one['backup_id']}, whose last proof failed")
+        proven = full["proof"] and full["proof"]["verified"] and full["proof"]["level"] == "boot"
+        full["good"] = full["good"] and (bool(proven) or not any(is_made_of(full, one) for one in failed))
     manifests: dict[str, Manifest] = {}
     good: set[str] = set()
     for one in sorted((one for one in sets if one["status"] == "good"), key=lambda one: len(ancestors_of(one["manifest"]))):

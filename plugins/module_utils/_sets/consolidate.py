@@ -80,8 +80,10 @@ def _made_before(found: SetFacts) -> GoodSet | None:
     name = full_of(found["backup_id"])
     check_backup_id(name)
     there = [one for one in sets_in(Path(found["directory"]), []) if one["backup_id"] == name and one["status"] in ("good", "damaged")]
-    if not there:
+    if not there and not os.path.lexists(Path(found["directory"], name)):
         return None
+    if not there:
+        raise LiveBackupError(f"{found['directory']}/{name} exists, and is not a backup set. Move it away.", code="backup_id_taken")
     if not is_made_of(there[0], found):
         raise LiveBackupError(f"{there[0]['path']} is not a full set of {found['backup_id']}. Move it away.", code="backup_id_taken")
     return _require_undamaged(there[0])
@@ -218,8 +220,11 @@ def _unfinished(paths: SetPaths) -> Iterator[None]:
     """The directory that the set is made in, for one run alone."""
     busy = LiveBackupError(f"{paths.final} is being made by another run.", code="set_in_use")
     with ExitStack() as stack:
-        paths.partial.mkdir(mode=0o700, exist_ok=True)
+        with suppress(OSError):
+            # Empty, if its writer died before it could say that it lives.
+            paths.partial.rmdir()
         try:
+            paths.partial.mkdir(mode=0o700)
             stack.enter_context(locked(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, ALONE))
         except (FileExistsError, BlockingIOError):
             raise busy from None

@@ -38,7 +38,8 @@ class ToNote(TypedDict):
     """The image of a disk in an unfinished set, and what it builds on.
 
     `below` is the parent's image as the image names it, and `content` the digest that the parent's manifest has of that disk's content;
-    both are empty for a disk that is backed up whole. With `compare` the image is whole, and only what differs is to be kept.
+    both are empty for a disk that is backed up whole. With `compare` the image is whole, and only what differs is to be kept. `digest` is
+    that of the whole image as it was copied; empty where QEMU has written it.
     """
 
     file: str
@@ -46,6 +47,7 @@ class ToNote(TypedDict):
     below: str
     content: str
     compare: bool
+    digest: str
 
 
 class Noted(TypedDict):
@@ -83,9 +85,18 @@ def note_content(directory: Path, of: ToNote, below: Path) -> Noted:
         found["changed"] = sum(end - start for start, end, _at in image.held()) if found["kept"] else 0
         if found["measured"] is None:
             with hashed(path) as chunks:
+                if not found["kept"]:
+                    _require_copied(path, chunks, of)
                 found["measured"] = measure(path, chunks)
                 found["content"] = _note(content_file(path), image, chunks, of, below)
+    if found["kept"] and found["measured"] is None:
+        found["measured"] = measure(path)
     return found
+
+
+def _require_copied(path: Path, chunks: Chunks, of: ToNote) -> None:
+    if of["digest"] not in ("", chunks.digest):
+        raise LiveBackupError(f"{path} is not what was copied: its digest is {chunks.digest}, not {of['digest']}.", code="copy_damaged")
 
 
 @contextmanager
@@ -143,9 +154,11 @@ def _keep_changes(path: Path, of: ToNote, below: Path) -> tuple[str, Measured]:
         if image.snapshots:
             raise ValueError("it has internal snapshots, which only a whole image keeps")
         with hashed(path) as chunks, _content_of(below, of) as parent:
+            _require_copied(path, chunks, of)
             digest, changed = compare(image, chunks, parent)
         layout = Layout(image.size, changed, Backing(of["below"], "qcow2"))
-        needed, free = layout.file_size + content_bytes(image.size), free_bytes(path.parent)
+        # The digests of the new image's chunks need space, too.
+        needed, free = layout.file_size + 2 * content_bytes(image.size), free_bytes(path.parent)
         if layout.file_size >= os.fstat(file.fileno()).st_size:
             raise ValueError("nearly all of it changed")
         if needed > free:

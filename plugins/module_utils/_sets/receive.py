@@ -107,6 +107,9 @@ def note_sent(target: str, name: str, uuid: str, backup_id: str, token: str, of:
     try:
         # If this is interrupted, it is done again: what was sent stays.
         return note_content(partial, of, content_file(partial / of["below"]))
+    except (LiveBackupError, OSError):
+        _unfinished.append(partial)
+        raise
     finally:
         os.close(descriptor)
 

@@ -25,7 +25,7 @@ MANIFEST = {
     "disks": [{"capacity": 10 * 2**30}, {"capacity": 2 * 2**30}],
     "consistency": {"level": "filesystem", "instant": "2026-11-22T18:45:12.345Z", "frozen_ms": 61, "why": "the guest agent froze 1"},
 }
-PUBLISHED = {"changed": True, "path": "/srv/db1/night-1", "bytes": 3 * 2**30, "seconds": 93.4, "manifest": MANIFEST}
+PUBLISHED = {"changed": True, "was_published": False, "path": "/srv/db1/night-1", "bytes": 3 * 2**30, "seconds": 93.4, "manifest": MANIFEST}
 BEGUN: dict[str, Any] = {
     "changed": True,
     "planned": True,
@@ -61,7 +61,7 @@ def test_a_published_backup_is_described_by_its_manifest() -> None:
 
 
 def test_what_was_published_before_and_lacks_something_says_so() -> None:
-    published = {**PUBLISHED, "changed": False, "manifest": {**MANIFEST, "not_captured": ["its TPM", "a secret"]}}
+    published = {**PUBLISHED, "changed": False, "was_published": True, "manifest": {**MANIFEST, "not_captured": ["its TPM", "a secret"]}}
     row = result(ABOUT, ended(published=published, verified=SKIPPED))
     assert (row["changed"], row["proof"], row["rto_seconds"], row["not_captured"]) == (False, "", None, ["its TPM", "a secret"])
     assert "was published already at" in row["msg"] and row["msg"].endswith("froze 1); not in the set: its TPM, a secret")

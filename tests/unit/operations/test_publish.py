@@ -67,7 +67,11 @@ def test_again_changes_nothing(backup: Backup) -> None:
     backup.finished()
     first = backup.publish()
     for check in (False, True):
-        assert backup.publish(check=check) == {**{key: value for key, value in first.items() if key != "diff"}, "changed": False}
+        assert backup.publish(check=check) == {
+            **{key: value for key, value in first.items() if key != "diff"},
+            "changed": False,
+            "was_published": True,
+        }
 
 
 def test_check_mode_says_where_to_and_does_not(backup: Backup) -> None:

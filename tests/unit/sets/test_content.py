@@ -80,6 +80,7 @@ def back_up(disk: Path, name: str, parent: str | None = None) -> Noted:
         "below": below,
         "content": digest,
         "compare": parent is not None,
+        "digest": "",
     }
     return note_content(image.parent, of, content_file(image.parent / below))
 
@@ -197,7 +198,14 @@ def test_a_missing_file_of_digests(disk: Path, tmp_path: Path) -> None:
     back_up(disk, "full")
     (disk.parent / "next").mkdir()
     qemu_img("convert", "-f", "raw", "-O", "qcow2", disk, tmp_path / "next/vda.qcow2")
-    of: content.ToNote = {"file": "vda.qcow2", "capacity": 60 * CHUNK, "below": "../full/vda.qcow2", "content": "x", "compare": True}
+    of: content.ToNote = {
+        "file": "vda.qcow2",
+        "capacity": 60 * CHUNK,
+        "below": "../full/vda.qcow2",
+        "content": "x",
+        "compare": True,
+        "digest": "",
+    }
     for below, problem in (
         (tmp_path / "gone", "cannot be read: No such file"),
         (content_file(tmp_path / "full/vda.qcow2"), "not those of its"),
@@ -243,10 +251,38 @@ def test_an_interrupted_one_is_never_taken_for_a_whole_image(disk: Path, tmp_pat
     back_up(disk, "full")
     write(disk, 60 * CHUNK, [(0, CHUNK, 9)])
     first = back_up(disk, "next", "full")
-    of: content.ToNote = {"file": "vda.qcow2", "capacity": 60 * CHUNK, "below": "../full/vda.qcow2", "content": "x", "compare": True}
+    of: content.ToNote = {
+        "file": "vda.qcow2",
+        "capacity": 60 * CHUNK,
+        "below": "../full/vda.qcow2",
+        "content": "x",
+        "compare": True,
+        "digest": "",
+    }
     again = note_content(tmp_path / "next", of, tmp_path / "gone")
     assert first["kept"] and again["kept"] and again["measured"] == first["measured"] and again["changed"] == CHUNK
     assert again["content"] == "" and "cannot be read" in again["problem"]
+
+
+@pytest.mark.parametrize("compared", [False, True])
+def test_an_image_that_is_not_what_was_copied(compared: bool, disk: Path, tmp_path: Path) -> None:
+    """Its digest is known from the copy; that of what lies there now would hide the damage for ever."""
+    back_up(disk, "full")
+    with open_content(content_file(tmp_path / "full/vda.qcow2")) as found:
+        digest = found.digest
+    (tmp_path / "next").mkdir()
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", disk, image := tmp_path / "next/vda.qcow2")
+    of: content.ToNote = {
+        "file": "vda.qcow2",
+        "capacity": 60 * CHUNK,
+        "below": "../full/vda.qcow2" if compared else "",
+        "content": digest if compared else "",
+        "compare": compared,
+        "digest": image_digest(image),
+    }
+    spoil(image, image.stat().st_size - 4000, b"x")
+    with raises_code("copy_damaged"):
+        note_content(tmp_path / "next", of, content_file(tmp_path / "full/vda.qcow2"))
 
 
 def test_internal_snapshots_stay(disk: Path, tmp_path: Path) -> None:
