@@ -77,7 +77,7 @@ def restart(guest: Guest, while_off: Callable[[], object]) -> None:
     guest.start()
 
 
-@pytest.mark.parametrize("seconds", [0.01, 0.03])
+@pytest.mark.parametrize("seconds", [0.01, pytest.param(0.03, marks=at_length)])
 def test_libvirtd_is_killed_as_a_backup_starts(seconds: float, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """QEMU may be further than libvirt knows."""
     guest = make_guest("still")
@@ -117,6 +117,7 @@ def test_the_target_fills_up(make_guest: Callable[..., Guest], backup_of: Callab
     nights.goes_on("night-1")
 
 
+@at_length
 def test_a_disk_is_removed(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     guest = make_guest("still")
     nights = Chain(backup_of, guest)
@@ -162,6 +163,7 @@ def test_the_images_are_rolled_back(make_guest: Callable[..., Guest], backup_of:
     nights.goes_on("night-1", "the checkpoint of night-2 cannot be used: QEMU no longer has its bitmap")
 
 
+@at_length
 def test_a_transient_domain_is_created_again(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """libvirt forgets its checkpoints; the bitmaps are in the image."""
     guest = make_guest("still-transient")
@@ -174,7 +176,7 @@ def test_a_transient_domain_is_created_again(make_guest: Callable[..., Guest], b
     nights.goes_on("night-1")
 
 
-@pytest.mark.parametrize("meanwhile", [False, True])
+@pytest.mark.parametrize("meanwhile", [pytest.param(False, marks=at_length), True])
 def test_the_user_makes_a_snapshot(meanwhile: bool, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """An external one, which is committed again; a backup comes meanwhile, or not."""
     guest = make_guest("still")
