@@ -14,7 +14,7 @@ from tests.rig.guest import Guest
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 
-from .conftest import ALL, Backup
+from .conftest import ALL, Backup, at_length
 
 
 def levels_of(published: dict[str, Any]) -> dict[str, str]:
@@ -58,7 +58,7 @@ def test_a_chain_is_exact_from_its_top(shape: str, make_guest: Callable[..., Gue
     assert len(checkpoints(guest)) <= 4
 
 
-@pytest.mark.parametrize("consolidated", [False, True])
+@pytest.mark.parametrize("consolidated", [pytest.param(False, marks=at_length), True])
 def test_many_nights(consolidated: bool, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """Every set that retention keeps shows its own night, and the number of checkpoints stays small.
 
