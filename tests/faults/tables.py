@@ -199,7 +199,7 @@ FAR_END = {
         "proving what was received": "far._target.ssh.server.open_digest",
         "looking at the set": "far._sets.receive.read_manifest",
         "syncing the set": "far._sets.receive.sync_path",
-        "syncing its name": "far._sets.receive.sync_path#2",
+        "syncing its name": "far._sets.publish.sync_path",
         "naming the set": "far._sets.receive.finish_set",
     },
     "offline": {
