@@ -33,7 +33,7 @@ from .._image.qcow2 import header_of
 from .._image.qemu_img import rebase_unsafe
 from .._recovery.repairs import end_claim, undoing
 from .._sets.chain import ancestors_of
-from .._sets.content import Noted, ToNote
+from .._sets.content import Noted, ToNote, require_backing
 from .._sets.layout import (
     MANIFEST,
     TOKEN,
@@ -226,9 +226,7 @@ def _put_on_parent(image: Path, backing: str) -> None:
     if header_of(image).data_file:
         raise LiveBackupError(f"{image} is not an image that a backup makes: it has a data file.", code="image_invalid")
     rebase_unsafe(image, backing)
-    found = header_of(image).backing
-    if found != backing:
-        raise LiveBackupError(f"{image} names {found!r} as its backing file, not {backing!r}.", code="image_invalid")
+    require_backing(image, backing)
     sync_path(image)
 
 

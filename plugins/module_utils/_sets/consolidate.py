@@ -208,7 +208,7 @@ def _nvram(partial: Path) -> str:
 
 
 def _remove_left(directory: Path) -> None:
-    """Remove what runs left that were killed. That of a sender has its token, and is no concern of ours."""
+    """Remove the unfinished full sets of killed runs. A set that another host is sending has a token in it, and stays."""
     for left in directory.glob(f".{full_of('*')}.partial"):
         with suppress(FileNotFoundError, BlockingIOError), locked(left / SENDER, os.O_RDWR, ALONE) as descriptor:
             if not os.read(descriptor, 1):

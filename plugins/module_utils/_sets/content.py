@@ -79,7 +79,7 @@ def note_content(directory: Path, of: ToNote, below: Path) -> Noted:
             found["content"], found["measured"] = _keep_changes(path, of, below)
     found["kept"] = of["compare"] and bool(header_of(path).backing)
     if found["kept"]:
-        _require_backing(path, of["below"])
+        require_backing(path, of["below"])
     with _told(found), path.open("rb") as file:
         image = _image_of(file.fileno(), of)
         found["changed"] = sum(end - start for start, end, _at in image.held()) if found["kept"] else 0
@@ -141,7 +141,8 @@ def _content_of_chain(files: list[Path]) -> str:
         return content_digest([Tables(stack.enter_context(file.open("rb")).fileno()) for file in files])
 
 
-def _require_backing(path: Path, wanted: str) -> None:
+def require_backing(path: Path, wanted: str) -> None:
+    """Fail unless an image names this backing file."""
     found = header_of(path).backing
     if found != wanted:
         raise LiveBackupError(f"{path} names {found!r} as its backing file, not {wanted!r}.", code="image_invalid")

@@ -42,6 +42,15 @@ WRITES = st.lists(
 SIZES = st.one_of(
     st.integers(0, 24).map(lambda sectors: sectors * 512 * 37), st.sampled_from([CHUNK, 9 * CHUNK, BATCH, BATCH + 2 * CHUNK + 512])
 )
+# An image on a parent whose content has another digest.
+OTHER_CONTENT: content.ToNote = {
+    "file": "vda.qcow2",
+    "capacity": 60 * CHUNK,
+    "below": "../full/vda.qcow2",
+    "content": "x",
+    "compare": True,
+    "digest": "",
+}
 Write = tuple[int, int, Any]
 
 
@@ -198,19 +207,11 @@ def test_a_missing_file_of_digests(disk: Path, tmp_path: Path) -> None:
     back_up(disk, "full")
     (disk.parent / "next").mkdir()
     qemu_img("convert", "-f", "raw", "-O", "qcow2", disk, tmp_path / "next/vda.qcow2")
-    of: content.ToNote = {
-        "file": "vda.qcow2",
-        "capacity": 60 * CHUNK,
-        "below": "../full/vda.qcow2",
-        "content": "x",
-        "compare": True,
-        "digest": "",
-    }
     for below, problem in (
         (tmp_path / "gone", "cannot be read: No such file"),
         (content_file(tmp_path / "full/vda.qcow2"), "not those of its"),
     ):
-        noted = note_content(tmp_path / "next", of, below)
+        noted = note_content(tmp_path / "next", OTHER_CONTENT, below)
         assert problem in noted["problem"] and noted["content"] == image_digest(disk)
 
 
@@ -251,15 +252,7 @@ def test_an_interrupted_one_is_never_taken_for_a_whole_image(disk: Path, tmp_pat
     back_up(disk, "full")
     write(disk, 60 * CHUNK, [(0, CHUNK, 9)])
     first = back_up(disk, "next", "full")
-    of: content.ToNote = {
-        "file": "vda.qcow2",
-        "capacity": 60 * CHUNK,
-        "below": "../full/vda.qcow2",
-        "content": "x",
-        "compare": True,
-        "digest": "",
-    }
-    again = note_content(tmp_path / "next", of, tmp_path / "gone")
+    again = note_content(tmp_path / "next", OTHER_CONTENT, tmp_path / "gone")
     assert first["kept"] and again["kept"] and again["measured"] == first["measured"] and again["changed"] == CHUNK
     assert again["content"] == "" and "cannot be read" in again["problem"]
 
