@@ -33,7 +33,7 @@ _COUNTS = CLUSTER // 2
 _MOST_NAME = 1023
 _BACKING_FORMAT = 0xE2792ACA
 # What write_image reads at a time.
-_PIECE = 64 * CLUSTER
+PIECE = 64 * CLUSTER
 
 
 @dataclass(frozen=True)
@@ -138,10 +138,10 @@ def write_image(layout: Layout, read: Callable[[memoryview, int], None], write: 
     """
     for piece in layout.head():
         write(piece)
-    buffer = memoryview(bytearray(_PIECE))
+    buffer = memoryview(bytearray(PIECE))
     for start, end in layout.extents.data():
-        for offset in range(start, end, _PIECE):
-            length = min(_PIECE, end - offset)
+        for offset in range(start, end, PIECE):
+            length = min(PIECE, end - offset)
             whole = _count(length, CLUSTER) * CLUSTER
             read(buffer[:length], offset)
             buffer[length:whole] = bytes(whole - length)

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""What QEMU serves over NBD is written as qcow2 images that show the same disk."""
+
+from __future__ import annotations
+
+import subprocess
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from hypothesis import example, given, settings, strategies as st
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.extents import Extents
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.nbd_disk import ServedDisk, _in_clusters, _overlaid
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import CLUSTER
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing, Layout, write_image
+
+FEW = settings(max_examples=settings().max_examples // 4)
+COMMANDS = st.lists(
+    st.tuples(
+        st.sampled_from(["write -P 1", "write -P 2", "write -P 0", "write -z", "write -z -u", "discard"]),
+        st.one_of(st.integers(0, 4000), st.sampled_from([0, 128, 256, 8192])),
+        st.sampled_from([1, 8, 128, 256, 300, 1000]),
+    ),
+    max_size=8,
+)
+SECTORS = st.sampled_from([4096, 4097, 16384 + 33])
+Command = tuple[str, int, int]
+
+
+def qemu_img(*arguments: str | Path) -> None:
+    subprocess.run(["qemu-img", *map(str, arguments)], check=True, capture_output=True)
+
+
+def change(image: Path, sectors: int, commands: list[Command]) -> None:
+    asked = [f"{name} {at * 512} {min(length, sectors - at) * 512}" for name, at, length in commands if at < sectors]
+    if asked:
+        subprocess.run(["qemu-io", "-f", "qcow2", *(f"-c{one}" for one in asked), str(image)], check=True, stdout=subprocess.DEVNULL)
+
+
+@contextmanager
+def served(image: Path, bitmap: str = "") -> Iterator[ServedDisk]:
+    socket = image.with_suffix(".sock")
+    command = ["qemu-nbd", "--read-only", "--format", "qcow2", "--persistent", "--socket", str(socket), "--export-name", "vda"]
+    process = subprocess.Popen([*command, *(["--bitmap", bitmap] if bitmap else []), str(image)])
+    try:
+        give_up = time.monotonic() + 20
+        while not socket.exists():
+            assert process.poll() is None and time.monotonic() < give_up
+            time.sleep(0.01)
+        disk = ServedDisk(socket, "vda", bitmap)
+        yield disk
+        disk.close()
+    finally:
+        process.kill()
+        process.wait()
+        socket.unlink(missing_ok=True)
+
+
+def copy(disk: ServedDisk, path: Path, backing: Backing | None = None) -> Extents:
+    extents = disk.extents()
+    disk.begin(extents)
+    with path.open("wb") as file:
+        write_image(Layout(disk.size, extents, backing), disk.read, file.write)
+    qemu_img("check", "-q", "-f", "qcow2", path)
+    return extents
+
+
+@example(4097, [("write -P 1", 0, 4096)], [("write -z", 0, 300), ("discard", 512, 300), ("write -P 2", 4090, 7)])
+@FEW
+@given(SECTORS, COMMANDS, COMMANDS)
+def test_a_full_and_an_incremental_copy_show_the_disk(sectors: int, first: list[Command], later: list[Command]) -> None:
+    with tempfile.TemporaryDirectory() as name:
+        live, full, increment = (Path(name, f"{one}.qcow2") for one in ("live", "full", "increment"))
+        qemu_img("create", "-f", "qcow2", live, sectors * 512)
+        change(live, sectors, first)
+        qemu_img("bitmap", "--add", "-f", "qcow2", live, "since")
+        with served(live) as disk:
+            copy(disk, full)
+        qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", full, live)
+        change(live, sectors, later)
+        with served(live, "since") as disk:
+            copy(disk, increment, Backing(full.name, "qcow2"))
+        qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", increment, live)
+
+
+@pytest.mark.parametrize(
+    ("pieces", "clusters"),
+    [
+        ([], []),
+        ([(0, 1)], [(0, CLUSTER)]),
+        ([(5, CLUSTER + 1), (2 * CLUSTER, 2 * CLUSTER + 7)], [(0, 3 * CLUSTER)]),
+        ([(0, 1), (3, 4), (4 * CLUSTER, 5 * CLUSTER - 1)], [(0, CLUSTER), (4 * CLUSTER, 4 * CLUSTER + 512)]),
+    ],
+)
+def test_whole_clusters(pieces: list[tuple[int, int]], clusters: list[tuple[int, int]]) -> None:
+    assert list(_in_clusters(pieces, 4 * CLUSTER + 512)) == clusters
+
+
+@pytest.mark.parametrize(
+    ("dirty", "data", "found"),
+    [
+        ([(0, 4)], [], [(0, 4, True)]),
+        ([(0, 4), (6, 9)], [(2, 3), (3, 7)], [(0, 2, True), (2, 3, False), (3, 4, False), (6, 7, False), (7, 9, True)]),
+        ([(5, 6)], [(0, 1), (8, 9)], [(5, 6, True)]),
+        ([], [(0, 9)], []),
+    ],
+)
+def test_what_is_dirty(dirty: list[tuple[int, int]], data: list[tuple[int, int]], found: list[tuple[int, int, bool]]) -> None:
+    assert list(_overlaid(dirty, iter(data))) == found
