@@ -107,11 +107,8 @@ class _Remote(AbstractContextManager["_Remote"]):
         return Found(found["free"], found["dest"], found["mode"], found["record"])
 
     def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> Copied:
-        source = os.open(copying.source, os.O_RDONLY)
-        try:
+        with copying.opened() as source:
             return self._far_end.copy(source, copying.mode, pace, clock, source_free)
-        finally:
-            os.close(source)
 
     def note(self, record: dict[str, Any]) -> None:
         self._far_end.note(record)

@@ -7,14 +7,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.files import sync_path, temporary_of
 from .data import LocalFile, Pace, clone, copy_data
-from .digest import Measured, data_bytes as data_bytes_of, image_digest, image_size
+from .digest import Measured, OpenImage, Source, data_bytes as data_bytes_of, image_digest
 from .qcow2 import is_self_contained
 from .qemu_img import How, convert
 
@@ -32,7 +33,8 @@ class Copying:
     """How an image is to be copied. `format` is that of the copy, `rate` in bytes a second, 0 for no limit.
 
     With `find_zeroes` those in a file become holes; in a block device they always do. `in_use` tells that a QEMU has the source open, or
-    may open it before it is read. With `as_hashed` what is written is what was hashed, not what the kernel reads a second time.
+    may open it before it is read. With `as_hashed` what is written is what was hashed, not what the kernel reads a second time. `served` is
+    read instead of the file `source`, and is an image as the copy is to be.
     """
 
     source: Path
@@ -44,11 +46,24 @@ class Copying:
     find_zeroes: bool = False
     in_use: bool = False
     as_hashed: bool = False
+    served: AbstractContextManager[Source] | None = None
 
     @property
     def by_bytes(self) -> bool:
-        """Whether the copy has the same bytes as the source."""
+        """Whether the copy has the same bytes as what is read."""
+        if self.served:
+            return True
         return self.format == self.source_format and self.compress == "none" and is_self_contained(self.source, self.source_format)
+
+    def opened(self) -> AbstractContextManager[Source]:
+        """What is read, if the bytes are copied."""
+        return self.served or _opened(self.source)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Source]:
+    with path.open("rb", buffering=0) as file:
+        yield OpenImage(file.fileno())
 
 
 def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> Copied:
@@ -82,21 +97,19 @@ def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, so
 
 
 def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Callable[[], None]) -> tuple[str, int, str]:
-    source = os.open(copying.source, os.O_RDONLY)
-    try:
+    with copying.opened() as source:
         destination = os.open(temporary, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600)
         try:
             # A clone would have the zeroes that are to be left out.
-            if not copying.find_zeroes and clone(source, destination):
+            if source.descriptor is not None and not copying.find_zeroes and clone(source.descriptor, destination):
                 source_free()
                 return image_digest(temporary, pace.check), data_bytes_of(temporary), "reflink"
-            os.ftruncate(destination, image_size(source))
-            find_zeroes = copying.find_zeroes or copying.source.is_block_device()
-            written = LocalFile(destination, None if copying.as_hashed else source)
+            os.ftruncate(destination, source.size)
+            # A file shows its holes. What QEMU serves may not, and a device has none.
+            find_zeroes = copying.find_zeroes or source.descriptor is None or copying.source.is_block_device()
+            written = LocalFile(destination, None if copying.as_hashed else source.descriptor)
             digest, data_bytes = copy_data(source, written, pace, find_zeroes=find_zeroes)
             source_free()
-            return digest, data_bytes, "copy"
+            return digest, data_bytes, "copy" if source.descriptor is not None else "nbd"
         finally:
             os.close(destination)
-    finally:
-        os.close(source)

@@ -20,7 +20,7 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import write_out
 from .._base.streams import write_at
-from .digest import CHUNK, digest_while, is_zero
+from .digest import CHUNK, Source, digest_while, is_zero
 
 # Linux's number of the ioctl that shares one file's blocks with another (linux/fs.h).
 _FICLONE = 0x40049409
@@ -120,8 +120,8 @@ def clone(source: int, destination: int) -> bool:
     return True
 
 
-def copy_data(source: int, destination: Destination, pace: Pace, *, find_zeroes: bool) -> tuple[str, int]:
-    """Give all data of an open image to a destination; the image's digest, and how many bytes were data.
+def copy_data(source: Source, destination: Destination, pace: Pace, *, find_zeroes: bool) -> tuple[str, int]:
+    """Give all data of an image to a destination; the image's digest, and how many bytes were data.
 
     With `find_zeroes` also those zeroes are left out that are not in a hole, as on a block device or in a preallocated file.
     """

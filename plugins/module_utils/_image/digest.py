@@ -23,20 +23,10 @@ from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import TypedDict
+from typing import Protocol, TypedDict
 
 from .._base.streams import read_at
 from .._base.threads import DaemonThreads
-
-
-def data_bytes(path: str | Path) -> int:
-    """The bytes of an image that are not in holes: what a copy takes. A preallocated file may hold few; a device has no holes."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        return sum(end - start for start, end in data_extents(descriptor, 0, image_size(descriptor)))
-    finally:
-        os.close(descriptor)
-
 
 CHUNK = 64 * 1024
 # What one thread reads at a time.
@@ -47,6 +37,55 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 # Batches whose digests may wait for those before them, holes included; and those whose data may be on its way from the disk.
 _WAITING = 128
 _READING = 16
+
+
+class Source(Protocol):
+    """An image that is read, of `size` bytes. `descriptor` is that of its file or device, if it has one."""
+
+    size: int
+    descriptor: int | None
+
+    def data(self) -> Iterator[tuple[int, int]]:
+        """Where its data begins and ends, from the start of the image on. The rest reads as zeroes."""
+
+    def will_read(self, start: int, end: int) -> None:
+        """Be ready for this to be read."""
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer from an offset; called by several threads."""
+
+
+class OpenImage:
+    """A file or device that is open."""
+
+    def __init__(self, descriptor: int) -> None:
+        self.size = image_size(descriptor)
+        self.descriptor: int | None = descriptor
+        self._file = descriptor
+        # The kernel may give up these pages before those of others. To drop what is read would cost a quarter of the time, and take
+        # from a guest what it has in the page cache of the same image.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NOREUSE)
+        # What is to be read is told piece by piece instead: what the kernel guesses reaches into holes, which it fills with zeroes.
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
+
+    def data(self) -> Iterator[tuple[int, int]]:
+        return data_extents(self._file, 0, self.size)
+
+    def will_read(self, start: int, end: int) -> None:
+        os.posix_fadvise(self._file, start, end - start, os.POSIX_FADV_WILLNEED)
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        # It shares no file position, and lets other threads run.
+        read_at(self._file, buffer, offset)
+
+
+def data_bytes(path: str | Path) -> int:
+    """The bytes of an image that are not in holes: what a copy takes. A preallocated file may hold few; a device has no holes."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        return sum(end - start for start, end in data_extents(descriptor, 0, image_size(descriptor)))
+    finally:
+        os.close(descriptor)
 
 
 def file_digest(path: Path) -> str:
@@ -61,7 +100,7 @@ def _ignore(_offset: int, _data: memoryview) -> None:
 def image_digest(path: Path, use: Callable[[int, memoryview], None] = _ignore) -> str:
     """The digest_while of an image's file or device; reads each byte that is not in a hole once."""
     with path.open("rb", buffering=0) as image:
-        return digest_while(image.fileno(), use)
+        return digest_while(OpenImage(image.fileno()), use)
 
 
 class Measured(TypedDict):
@@ -81,7 +120,7 @@ def measure(path: Path, chunks: Chunks | None = None) -> Measured:
 
 def open_digest(descriptor: int) -> str:
     """The image_digest of an open image."""
-    return digest_while(descriptor, _ignore)
+    return digest_while(OpenImage(descriptor), _ignore)
 
 
 class Chunks:
@@ -108,39 +147,33 @@ def hashed(image: Path) -> Iterator[Chunks]:
             whole.update(digests)
             noted.write(digests)
 
-        hash_chunks(file.fileno(), take)
+        hash_chunks(OpenImage(file.fileno()), take)
         noted.flush()
         yield Chunks(f"sha256-64k:{whole.hexdigest()}", noted.fileno())
 
 
-def digest_while(descriptor: int, use: Callable[[int, memoryview], None]) -> str:
-    """`sha256-64k:<hex>` of an open image; all data is also given to `use(offset, data)`, by several threads and in pieces.
+def digest_while(source: Source, use: Callable[[int, memoryview], None]) -> str:
+    """`sha256-64k:<hex>` of an image; all data is also given to `use(offset, data)`, by several threads and in pieces.
 
     A piece is overwritten once `use` has returned.
     """
     whole = hashlib.sha256()
-    hash_chunks(descriptor, whole.update, use)
+    hash_chunks(source, whole.update, use)
     return "sha256-64k:" + whole.hexdigest()
 
 
-def hash_chunks(descriptor: int, take: Callable[[bytes], object], use: Callable[[int, memoryview], None] = _ignore) -> None:
-    """Give the joined digests of some chunks of an open image after the others to `take`, and its data to `use`, as digest_while does."""
-    # The kernel may give up these pages before those of others. To drop what is read would cost a quarter of the time, and take
-    # from a guest what it has in the page cache of the same image.
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_NOREUSE)
-    # What is to be read is told piece by piece instead: what the kernel guesses reaches into holes, which it fills with zeroes.
-    os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_RANDOM)
-    _Hashing(descriptor, take, use).run()
+def hash_chunks(source: Source, take: Callable[[bytes], object], use: Callable[[int, memoryview], None] = _ignore) -> None:
+    """Give the joined digests of some chunks of an image after the others to `take`, and its data to `use`, as digest_while does."""
+    _Hashing(source, take, use).run()
 
 
 class _Hashing:
     """One image while it is read and hashed: batches of chunks by several threads, their digests joined in order by one."""
 
-    def __init__(self, descriptor: int, take: Callable[[bytes], object], use: Callable[[int, memoryview], None]) -> None:
-        self._descriptor = descriptor
+    def __init__(self, source: Source, take: Callable[[bytes], object], use: Callable[[int, memoryview], None]) -> None:
+        self._source = source
         self._take = take
         self._use = use
-        self._size = image_size(descriptor)
         # A batch for each thread: fresh memory for each batch would cost a tenth of the time.
         self._own = threading.local()
         self._reading = threading.Semaphore(_READING)
@@ -152,8 +185,9 @@ class _Hashing:
         # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
         pool = DaemonThreads(min(_READING, 2 * (os.cpu_count() or 1)))
         try:
-            for offset, extents in _batches(self._descriptor, self._size):
-                self._pending.append(self._begun(pool, offset, extents) if extents else digests_of_zeroes(min(BATCH, self._size - offset)))
+            for offset, extents in _batches(self._source):
+                length = min(BATCH, self._source.size - offset)
+                self._pending.append(self._begun(pool, offset, extents) if extents else digests_of_zeroes(length))
                 while len(self._pending) > _WAITING or self._pending and self._given_up.is_set():
                     self._pass_on()
             while self._pending:
@@ -166,7 +200,7 @@ class _Hashing:
     def _begun(self, pool: DaemonThreads, offset: int, extents: list[tuple[int, int]]) -> Future[bytes]:
         self._reading.acquire()
         for start, end in extents:
-            os.posix_fadvise(self._descriptor, start, end - start, os.POSIX_FADV_WILLNEED)
+            self._source.will_read(start, end)
         batch = pool.submit(partial(self._digests, offset, extents))
         batch.add_done_callback(self._read)
         return batch
@@ -193,13 +227,13 @@ class _Hashing:
             batch[start - start % CHUNK : start] = ZEROES[: start % CHUNK]
             batch[stop : stop + -stop % CHUNK] = ZEROES[: -stop % CHUNK]
         for start, stop in inside:
-            # It shares no file position, and it, the hash and the use let other threads run.
-            read_at(self._descriptor, batch[start:stop], offset + start)
+            # It, the hash and the use let other threads run.
+            self._source.read(batch[start:stop], offset + start)
             self._use(offset + start, batch[start:stop])
         with_data = {chunk for start, stop in inside for chunk in range(start - start % CHUNK, stop, CHUNK)}
         found = []
-        for start in range(0, min(BATCH, self._size - offset), CHUNK):
-            chunk = batch[start : min(start + CHUNK, self._size - offset)]
+        for start in range(0, min(BATCH, self._source.size - offset), CHUNK):
+            chunk = batch[start : min(start + CHUNK, self._source.size - offset)]
             hole = start not in with_data or is_zero(chunk)
             found.append(digests_of_zeroes(len(chunk)) if hole else hashlib.sha256(chunk).digest())
         return b"".join(found)
@@ -239,11 +273,11 @@ def data_extents(descriptor: int, start: int, end: int) -> Iterator[tuple[int, i
         start = hole
 
 
-def _batches(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, int]]]]:
+def _batches(source: Source) -> Iterator[tuple[int, list[tuple[int, int]]]]:
     """Every batch's offset, and where in it data begins and ends."""
     offset = 0
     inside: list[tuple[int, int]] = []
-    for extent_start, extent_end in data_extents(descriptor, 0, size):
+    for extent_start, extent_end in source.data():
         start = extent_start
         while start < extent_end:
             while start >= offset + BATCH:
@@ -252,6 +286,6 @@ def _batches(descriptor: int, size: int) -> Iterator[tuple[int, list[tuple[int, 
             end = min(extent_end, offset + BATCH)
             inside.append((start, end))
             start = end
-    while offset < size:
+    while offset < source.size:
         yield offset, inside
         offset, inside = offset + BATCH, []

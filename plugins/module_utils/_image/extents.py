@@ -40,9 +40,13 @@ class Extents:
             self._bounds.extend((start, end << 1 | zero))
 
     def __iter__(self) -> Iterator[Extent]:
-        for number in range(0, len(self._bounds), 2):
-            end = self._bounds[number + 1]
-            yield Extent(self._bounds[number], end >> 1, bool(end & 1))
+        return self.since(0)
+
+    def since(self, number: int) -> Iterator[Extent]:
+        """The extents from the one with this number on."""
+        for position in range(2 * number, len(self._bounds), 2):
+            end = self._bounds[position + 1]
+            yield Extent(self._bounds[position], end >> 1, bool(end & 1))
 
     def data(self) -> Iterator[tuple[int, int]]:
         """Where each extent of data starts and ends."""

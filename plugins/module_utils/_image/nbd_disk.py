@@ -2,22 +2,24 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Read a disk that QEMU serves over NBD: first where its data is, then the data, from the start of the disk to its end.
+"""Read a disk that QEMU serves over NBD, as an image that is not there as a file.
 
-See https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md and QEMU's docs/interop/nbd.txt.
+See docs/internals/pull.md, https://github.com/NetworkBlockDevice/nbd/blob/master/doc/proto.md and QEMU's docs/interop/nbd.txt.
 """
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterable, Iterator
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
+from .digest import Source
 from .extents import Extents
 from .qcow2 import CLUSTER
-from .qcow2_writer import PIECE
+from .qcow2_writer import Backing, DataIndex, Layout
 
 try:
     import nbd
@@ -26,67 +28,92 @@ except ImportError:
 
 _ALLOCATION = "base:allocation"
 _READS_AS_ZERO = 2
-# What is asked for at once about the data, and how many pieces of it are on their way.
+# What is asked for at once about the data.
 _MOST_ASKED = 1 << 30
-_AHEAD = 4
+_LOOK_MS = 500
+# Behind the end of any disk.
+_NO_MORE = (1 << 63, 1 << 63)
+
+
+def missing_library() -> str:
+    """What this host lacks to read from NBD servers; empty if nothing."""
+    return "" if nbd else "its Python has no libnbd: install python3-libnbd (Debian, Ubuntu, EL)"
 
 
 class ServedDisk:
-    """A disk at a unix socket, by the name of its export. With a bitmap, it is what that calls dirty."""
+    """A disk at a unix socket, by the name of its export. With a bitmap, it is what that calls dirty.
 
-    def __init__(self, socket: Path, export: str, bitmap: str = "") -> None:
-        if nbd is None:
-            raise LiveBackupError("Install python3-libnbd (Debian, Ubuntu, EL) on this host.", code="python_library_missing")
+    `check` is called while something is waited for, and fails when that is to end.
+    """
+
+    def __init__(self, socket: Path, export: str, bitmap: str = "", check: Callable[[], None] = lambda: None) -> None:
+        if missing_library():
+            raise LiveBackupError(f"This host cannot read what QEMU serves: {missing_library()}.", code="python_library_missing")
+        self._socket, self._export, self._check = socket, export, check
         self._dirty = f"qemu:dirty-bitmap:{bitmap}" if bitmap else ""
-        self._handle = nbd.NBD()
-        self._handle.set_export_name(export)
-        for context in filter(None, (_ALLOCATION, self._dirty)):
-            self._handle.add_meta_context(context)
-        self._handle.connect_unix(str(socket))
-        for context in filter(None, (_ALLOCATION, self._dirty)):
-            if not self._handle.can_meta_context(context):
-                raise LiveBackupError(f"{socket} does not serve {context} of {export}.", code="job_state_unknown")
-        self.size: int = self._handle.get_size()
-        self._asked: deque[tuple[int, int, Any]] = deque()
-        self._pieces: Iterator[tuple[int, int]] = iter(())
+        # A connection for each thread, so that each waits for its own data only.
+        self._own = threading.local()
+        contexts = [context for context in (_ALLOCATION, self._dirty) if context]
+        with self._told_as_ours():
+            self._first = self._connected(contexts)
+            self.size: int = self._first.get_size()
+            for context in contexts:
+                if not self._first.can_meta_context(context):
+                    raise LiveBackupError(f"{socket} does not serve {context} of {export}.", code="job_state_unknown")
 
     def extents(self) -> Extents:
         """What an image must hold to show the disk: its data; on top of an older image, its zeroes too, where they are dirty."""
-        data = _in_clusters(((start, end) for start, end, flags in self._told(_ALLOCATION) if not flags & _READS_AS_ZERO), self.size)
         found = Extents()
-        if not self._dirty:
-            for start, end in data:
-                found.add(start, end, zero=False)
-        else:
-            dirty = _in_clusters(((start, end) for start, end, flags in self._told(self._dirty) if flags), self.size)
-            for start, end, zero in _overlaid(dirty, data):
-                found.add(start, end, zero)
+        with self._told_as_ours():
+            data = _in_clusters(((start, end) for start, end, flags in self._told(_ALLOCATION) if not flags & _READS_AS_ZERO), self.size)
+            if not self._dirty:
+                for start, end in data:
+                    found.add(start, end, zero=False)
+            else:
+                dirty = _in_clusters(((start, end) for start, end, flags in self._told(self._dirty) if flags), self.size)
+                for start, end, zero in _overlaid(dirty, data):
+                    found.add(start, end, zero)
         return found
 
-    def begin(self, extents: Extents) -> None:
-        """Have the data of these extents read, in the order in which write_image asks for it."""
-        self._pieces = ((at, min(PIECE, end - at)) for start, end in extents.data() for at in range(start, end, PIECE))
-        for _number in range(_AHEAD):
-            self._ask()
+    def read(self, pieces: Iterable[tuple[memoryview, int]]) -> None:
+        """Fill buffers, each from its offset, all at once; called by several threads."""
+        with self._told_as_ours():
+            if not hasattr(self._own, "connection"):
+                self._own.connection = self._connected([])
+            connection, asked = self._own.connection, []
+            for buffer, offset in pieces:
+                taken = nbd.Buffer(len(buffer))
+                asked.append((connection.aio_pread(taken, offset), taken, buffer))
+            # The replies come in any order, and libnbd knows which is whose.
+            for cookie, taken, buffer in asked:
+                while not connection.aio_command_completed(cookie):
+                    self._wait(connection)
+                # libnbd before 1.12 can only copy it.
+                buffer[:] = taken.to_buffer() if hasattr(taken, "to_buffer") else taken.to_bytearray()
 
-    def read(self, buffer: memoryview, offset: int) -> None:
-        """The next piece."""
-        at, cookie, piece = self._asked.popleft()
-        if at != offset or len(piece) != len(buffer):
-            raise ValueError(f"{offset} is not the next offset.")
-        while not self._handle.aio_command_completed(cookie):
-            self._handle.poll(-1)
-        buffer[:] = piece.to_buffer() if hasattr(piece, "to_buffer") else piece.to_bytearray()
-        self._ask()
+    def _wait(self, connection: Any) -> None:
+        if not connection.poll(_LOOK_MS):
+            self._check()
 
-    def close(self) -> None:
-        self._handle.shutdown()
+    @contextmanager
+    def _told_as_ours(self) -> Iterator[None]:
+        try:
+            yield
+        except nbd.Error as error:
+            raise LiveBackupError(
+                f"QEMU does not serve disk {self._export} any more: {error.string}. Did the domain or its backup job end?",
+                code="backup_job_failed",
+            ) from error
 
-    def _ask(self) -> None:
-        for at, length in self._pieces:
-            piece = nbd.Buffer(length)
-            self._asked.append((at, self._handle.aio_pread(piece, at), piece))
-            return
+    def _connected(self, contexts: list[str]) -> Any:
+        connection = nbd.NBD()
+        connection.set_export_name(self._export)
+        for context in contexts:
+            connection.add_meta_context(context)
+        connection.aio_connect_unix(str(self._socket))
+        while connection.aio_is_connecting():
+            self._wait(connection)
+        return connection
 
     def _told(self, context: str) -> Iterator[tuple[int, int, int]]:
         """The pieces of the disk by what a context says of them."""
@@ -99,7 +126,7 @@ class ServedDisk:
                     into.extend(pairs)
                 return 0
 
-            self._handle.block_status(min(_MOST_ASKED, self.size - offset), offset, take)
+            self._first.block_status(min(_MOST_ASKED, self.size - offset), offset, take)
             if not entries:
                 raise LiveBackupError(f"The server says nothing of {context} at {offset}.", code="job_state_unknown")
             for length, flags in zip(entries[::2], entries[1::2]):
@@ -116,8 +143,8 @@ class ServedDisk:
 def _in_clusters(pieces: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
     """The whole clusters that pieces of a disk touch, neighbours joined."""
     first = last = 0
-    for start, end in pieces:
-        start, end = start // CLUSTER * CLUSTER, min(-(-end // CLUSTER) * CLUSTER, size)
+    for begin, stop in pieces:
+        start, end = begin // CLUSTER * CLUSTER, min(-(-stop // CLUSTER) * CLUSTER, size)
         if start > last and last > first:
             yield first, last
         first, last = (start if start > last or last == first else first), max(last, end)
@@ -127,16 +154,68 @@ def _in_clusters(pieces: Iterable[tuple[int, int]], size: int) -> Iterator[tuple
 
 def _overlaid(dirty: Iterable[tuple[int, int]], data: Iterator[tuple[int, int]]) -> Iterator[tuple[int, int, bool]]:
     """What is dirty: where it starts, where it ends, and whether it is all zeroes."""
-    begin, stop = next(data, (0, 0))
+    begin, stop = next(data, _NO_MORE)
     for start, end in dirty:
-        while start < end:
-            while stop <= start and stop > begin:
-                begin, stop = next(data, (0, 0))
-            if stop == begin or begin >= end:
-                yield start, end, True
-                break
-            if begin > start:
-                yield start, begin, True
-                start = begin
-            yield start, min(stop, end), False
-            start = min(stop, end)
+        at = start
+        while at < end:
+            while stop <= at:
+                begin, stop = next(data, _NO_MORE)
+            if begin > at:
+                yield at, min(begin, end), True
+                at = min(begin, end)
+            else:
+                yield at, min(stop, end), False
+                at = min(stop, end)
+
+
+@contextmanager
+def served_image(disk: Callable[[], ServedDisk], image_format: str, backing: Backing | None = None) -> Iterator[Source]:
+    """The image that a disk is to be copied to, as if it were there. The disk is connected to while this lasts."""
+    connected = disk()
+    extents = connected.extents()
+    yield _RawImage(connected, extents) if image_format == "raw" else _Qcow2Image(connected, Layout(connected.size, extents, backing))
+
+
+class _RawImage:
+    def __init__(self, disk: ServedDisk, extents: Extents) -> None:
+        self.size = disk.size
+        self.descriptor: int | None = None
+        self._disk, self._extents = disk, extents
+
+    def data(self) -> Iterator[tuple[int, int]]:
+        return self._extents.data()
+
+    def will_read(self, start: int, end: int) -> None:
+        """QEMU reads ahead by itself, or not."""
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        self._disk.read([(buffer, offset)])
+
+
+class _Qcow2Image:
+    def __init__(self, disk: ServedDisk, layout: Layout) -> None:
+        self.size = layout.file_size
+        self.descriptor: int | None = None
+        self._disk, self._layout, self._index = disk, layout, DataIndex(layout.extents)
+
+    def data(self) -> Iterator[tuple[int, int]]:
+        yield 0, self.size
+
+    def will_read(self, start: int, end: int) -> None:
+        """QEMU reads ahead by itself, or not."""
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        """Fill a buffer of whole clusters."""
+        for cluster in self._layout.head(offset // CLUSTER, (offset + len(buffer)) // CLUSTER):
+            buffer[: len(cluster)] = cluster
+            buffer, offset = buffer[len(cluster) :], offset + len(cluster)
+        first = offset - self._layout.head_size
+        self._disk.read(self._pieces(buffer, first, first + len(buffer)))
+
+    def _pieces(self, buffer: memoryview, first: int, last: int) -> Iterator[tuple[memoryview, int]]:
+        for offset, length in self._index.pieces(first, last):
+            yield buffer[:length], offset
+            # The image has whole clusters; the disk may end before.
+            rest = -length % CLUSTER
+            buffer[length : length + rest] = bytes(rest)
+            buffer = buffer[length + rest :]

@@ -17,11 +17,12 @@ import os
 import struct
 import sys
 from array import array
-from collections.abc import Callable, Iterable, Iterator
+from bisect import bisect_left, bisect_right
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import groupby
+from typing import NamedTuple
 
-from .extents import Extent, Extents
+from .extents import Extents
 from .qcow2 import CLUSTER, CLUSTER_BITS, COPIED, FIELDS, MAGIC, MOST_L1_ENTRIES, TABLE_BYTES, TABLE_ENTRIES, ZERO, Fields
 
 # QEMU shows a disk of whole sectors: it adds what a raw file lacks to its last one, and leaves out what a qcow2 header has of one.
@@ -33,7 +34,7 @@ _COUNTS = CLUSTER // 2
 _MOST_NAME = 1023
 _BACKING_FORMAT = 0xE2792ACA
 # What write_image reads at a time.
-PIECE = 64 * CLUSTER
+_PIECE = 64 * CLUSTER
 
 
 @dataclass(frozen=True)
@@ -62,30 +63,43 @@ class Layout:
         for start, end, _zero in extents:
             if start % CLUSTER or end % CLUSTER and end != size or end > size:
                 raise ValueError(f"The extent from {start} to {end} does not consist of whole clusters of a disk of {size} bytes.")
-        clusters = sum(_count(end - start, CLUSTER) for start, end in extents.data())
-        tables = sum(1 for _table in _by_table(extents))
-        l1_clusters = _count(self._l1_entries, TABLE_ENTRIES)
+        self._tables, clusters = _tables_of(extents)
+        self._l1_clusters = _count(self._l1_entries, TABLE_ENTRIES)
         # In clusters of the file.
-        self._count_tables, self._count_blocks = _counting(1 + l1_clusters + tables + clusters)
+        self._count_tables, self._count_blocks = _counting(1 + self._l1_clusters + len(self._tables) + clusters)
         self._l1 = 1 + self._count_tables + self._count_blocks
-        self._l2 = self._l1 + l1_clusters
-        self._data = self._l2 + tables
+        self._l2 = self._l1 + self._l1_clusters
+        self._data = self._l2 + len(self._tables)
         self._end = self._data + clusters
+
+    @property
+    def head_size(self) -> int:
+        """The bytes of all that is before the data. The clusters of all extents of data follow it."""
+        return self._data * CLUSTER
 
     @property
     def file_size(self) -> int:
         """The bytes of the whole image."""
         return self._end * CLUSTER
 
-    def head(self) -> Iterator[bytes]:
-        """All that is before the data, in pieces of whole clusters. The clusters of all extents of data follow it."""
-        yield self._header()
-        yield _whole_clusters(array("Q", range((1 + self._count_tables) * CLUSTER, self._l1 * CLUSTER, CLUSTER)))
-        for block in range(self._count_blocks):
-            yield _whole_clusters(array("H", [1]) * min(_COUNTS, self._end - block * _COUNTS))
-        if self._l1_entries:
-            yield self._l1_table()
-        yield from self._l2_tables()
+    def head(self, first: int = 0, last: int | None = None) -> Iterator[bytes]:
+        """The clusters before the data, all or some of them, by their numbers in the file."""
+        for cluster in range(first, self._data if last is None else min(last, self._data)):
+            yield self._head_cluster(cluster)
+
+    def _head_cluster(self, cluster: int) -> bytes:
+        if cluster >= self._l2:
+            return self._l2_table(self._tables[cluster - self._l2])
+        if cluster >= self._l1:
+            return self._l1_table(cluster - self._l1)
+        if cluster > self._count_tables:
+            block = cluster - 1 - self._count_tables
+            return _whole_clusters(array("H", [1]) * min(_COUNTS, self._end - block * _COUNTS))
+        if cluster > 0:
+            first = (cluster - 1) * TABLE_ENTRIES
+            blocks = range(first, min(first + TABLE_ENTRIES, self._count_blocks))
+            return _whole_clusters(array("Q", [(1 + self._count_tables + block) * CLUSTER for block in blocks]))
+        return self._header()
 
     def _header(self) -> bytes:
         extensions = struct.pack(">II", _BACKING_FORMAT, len(self._format)) + self._format.ljust(_count(len(self._format), 8) * 8, b"\0")
@@ -113,22 +127,76 @@ class Layout:
         )
         return (FIELDS.pack(*fields) + rest + self._name).ljust(CLUSTER, b"\0")
 
-    def _l1_table(self) -> bytes:
-        table = array("Q", bytes(8 * self._l1_entries))
-        for position, (number, _pieces) in enumerate(_by_table(self.extents)):
-            table[number] = COPIED | (self._l2 + position) * CLUSTER
+    def _l1_table(self, part: int) -> bytes:
+        first = part * TABLE_ENTRIES
+        table = array("Q", bytes(8 * min(TABLE_ENTRIES, self._l1_entries - first)))
+        position = bisect_left(self._tables, (first,))
+        while position < len(self._tables) and self._tables[position].number < first + len(table):
+            table[self._tables[position].number - first] = COPIED | (self._l2 + position) * CLUSTER
+            position += 1
         return _whole_clusters(table)
 
-    def _l2_tables(self) -> Iterator[bytes]:
-        entry = COPIED | self._data * CLUSTER
-        for _number, pieces in _by_table(self.extents):
-            table = array("Q", bytes(CLUSTER))
-            for start, end, zero in pieces:
-                first, clusters = start % TABLE_BYTES // CLUSTER, _count(end - start, CLUSTER)
-                after = entry if zero else entry + clusters * CLUSTER
-                table[first : first + clusters] = array("Q", [ZERO]) * clusters if zero else array("Q", range(entry, after, CLUSTER))
-                entry = after
-            yield _whole_clusters(table)
+    def _l2_table(self, of: _Table) -> bytes:
+        begin, stop = of.number * TABLE_BYTES, (of.number + 1) * TABLE_BYTES
+        entry = COPIED | (self._data + of.cluster) * CLUSTER
+        table = array("Q", bytes(CLUSTER))
+        for extent in self.extents.since(of.extent):
+            start, end, zero = max(extent.start, begin), min(extent.end, stop), extent.zero
+            if start >= end:
+                break
+            first, clusters = (start - begin) // CLUSTER, _count(end - start, CLUSTER)
+            after = entry if zero else entry + clusters * CLUSTER
+            table[first : first + clusters] = array("Q", [ZERO]) * clusters if zero else array("Q", range(entry, after, CLUSTER))
+            entry = after
+        return _whole_clusters(table)
+
+
+class _Table(NamedTuple):
+    """An L2 table that something is held in: its number in the L1 table, its first extent, and its first cluster of the data."""
+
+    number: int
+    extent: int = 0
+    cluster: int = 0
+
+
+def _tables_of(extents: Extents) -> tuple[list[_Table], int]:
+    """The L2 tables of an image, and how many clusters of data it has."""
+    found: list[_Table] = []
+    clusters = 0
+    for position, (start, end, zero) in enumerate(extents):
+        for number in range(start // TABLE_BYTES, _count(end, TABLE_BYTES)):
+            if not found or found[-1].number < number:
+                found.append(_Table(number, position, clusters))
+            if not zero:
+                clusters += _count(min(end, (number + 1) * TABLE_BYTES) - max(start, number * TABLE_BYTES), CLUSTER)
+    return found, clusters
+
+
+class DataIndex:
+    """Where in the disk the data of an image is, by its place among all data. It takes 8 bytes of memory for each extent."""
+
+    def __init__(self, extents: Extents) -> None:
+        self._extents = extents
+        self._numbers, self._firsts = array("Q"), array("Q")
+        position = 0
+        for number, (start, end, zero) in enumerate(extents):
+            if not zero:
+                self._numbers.append(number)
+                self._firsts.append(position)
+                position += _count(end - start, CLUSTER) * CLUSTER
+
+    def pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
+        """The offsets in the disk, and the lengths, of what is between two offsets of the joined data.
+
+        What is shorter than it takes in the image is the end of the disk.
+        """
+        at = bisect_right(self._firsts, start) - 1
+        while start < end:
+            first, last, _zero = next(self._extents.since(self._numbers[at]))
+            inside = start - self._firsts[at]
+            taken = min(_count(last - first, CLUSTER) * CLUSTER - inside, end - start)
+            yield first + inside, min(taken, last - first - inside)
+            start, at = start + taken, at + 1
 
 
 def write_image(layout: Layout, read: Callable[[memoryview, int], None], write: Callable[[bytes | memoryview], object]) -> None:
@@ -138,10 +206,10 @@ def write_image(layout: Layout, read: Callable[[memoryview, int], None], write: 
     """
     for piece in layout.head():
         write(piece)
-    buffer = memoryview(bytearray(PIECE))
+    buffer = memoryview(bytearray(_PIECE))
     for start, end in layout.extents.data():
-        for offset in range(start, end, PIECE):
-            length = min(PIECE, end - offset)
+        for offset in range(start, end, _PIECE):
+            length = min(_PIECE, end - offset)
             whole = _count(length, CLUSTER) * CLUSTER
             read(buffer[:length], offset)
             buffer[length:whole] = bytes(whole - length)
@@ -166,18 +234,6 @@ def _counting(clusters: int) -> tuple[int, int]:
     while (needed := _count(clusters + tables + blocks, _COUNTS)) != blocks:
         blocks, tables = needed, _count(needed, TABLE_ENTRIES)
     return tables, blocks
-
-
-def _by_table(extents: Extents) -> Iterator[tuple[int, Iterable[Extent]]]:
-    """The number of each L2 table that something is held in, and what that is."""
-    return groupby(_cut(extents), lambda piece: piece.start // TABLE_BYTES)
-
-
-def _cut(extents: Extents) -> Iterator[Extent]:
-    """The extents, cut where the next L2 table describes them."""
-    for start, end, zero in extents:
-        for table in range(start // TABLE_BYTES, _count(end, TABLE_BYTES)):
-            yield Extent(max(start, table * TABLE_BYTES), min(end, (table + 1) * TABLE_BYTES), zero)
 
 
 def _whole_clusters(table: array[int]) -> bytes:

@@ -24,7 +24,7 @@ from .._base.filesystem import require_free, require_safe
 from .._base.locks import ALONE, locked
 from .._image.content import content_bytes, note_image
 from .._image.data import LocalFile, Pace, copy_data
-from .._image.digest import file_digest, hashed, image_digest, image_size, measure
+from .._image.digest import OpenImage, file_digest, hashed, image_digest, image_size, measure
 from .._image.qcow2_chain import content_digest, new_image, standalone
 from .._image.qcow2_tables import Tables
 from .._image.qcow2_writer import Layout
@@ -183,7 +183,7 @@ class _Disk:
     def _copy(self, image: Path) -> None:
         with self._files[0].open("rb") as file, replacing(image) as descriptor:
             os.ftruncate(descriptor, image_size(file.fileno()))
-            copy_data(file.fileno(), LocalFile(descriptor), Pace(Clock()), find_zeroes=False)
+            copy_data(OpenImage(file.fileno()), LocalFile(descriptor), Pace(Clock()), find_zeroes=False)
 
     def _require_digests(self) -> None:
         wanted = [self._entry["digest"], *(below["digest"] for below in self._entry["backing_chain"])]

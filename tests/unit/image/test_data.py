@@ -14,6 +14,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock im
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.copy import Copying, copy_image
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import LocalFile, Pace, copy_data
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import OpenImage
 
 MIB = 1 << 20
 # Two batches, a hole before and between them.
@@ -35,7 +36,7 @@ def copied(source: Path, find_zeroes: bool = False) -> Path:
     destination = source.with_name("copy.raw")
     with source.open("rb") as reading, destination.open("wb") as writing:
         writing.truncate(source.stat().st_size)
-        copy_data(reading.fileno(), LocalFile(writing.fileno(), reading.fileno()), Pace(Clock()), find_zeroes=find_zeroes)
+        copy_data(OpenImage(reading.fileno()), LocalFile(writing.fileno(), reading.fileno()), Pace(Clock()), find_zeroes=find_zeroes)
     return destination
 
 

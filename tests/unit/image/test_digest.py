@@ -10,7 +10,14 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import BATCH, CHUNK, digest_while, file_digest, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import (
+    BATCH,
+    CHUNK,
+    OpenImage,
+    digest_while,
+    file_digest,
+    image_digest,
+)
 
 MIB = 1 << 20
 
@@ -110,5 +117,5 @@ def test_after_an_error_little_more_is_read(tmp_path: Path) -> None:
         raise OSError("no room")
 
     with image.open("rb") as file, pytest.raises(OSError, match="no room"):
-        digest_while(file.fileno(), fail)
+        digest_while(OpenImage(file.fileno()), fail)
     assert len(used) < 50

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+import os
+import select
+import signal
 import subprocess
 import tempfile
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.extents import Extents
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.nbd_disk import ServedDisk, _in_clusters, _overlaid
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import Clock
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import LocalFile, Pace, copy_data
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.nbd_disk import ServedDisk, _in_clusters, _overlaid, served_image
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import CLUSTER
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing, Layout, write_image
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing
 
 FEW = settings(max_examples=settings().max_examples // 4)
 COMMANDS = st.lists(
@@ -42,31 +47,30 @@ def change(image: Path, sectors: int, commands: list[Command]) -> None:
 
 
 @contextmanager
-def served(image: Path, bitmap: str = "") -> Iterator[ServedDisk]:
-    socket = image.with_suffix(".sock")
-    command = ["qemu-nbd", "--read-only", "--format", "qcow2", "--persistent", "--socket", str(socket), "--export-name", "vda"]
-    process = subprocess.Popen([*command, *(["--bitmap", bitmap] if bitmap else []), str(image)])
+def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], ServedDisk]]:
+    socket, pid = image.with_suffix(".sock"), image.with_suffix(".pid")
+    # It returns when it can be connected to.
+    command = ["qemu-nbd", "--fork", "--pid-file", str(pid), "--read-only", "--format", "qcow2", "--persistent", "--shared", "0"]
+    command += ["--socket", str(socket), "--export-name", "vda", *(["--bitmap", bitmap] if bitmap else []), str(image)]
+    subprocess.run(command, check=True)
     try:
-        give_up = time.monotonic() + 20
-        while not socket.exists():
-            assert process.poll() is None and time.monotonic() < give_up
-            time.sleep(0.01)
-        disk = ServedDisk(socket, "vda", bitmap)
-        yield disk
-        disk.close()
+        yield partial(ServedDisk, socket, "vda", bitmap)
     finally:
-        process.kill()
-        process.wait()
+        process = os.pidfd_open(int(pid.read_text()))
+        signal.pidfd_send_signal(process, signal.SIGKILL)
+        # It holds the image's lock until it is gone.
+        select.select([process], [], [])
+        os.close(process)
         socket.unlink(missing_ok=True)
 
 
-def copy(disk: ServedDisk, path: Path, backing: Backing | None = None) -> Extents:
-    extents = disk.extents()
-    disk.begin(extents)
-    with path.open("wb") as file:
-        write_image(Layout(disk.size, extents, backing), disk.read, file.write)
-    qemu_img("check", "-q", "-f", "qcow2", path)
-    return extents
+def copy(disk: Callable[[], ServedDisk], path: Path, backing: Backing | None = None, image_format: str = "qcow2") -> None:
+    with served_image(disk, image_format, backing) as image, path.open("w+b") as file:
+        file.truncate(image.size)
+        digest, _data = copy_data(image, LocalFile(file.fileno()), Pace(Clock()), find_zeroes=True)
+    assert digest == image_digest(path)
+    if image_format == "qcow2":
+        qemu_img("check", "-q", "-f", "qcow2", path)
 
 
 @example(4097, [("write -P 1", 0, 4096)], [("write -z", 0, 300), ("discard", 512, 300), ("write -P 2", 4090, 7)])
@@ -74,13 +78,16 @@ def copy(disk: ServedDisk, path: Path, backing: Backing | None = None) -> Extent
 @given(SECTORS, COMMANDS, COMMANDS)
 def test_a_full_and_an_incremental_copy_show_the_disk(sectors: int, first: list[Command], later: list[Command]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        live, full, increment = (Path(name, f"{one}.qcow2") for one in ("live", "full", "increment"))
+        live, full, raw, increment = (Path(name, f"{one}.qcow2") for one in ("live", "full", "raw", "increment"))
         qemu_img("create", "-f", "qcow2", live, sectors * 512)
         change(live, sectors, first)
         qemu_img("bitmap", "--add", "-f", "qcow2", live, "since")
         with served(live) as disk:
             copy(disk, full)
         qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", full, live)
+        with served(live) as disk:
+            copy(disk, raw, image_format="raw")
+        qemu_img("compare", "-q", "-f", "raw", "-F", "qcow2", raw, live)
         change(live, sectors, later)
         with served(live, "since") as disk:
             copy(disk, increment, Backing(full.name, "qcow2"))

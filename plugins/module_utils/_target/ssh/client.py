@@ -29,7 +29,7 @@ from ..._base.pipes import Endless, Pipes, Silence
 from ..._base.text import foreign
 from ..._image.copy import Copied
 from ..._image.data import LocalFile, Pace, copy_data
-from ..._image.digest import image_size
+from ..._image.digest import Source
 from .address import Address
 from .answers import unexpected
 from .program import program
@@ -135,10 +135,10 @@ class FarEnd:
         """Write the record of a copy beside it."""
         self._ask("note", path=self._address.path, record=record)
 
-    def copy(self, source: int, mode: int, pace: Pace, clock: Clock, source_free: Callable[[], None], path: str | None = None) -> Copied:
-        """Copy an open image to the address or another path there; it has its name when it is whole, on the disk and proved."""
+    def copy(self, source: Source, mode: int, pace: Pace, clock: Clock, source_free: Callable[[], None], path: str | None = None) -> Copied:
+        """Copy an image to the address or another path there; it has its name when it is whole, on the disk and proved."""
         began = clock.boottime()
-        size = image_size(source)
+        size = source.size
         self._send_line({"do": "receive", "path": path or self._address.path, "size": size, "mode": mode})
         digest, data_bytes = copy_data(source, self, pace, find_zeroes=True)
         source_free()

@@ -20,6 +20,7 @@ from ..._base.errors import LiveBackupError
 from ..._base.files import SCRATCH, scratch_directory, sync_path
 from ..._base.filesystem import require_free
 from ..._image.data import Pace
+from ..._image.digest import OpenImage
 from ..._image.nbd_server import served
 from ..._image.qcow2 import HEADER_BYTES
 from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
@@ -121,7 +122,7 @@ class SshTarget:
                 partial = self._call(far_end, begin_set, **known, token=made.token, needed=needed)["path"]
             for name in names:
                 with (made.directory / name).open("rb") as file:
-                    digest = far_end.copy(file.fileno(), 0o600, Pace(clock), clock, lambda: None, f"{partial}/{name}")["digest"]
+                    digest = far_end.copy(OpenImage(file.fileno()), 0o600, Pace(clock), clock, lambda: None, f"{partial}/{name}")["digest"]
                 if digest != digests.get(name, digest):
                     raise LiveBackupError(
                         f"{made.directory / name} has changed since it was backed up: its digest is {digest}.", code="copy_damaged"
