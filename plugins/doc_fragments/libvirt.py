@@ -100,8 +100,9 @@ options:
     type: float
   staging_dir:
     description:
-      - Required if O(target) starts with C(ssh://), and only then. An existing directory on the hypervisor, as an absolute path, for
+      - For a O(target) that starts with C(ssh://), and only then. An existing directory on the hypervisor, as an absolute path, for
         the partial set.
+      - Required if an image cannot be sent directly. The default is C(/var/lib/live_backup/staging).
       - Files that QEMU or C(qemu-img) writes are written there, so it needs disk space for them. These are
         every image of a push, and every image that is converted, compressed or flattened. With another O(level) than V(full), raw disks are
         converted. M(virtops.live_backup.backup_set_publish) sends

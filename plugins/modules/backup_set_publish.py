@@ -37,8 +37,8 @@ attributes:
 options:
   staging_dir:
     description:
-      - Required if O(target) starts with C(ssh://), and only then. The directory on this host with which the backup was started, as its
-        staging_dir or its target.
+      - For a O(target) that starts with C(ssh://), and only then. The directory on this host with which the backup was started, as its
+        staging_dir or its target. The default is the same as there.
       - Everything that was not sent yet is sent from there. On the other host, each file is written under another name, read again and
         compared, before the set gets its name. The files in this directory are removed afterwards, even if the transfer fails.
     type: path

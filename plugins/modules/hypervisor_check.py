@@ -40,10 +40,13 @@ options:
       - Without it, the module checks nothing about the target, and plans no backup.
     type: str
   staging_dir:
-    description: The directory on the hypervisor where sets are written before they are sent. Required if O(target) starts with C(ssh://).
+    description: The directory on the hypervisor where images are written before they are sent to a O(target) that starts with C(ssh://).
     type: path
   overlay_dir:
     description: As in M(virtops.live_backup.libvirt_disk_snapshot).
+    type: path
+  scratch_dir:
+    description: As in M(virtops.live_backup.libvirt_backup_begin).
     type: path
   domains:
     description: Names or globs of domains. An entry without a match here is a warning, because another hypervisor may have the domain.
@@ -62,7 +65,7 @@ options:
   method:
     description: The method for running domains. V(auto) is push if the host supports it, otherwise legacy.
     type: str
-    choices: [auto, push, legacy]
+    choices: [auto, push, pull, legacy]
     default: auto
   exclusive:
     description: As in M(virtops.live_backup.libvirt_backup_begin).
@@ -170,10 +173,11 @@ def main() -> None:
             "target": {"type": "str"},
             "staging_dir": {"type": "path"},
             "overlay_dir": {"type": "path"},
+            "scratch_dir": {"type": "path"},
             "domains": {"type": "list", "elements": "str", "default": ["*"]},
             "exclude_domains": {"type": "list", "elements": "str", "default": []},
             "exclude_disks": {"type": "dict", "default": {}},
-            "method": {"type": "str", "choices": ["auto", "push", "legacy"], "default": "auto"},
+            "method": {"type": "str", "choices": ["auto", "push", "pull", "legacy"], "default": "auto"},
             "exclusive": {"type": "bool", "default": False},
             "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
             "denial_hours": {"type": "int", "default": 24},

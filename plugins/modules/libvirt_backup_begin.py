@@ -12,7 +12,8 @@ version_added: 1.0.0
 author:
   - The virtops.live_backup contributors (@virtops)
 description:
-  - Starts libvirt's backup job in push mode. QEMU then writes a point-in-time image of every chosen disk while the guest keeps running.
+  - Starts libvirt's backup job. In push mode, QEMU writes a point-in-time image of every chosen disk while the guest keeps running. In pull
+    mode, it serves the disks as they were at that instant, and M(virtops.live_backup.sparse_copy) reads them.
   - Freezes the guest's file systems before the start and thaws them after it, in one process. A watchdog thaws them if that process dies,
     hangs, or takes longer than O(freeze_timeout) or O(hook_timeout).
   - Writes a claim to C(/var/lib/live_backup) first. The claim keeps other runs away. M(virtops.live_backup.libvirt_backup_recover) uses it
@@ -45,17 +46,29 @@ attributes:
 options:
   method:
     description:
-      - V(push) starts the backup job of a running domain.
+      - V(push) starts the backup job of a running domain. M(virtops.live_backup.libvirt_job_wait) then waits for it.
+      - >-
+        V(pull) starts it too. M(virtops.live_backup.sparse_copy) then copies the disks, and ends the job. It can send them directly to an
+        C(ssh://) target, and limit the bandwidth. If nobody reads the disks any more, a watchdog ends the job within seconds, or within 5
+        minutes if no step is running.
       - >-
         V(offline) is for a domain that is shut off. It claims the domain, saves its XML and NVRAM, and starts nothing.
         M(virtops.live_backup.sparse_copy) then copies the disks.
       - V(legacy) does the same as M(virtops.live_backup.libvirt_disk_snapshot).
     type: str
-    choices: [push, legacy, offline]
+    choices: [push, pull, legacy, offline]
     default: push
   overlay_dir:
     description: For O(method=legacy), as O(virtops.live_backup.libvirt_disk_snapshot#module:overlay_dir).
     type: path
+  scratch_dir:
+    description:
+      - For O(method=pull), an existing directory for the scratch files. QEMU keeps there what the guest overwrites during the copy.
+      - The default is the directory of each disk's image. For a block device, it is the directory of another image of the domain, or
+        C(/var/lib/libvirt/images).
+      - If the scratch files threaten to fill their file system, the backup is given up.
+    type: path
+    version_added: 1.0.0
   exclusive:
     description:
       - Confirms that no other host uses the domain's block devices.
@@ -64,13 +77,14 @@ options:
     type: bool
     default: false
   format:
-    description: The format of the images of a push. For O(method=offline), set it in M(virtops.live_backup.sparse_copy).
+    description: The format of the images of a push. For O(method=pull) and O(method=offline), set it in M(virtops.live_backup.sparse_copy).
     type: str
     choices: [qcow2, raw]
     default: qcow2
 notes:
-  - Checkpoints need O(method=push), O(format=qcow2), libvirt 7.6 and QEMU 6.1 or newer.
-  - O(method=push) needs libvirt 7.2 and QEMU 4.2 or newer on the hypervisor.
+  - Checkpoints need O(method=push) or O(method=pull), O(format=qcow2), libvirt 7.6 and QEMU 6.1 or newer.
+  - O(method=push) and O(method=pull) need libvirt 7.2 and QEMU 4.2 or newer on the hypervisor.
+  - O(method=pull) needs python3-libnbd on the hypervisor (Debian, Ubuntu, EL).
 seealso:
   - module: virtops.live_backup.libvirt_job_wait
   - module: virtops.live_backup.backup_set_publish
@@ -100,6 +114,14 @@ EXAMPLES = r"""
     domain: db1
     backup_id: 20261123T184512Z
     target: /srv/backup
+    level: auto
+
+- name: Start a backup that goes directly to a backup server
+  virtops.live_backup.libvirt_backup_begin:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: ssh://backup@vault.example.com/srv/backup
+    method: pull
     level: auto
 
 - name: Claim a domain that is shut off, to copy its disks
@@ -133,8 +155,8 @@ disks:
       sample: vda
     path:
       description: >-
-        The file that the disk is written to, in the published set once it is published. For O(method=offline) it and the format are empty
-        until the disk is copied.
+        The file that the disk is written to, in the published set once it is published. For O(method=pull) and O(method=offline), it and
+        the format are empty until the disk is copied.
       type: str
       sample: /srv/backup/db1/.20261122T184512Z.partial/vda.qcow2
     format:
@@ -281,8 +303,9 @@ def main() -> None:
         CAPTURE,
         PROGRESS,
         {
-            "method": {"type": "str", "choices": ["push", "legacy", "offline"], "default": "push"},
+            "method": {"type": "str", "choices": ["push", "pull", "legacy", "offline"], "default": "push"},
             "overlay_dir": {"type": "path"},
+            "scratch_dir": {"type": "path"},
             "exclusive": {"type": "bool", "default": False},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
         },

@@ -28,6 +28,9 @@ description:
   - >-
     A capture that was started for an C(ssh://) target is sent directly to it. This applies to each image that is raw or qcow2 and holds
     all of its disk. The commit then waits for the transfer, so an overlay exists as long as that takes.
+  - The disks of a capture by O(virtops.live_backup.libvirt_backup_begin#module:method=pull) are read from QEMU, which serves them on a
+    socket. The backup job is ended when all of them are copied. If its scratch files threaten to fill their file system, the backup is
+    given up.
   - The disks of a domain that is shut off are copied under QEMU's image lock. If the domain is started during the copy, nothing is kept.
   - Progress is shown only when copying a capture (O(progress_interval)).
 extends_documentation_fragment:
@@ -166,7 +169,7 @@ seconds:
   type: float
   sample: 3.841
 method:
-  description: How the image was copied - V(reflink), V(copy), V(ssh), or V(qemu-img convert).
+  description: How the image was copied - V(reflink), V(copy), V(nbd), V(ssh), or V(qemu-img convert).
   returned: if O(src) was copied, now or earlier
   type: str
   sample: copy

@@ -40,7 +40,6 @@ def options(given: Mapping[str, Any], spec: Mapping[str, Any], groups: Any = Non
         *([_KEEP] if not (_is_mapping(given.get("backup_keep", {})) and set(checked.get("keep") or {}) <= _RULES) else []),
         *([_EXCLUDE] if not _is_mapping(given.get("backup_exclude_disks", {})) else []),
         *([_GROUPS] if not _are_groups(groups) else []),
-        *_without_staging(checked),
     ]
     return {"options": checked, "groups": groups, "problem": " ".join(problems)}
 
@@ -59,13 +58,6 @@ def _are_groups(groups: Any) -> bool:
         return False
     listed = list(chain.from_iterable(groups.values()))
     return len(listed) == len(set(listed))
-
-
-def _without_staging(checked: Mapping[str, Any]) -> list[str]:
-    target = str(checked.get("target"))
-    if not target.startswith("ssh://") or checked.get("staging_dir") != "":
-        return []
-    return [f"backup_target {target} is on another host: name an existing directory here as backup_staging_dir."]
 
 
 def listing(info: Mapping[str, Any], hypervisor: str) -> dict[str, Any]:

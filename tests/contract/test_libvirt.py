@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture.freeze import AGENT_REFUSED
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import numbers as _numbers
-from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.backup_xml import backup_targets, push_backup_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.backup_xml import backup_files, push_backup_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import parse_domain
 
 from .conftest import Lab, push_xml
@@ -145,8 +145,8 @@ def test_a_running_backup(lab: Lab) -> None:
 def test_the_running_backup_names_its_files(lab: Lab) -> None:
     files = lab.files("vda", "vdb")
     lab.begin_slowly(files)
-    assert backup_targets(lab.domain.backupGetXMLDesc()) == files
-    assert backup_targets(lab.read_only_domain().backupGetXMLDesc()) == files
+    assert backup_files(lab.domain.backupGetXMLDesc()) == files
+    assert backup_files(lab.read_only_domain().backupGetXMLDesc()) == files
 
 
 def test_the_running_backup_is_a_block_job_of_its_disks_only(lab: Lab) -> None:
@@ -157,7 +157,7 @@ def test_the_running_backup_is_a_block_job_of_its_disks_only(lab: Lab) -> None:
 
 def test_names_with_every_sort_of_quote_arrive_as_they_are(lab: Lab) -> None:
     path = str(lab.directory / " %41 ö,\"double\" 'single' $HOME `id` & <b> \\n;*?")
-    lab.domain.backupBegin(push_backup_xml({"vda": path}, "raw"), None, 0)
+    lab.domain.backupBegin(push_backup_xml({"vda": path}, "raw", {}), None, 0)
     lab.end_job()
     assert Path(path).is_file()
 
@@ -167,7 +167,7 @@ def test_a_second_backup_does_not_begin_while_one_runs(lab: Lab) -> None:
     first, second = lab.files("vda"), lab.files("vdb")
     lab.begin_slowly(first)
     assert lab.code(lab.domain.backupBegin, push_xml(second), None, 0) == _numbers.VIR_ERR_OPERATION_TIMEOUT
-    assert backup_targets(lab.domain.backupGetXMLDesc()) == first
+    assert backup_files(lab.domain.backupGetXMLDesc()) == first
     assert not Path(second["vdb"]).exists()
 
 

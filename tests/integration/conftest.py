@@ -21,6 +21,7 @@ import pytest
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import Verdict, judge
+from tests.rig.shell import wait_until
 
 pytest_plugins = ["tests.rig.fixtures"]
 
@@ -147,7 +148,7 @@ class Backup:
         return sorted(str(path.relative_to(target)) for path in target.rglob("*") if not path.is_dir())
 
     def claims(self) -> list[Path]:
-        return sorted(self.hypervisor.outside("/var/lib/live_backup").iterdir())
+        return sorted(path for path in self.hypervisor.outside("/var/lib/live_backup").iterdir() if path.name != "staging")
 
     def chain(self) -> str:
         """What the guest's disks are on, live and as defined."""
@@ -155,8 +156,8 @@ class Backup:
         return self.hypervisor.virsh("domblklist", "--details", self.guest.uuid) + definition
 
     def overlays(self) -> list[str]:
-        """Overlays, and copies of claims, near the disks or elsewhere below the hypervisor."""
-        return sorted(str(path) for path in self.hypervisor.directory.rglob("*") if path.suffix in (".overlay", ".claim"))
+        """Overlays, scratch files and copies of claims, near the disks or elsewhere below the hypervisor."""
+        return sorted(str(path) for path in self.hypervisor.directory.rglob("*") if path.suffix in (".overlay", ".scratch", ".claim"))
 
     def assert_nothing_left(self) -> None:
         """No claim, no job, no file at the target, no watchdog; the guest runs, thawed, and writes."""
@@ -166,7 +167,7 @@ class Backup:
 
     def assert_at_rest(self) -> None:
         assert "None" in self.hypervisor.virsh("domjobinfo", self.guest.uuid)
-        assert self.watchdogs() == []
+        wait_until(lambda: self.watchdogs() == [], 10, "the watchdogs to end")
         assert self.overlays() == []
         assert self.hypervisor.virsh("snapshot-list", "--name", self.guest.uuid).strip() == ""
         assert self.guest.state() == self.guest.state_when_up

@@ -9,15 +9,10 @@ See docs/internals/capture.md.
 
 from __future__ import annotations
 
-import inspect
-import select
-import shutil
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, cast
 
 from .._base.clock import Clock
@@ -35,8 +30,8 @@ from .._hypervisor.numbers import (
 from .._hypervisor.processes import domain_record
 from . import thaw_watchdog
 from .thaw_watchdog import GIVE_UP_SECONDS, THAWED
+from .watchdog import Outliving
 
-_ARMING_SECONDS = 20
 # How much longer than the agent may take the call that asks it lasts at most: libvirt first waits 5 s for its sign of life.
 _CALL_SECONDS = 10
 # The agent answered and refused, or its answer could not be read.
@@ -83,27 +78,15 @@ class Watchdog:
     """The watchdog process, seen from the process that freezes."""
 
     def __init__(self, uri: str, uuid: str, limits: Limits) -> None:
-        program = [sys.executable, "-c", inspect.getsource(thaw_watchdog)]
-        arguments = [*program, uri, uuid, str(claim_file(uuid)), str(thaw_mark(uuid)), str(limits.agent), str(limits.response)]
         thaw_mark(uuid).unlink(missing_ok=True)
-        # A session of its own outlives the SSH connection, and a scope of its own the end of the login session.
-        if Path("/run/systemd/system").is_dir() and (systemd_run := shutil.which("systemd-run")):
-            arguments = [systemd_run, "--scope", "--quiet", "--collect", "--", *arguments]
-        # It lives longer than this block, and maybe than this process.
-        self._process = subprocess.Popen(  # pylint: disable=consider-using-with
-            arguments, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, start_new_session=True
-        )
+        arguments = (uri, uuid, str(claim_file(uuid)), str(thaw_mark(uuid)), str(limits.agent), str(limits.response))
+        self._outliving = Outliving(thaw_watchdog, *arguments)
+        self._process = self._outliving.process
         self._input = cast(IO[bytes], self._process.stdin)
-        self._output = cast(IO[bytes], self._process.stdout)
 
     def armed(self) -> bool:
         """Whether the watchdog stands ready; nothing may be frozen before."""
-        ready, _out, _err = select.select([self._output], [], [], _ARMING_SECONDS)
-        if not ready or self._output.readline() != b"armed\n":
-            self._process.kill()
-            self._process.wait()
-            return False
-        return True
+        return self._outliving.armed()
 
     def expect_word(self, seconds: float) -> None:
         """From now on the guest may be frozen: thaw it when nothing is heard for so long."""

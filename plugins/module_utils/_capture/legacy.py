@@ -6,18 +6,17 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import free_bytes, is_on_disk, mib
 from .._claim.claim import Claim, reserve_space
 from .._claim.overlays import Overlay
 from .._claim.places import overlay_path
-from .._claim.plan import CapturePlan
+from .._claim.plan import CapturePlan, DiskPlan
 from .._hypervisor.bindings import etree, libvirt
 from .._hypervisor.connection import connect, explained
 from .._hypervisor.domain_facts import DomainFacts
@@ -25,15 +24,17 @@ from .._hypervisor.domain_xml import Disk, sources
 from .._hypervisor.domains import read_domain
 from .._hypervisor.processes import qemu_instance
 from .._hypervisor.versions import HostVersions
+from .._image.data import Pace
+from .._image.digest import Source
 from .._overlay.decide import Do, Refusal
-from .._overlay.space import file_systems, least_space, planned_space, reserved
+from .._overlay.space import Growing, growing_overlays
 from .._overlay.way_back import COMMIT_SECONDS, Way, check_commit, commit_all
+from .growing import Kind, check_places, place_for
 from .method import Left, Repair, paused_repair
 from .options import BeginOptions
-from .plan import missing_copy, needs_running, will_freeze
+from .plan import can_send_image, missing_copy, needs_running, will_freeze
 
-# Where libvirt keeps images unless it is told otherwise, so that AppArmor and SELinux permit QEMU to write there.
-_IMAGES = (Path("/var/lib/libvirt/images"), Path("/var/lib/libvirt/qemu"))
+_KIND = Kind("overlay", "overlay_dir")
 
 
 class Legacy:
@@ -41,7 +42,6 @@ class Legacy:
 
     name = "legacy"
     live = True
-    copies = True
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts)
@@ -54,9 +54,7 @@ class Legacy:
 
     def plan(self, plan: CapturePlan, chosen: list[Disk], facts: DomainFacts, options: BeginOptions) -> None:
         plan.overlays = [_overlay(disk, facts, options, chosen) for disk in chosen]
-        _check_places(plan.overlays)
-        plan.overlay_room = {overlay.target: planned_space(overlay, facts.allocation[overlay.target]) for overlay in plan.overlays}
-        _check_space(plan, facts.xml.uuid)
+        check_places(plan, {overlay.target: overlay.path for overlay in plan.overlays}, facts, _KIND)
         plan.freezes = will_freeze(facts, options.quiesce)
         plan.snapshot_xml = snapshot_xml(plan.overlays, facts.xml.disks)
         plan.instance = qemu_instance(facts.xml.name)
@@ -79,6 +77,24 @@ class Legacy:
                     f"The disks of domain {claim.domain!r} changed while its backup started. Run again.", code="changed_meanwhile"
                 )
             domain.snapshotCreateXML(claim.plan.snapshot_xml, flags)
+
+    def can_send(self, disk: Disk, options: BeginOptions) -> bool:
+        return can_send_image(disk, options)
+
+    def growing(self, claim: Claim) -> Growing:
+        return Growing(growing_overlays(claim.overlays()))
+
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[Source] | None:
+        return None
+
+    def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
+        for overlay in claim.overlays([target]):
+            found = Way(claim, clock).next_step(connection, overlay)
+            if found not in (Do.COMMIT, Do.COMMIT_OFFLINE) or claim.memory(target).commit_begun:
+                raise LiveBackupError(f"The base of disk {target} changed while it was copied: {found.value}.", code="source_changed")
+
+    def finish(self, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> None:
+        pass
 
     def missing_step(self, claim: Claim) -> str:
         on_overlays = {overlay.target for overlay in claim.overlays()} - set(claim.progress.committed)
@@ -122,57 +138,8 @@ def _bring_back(left: Left, target: str) -> None:
 
 def _overlay(disk: Disk, facts: DomainFacts, options: BeginOptions, chosen: list[Disk]) -> Overlay:
     base = disk.chain[0]
-    directory = options.overlay_dir or (_place_for_devices(disk, facts, chosen) if base.type == "block" else Path(base.path).parent)
-    path = overlay_path(Path(directory), facts.xml.uuid, disk.target, options.backup_id)
+    path = overlay_path(place_for(disk, facts, chosen, options.overlay_dir, _KIND), facts.xml.uuid, disk.target, options.backup_id)
     return Overlay(disk.target, base.path, base.format, base.type, str(path))
-
-
-def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk]) -> Path:
-    """Where the overlays of block devices go: where libvirt and QEMU have images already, on a disk, with enough free space."""
-    images = [other.chain[0] for other in facts.xml.disks if not other.skip_reason]
-    places = dict.fromkeys([*(Path(image.path).parent for image in images if image.type == "file"), *_IMAGES])
-    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
-    for place in filter(Path.is_dir, places):
-        device = os.stat(place).st_dev
-        there = [one for one in chosen if one.chain[0].type == "block" or os.stat(Path(one.chain[0].path).parent).st_dev == device]
-        needed = sum(least_space(facts.allocation[one.target]) for one in there) + reserved(device, facts.xml.uuid)
-        if is_on_disk(mounts, device) and free_bytes(place) >= needed:
-            return place
-    raise LiveBackupError(
-        f"Disk {disk.target} of domain {facts.xml.name!r} is a block device. Its overlay, which the guest writes to during the copy, needs "
-        f"a directory on a disk with enough free space. None of {', '.join(map(str, places))} is one. Name a directory in overlay_dir.",
-        code="option_needed",
-    )
-
-
-def _check_places(overlays: list[Overlay]) -> None:
-    """Fail where an overlay cannot be made."""
-    for overlay in overlays:
-        directory = Path(overlay.path).parent
-        if not directory.is_absolute() or not directory.is_dir():
-            raise LiveBackupError(
-                f"The directory {directory} for the overlay of disk {overlay.target} does not exist, or is not an absolute path. "
-                "Name another in overlay_dir.",
-                code="directory_missing",
-            )
-        if os.path.lexists(overlay.path):
-            raise LiveBackupError(
-                f"{overlay.path} exists already and belongs to no known backup. Inspect it, and move it away.", code="file_in_the_way"
-            )
-
-
-def _check_space(plan: CapturePlan, uuid: str) -> None:
-    """Fail where overlays do not find enough free space to grow."""
-    for there in file_systems(plan.overlays):
-        device = os.stat(there.path).st_dev
-        needed, others = plan.space_for_overlays(device), reserved(device, uuid)
-        if there.free < needed + others:
-            also = f", and other unfinished backups there still need {mib(others)}" if others else ""
-            raise LiveBackupError(
-                f"{there.path} has too little free disk space for overlays, which the guest writes to during the copy: "
-                f"{mib(there.free)} are free, and at least {mib(needed)} are needed{also}. Free some, or choose another overlay_dir.",
-                code="no_free_space",
-            )
 
 
 def snapshot_xml(overlays: list[Overlay], disks: tuple[Disk, ...]) -> str:

@@ -7,19 +7,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Protocol
 
 from .._base.clock import Clock
 from .._claim.claim import Claim
-from .._claim.plan import CapturePlan
+from .._claim.plan import CapturePlan, DiskPlan
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import explained
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.numbers import VIR_ERR_OPERATION_INVALID
 from .._hypervisor.versions import HostVersions
+from .._image.data import Pace
+from .._image.digest import Source
+from .._overlay.space import Growing
 from .options import BeginOptions
 
 
@@ -50,12 +54,11 @@ class Left:
 class Method(Protocol):
     """One way to take a backup. A domain is Any here: this is evaluated where libvirt is missing too.
 
-    `live` is whether it is for a domain that runs, whose guest is frozen for the capture; `copies` is whether sparse_copy copies the disks.
+    `live` is whether it is for a domain that runs, whose guest is frozen for the capture.
     """
 
     name: str
     live: bool
-    copies: bool
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         """Why the domain cannot be backed up so; empty where it can."""
@@ -83,6 +86,25 @@ class Method(Protocol):
 
     def repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
         """What this method left on a domain, which is None where it does not run."""
+
+
+class Copied(Method, Protocol):
+    """A method whose disks sparse_copy copies."""
+
+    def can_send(self, disk: Disk, options: BeginOptions) -> bool:
+        """Whether a disk's image can go straight to a backup server."""
+
+    def growing(self, claim: Claim) -> Growing:
+        """The files that the guest makes grow in the meantime."""
+
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[Source] | None:
+        """The image as it is to be copied, if it is not a file; its format is set in the plan."""
+
+    def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
+        """Fail unless what was read of a disk is what was captured."""
+
+    def finish(self, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> None:
+        """End what only the copies needed. Called again if libvirtd is away in the meantime."""
 
 
 def paused_repair(domain: libvirt.virDomain, claim: Claim) -> Iterator[Repair]:

@@ -6,26 +6,35 @@
 
 from __future__ import annotations
 
+from .._claim.plan import CapturePlan
 from .._hypervisor.versions import HostVersions
+from .backup_job import missing_versions
 from .legacy import Legacy
-from .method import Method
+from .method import Copied, Method
 from .offline import Offline
-from .push import Push, missing_versions
+from .pull import Pull
+from .push import Push
 
-METHODS: dict[str, Method] = {method.name: method for method in (Push(), Legacy(), Offline())}
+COPIED: dict[str, Copied] = {method.name: method for method in (Legacy(), Offline(), Pull())}
+METHODS: dict[str, Method] = {"push": Push(), **COPIED}
 
 
-def choose_method(versions: HostVersions, *, active: bool, wanted: str = "auto") -> tuple[str, str]:
-    """The method that suits a domain, and why; `wanted` is `auto`, `push` or `legacy`."""
+def qemu_writer(plan: CapturePlan) -> tuple[int, int] | None:
+    """QEMU's user and group, if it writes the images, and is not root."""
+    return None if plan.method in COPIED else plan.qemu_user
+
+
+def choose_method(versions: HostVersions, *, active: bool, wanted: str = "auto", prefer: str = "push") -> tuple[str, str]:
+    """The method that suits a domain, and why; `wanted` is `auto`, `push`, `pull` or `legacy`, and `prefer` is `push` or `pull`."""
     if not active:
         return "offline", "the domain is shut off"
     if wanted != "auto":
         return wanted, "it was asked for"
     missing = missing_versions(versions)
-    return ("legacy", missing) if missing else ("push", f"the domain is running, and {versions.words} have the backup job")
+    return ("legacy", missing) if missing else (prefer, f"the domain is running, and {versions.words} have the backup job")
 
 
 def reason_for(method: str, versions: HostVersions, *, active: bool) -> str:
     """Why a domain is backed up by this method: it was asked for where another would have been chosen."""
-    chosen, reason = choose_method(versions, active=active)
+    chosen, reason = choose_method(versions, active=active, prefer="pull" if method == "pull" else "push")
     return reason if chosen == method else "it was asked for"

@@ -7,22 +7,28 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._claim.claim import Claim
-from .._claim.plan import CapturePlan
+from .._claim.plan import CapturePlan, DiskPlan
+from .._hypervisor.bindings import libvirt
 from .._hypervisor.domain_facts import DomainFacts, chain_allocation, chain_of
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import active, lookup
 from .._hypervisor.versions import HostVersions
-from .._image.fingerprint import fingerprint
+from .._image.data import Pace
+from .._image.digest import Source
+from .._image.fingerprint import fingerprint, stood_still
 from .._image.lock import images_locked
+from .._overlay.space import Growing
 from .method import Left, Repair
 from .options import BeginOptions
-from .plan import missing_copy
+from .plan import can_send_image, missing_copy
 
 
 class Offline:
@@ -30,7 +36,6 @@ class Offline:
 
     name = "offline"
     live = False
-    copies = True
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return f"it is {facts.state}; `offline` is for domains that are shut off" if facts.active else ""
@@ -66,6 +71,24 @@ class Offline:
         pass
 
     def capture(self, domain: Any, claim: Claim) -> None:
+        pass
+
+    def can_send(self, disk: Disk, options: BeginOptions) -> bool:
+        return can_send_image(disk, options)
+
+    def growing(self, claim: Claim) -> Growing:
+        return Growing([])
+
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[Source] | None:
+        return None
+
+    def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
+        [disk] = [disk for disk in claim.plan.disks if disk.target == target]
+        # Where a device does not tell, the word is the user's that only this domain uses it.
+        if not self.can_go_on(Left("", connection, claim, clock)) or stood_still(disk.source.path, claim.plan.prints[target]) is False:
+            raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.", code="source_changed")
+
+    def finish(self, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> None:
         pass
 
     def missing_step(self, claim: Claim) -> str:

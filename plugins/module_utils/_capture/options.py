@@ -39,6 +39,7 @@ class BeginOptions:
     track: bool | None = None
     full_every: int = 7
     overlay_dir: str | None = None
+    scratch_dir: str | None = None
 
     @property
     def tracks(self) -> bool:

@@ -6,11 +6,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .._base.errors import LiveBackupError
 from .._claim.claim import Claim
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk, Domain
 from .._hypervisor.jobs import BlockJob, Job
+from .._image.qcow2 import is_self_contained
+from .options import BeginOptions
 
 
 def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:
@@ -77,3 +81,11 @@ def needs_running(method: str, facts: DomainFacts) -> str:
 def missing_copy(claim: Claim) -> str:
     """The module that has not copied all disks."""
     return "sparse_copy" if claim.to_copy() else ""
+
+
+def can_send_image(disk: Disk, options: BeginOptions) -> bool:
+    """Whether the file of a disk is an image that a set can hold as it is."""
+    image = disk.chain[0]
+    # No image builds on a raw one.
+    keeps = image.format in options.keep_formats and (image.format == "qcow2" or not options.tracks)
+    return keeps and is_self_contained(Path(image.path), image.format)

@@ -25,6 +25,11 @@ def overlay_path(directory: Path, uuid: str, target: str, backup_id: str) -> Pat
     return directory / f"{uuid}.{target}.{backup_id}.overlay"
 
 
+def scratch_path(directory: Path, uuid: str, target: str, backup_id: str) -> Path:
+    """The scratch file of a disk during a pull."""
+    return directory / f"{uuid}.{target}.{backup_id}.scratch"
+
+
 def claim_copy(directory: Path, uuid: str, backup_id: str) -> Path:
     """The copy of a claim beside the overlays: it goes with the storage, wherever the domain goes."""
     return directory / f"{uuid}.{backup_id}.claim"

@@ -69,7 +69,8 @@ class CapturePlan:
     the part of `bytes_needed` that is written on this host, on the file system `device`.
 
     `server` is the target as the user named it. Only legacy has `overlays` and what goes with them; `instance` is the run of QEMU that they
-    are of. Only offline has `prints`, the fingerprints of the images, and `saved`, whether the domain's memory is saved.
+    are of. Only pull has a `socket`, at which QEMU serves the disks, and `scratch` files, by disk. Only offline has `prints`, the
+    fingerprints of the images, and `saved`, whether the domain's memory is saved.
 
     `notes_content` is whether the set has digests of its disks' content, with which later ones are compared. `chain` are the sets that the
     level builds on, the full one first. `checkpoint` is the one that the backup makes, if it makes one. Of
@@ -109,6 +110,8 @@ class CapturePlan:
     prints: dict[str, Fingerprint] = field(default_factory=dict)
     saved: bool = False
     notes_content: bool = False
+    socket: str = ""
+    scratch: dict[str, str] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CapturePlan:
@@ -141,11 +144,16 @@ class CapturePlan:
         return {disk.target: disk.path for disk in self.disks}
 
     @property
+    def job_files(self) -> dict[str, str]:
+        """The file of each disk that libvirt's backup job writes."""
+        return self.scratch or self.files
+
+    @property
     def sent(self) -> list[DiskPlan]:
         """The disks whose data go straight to a backup server."""
         return [disk for disk in self.disks if disk.sent]
 
     def space_for_overlays(self, device: int, committed: Container[str] = ()) -> int:
-        """What the overlays, except those that are committed, still need to find free on one file system. Looks at no other."""
+        """What overlays or scratch files, but those that are committed, still need to find free on one file system. Looks at no other."""
         spaces = [space for target, space in self.overlay_room.items() if space.device == device and target not in committed]
         return sum(max(0, space.bytes - allocated(space.path)) for space in spaces)

@@ -50,8 +50,8 @@ class Captured:
 class Progress:
     """What is done. `partial` is whether the unfinished set may exist, `recovering` whether a recovery has started.
 
-    `ended` is whether the disks are back for good, so that the overlays that the plan names are none of ours any more. `copies`,
-    `committed` (bytes), `bases` (fingerprints at the capture) and `memory` are by the disk's target.
+    `ended` is whether the disks are back for good, so that the overlays or scratch files that the plan names are none of ours any more.
+    `copies`, `committed` (bytes), `bases` (fingerprints at the capture) and `memory` are by the disk's target.
     """
 
     begin: Captured | None = None

@@ -64,7 +64,8 @@ _PLAN = _object(
     optional={
         "overlays": _array(_OVERLAY),
         "overlay_room": _of_each_disk(_object(bytes=_AMOUNT, path=_STRING, device=_AMOUNT)),
-        **dict.fromkeys(("instance", "live_xml", "inactive_xml", "snapshot_xml"), _STRING),
+        "scratch": _of_each_disk(_STRING),
+        **dict.fromkeys(("socket", "instance", "live_xml", "inactive_xml", "snapshot_xml"), _STRING),
         **dict.fromkeys(("level", "level_reason", "checkpoint", "target_id"), _STRING),
         **dict.fromkeys(("chain", "kept_checkpoints"), _array(_STRING)),
         "prints": _of_each_disk(_FINGERPRINT),
@@ -107,7 +108,7 @@ CLAIM = _object(
         "copies": _array(_STRING),
     },
     **dict.fromkeys(("uuid", "domain", "backup_id", "directory"), _STRING),
-    method={"enum": ["push", "legacy", "offline"]},
+    method={"enum": ["push", "legacy", "offline", "pull"]},
     plan=_PLAN,
     started=_TIME,
 )

@@ -24,7 +24,7 @@ from .._base.files import temporary_of
 from .._base.filesystem import allocated
 from .._base.progress import Amounts, tell
 from .._base.threads import DaemonThreads
-from .._capture.methods import METHODS
+from .._capture.methods import COPIED
 from .._claim.claim import Claim, save_claim
 from .._claim.plan import DiskPlan
 from .._hypervisor.bindings import libvirt
@@ -33,9 +33,7 @@ from .._hypervisor.domains import active, lookup
 from .._hypervisor.events import across_restarts
 from .._image.copy import Copied, Copying, copy_image
 from .._image.data import Pace
-from .._image.fingerprint import stood_still
 from .._image.lock import images_locked
-from .._overlay.decide import Do
 from .._overlay.space import SpaceWatch
 from .._overlay.way_back import Way
 from .._target.records import SetName
@@ -69,12 +67,12 @@ class Copies:
         self._claim = claim
         self._todo = todo
         self._options = options
-        self._method = METHODS[claim.method]
+        self._method = COPIED[claim.method]
         self._clock = clock
         self._pace = Pace(clock, options.bandwidth)
         self._way = Way(claim, clock)
         self._overlays = {overlay.target: overlay for overlay in claim.overlays()}
-        self._space = SpaceWatch(list(self._overlays.values()), clock)
+        self._space = SpaceWatch(self._method.growing(claim), clock)
         # What the copies' threads tell, each of a target: its base is read, its copy has ended. Only this thread talks to libvirt.
         self._news: queue.SimpleQueue[tuple[list[str], str]] = queue.SimpleQueue()
         self._pending: dict[str, Future[Copied]] = {}
@@ -168,6 +166,7 @@ class Copies:
             rate,
             find_zeroes=self._options.find_zeroes,
             in_use=self._method.live,
+            served=self._method.served(self._claim, disk, self._pace),
         )
 
         def source_free() -> None:
@@ -187,11 +186,11 @@ class Copies:
         with ExitStack() as stack:
             with self._connecting:
                 stack.enter_context(far_end)
-            source = stack.enter_context(open(copying.source, "rb", buffering=0))
+            source = stack.enter_context(copying.opened())
             self._far_ends[disk.target] = far_end
             self._pace.on_give_up(far_end.give_up)
             try:
-                return far_end.copy(source.fileno(), copying.mode, self._pace, self._clock, source_free, disk.path)
+                return far_end.copy(source, copying.mode, self._pace, self._clock, source_free, disk.path)
             except LiveBackupError as error:
                 raise self._pace.given_up or error from error
 
@@ -203,7 +202,7 @@ class Copies:
                 told.append(target)
             # One leaves the list when it is proved: libvirtd may go away in the middle, and all this begin anew.
             while self._unproved:
-                self._require_still(connection, self._unproved[0])
+                self._method.require_still(connection, self._claim, self._unproved[0], self._clock)
                 self._committing.append(self._unproved.pop(0))
             for target in self._committing:
                 if target in self._overlays:
@@ -213,6 +212,7 @@ class Copies:
                 del self._pending[self._ended.pop(0)]
                 save_claim(self._claim)
             if not self._pending:
+                self._method.finish(connection, self._claim, self._clock)
                 return
             if not self._method.live and active(lookup(connection, self._claim.uuid)) is not None:
                 raise LiveBackupError("The domain was started while its disks were copied.", code="source_changed")
@@ -241,16 +241,3 @@ class Copies:
         if disk.sent:
             return self._far_ends[disk.target].sent if disk.target in self._far_ends else 0
         return allocated(str(temporary_of(Path(disk.path))))
-
-    def _require_still(self, connection: libvirt.virConnect, target: str) -> None:
-        """Fail unless live XML, block jobs and the base itself show that nobody wrote to it since the capture."""
-        if target in self._overlays:
-            found = self._way.next_step(connection, self._overlays[target])
-            if found not in (Do.COMMIT, Do.COMMIT_OFFLINE) or self._claim.memory(target).commit_begun:
-                raise LiveBackupError(f"The base of disk {target} changed while it was copied: {found.value}.", code="source_changed")
-            return
-        [disk] = [disk for disk in self._todo if disk.target == target]
-        domain = lookup(connection, self._claim.uuid)
-        # Where a device does not tell, the word is the user's that only this domain uses it.
-        if active(domain) is not None or stood_still(disk.source.path, self._claim.plan.prints[target]) is False:
-            raise LiveBackupError(f"The domain was started, or disk {target} written, while it was copied.", code="source_changed")

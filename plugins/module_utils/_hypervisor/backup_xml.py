@@ -6,30 +6,50 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from .._base.errors import LiveBackupError
 from .bindings import etree
 from .domain_xml import parse_xml
 
 
-def push_backup_xml(targets: dict[str, str], image_format: str, since: dict[str, str] | None = None) -> str:
+def push_backup_xml(targets: dict[str, str], image_format: str, since: dict[str, str]) -> str:
     """The XML of a push job that writes each disk, by target dev, to the file named for it.
 
     A disk in `since` is written as far as it changed since that checkpoint, any other one whole. Every disk names its file: libvirt 9.0
     leaves the path empty for a named disk without one. Disks that are not named are not backed up.
     """
-    root = etree.Element("domainbackup", mode="push")
+    return _backup_xml(etree.Element("domainbackup", mode="push"), "target", targets, image_format, since)
+
+
+def pull_backup_xml(scratch: dict[str, str], socket: str, since: dict[str, str]) -> str:
+    """The XML of a pull job that serves each disk at a unix socket. What the guest overwrites meanwhile is kept in the file named for it.
+
+    The name of an export is the disk's target dev. For a disk in `since`, `export_bitmap` says what changed since that checkpoint.
+    """
+    root = etree.Element("domainbackup", mode="pull")
+    etree.SubElement(root, "server", transport="unix", socket=socket)
+    return _backup_xml(root, "scratch", scratch, "qcow2", since)
+
+
+def export_bitmap(target: str) -> str:
+    """The name by which libvirt exports what changed of a disk, unless it is told another one."""
+    return f"backup-{target}"
+
+
+def _backup_xml(root: Any, kind: str, files: dict[str, str], image_format: str, since: dict[str, str]) -> str:
     disks = etree.SubElement(root, "disks")
-    for target, path in targets.items():
+    for target, path in files.items():
         try:
             disk = etree.SubElement(disks, "disk", name=target, type="file")
-            etree.SubElement(disk, "target", file=path)
+            etree.SubElement(disk, kind, file=path)
         except ValueError as error:
             raise LiveBackupError(
-                f"The path {path!r} has characters that libvirt's XML cannot hold; choose another target.", code="option_invalid"
+                f"The path {path!r} has characters that libvirt's XML cannot hold; choose another directory.", code="option_invalid"
             ) from error
         etree.SubElement(disk, "driver", type=image_format)
         # Older versions of libvirt know neither attribute.
-        if since and target in since:
+        if target in since:
             disk.set("backupmode", "incremental")
             disk.set("incremental", since[target])
         elif since:
@@ -37,7 +57,7 @@ def push_backup_xml(targets: dict[str, str], image_format: str, since: dict[str,
     return etree.tostring(root, encoding="unicode")
 
 
-def backup_targets(text: str) -> dict[str, str]:
-    """The file that each disk of a running push job is written to; empty for a pull job."""
+def backup_files(text: str) -> dict[str, str]:
+    """The file of each disk of a running job: the image that a push writes, or the scratch file of a pull."""
     disks = parse_xml(text).findall("disks/disk")
-    return {disk.get("name"): target.get("file", "") for disk in disks if (target := disk.find("target")) is not None}
+    return {disk.get("name"): file.get("file", "") for disk in disks for file in (*disk.findall("target"), *disk.findall("scratch"))}

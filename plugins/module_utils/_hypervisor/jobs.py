@@ -17,7 +17,7 @@ from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
 from .._base.progress import Amounts
 from .._base.text import foreign
-from .backup_xml import backup_targets
+from .backup_xml import backup_files
 from .bindings import libvirt
 from .connection import libvirt_failure
 from .events import across_restarts, turns
@@ -115,9 +115,9 @@ def drop_completed_job(domain: libvirt.virDomain) -> None:
 
 
 def running_backup(domain: libvirt.virDomain) -> dict[str, str]:
-    """The files that the running backup job writes, by disk; empty when there is none, or a pull job."""
+    """The files that the running backup job writes, by disk; empty when there is none."""
     try:
-        return backup_targets(domain.backupGetXMLDesc())
+        return backup_files(domain.backupGetXMLDesc())
     except libvirt.libvirtError as error:
         if error.get_error_code() in (VIR_ERR_NO_DOMAIN_BACKUP, VIR_ERR_OPERATION_INVALID):
             return {}
@@ -161,8 +161,8 @@ class JobWatch:
     """Waits for the end of a domain's backup job, over restarts of libvirtd.
 
     An event tells the end at once; without one, as when it came while libvirtd was away, the job is looked at every
-    second. `targets` are the files that the awaited job writes, by disk; None stands for any backup job. `look` is called
-    while it runs.
+    second. `targets` are the files that the awaited job writes, by disk, whether images or scratch files; None stands for any backup
+    job. `look` is called while it runs.
     """
 
     def __init__(

@@ -18,7 +18,7 @@ from .._base.filesystem import bytes_needed, check_space
 from .._base.records import known
 from .._capture.capture import capture_claimed
 from .._capture.levels import Wanted, check_level, collect_checkpoints, plan_level
-from .._capture.methods import METHODS, reason_for
+from .._capture.methods import COPIED, METHODS, qemu_writer, reason_for
 from .._capture.options import BeginOptions
 from .._capture.plan import choose_disks, occupied_by
 from .._claim.claim import Claim
@@ -33,14 +33,13 @@ from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import checkpoint_name
 from .._hypervisor.connection import LibvirtFailure, connect, explain, explained, find_domain
 from .._hypervisor.disk_place import noted_place
-from .._hypervisor.domain_facts import DomainFacts, domain_facts, host_versions
+from .._hypervisor.domain_facts import domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk, sources
 from .._hypervisor.domains import read_domain
 from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DOMAIN_CHECKPOINT
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
 from .._image.content import content_bytes
-from .._image.qcow2 import is_self_contained
 from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
 from .._recovery.repairs import undoing
@@ -126,7 +125,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         method=method.name,
         method_reason=reason_for(method.name, versions, active=facts.active),
         path=str(SetPaths(domain_directory(target, name, uuid), options.backup_id).final),
-        disks=[_disk_plan(disk, facts, options, may_send=method.copies and not where.is_here) for disk in chosen],
+        disks=[DiskPlan(disk.target, noted_place(disk), facts.capacity_of(disk), facts.allocation[disk.target]) for disk in chosen],
         skipped=skipped,
         server=options.address,
         state=facts.state,
@@ -137,18 +136,26 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         qemu_user=facts.xml.qemu_user,
         sources=sources(facts.xml),
     )
+    if not where.is_here:
+        _plan_sending(plan, chosen, options)
     method.plan(plan, chosen, facts, options)
     plan_level(plan, chosen, domain, where, Wanted(options, method.checkpoint_obstacle(versions), write))
     _check_space(plan, where, target, (name, uuid), write=write)
     return plan
 
 
-def _disk_plan(disk: Disk, facts: DomainFacts, options: BeginOptions, *, may_send: bool) -> DiskPlan:
-    image = disk.chain[0]
-    # What is sent straight to a server is the image as it is. No image builds on a raw one.
-    keeps = image.format in options.keep_formats and (image.format == "qcow2" or not options.tracks)
-    sent = may_send and keeps and is_self_contained(Path(image.path), image.format)
-    return DiskPlan(disk.target, noted_place(disk), facts.capacity_of(disk), facts.allocation[disk.target], sent=sent)
+def _plan_sending(plan: CapturePlan, chosen: list[Disk], options: BeginOptions) -> None:
+    """Note which disks go straight to the server. The images of the others are made here first."""
+    copied = COPIED.get(plan.method)
+    for planned, disk in zip(plan.disks, chosen):
+        planned.sent = copied is not None and copied.can_send(disk, options)
+    staged = [disk.target for disk in plan.disks if not disk.sent]
+    if staged and not options.staging_dir:
+        raise LiveBackupError(
+            f"The images of disks {', '.join(staged)} are made on this host before they are sent, which needs staging_dir. Name an "
+            "existing directory, or use method pull, which sends every disk directly.",
+            code="option_needed",
+        )
 
 
 def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[str, str], *, write: bool) -> None:
@@ -158,7 +165,7 @@ def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[s
         sum(bytes_needed(disk.capacity, disk.held) + (content_bytes(disk.capacity) if plan.notes_content else 0) for disk in disks)
         for disks in (plan.disks, [disk for disk in plan.disks if not disk.sent])
     )
-    facts = probe_target(target, name, plan.qemu_user, write=write)
+    facts = probe_target(target, name, qemu_writer(plan), write=write)
     # While it is copied its overlays grow, maybe on the same file system.
     needed = plan.bytes_needed_here + plan.space_for_overlays(facts.device)
     check_space(needed, reserved(facts.device, uuid), facts.free, str(target))

@@ -18,11 +18,13 @@ from .._base.clock import Clock
 from .._base.filesystem import mib
 from .._base.records import known
 from .._base.text import one_line
+from .._capture.methods import qemu_writer
 from .._capture.options import BeginOptions
 from .._hypervisor.connection import FAILURES, connect, explain, find_domain
 from .._hypervisor.processes import daemon_pid
 from .._hypervisor.reach import probe_target
 from .._hypervisor.signs import denials, mounted_apart
+from .._target.ssh.address import SCHEME
 from .._target.target import Target
 from .begin import plan_backup
 from .list_domains import domain_info
@@ -36,7 +38,7 @@ _NO_DOMAIN = "00000000-0000-0000-0000-000000000000"
 
 def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """The findings, those that would fail a backup first. In check mode no probe file is written at the target."""
-    info = domain_info({**params, "unmatched": "tell"}, check_mode, clock)
+    info = domain_info({**params, "unmatched": "tell", "prefer": _preferred(params)}, check_mode, clock)
     found = [*_clock(params), *_unmatched(info), *_claims(info), *_restores(info), *_agents(info, params)]
     if params["target"]:
         found += _target(info, params, check_mode, clock)
@@ -45,6 +47,11 @@ def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
 
 def _finding(check: str, severity: str, subject: str, msg: str) -> Finding:
     return {"check": check, "severity": severity, "subject": subject, "msg": one_line(msg)}
+
+
+def _preferred(params: dict[str, Any]) -> str:
+    """As the role backup has it: what cannot be staged is sent directly."""
+    return "pull" if (params["target"] or "").startswith(SCHEME) and not params["staging_dir"] else "push"
 
 
 def _clock(params: dict[str, Any]) -> Iterator[Finding]:
@@ -204,7 +211,7 @@ def _plans(target: Target, info: dict[str, Any], params: dict[str, Any], *, writ
         try:
             with connect(options.uri, readonly=True) as connection:
                 plan = plan_backup(find_domain(connection, options.domain), target, options, write=False)
-            probe_target(target.made_in(options.staging_dir), domain["name"], plan.qemu_user, write=write)
+            probe_target(target.made_in(options.staging_dir), domain["name"], qemu_writer(plan), write=write)
         except FAILURES as error:
             yield _finding("backup", "error", domain["name"], explain(error, f"plan a backup of domain {domain['name']!r}").msg)
         else:

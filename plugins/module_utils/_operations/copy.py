@@ -12,7 +12,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._capture.methods import METHODS
+from .._capture.methods import COPIED
 from .._claim.claim import Claim
 from .._claim.find import find_claim
 from .._claim.lock import hold
@@ -33,15 +33,14 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
     uuid, name, _claim = find_claim(params["uri"], params["domain"])
     if check_mode:
         claim = _captured(uuid, name, params["backup_id"])
-        return {"changed": bool(claim.to_copy()), "planned": True, "disks": _copied(claim)}
+        return {"changed": _is_missing(claim), "planned": True, "disks": _copied(claim)}
     with hold(uuid, clock):
         claim = _captured(uuid, name, params["backup_id"])
-        todo = claim.to_copy()
-        if not todo:
+        if not _is_missing(claim):
             return {"changed": False, "planned": False, "disks": _copied(claim)}
         copies = Copies(
             claim,
-            todo,
+            claim.to_copy(),
             CopyOptions(params["uri"], params["format"], params["compress"], params["bandwidth"] or 0, params["find_zeroes"]),
             clock,
         )
@@ -57,13 +56,18 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 
 def _captured(uuid: str, name: str, backup_id: str) -> Claim:
     claim = require_claim(uuid, name, backup_id)
-    if claim.progress.begin is None or not METHODS[claim.method].copies:
+    if claim.progress.begin is None or claim.method not in COPIED:
         raise LiveBackupError(
             f"Backup {backup_id} of domain {name!r} has nothing to copy: its method is {claim.method}, "
             "or it was interrupted while it started.",
             code="step_out_of_order",
         )
     return claim
+
+
+def _is_missing(claim: Claim) -> bool:
+    """Whether there is still something to copy, or to end after that."""
+    return COPIED[claim.method].missing_step(claim) == "sparse_copy"
 
 
 def _copied(claim: Claim) -> list[dict[str, Any]]:

@@ -158,7 +158,7 @@ def _describe(params: dict[str, Any], target: Target, claim: Claim, paths: SetPa
         for disk in claim.plan.disks:
             if not disk.sent:
                 _settle(Path(disk.path), clock)
-            if disk.since:
+            if disk.since and disk.target not in claim.progress.copies:
                 _put_on_parent(Path(disk.path), disk.below[0]["file"])
         noted = _note_contents(target, claim, paths) if claim.plan.notes_content else {}
     disks = [_entry(claim, disk, noted.get(disk.target)) for disk in claim.plan.disks]

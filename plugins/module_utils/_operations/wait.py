@@ -17,6 +17,7 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError, advised
 from .._base.files import write_out
 from .._base.progress import tell
+from .._capture.methods import METHODS
 from .._capture.push import outcome
 from .._claim.claim import Claim
 from .._claim.find import find_claim
@@ -63,6 +64,12 @@ def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 def _begun(uuid: str, name: str, backup_id: str) -> Claim:
     claim = require_claim(uuid, name, backup_id)
     claim.require_captured()
+    missing_step = METHODS[claim.method].missing_step(claim)
+    if missing_step != "libvirt_job_wait" and claim.progress.job is None:
+        raise LiveBackupError(
+            f"Backup {backup_id} of domain {name!r} has no job to wait for: its method is {claim.method}. Run {missing_step}.",
+            code="step_out_of_order",
+        )
     return claim
 
 

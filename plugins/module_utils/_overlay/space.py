@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Disk space for overlays: is there enough to start, and do they threaten to fill their file system. The latter stops the guest."""
+"""Disk space for overlays and scratch files: is there enough to start, and do they threaten to fill it. That would stop the guest."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _RESERVE_SECONDS = 10
 
 @dataclass(frozen=True)
 class Space:
-    """One file system that overlays are on, in bytes. `commit` is what the commit still needs in the bases that are on it too."""
+    """One file system that files grow on, in bytes. `commit` is what the commit still needs in the bases that are on it too."""
 
     path: str
     free: int
@@ -37,9 +37,9 @@ def least_space(held: int) -> int:
     return held // 20 + 2 * RESERVE
 
 
-def planned_space(overlay: Overlay, held: int) -> PlannedSpace:
-    """What an overlay must find free, and on which file system."""
-    return PlannedSpace(overlay.path, os.stat(Path(overlay.path).parent).st_dev, least_space(held))
+def planned_space(path: str, held: int) -> PlannedSpace:
+    """What an overlay or a scratch file must find free, and on which file system."""
+    return PlannedSpace(path, os.stat(Path(path).parent).st_dev, least_space(held))
 
 
 def is_threatened(space: Space, growth: float) -> bool:
@@ -61,44 +61,68 @@ class Growth:
         return max(0, used - before) / (now - then) if now - then > 1 else 0.0
 
 
-class SpaceWatch:
-    """Watches the disk space of a backup's overlays while they grow."""
+@dataclass(frozen=True)
+class GrowingFile:
+    """A file that a guest makes grow. `base`, if there is one, is what its data are committed to."""
 
-    def __init__(self, overlays: list[Overlay], clock: Clock) -> None:
-        self._overlays = overlays
+    path: str
+    base: str = ""
+    base_format: str = ""
+
+
+@dataclass(frozen=True)
+class Growing:
+    """The files of a backup that its guest makes grow: what they are called, the option that says where they are, and their fate."""
+
+    files: list[GrowingFile]
+    name: str = "overlays"
+    option: str = "overlay_dir"
+    fate: str = "The overlays are committed as soon as libvirt answers, before the guest has to stop."
+
+
+def growing_overlays(overlays: list[Overlay]) -> list[GrowingFile]:
+    return [GrowingFile(overlay.path, overlay.base, overlay.base_format) for overlay in overlays]
+
+
+class SpaceWatch:
+    """Watches the disk space of a backup's files while they grow."""
+
+    def __init__(self, growing: Growing, clock: Clock) -> None:
+        self._growing = growing
         self._clock = clock
         self._growth: dict[str, Growth] = {}
 
     def check(self) -> None:
         """Fail when the copy is to be given up."""
-        for space in file_systems(self._overlays):
+        about = self._growing
+        for space in file_systems(about.files):
             growth = self._growth.setdefault(space.path, Growth(self._clock, space.used))
             if is_threatened(space, growth.rate(space.used)):
                 raise LiveBackupError(
-                    f"The overlays threaten to fill {space.path}: {mib(space.free)} are free, and they hold {mib(space.used)}. "
-                    "The copy was given up. The overlays are committed as soon as libvirt answers, before the guest has to stop. "
-                    "Free some disk space, choose another overlay_dir, or back up when the guest writes less.",
+                    f"The {about.name} threaten to fill {space.path}: {mib(space.free)} are free, and they hold {mib(space.used)}. "
+                    f"The copy was given up. {about.fate} Free some disk space, choose another {about.option}, or back up when the guest "
+                    "writes less.",
                     code="overlay_space_short",
                 )
 
 
-def file_systems(overlays: list[Overlay]) -> Iterator[Space]:
-    """The file systems of overlays, by the directory of one of their overlays."""
-    by_device: dict[int, list[Overlay]] = {}
-    for overlay in overlays:
-        by_device.setdefault(os.stat(Path(overlay.path).parent).st_dev, []).append(overlay)
+def file_systems(files: list[GrowingFile]) -> Iterator[Space]:
+    """The file systems of files that grow, by the directory of one of them."""
+    by_device: dict[int, list[GrowingFile]] = {}
+    for file in files:
+        by_device.setdefault(os.stat(Path(file.path).parent).st_dev, []).append(file)
     for device, group in by_device.items():
         directory = str(Path(group[0].path).parent)
-        held = {overlay.path: allocated(overlay.path) for overlay in group}
+        held = {file.path: allocated(file.path) for file in group}
         yield Space(
             directory,
             free_bytes(directory),
             sum(held.values()),
-            sum(_growth(overlay, held[overlay.path]) for overlay in group if os.stat(overlay.base).st_dev == device),
+            sum(_growth(file, held[file.path]) for file in group if file.base and os.stat(file.base).st_dev == device),
         )
 
 
-def _growth(overlay: Overlay, held: int) -> int:
+def _growth(overlay: GrowingFile, held: int) -> int:
     """What the commit of an overlay may add to its base: a raw file's holes at most, and all of it where the format grows."""
     status = os.stat(overlay.base)
     return max(0, min(held, status.st_size - status.st_blocks * 512)) if overlay.base_format == "raw" else held

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.backup_xml import backup_targets, push_backup_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.backup_xml import backup_files, push_backup_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import parse_xml
 
 
@@ -23,19 +23,19 @@ XML_TEXT = ODD.filter(lambda text: all(map(is_xml_character, text)))
 
 @given(st.dictionaries(XML_TEXT, XML_TEXT.map(lambda name: f"/srv/{name}"), min_size=1), XML_TEXT)
 def test_names_survive_exactly(targets: dict[str, str], image_format: str) -> None:
-    text = push_backup_xml(targets, image_format)
-    assert backup_targets(text) == targets
+    text = push_backup_xml(targets, image_format, {})
+    assert backup_files(text) == targets
     assert {driver.get("type") for driver in parse_xml(text).findall("disks/disk/driver")} == {image_format}
 
 
 @given(ODD.filter(lambda text: not all(map(is_xml_character, text))))
 def test_what_xml_cannot_hold_is_refused_in_plain_words(name: str) -> None:
     with pytest.raises(LiveBackupError):
-        push_backup_xml({"vda": f"/srv/{name}"}, "qcow2")
+        push_backup_xml({"vda": f"/srv/{name}"}, "qcow2", {})
 
 
 def test_every_disk_of_a_push_job_names_its_file_and_format() -> None:
-    root = parse_xml(push_backup_xml({"vda": "/t/vda.raw", "vdb": "/t/vdb.raw"}, "raw"))
+    root = parse_xml(push_backup_xml({"vda": "/t/vda.raw", "vdb": "/t/vdb.raw"}, "raw", {}))
     assert (root.tag, dict(root.attrib)) == ("domainbackup", {"mode": "push"})
     found = [(disk.attrib, disk.find("target").attrib, disk.find("driver").attrib) for disk in root.findall("disks/disk")]
     assert found == [
@@ -50,10 +50,10 @@ def test_targets_of_a_job_as_libvirt_shows_it() -> None:
       <disk name='vda' backup='yes' type='file' backupmode='full' index='5'><driver type='qcow2'/><target file='/t/vda'/></disk>
       <disk name='vdb' backup='yes' type='block'><driver type='raw'/><target dev='/dev/vg/b'/></disk>
       <disk name='vdc' backup='no'/></disks></domainbackup>"""
-    assert backup_targets(text) == {"vda": "/t/vda", "vdb": ""}
+    assert backup_files(text) == {"vda": "/t/vda", "vdb": ""}
 
 
 def test_a_pull_job_has_no_targets() -> None:
     text = """<domainbackup mode='pull'><server transport='unix' socket='/s'/><disks>
       <disk name='vda' backup='yes' type='file'><driver type='qcow2'/><scratch file='/s/vda'/></disk></disks></domainbackup>"""
-    assert backup_targets(text) == {}
+    assert backup_files(text) == {}

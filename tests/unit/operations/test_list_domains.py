@@ -16,6 +16,14 @@ from ..support.backup import Backup
 from ..support.fake import libvirt
 from ..support.raising import raises_code
 
+INFO = {
+    "uri": "qemu:///system",
+    "domains": ["*"],
+    "exclude_domains": [],
+    "unmatched": "fail",
+    "method": "auto",
+    "prefer": "push",
+}
 NAMES = ["db1", "db2", "odd[1]", "web*", "web-1"]
 
 
@@ -65,7 +73,7 @@ def test_choose_names_equals_its_model(names: list[str], wanted: list[str], excl
 
 def info(backup: Backup, **options: Any) -> dict[str, Any]:
     return domain_info(
-        {"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], "unmatched": "fail", "method": "auto", **options},
+        {**INFO, **options},
         False,
         backup.clock,
     )

@@ -99,9 +99,8 @@ def test_an_error_does_not_make_a_domain_vanish_from_the_list(backup: Backup) ->
         raise libvirt.libvirtError(38, "Cannot recv data: Connection reset by peer")
 
     libvirt.host.before.update(XMLDesc=fail, lookupByUUIDString=fail)
-    [row] = domain_info(
-        {"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], "unmatched": "fail", "method": "auto"}, False, backup.clock
-    )["domains"]
+    options = {"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], "unmatched": "fail", "method": "auto", "prefer": "push"}
+    [row] = domain_info(options, False, backup.clock)["domains"]
     assert row["name"] == "db1" and "Connection reset" in row["error"]
 
 

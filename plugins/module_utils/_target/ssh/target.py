@@ -41,6 +41,8 @@ from .client import FarEnd
 from .server import open_set
 
 T = TypeVar("T")
+# Where a set is made whose disks are sent directly, if the user names no other place. The rest of it is small.
+SMALL_FILES = Path("/var/lib/live_backup/staging")
 # How the names of the directories begin in which a set arrives.
 FETCHED = ".live_backup-fetched-"
 # For how long the images of another host may keep us. The tables of a disk of a terabyte are some 150 MB, which are read twice.
@@ -58,11 +60,10 @@ class SshTarget:
         self.host = address.host
 
     def made_in(self, staging_dir: str | None) -> Path:
-        if not staging_dir:
-            raise LiveBackupError(
-                "staging_dir is needed if target starts with ssh://: name an existing directory on this host.", code="option_invalid"
-            )
-        return check_target(staging_dir)
+        if staging_dir:
+            return check_target(staging_dir)
+        SMALL_FILES.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return SMALL_FILES
 
     def sets(self, domains: list[str]) -> Listing:
         return self._alone(list_sets, domains=domains)

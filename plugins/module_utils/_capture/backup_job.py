@@ -1,0 +1,103 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What push and pull share: libvirt's backup job."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+from .._base.clock import Clock
+from .._base.errors import LiveBackupError
+from .._claim.claim import Claim
+from .._hypervisor.bindings import libvirt
+from .._hypervisor.checkpoints import checkpoint_xml
+from .._hypervisor.connection import explained
+from .._hypervisor.jobs import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
+from .._hypervisor.qemu_monitor import close_in_qemu, open_nodes
+from .._hypervisor.versions import HostVersions
+from .method import Left, Repair, paused_repair
+
+ABORT_SECONDS = 60.0
+# How long a backup may take to begin.
+_LATE_SECONDS = 10.0
+
+
+def missing_versions(versions: HostVersions) -> str:
+    """What a hypervisor lacks for the backup job; empty if it has that."""
+    return "" if versions.supports_push else f"the backup job needs libvirt 7.2 and QEMU 4.2, here are {versions.words}"
+
+
+def no_checkpoints(versions: HostVersions) -> str:
+    """What a hypervisor lacks for checkpoints; empty if it has that."""
+    return "" if versions.supports_checkpoints else f"checkpoints need libvirt 7.6 and QEMU 6.1, here are {versions.words}"
+
+
+def begin_job(domain: libvirt.virDomain, claim: Claim, backup_xml: str) -> None:
+    """Start the job, and with it the checkpoint of the plan."""
+    plan = claim.plan
+    tracked = [disk.target for disk in plan.disks if disk.tracked]
+    checkpoint = checkpoint_xml(plan.checkpoint, tracked) if plan.checkpoint else None
+    with explained(f"start the backup of domain {claim.domain!r}"):
+        domain.backupBegin(backup_xml, checkpoint, 0)
+
+
+def is_running(domain: libvirt.virDomain | None, claim: Claim) -> bool:
+    """Whether the job of this backup runs."""
+    return domain is not None and running_backup(domain) == claim.plan.job_files
+
+
+def end_job(domain: libvirt.virDomain, uri: str, claim: Claim, clock: Clock) -> None:
+    """Abort the job, and wait until it has ended."""
+    abort_and_wait(JobWatch(uri, claim.uuid, claim.plan.job_files, clock), domain, ABORT_SECONDS, clock)
+
+
+def job_repairs(domain: libvirt.virDomain, left: Left) -> Iterator[Repair]:
+    """The job of a backup that failed, and what it did to a domain that runs."""
+    claim = left.claim
+    if claim.step == "begin":
+        _await_late_begin(domain, left.clock)
+    with explained(f"examine domain {claim.domain!r}"):
+        ours = running_job(domain) is not None and is_running(domain, claim)
+        failed = ours or _failed(domain, claim, left.clock)
+    if ours:
+        evidence = "it writes the files that the claim names"
+        yield Repair("backup job", evidence, "abort it", lambda: end_job(domain, left.uri, claim, left.clock))
+    if failed:
+        yield from paused_repair(domain, claim)
+    yield from _open_file_repairs(domain, claim)
+
+
+def _await_late_begin(domain: libvirt.virDomain, clock: Clock) -> None:
+    """Wait until libvirtd has come to the end of what it still begins for somebody who is gone."""
+    give_up_at = clock.boottime() + _LATE_SECONDS
+    while True:
+        try:
+            running_job(domain)
+            return
+        except LiveBackupError:
+            # So it is while a backup begins.
+            if clock.boottime() > give_up_at:
+                raise
+        clock.sleep(0.2)
+
+
+def _failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:
+    """Whether libvirt's last finished job is ours and failed."""
+    job = completed_job(domain)
+    return job is not None and not job["success"] and not judge_job(job, claim.started, 0, clock.wall())
+
+
+def _open_file_repairs(domain: libvirt.virDomain, claim: Claim) -> Iterator[Repair]:
+    """Files that QEMU has open though no job writes them: libvirt's daemon was killed as the backup began."""
+    with explained(f"examine domain {claim.domain!r}"):
+        if claim.step != "begin" or running_backup(domain):
+            return
+    for path in claim.plan.job_files.values():
+        with explained(f"examine domain {claim.domain!r}"):
+            left = Path(path).exists() and open_nodes(domain, path)
+        if left:
+            yield Repair("open file", f"QEMU has {path} open, and no job writes it", "close it", partial(close_in_qemu, domain, path))

@@ -1,0 +1,81 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""Where the files are that a guest makes grow during its backup: overlays, and the scratch files of a pull."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+from .._base.errors import LiveBackupError
+from .._base.filesystem import free_bytes, is_on_disk, mib
+from .._claim.plan import CapturePlan
+from .._hypervisor.domain_facts import DomainFacts
+from .._hypervisor.domain_xml import Disk
+from .._overlay.space import GrowingFile, file_systems, least_space, planned_space, reserved
+
+# Where libvirt keeps images unless it is told otherwise, so that AppArmor and SELinux permit QEMU to write there.
+_IMAGES = (Path("/var/lib/libvirt/images"), Path("/var/lib/libvirt/qemu"))
+
+
+class Kind(NamedTuple):
+    """What such a file is called, and the option that says where it is."""
+
+    name: str
+    option: str
+
+
+def place_for(disk: Disk, facts: DomainFacts, chosen: list[Disk], wanted: str | None, kind: Kind) -> Path:
+    """The directory for the file of a disk: the wanted one, or the one of its image."""
+    image = disk.chain[0]
+    if wanted:
+        return Path(wanted)
+    return _place_for_devices(disk, facts, chosen, kind) if image.type == "block" else Path(image.path).parent
+
+
+def check_places(plan: CapturePlan, paths: dict[str, str], facts: DomainFacts, kind: Kind) -> None:
+    """Note the disk space that the files need, by disk. Fail where one cannot be made, or does not find enough free space to grow."""
+    for target, path in paths.items():
+        directory = Path(path).parent
+        if not directory.is_absolute() or not directory.is_dir():
+            raise LiveBackupError(
+                f"The directory {directory} for the {kind.name} of disk {target} does not exist, or is not an absolute path. "
+                f"Name another in {kind.option}.",
+                code="directory_missing",
+            )
+        if os.path.lexists(path):
+            raise LiveBackupError(
+                f"{path} exists already and belongs to no known backup. Inspect it, and move it away.", code="file_in_the_way"
+            )
+    plan.overlay_room = {target: planned_space(path, facts.allocation[target]) for target, path in paths.items()}
+    for there in file_systems([GrowingFile(path) for path in paths.values()]):
+        device = os.stat(there.path).st_dev
+        needed, others = plan.space_for_overlays(device), reserved(device, facts.xml.uuid)
+        if there.free < needed + others:
+            also = f", and other unfinished backups there still need {mib(others)}" if others else ""
+            raise LiveBackupError(
+                f"{there.path} has too little free disk space for {kind.name}s, which grow while the guest writes during the copy: "
+                f"{mib(there.free)} are free, and at least {mib(needed)} are needed{also}. Free some, or choose another {kind.option}.",
+                code="no_free_space",
+            )
+
+
+def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk], kind: Kind) -> Path:
+    """Where the files of block devices go: where libvirt and QEMU have images already, on a disk, with enough free space."""
+    images = [other.chain[0] for other in facts.xml.disks if not other.skip_reason]
+    places = dict.fromkeys([*(Path(image.path).parent for image in images if image.type == "file"), *_IMAGES])
+    mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
+    for place in filter(Path.is_dir, places):
+        device = os.stat(place).st_dev
+        there = [one for one in chosen if one.chain[0].type == "block" or os.stat(Path(one.chain[0].path).parent).st_dev == device]
+        needed = sum(least_space(facts.allocation[one.target]) for one in there) + reserved(device, facts.xml.uuid)
+        if is_on_disk(mounts, device) and free_bytes(place) >= needed:
+            return place
+    raise LiveBackupError(
+        f"Disk {disk.target} of domain {facts.xml.name!r} is a block device. Its {kind.name}, which grows during the copy, needs "
+        f"a directory on a disk with enough free space. None of {', '.join(map(str, places))} is one. Name a directory in {kind.option}.",
+        code="option_needed",
+    )

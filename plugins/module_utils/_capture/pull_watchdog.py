@@ -1,0 +1,114 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The process that ends the job of a pull when nobody reads it any more: its scratch files would grow until the guest has to stop.
+
+It runs as a program of its own, from this file's text (a module's files are gone when the module ends), so it imports
+nothing of the collection. It looks at the claim until that is gone, or says that the job is ended. When no step works on it and its lease
+is over, or a step died, it aborts the job and resumes a guest that a full scratch file has paused. What else the backup left is removed
+by a recovery.
+
+Arguments: libvirt URI, the domain's UUID, the claim's file, that of the lock of its steps, and the claim's token.
+Exit status: 0 nothing to do, 3 aborted.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+ABORTED = 3
+LOOK_SECONDS = 1.0
+# How often a claim must be found dead, so that a step that begins or ends just now is not taken for one that died.
+TIMES = 2
+# How long a job that does not run may still begin: libvirt's daemon goes on with what was asked of it.
+LATE_SECONDS = 30.0
+
+
+def found_dead(claim: dict[str, Any], lock: str) -> bool:
+    """Whether a step died, or no later one came in time."""
+    boot_id = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    in_time = claim["boot_id"] == boot_id and not claim["in_step"] and time.clock_gettime(time.CLOCK_BOOTTIME) < claim["lease_until"]
+    return not in_time and not is_locked(lock)
+
+
+def is_locked(path: str) -> bool:
+    """Whether a step works on the claim."""
+    try:
+        with open(path, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def read_claim(path: str, token: str) -> dict[str, Any] | None:
+    """The claim, as long as it has a job."""
+    try:
+        claim: dict[str, Any] = json.loads(Path(path).read_bytes())
+    except FileNotFoundError:
+        return None
+    return claim if claim["token"] == token and not claim["results"].get("ended") else None
+
+
+def end_job(libvirt: Any, uri: str, uuid: str, socket: str) -> bool:
+    """Abort the job that serves at this socket, wait for its end, and resume the guest that it has paused; False if there is none."""
+    connection = libvirt.open(uri)
+    try:
+        domain = connection.lookupByUUIDString(uuid)
+        if not serves(libvirt, domain, socket):
+            return False
+        domain.abortJob()
+        while serves(libvirt, domain, socket):
+            time.sleep(LOOK_SECONDS)
+        if domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]:
+            domain.resume()
+        return True
+    finally:
+        connection.close()
+
+
+def serves(libvirt: Any, domain: Any, socket: str) -> bool:
+    """Whether the domain's backup job serves at this socket."""
+    try:
+        return f"socket='{socket}'" in domain.backupGetXMLDesc()
+    except libvirt.libvirtError as error:
+        if error.get_error_code() in (libvirt.VIR_ERR_NO_DOMAIN_BACKUP, libvirt.VIR_ERR_OPERATION_INVALID):
+            return False
+        raise
+
+
+def main(uri: str, uuid: str, path: str, lock: str, token: str) -> int:
+    """Look until the job is ended, by whomever."""
+    import libvirt
+
+    libvirt.registerErrorHandler(lambda context, error: None, None)
+    sys.stdout.write("armed\n")
+    sys.stdout.flush()
+    dead, late = 0, 0.0
+    while (claim := read_claim(path, token)) is not None:
+        dead = dead + 1 if found_dead(claim, lock) else 0
+        if dead >= TIMES:
+            try:
+                if end_job(libvirt, uri, uuid, claim["plan"]["socket"]):
+                    return ABORTED
+            except libvirt.libvirtError as error:
+                if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
+                    return 0
+            else:
+                late += LOOK_SECONDS
+            if late > LATE_SECONDS:
+                return 0
+        time.sleep(LOOK_SECONDS)
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(*sys.argv[1:]))
