@@ -185,7 +185,7 @@ RECOVERY: dict[str, dict[str, str]] = {
     "a job": {
         "giving up": "_operations.recover.give_up",
         "the abortion": "abortJob",
-        "the job's end": "_capture.push.abort_and_wait",
+        "the job's end": "_capture.backup_job.abort_and_wait",
         "the removal of the partial set": "shutil.rmtree",
         "the removal of the claim": "_recovery.repairs.remove_claim",
     },

@@ -4,17 +4,21 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.space import RESERVE
 from tests.rig.guest import Guest
-from tests.rig.hypervisor import Hypervisor
+from tests.rig.hypervisor import Hypervisor, Inside
+from tests.rig.shell import wait_until
 from tests.rig.sshd import Sshd
 
-from .conftest import ALL, Backup
+from .conftest import ALL, Backup, result_of
 
 
 @pytest.fixture
@@ -77,3 +81,189 @@ def test_a_chain_is_exact_from_its_top(
     assert_nothing_of_a_pull(backup)
     if place == "server":
         assert backup.files() == []
+
+
+def start_copy(backup: Backup, fault: str = "", **options: Any) -> Inside:
+    return backup.start_module("sparse_copy", fault=fault, domain=backup.guest.name, backup_id=backup.backup_id, **options)
+
+
+def start_slow_copy(backup: Backup) -> Inside:
+    """A copy to a directory under way, which takes minutes."""
+    copying = start_copy(backup, bandwidth="1M")
+    wait_until(lambda: copying.poll() is not None or any(name.endswith(".tmp") for name in backup.files()), 60, "the copy")
+    assert copying.poll() is None, result_of(copying)
+    return copying
+
+
+def require_ended(backup: Backup) -> None:
+    """Nothing is left, and the next backup is a good one."""
+    assert backup.files() == []
+    assert_nothing_of_a_pull(backup)
+    checkpoints = backup.hypervisor.virsh("checkpoint-list", "--name", backup.guest.uuid).split()
+    assert checkpoints == []
+    again = Backup(backup.hypervisor, backup.guest, backup.target, "again")
+    before = backup.guest.durable()
+    for result in (again.begin(method="pull", level="auto"), again.copy(), published := again.publish()):
+        assert "failed" not in result, result
+    verdict = again.judge(published, before)
+    assert verdict.ok, str(verdict)
+    assert "failed" not in again.module("libvirt_backup_untrack", domain=backup.guest.name)
+    assert_nothing_of_a_pull(backup)
+
+
+def test_check_mode_and_bad_options(everyday: Guest, backup_of: Callable[..., Backup], target_of: Callable[..., dict[str, Any]]) -> None:
+    backup = backup_of(everyday)
+    planned = backup.begin(method="pull", check=True)
+    assert planned["changed"] and planned["planned"], planned
+    require_nothing = (backup.claims(), sockets(backup), backup.overlays())
+    assert require_nothing == ([], [], [])
+    refused = backup.begin(method="push", **target_of(backup, "server"))
+    assert refused["code"] == "option_needed" and "use method pull" in refused["msg"], refused
+    refused = backup.begin(method="pull", scratch_dir="/no/such/directory")
+    assert refused["code"] == "directory_missing" and "scratch_dir" in refused["msg"], refused
+    assert "failed" not in backup.begin(method="pull")
+    refused = backup.wait()
+    assert refused["code"] == "step_out_of_order" and "Run sparse_copy." in refused["msg"], refused
+    refused = backup.publish()
+    assert refused["code"] == "step_out_of_order" and "sparse_copy" in refused["msg"], refused
+    assert backup.copy(check=True)["changed"]
+    copied = backup.copy(format="raw", bandwidth="200M")
+    assert {disk["method"] for disk in copied["disks"]} == {"nbd"}, copied
+    published = backup.publish()
+    assert [disk["format"] for disk in published["manifest"]["disks"]] == ["raw", "raw"], published
+    verdict = backup.judge(published, 0)
+    assert verdict.ok, str(verdict)
+    assert_nothing_of_a_pull(backup)
+
+
+@pytest.mark.parametrize("fault", ["KILL after _image.data.LocalFile.write", "TERM after _image.data.LocalFile.write"])
+def test_the_reader_dies(fault: str, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    """The watchdog ends the job, so that the scratch files do not grow; the rest is a recovery's."""
+    backup = backup_of(everyday)
+    assert "failed" not in backup.begin(method="pull", level="auto")
+    start_copy(backup, fault).wait(timeout=60)
+    wait_until(lambda: "None" in everyday.hypervisor.virsh("domjobinfo", everyday.uuid), 20, "the watchdog")
+    assert backup.overlays() == []
+    if "KILL" in fault:
+        assert len(backup.claims()) > 0
+        recovered = backup.recover()
+        assert "failed" not in recovered, recovered
+    require_ended(backup)
+
+
+def test_the_reader_dies_and_the_copy_goes_on(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    """Of the same instant, if it comes before the watchdog."""
+    backup = backup_of(everyday)
+    before = everyday.durable()
+    assert "failed" not in backup.begin(method="pull")
+    [watchdog] = backup.watchdogs()
+    backup.hypervisor.run(["kill", "-STOP", watchdog])
+    start_copy(backup, "KILL after _image.data.LocalFile.write").wait(timeout=60)
+    copied = backup.copy()
+    backup.hypervisor.run(["kill", "-CONT", watchdog])
+    assert "failed" not in copied, copied
+    published = backup.publish()
+    verdict = backup.judge(published, before)
+    assert verdict.ok, str(verdict)
+    assert_nothing_of_a_pull(backup)
+
+
+def test_the_guest_is_shut_off(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("two-disks")
+    backup = backup_of(guest)
+    assert "failed" not in backup.begin(method="pull", level="auto")
+    copying = start_slow_copy(backup)
+    guest.destroy()
+    copied = result_of(copying)
+    assert copied["failed"] and "does not serve disk" in copied["msg"], copied
+    guest.start()
+    require_ended(backup)
+
+
+def test_qemu_is_killed(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("two-disks")
+    backup = backup_of(guest)
+    assert "failed" not in backup.begin(method="pull", level="auto")
+    copying = start_slow_copy(backup)
+    guest.kill_qemu()
+    copied = result_of(copying)
+    assert copied["failed"], copied
+    guest.start()
+    require_ended(backup)
+
+
+def test_libvirtd_is_killed_in_the_middle(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    """QEMU goes on serving, and the copy waits for libvirtd to end the job."""
+    backup = backup_of(everyday)
+    before = everyday.durable()
+    assert "failed" not in backup.begin(method="pull", level="auto")
+    copying = start_copy(backup, bandwidth="20M")
+    wait_until(lambda: copying.poll() is not None or any(name.endswith(".tmp") for name in backup.files()), 60, "the copy")
+    everyday.hypervisor.restart_libvirtd(signal.SIGKILL)
+    copied = result_of(copying)
+    assert "failed" not in copied, copied
+    verdict = backup.judge(backup.publish(), before)
+    assert verdict.ok, str(verdict)
+    assert_nothing_of_a_pull(backup)
+
+
+def test_somebody_ends_the_job(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    assert "failed" not in backup.begin(method="pull", level="auto")
+    copying = start_slow_copy(backup)
+    everyday.hypervisor.virsh("domjobabort", everyday.uuid)
+    copied = result_of(copying)
+    assert copied["failed"] and ("does not serve disk" in copied["msg"] or "ended before disk" in copied["msg"]), copied
+    require_ended(backup)
+
+
+def test_the_server_is_killed(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor, tmp_path: Path) -> None:
+    backup = backup_of(everyday)
+    vault = tmp_path / "vault"
+    vault.mkdir()
+    with Sshd(tmp_path / "killed", hypervisor) as sshd:
+        assert "failed" not in backup.begin(method="pull", level="auto", target=f"{sshd.url}{vault}", **sshd.options)
+        copying = start_copy(backup, bandwidth="1M")
+        wait_until(lambda: copying.poll() is not None or list(vault.rglob("*.tmp")), 60, "the sending")
+        for number in (signal.SIGSTOP, signal.SIGKILL):
+            sshd.signal(number)
+        copied = result_of(copying)
+    assert copied["failed"] and "The connection to 127.0.0.1 was lost" in copied["msg"], copied
+    require_ended(backup)
+
+
+def test_the_scratch_files_fill_their_disk(
+    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
+) -> None:
+    """The backup is given up before the guest has to stop."""
+    guest = make_guest("two-disks")
+    backup = backup_of(guest)
+    small = hypervisor.small_filesystem("scratch", 220 << 20)
+    assert "failed" not in backup.begin(method="pull", level="auto", scratch_dir=str(small))
+    copying = start_slow_copy(backup)
+    free = os.statvfs(hypervisor.outside(small))
+    hypervisor.run(["fallocate", "--length", str(free.f_bavail * free.f_frsize - RESERVE + (2 << 20)), small / "hog"])
+    copied = result_of(copying)
+    assert copied["failed"] and "The scratch files threaten to fill" in copied["msg"], copied
+    hypervisor.run(["rm", small / "hog"])
+    require_ended(backup)
+
+
+def test_a_guest_that_a_full_scratch_file_has_stopped(
+    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
+) -> None:
+    """Nobody reads, and the watchdog resumes it."""
+    guest = make_guest("two-disks")
+    backup = backup_of(guest)
+    small = hypervisor.small_filesystem("stopped", 220 << 20)
+    assert "failed" not in backup.begin(method="pull", level="auto", scratch_dir=str(small))
+    [watchdog] = backup.watchdogs()
+    backup.hypervisor.run(["kill", "-STOP", watchdog])
+    hypervisor.run(["dd", "if=/dev/zero", f"of={small}/hog", "bs=1M"], check=False)
+    wait_until(lambda: guest.state() == "paused", 60, "the guest to stop")
+    start_copy(backup, "KILL before _image.nbd_disk.ServedDisk.extents").wait(timeout=60)
+    backup.hypervisor.run(["kill", "-CONT", watchdog])
+    wait_until(lambda: guest.state() == "running", 30, "the watchdog to resume the guest")
+    hypervisor.run(["rm", small / "hog"])
+    assert "failed" not in backup.recover()
+    require_ended(backup)

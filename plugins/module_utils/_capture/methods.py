@@ -36,5 +36,5 @@ def choose_method(versions: HostVersions, *, active: bool, wanted: str = "auto",
 
 def reason_for(method: str, versions: HostVersions, *, active: bool) -> str:
     """Why a domain is backed up by this method: it was asked for where another would have been chosen."""
-    chosen, reason = choose_method(versions, active=active, prefer="pull" if method == "pull" else "push")
-    return reason if chosen == method else "it was asked for"
+    reasons = dict(choose_method(versions, active=active, prefer=job) for job in ("push", "pull"))
+    return reasons.get(method, "it was asked for")

@@ -15,7 +15,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import MIB, is_on_disk
-from ansible_collections.virtops.live_backup.plugins.module_utils._capture import legacy as _snapshot
+from ansible_collections.virtops.live_backup.plugins.module_utils._capture import growing as _growing, legacy as _snapshot
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import claim as _claim, places as _places
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.claim import Claim, read_claim, remember, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.overlays import Overlay
@@ -874,10 +874,10 @@ def test_the_overlay_of_a_block_device_goes_beside_the_other_images(capture: Bac
 def test_no_place_for_the_overlay_of_a_block_device(on_disk: bool, room: int, capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     capture.domain.devices_of_host |= {"vda", "vdb"}
     images = Path(capture.domain.disks["vda"]).parent
-    monkeypatch.setattr(_snapshot, "_IMAGES", (images, images / "missing"))
+    monkeypatch.setattr(_growing, "_IMAGES", (images, images / "missing"))
     assert Path(capture.snapshot(check=True)["overlays"][0]["path"]).parent == images
-    monkeypatch.setattr(_snapshot, "is_on_disk", lambda mounts, device: on_disk)
-    monkeypatch.setattr(_snapshot, "free_bytes", lambda place: room)
+    monkeypatch.setattr(_growing, "is_on_disk", lambda mounts, device: on_disk)
+    monkeypatch.setattr(_growing, "free_bytes", lambda place: room)
     before = state(capture)
     for check in (True, False):
         with pytest.raises(LiveBackupError, match=f"vda .* is a block device.* None of {images}, {images}/missing is one"):
@@ -918,7 +918,7 @@ def test_overlays_in_a_directory_of_their_own(capture: Backup, tmp_path: Path) -
 
 def test_too_little_space_for_overlays(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state(capture)
-    monkeypatch.setattr(_snapshot, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 63 * MIB, 0, 0)])
+    monkeypatch.setattr(_growing, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 63 * MIB, 0, 0)])
     for check in (True, False):
         with pytest.raises(
             LiveBackupError, match="has too little free disk space for overlays.* 63.0 MiB are free, and at least 128.0 MiB"
@@ -947,7 +947,7 @@ def test_overlays_and_copies_on_one_file_system(capture: Backup, monkeypatch: py
     _places.CLAIMS.mkdir()
     claim = {**other, "uuid": "other", "method": "legacy", "plan": plan, "started": 0.0, "results": {"committed": {"vdb": 1}}}
     save_claim(Claim.from_json(claim))
-    monkeypatch.setattr(_snapshot, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])
+    monkeypatch.setattr(_growing, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])
     with pytest.raises(LiveBackupError, match="at least 128.0 MiB are needed, and other unfinished backups there still need 75.0 MiB"):
         capture.snapshot()
     (capture.target / "vda.overlay").write_bytes(bytes(4 * MIB))

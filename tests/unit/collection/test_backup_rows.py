@@ -65,7 +65,6 @@ def test_an_empty_answer_of_a_survey_is_the_default(empty: str | None) -> None:
         ({"backup_keep": "daily=7"}, KEEP),
         ({"backup_exclude_disks": "db1=vdb"}, EXCLUDE),
         ({"backup_exclude_disks": ["vdb"]}, "backup_exclude_disks"),
-        ({"backup_target": "ssh://vault/srv"}, "name an existing directory here as backup_staging_dir"),
     ],
     ids=str,
 )

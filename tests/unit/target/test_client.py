@@ -19,7 +19,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import Pace
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import CHUNK, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import CHUNK, OpenImage, image_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import (
     client as _ssh_copy,
     program as _far_program,
@@ -48,7 +48,7 @@ def copy(image: Path, path: Path, source_free: Callable[[], None] = lambda: None
     descriptor = os.open(image, os.O_RDONLY)
     try:
         with FarEnd(parse(f"ssh://far{path}", None, [])) as far_end:
-            result = far_end.copy(descriptor, 0o640, Pace(clock), clock, source_free)
+            result = far_end.copy(OpenImage(descriptor), 0o640, Pace(clock), clock, source_free)
             far_end.note({"copied": result})
             assert json.loads(far_end.look()["record"])["copied"] == result
             return result

@@ -12,11 +12,13 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import Pace
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import OpenImage
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import HEADER_BYTES
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import SENDER, SetPaths, make_partial
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import Keep
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.records import MadeSet, SetName
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import target as _ssh_target
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import (
     Target,
     TargetAddress,
@@ -63,7 +65,7 @@ class Place:
         server = open_server(TargetAddress(f"{self.url}{self.root}", None, []))
         pace = Pace(FakeClock())
         with server.receiving(NAME, "token", pace) as directory, server.connection() as connection, image.open("rb") as file:
-            connection.copy(file.fileno(), 0o600, pace, FakeClock(), lambda: None, f"{directory}/{image.name}")
+            connection.copy(OpenImage(file.fileno()), 0o600, pace, FakeClock(), lambda: None, f"{directory}/{image.name}")
 
 
 KINDS = {"directory": "", "ssh": "ssh://far"}
@@ -86,12 +88,16 @@ def server(tmp_path: Path, ssh: Callable[[str], None]) -> Place:
     return make_place(KINDS["ssh"], tmp_path)
 
 
-def test_it_says_where_its_sets_are(place: Place) -> None:
+def test_it_says_where_its_sets_are(place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     target = place.open()
     assert target.is_here == (not place.url) and target.host == ("far" if place.url else "")
     assert target.made_in(None if target.is_here else str(place.here)) == (place.root if target.is_here else place.here)
-    with raises_code("option_invalid"):
-        target.made_in(str(place.here) if target.is_here else None)
+    if target.is_here:
+        with raises_code("option_invalid"):
+            target.made_in(str(place.here))
+    else:
+        monkeypatch.setattr(_ssh_target, "SMALL_FILES", tmp_path / "state/staging")
+        assert target.made_in(None) == tmp_path / "state/staging" and target.made_in("").stat().st_mode & 0o777 == 0o700
 
 
 def test_its_sets(place: Place) -> None:
