@@ -333,6 +333,7 @@ def test_a_group_of_which_one_is_shut_off_another_missing(fleet: Fleet, target: 
     assert all(counts["changed"] == 0 for counts in busy.recap.values()), busy.output
 
 
+@at_length
 def test_a_group_waits_for_no_other_domain(fleet: Fleet, target: Path) -> None:
     """Its rows come last, and the others alone would take every fork and every turn, waiting for captures that nobody could finish."""
     members, others = ("g12", "g22"), ("g11", "g21")
@@ -352,7 +353,7 @@ def test_a_group_of_more_domains_than_forks_or_than_places(method: str, fleet: F
     members = ["g11", "g12", "third"]
     options: dict[str, Any] = {"backup_groups": {"shop": members}, "backup_domains": members, "backup_group_max_spread": 5000}
     # A busy machine has the time that it needs before the moment.
-    options |= {"backup_target": str(target), "backup_method": method, "backup_parallel": 2, "backup_group_lead": 60}
+    options |= {"backup_target": str(target), "backup_method": method, "backup_parallel": 2, "backup_group_lead": 30}
     try:
         refused = play(fleet, forks=2, **options)
         assert refused.status != 0 and "Use --forks 3 or more" in refused.output, refused.output

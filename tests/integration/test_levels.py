@@ -25,7 +25,7 @@ def checkpoints(guest: Guest) -> list[str]:
     return guest.hypervisor.virsh("checkpoint-list", "--name", guest.uuid).split()
 
 
-@pytest.mark.parametrize("shape", ["still", *(["two-disks"] * (20 if ALL else 1))])
+@pytest.mark.parametrize("shape", [pytest.param("still", marks=at_length), *(["two-disks"] * (20 if ALL else 1))])
 def test_a_chain_is_exact_from_its_top(shape: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """One guest stands still, the others write all the time, zeroes too."""
     guest = make_guest(shape)
@@ -67,7 +67,7 @@ def test_many_nights(consolidated: bool, make_guest: Callable[..., Guest], backu
     guest = make_guest("still")
     target = backup_of(guest).target
     shown: dict[str, int] = {}
-    for number in range(60 if ALL else 8):
+    for number in range(60 if ALL else 6):
         guest.write(7)
         backup = backup_of(guest, target, f"night-{number:02}")
         assert "failed" not in backup.begin(level="auto", full_every=4) and "failed" not in backup.wait()

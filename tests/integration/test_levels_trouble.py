@@ -25,7 +25,7 @@ from tests.rig.shell import run, wait_until
 from tests.rig.sshd import Sshd
 from tests.unit.support.sets import read_manifest, write_manifest
 
-from .conftest import ALL, Backup, result_of
+from .conftest import ALL, Backup, at_length, result_of
 from .test_freeze import resume
 from .test_levels import checkpoints, levels_of
 
@@ -390,6 +390,7 @@ def test_a_disk_grows_and_another_comes(make_guest: Callable[..., Guest], backup
     assert_holds(top, 7, 72 * MIB)
 
 
+@at_length
 def test_a_chain_on_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = make_guest("still")
     vault, staging = tmp_path / "vault", guest.hypervisor.directory / "staging"

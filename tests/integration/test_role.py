@@ -26,7 +26,7 @@ from tests.rig.oracle import judge
 from tests.rig.shell import family, wait_until
 from tests.rig.sshd import Sshd
 
-from .conftest import CORES, FILL, REPOSITORY, Backup, at_length
+from .conftest import CORES, REPOSITORY, Backup, at_length
 
 
 @dataclass
@@ -293,7 +293,7 @@ def test_a_wrong_variable_is_named(wrong: dict[str, Any], player: Player) -> Non
 
 def test_interrupted_and_run_again(make_guest: Callable[..., Guest], player: Player, backup_of: Callable[..., Backup]) -> None:
     """Ctrl-C reaches Ansible and the module; the next run, under another name, heals and completes."""
-    guest = make_guest("several", size=512 << 20, fill=FILL, rate=100)
+    guest = make_guest("several", size=192 << 20, fill=128 << 20, rate=100)
     backup = backup_of(guest, player.target)
     slow = backup.slowly()
     running = player.start(backup_domains=[guest.name], backup_id="night-1", backup_progress_interval=1, backup_timeout=120)
