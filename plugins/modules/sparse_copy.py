@@ -109,6 +109,21 @@ options:
       - Maximum throughput in bytes per second, for all disks together, for example V(50M). By default there is no limit.
       - For a copy by C(qemu-img), this needs QEMU 6.0 or newer.
     type: bytes
+  bandwidth_total:
+    description:
+      - Maximum throughput in bytes per second for all captures that are copied on this hypervisor at the same time. Each copy has the same
+        share of it. By default there is no limit.
+      - A copy by C(qemu-img) keeps the share that it has at its start.
+    type: bytes
+    version_added: 1.0.0
+  latency_limit:
+    description:
+      - For a capture of a running domain. Maximum average latency of the guest's writes and flushes, in milliseconds.
+      - While the latency of one of its disks is longer, the copy becomes slower, down to 1 MiB per second. The manifest says for how long.
+      - V(0) is no limit.
+    type: int
+    default: 0
+    version_added: 1.0.0
   mode:
     description: The permissions of O(dest), as an octal number. The images of a set always have V(0600).
     type: str
@@ -214,6 +229,8 @@ def main() -> None:
             "compress": {"type": "str", "choices": ["none", "zlib", "zstd"], "default": "none"},
             "find_zeroes": {"type": "bool", "default": False},
             "bandwidth": {"type": "bytes"},
+            "bandwidth_total": {"type": "bytes"},
+            "latency_limit": {"type": "int", "default": 0},
             "mode": {"type": "str", "default": "0600"},
         },
         required_one_of=[("src", "domain")],

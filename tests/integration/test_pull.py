@@ -226,7 +226,7 @@ def test_the_server_is_killed(everyday: Guest, backup_of: Callable[..., Backup],
     with Sshd(tmp_path / "killed", hypervisor) as sshd:
         assert "failed" not in backup.begin(method="pull", level="auto", target=f"{sshd.url}{vault}", **sshd.options)
         copying = start_copy(backup, bandwidth="1M")
-        wait_until(lambda: copying.poll() is not None or list(vault.rglob("*.tmp")), 60, "the sending")
+        wait_until(lambda: copying.poll() is not None or len(list(vault.rglob("*.tmp"))) == 2, 60, "the sending")
         for number in (signal.SIGSTOP, signal.SIGKILL):
             sshd.signal(number)
         copied = result_of(copying)

@@ -71,6 +71,8 @@ def build_manifest(
         "not_captured": claim.plan.not_captured,
         "files": files,
     }
+    if claim.progress.latency:
+        manifest["latency"] = claim.progress.latency
     if group:
         manifest["group"] = group
     return manifest

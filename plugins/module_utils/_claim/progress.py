@@ -13,6 +13,7 @@ from .._base.records import known
 from .._hypervisor.jobs import Job
 from .._image.copy import Copied
 from .._image.fingerprint import Fingerprint
+from .._sets.schema import Latency
 
 
 @dataclass(frozen=True)
@@ -50,8 +51,9 @@ class Captured:
 class Progress:
     """What is done. `partial` is whether the unfinished set may exist, `recovering` whether a recovery has started.
 
-    `ended` is whether the disks are back for good, so that the overlays or scratch files that the plan names are none of ours any more.
-    `copies`, `committed` (bytes), `bases` (fingerprints at the capture) and `memory` are by the disk's target.
+    `latency` says how the copy was slowed down for the guest's sake, as the manifest does. `ended` is whether the disks are back for good,
+    so that the overlays or scratch files that the plan names are none of ours any more. `copies`, `committed` (bytes), `bases`
+    (fingerprints at the capture) and `memory` are by the disk's target.
     """
 
     begin: Captured | None = None
@@ -60,6 +62,7 @@ class Progress:
     partial: bool = False
     recovering: bool = False
     ended: bool = False
+    latency: Latency | None = None
     copies: dict[str, Copied] = field(default_factory=dict)
     committed: dict[str, int] = field(default_factory=dict)
     bases: dict[str, Fingerprint] = field(default_factory=dict)

@@ -90,6 +90,7 @@ _RESULTS = _object(
         "begin": _BEGIN,
         "freeze": _FREEZE,
         "job": {"type": "object"},
+        "latency": SCHEMA["properties"]["latency"],
         "copies": _of_each_disk({"type": "object"}),
         "committed": _of_each_disk(_AMOUNT),
         "bases": _of_each_disk(_FINGERPRINT),

@@ -26,6 +26,7 @@ from .._base.progress import Amounts, tell
 from .._base.threads import DaemonThreads
 from .._capture.methods import COPIED
 from .._claim.claim import Claim, save_claim
+from .._claim.find import all_claims
 from .._claim.plan import DiskPlan
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import FAILURES, explain
@@ -39,7 +40,9 @@ from .._overlay.way_back import Way
 from .._target.records import SetName
 from .._target.ssh.client import FarEnd
 from .._target.target import open_server
+from .rate import LatencyGuard, Served, least_rate
 
+_KINDS = ("wr", "fl")
 # How often the disk space of the overlays is looked at.
 _LOOK_SECONDS = 0.5
 # How long copies that are given up may take to end before the overlays are committed all the same.
@@ -51,12 +54,18 @@ _FOREVER = float("inf")
 
 @dataclass(frozen=True)
 class CopyOptions:
-    """How disks are copied: `bandwidth` is in bytes per second, 0 for no limit."""
+    """How disks are copied.
+
+    `bandwidth` is in bytes per second, `bandwidth_total` too, for all that is copied at the same time on this host, and `latency_limit` is
+    in milliseconds. 0 is no limit.
+    """
 
     uri: str
     format: str
     compress: str
     bandwidth: int
+    bandwidth_total: int
+    latency_limit: int
     find_zeroes: bool
 
 
@@ -69,7 +78,8 @@ class Copies:
         self._options = options
         self._method = COPIED[claim.method]
         self._clock = clock
-        self._pace = Pace(clock, options.bandwidth)
+        self._pace = Pace(clock, self._limit())
+        self._guard = LatencyGuard(options.latency_limit, clock)
         self._way = Way(claim, clock)
         self._overlays = {overlay.target: overlay for overlay in claim.overlays()}
         self._space = SpaceWatch(self._method.growing(claim), clock)
@@ -156,7 +166,7 @@ class Copies:
             self._news.put((self._ended, disk.target))
 
     def _copy_disk(self, disk: DiskPlan) -> Copied:
-        rate = self._options.bandwidth // len(self._todo)
+        rate = self._limit() // len(self._todo)
         source = disk.source
         copying = Copying(
             Path(source.path),
@@ -212,12 +222,31 @@ class Copies:
                 del self._pending[self._ended.pop(0)]
                 save_claim(self._claim)
             if not self._pending:
+                self._note_slowness()
                 self._method.finish(connection, self._claim, self._clock)
                 return
+            self._pace.limit(least_rate(self._limit(), self._guarded(connection)))
             if not self._method.live and active(lookup(connection, self._claim.uuid)) is not None:
                 raise LiveBackupError("The domain was started while its disks were copied.", code="source_changed")
             self._pace.check()
             answered()
+
+    def _limit(self) -> int:
+        """The bytes per second that the user permits this copy: what is for all is shared by those that run."""
+        share = self._options.bandwidth_total and max(1, self._options.bandwidth_total // max(1, copies_under_way()))
+        return least_rate(self._options.bandwidth, share)
+
+    def _guarded(self, connection: libvirt.virConnect) -> int:
+        """The bytes per second that keep the guest's writes quick."""
+        if not (self._options.latency_limit and self._method.live):
+            return 0
+        return self._guard.rate(writes_of(lookup(connection, self._claim.uuid)), self._pace.passed)
+
+    def _note_slowness(self) -> None:
+        if self._options.latency_limit and self._method.live:
+            seconds, worst = round(self._guard.slowed_seconds), round(self._guard.worst_ms)
+            self._claim.progress.latency = {"limit_ms": self._options.latency_limit, "worst_ms": worst, "slowed_seconds": seconds}
+            save_claim(self._claim)
 
     def _watch_space(self) -> None:
         """In a thread of its own, since the overlays grow while libvirtd hangs, too."""
@@ -241,3 +270,19 @@ class Copies:
         if disk.sent:
             return self._far_ends[disk.target].sent if disk.target in self._far_ends else 0
         return allocated(str(temporary_of(Path(disk.path))))
+
+
+def copies_under_way() -> int:
+    """How many backups are copying on this host."""
+    return sum(claim.in_step and claim.step == "copy" for claim in all_claims())
+
+
+def writes_of(domain: libvirt.virDomain | None) -> dict[str, Served]:
+    """What the disks of a domain have served of writes and flushes."""
+    [(_domain, stats)] = domain.connect().domainListGetStats([domain], libvirt.VIR_DOMAIN_STATS_BLOCK) if domain else [(None, {})]
+    return {
+        f"{stats[f'block.{disk}.name']} {kind}": Served(stats[f"block.{disk}.{kind}.reqs"], stats[f"block.{disk}.{kind}.times"])
+        for disk in range(stats.get("block.count", 0))
+        for kind in _KINDS
+        if f"block.{disk}.{kind}.reqs" in stats
+    }

@@ -38,7 +38,14 @@ class Pace:
         self._free_at = clock.boottime()
         self._enders: list[Callable[[], None]] = []
         self._ended = threading.Event()
+        # The bytes that were copied.
+        self.passed = 0
         self.given_up: LiveBackupError | None = None
+
+    def limit(self, bytes_per_second: int) -> None:
+        """Set the common rate of all copies, 0 for no limit."""
+        with self._lock:
+            self._rate = bytes_per_second
 
     def give_up(self, why: LiveBackupError) -> None:
         """Let every copy end with this error."""
@@ -62,11 +69,13 @@ class Pace:
 
     def pass_through(self, amount: int) -> None:
         """Wait until this many more bytes may be copied."""
-        if self._rate:
-            with self._lock:
-                now = self._clock.boottime()
+        with self._lock:
+            self.passed += amount
+            now = self._clock.boottime()
+            if self._rate:
                 self._free_at = max(self._free_at, now) + amount / self._rate
-                wait = self._free_at - now
+            wait = self._free_at - now
+        if wait > 0:
             self._ended.wait(wait)
         self.check()
 

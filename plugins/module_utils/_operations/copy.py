@@ -41,7 +41,15 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         copies = Copies(
             claim,
             claim.to_copy(),
-            CopyOptions(params["uri"], params["format"], params["compress"], params["bandwidth"] or 0, params["find_zeroes"]),
+            CopyOptions(
+                params["uri"],
+                params["format"],
+                params["compress"],
+                params["bandwidth"] or 0,
+                params["bandwidth_total"] or 0,
+                params["latency_limit"],
+                params["find_zeroes"],
+            ),
             clock,
         )
 
@@ -83,8 +91,9 @@ def sparse_copy(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[
     """Copy `src` to `dest`, or the disks of the capture `backup_id` into its unfinished set."""
     if params["compress"] != "none" and params["format"] == "raw":
         raise LiveBackupError("A raw image cannot be compressed: use format qcow2 with compress.", code="option_invalid")
-    if (params["bandwidth"] or 0) < 0:
-        raise LiveBackupError("bandwidth must not be negative.", code="option_invalid")
+    for name in ("bandwidth", "bandwidth_total", "latency_limit"):
+        if (params[name] or 0) < 0:
+            raise LiveBackupError(f"{name} must not be negative.", code="option_invalid")
     if not re.fullmatch("0?[0-7]{3,4}", params["mode"]):
         raise LiveBackupError(f"mode {params['mode']!r} is not an octal number such as 0600.", code="option_invalid")
     if params["domain"]:

@@ -101,7 +101,16 @@ class Checkpoint(TypedDict):
     disks: list[str]
 
 
+class Latency(TypedDict):
+    """For how long a copy was slowed down since the guest's writes took longer than the limit, and the longest average that was seen."""
+
+    limit_ms: int
+    worst_ms: int
+    slowed_seconds: int
+
+
 class _MaybeOfManifest(TypedDict, total=False):
+    latency: Latency
     group: dict[str, Any]
     chain: list[str]
     level_reason: str
@@ -227,6 +236,8 @@ SCHEMA["properties"].update(
     },
 )
 SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
+# Only there where a limit was set.
+SCHEMA["properties"]["latency"] = _object(limit_ms=_AMOUNT, worst_ms=_AMOUNT, slowed_seconds=_AMOUNT)
 # Only there where the domain was captured together with others.
 SCHEMA["properties"]["group"] = _object(
     name=_SOME,

@@ -78,7 +78,14 @@ class Backup:
         return snapshot_disks(self._params(defaults, options), check, self.clock)
 
     def copy(self, check: bool = False, **options: Any) -> dict[str, Any]:
-        defaults = {"format": "keep", "compress": "none", "find_zeroes": False, "bandwidth": None}
+        defaults = {
+            "format": "keep",
+            "compress": "none",
+            "find_zeroes": False,
+            "bandwidth": None,
+            "bandwidth_total": None,
+            "latency_limit": 0,
+        }
         defaults |= {"src": None, "src_format": None, "dest": None, "ssh_key": None, "ssh_options": [], "mode": "0600"}
         return sparse_copy(self._params(defaults, options), check, self.clock)
 
