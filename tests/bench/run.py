@@ -24,6 +24,7 @@ from tests.rig.shell import wait_until
 
 from .copies import compare_local, compare_ssh, forget
 from .levels import compare_levels
+from .pull import compare_pull
 
 REPOSITORY = Path(__file__).parents[2]
 HERE = Path(__file__).parent
@@ -220,7 +221,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--size", type=int, default=3, help="of the large image, in GiB")
-    parser.add_argument("--only", choices=["push", "frozen", "role", "overlay", "sets", "levels", "copy", "ssh"])
+    parser.add_argument("--only", choices=["push", "frozen", "role", "overlay", "sets", "levels", "pull", "copy", "ssh"])
     parser.add_argument("--directory", type=Path, default=REPOSITORY / ".build/bench", help="on ext4, for the copies; 30 GiB are needed")
     options = parser.parse_args()
     options.directory.mkdir(parents=True, exist_ok=True)
@@ -245,6 +246,8 @@ def main() -> None:
             compare_sets(hypervisor, directory, options.size * GIB, options.rounds)
         if options.only in (None, "levels"):
             compare_levels(hypervisor, directory, options.rounds, module, row)
+        if options.only in (None, "pull"):
+            compare_pull(hypervisor, directory, options.rounds, module, row)
         if options.only in (None, "role"):
             measure_role(hypervisor, directory, [1, 4, 16])
     finally:

@@ -31,6 +31,7 @@ _READS_AS_ZERO = 2
 # What is asked for at once about the data.
 _MOST_ASKED = 1 << 30
 _LOOK_MS = 500
+_REQUEST = 1 << 20
 # Behind the end of any disk.
 _NO_MORE = (1 << 63, 1 << 63)
 
@@ -80,16 +81,13 @@ class ServedDisk:
         with self._told_as_ours():
             if not hasattr(self._own, "connection"):
                 self._own.connection = self._connected([])
-            connection, asked = self._own.connection, []
-            for buffer, offset in pieces:
-                taken = nbd.Buffer(len(buffer))
-                asked.append((connection.aio_pread(taken, offset), taken, buffer))
+            connection = self._own.connection
+            asked = [_Asked(connection, buffer, offset) for piece, at in pieces for buffer, offset in _in_requests(piece, at)]
             # The replies come in any order, and libnbd knows which is whose.
-            for cookie, taken, buffer in asked:
-                while not connection.aio_command_completed(cookie):
+            for one in asked:
+                while not connection.aio_command_completed(one.cookie):
                     self._wait(connection)
-                # libnbd before 1.12 can only copy it.
-                buffer[:] = taken.to_buffer() if hasattr(taken, "to_buffer") else taken.to_bytearray()
+                one.finish()
 
     def _wait(self, connection: Any) -> None:
         if not connection.poll(_LOOK_MS):
@@ -138,6 +136,26 @@ class ServedDisk:
                 offset = end
                 if offset >= self.size:
                     return
+
+
+class _Asked:
+    """A request that is on its way."""
+
+    def __init__(self, connection: Any, buffer: memoryview, offset: int) -> None:
+        self._buffer = buffer
+        # libnbd before 1.12 reads into buffers of its own only.
+        self._own = None if hasattr(nbd.Buffer, "to_buffer") else nbd.Buffer(len(buffer))
+        self.cookie = connection.aio_pread(buffer if self._own is None else self._own, offset)
+
+    def finish(self) -> None:
+        if self._own is not None:
+            self._buffer[:] = self._own.to_bytearray()
+
+
+def _in_requests(buffer: memoryview, offset: int) -> Iterator[tuple[memoryview, int]]:
+    """A piece of the disk in requests, several of which are served at the same time."""
+    for start in range(0, len(buffer), _REQUEST):
+        yield buffer[start : start + _REQUEST], offset + start
 
 
 def _in_clusters(pieces: Iterable[tuple[int, int]], size: int) -> Iterator[tuple[int, int]]:
