@@ -103,11 +103,11 @@ options:
       - For a O(target) that starts with C(ssh://), and only then. An existing directory on the hypervisor, as an absolute path, for
         the partial set.
       - Required if an image cannot be sent directly. The default is C(/var/lib/live_backup/staging).
-      - Files that QEMU or C(qemu-img) writes are written there, so it needs disk space for them. These are
-        every image of a push, and every image that is converted, compressed or flattened. With another O(level) than V(full), raw disks are
-        converted. M(virtops.live_backup.backup_set_publish) sends
-        them.
-      - M(virtops.live_backup.sparse_copy) sends any other image directly to the other host. It needs only some KiB here.
+      - Files that QEMU or C(qemu-img) writes are written there, so it needs disk space for them. These are every image of a push, and
+        every image of a legacy or offline backup that is converted, compressed or flattened. With another O(level) than V(full), raw disks
+        are converted. M(virtops.live_backup.backup_set_publish) sends them.
+      - M(virtops.live_backup.sparse_copy) sends any other image directly to the other host. These are every image of a pull, and the other
+        images of a legacy or offline backup. Such a backup needs only some KiB here.
     type: path
   level:
     description:
@@ -118,16 +118,16 @@ options:
       - It is an error if no such set can be used. The message names the reason.
       - V(auto) makes an incremental backup if that is possible, and a full backup otherwise. RV(ignore:level_reason) names the reason. This
         is the level for nightly backups.
-      - In a push, libvirt's checkpoints track the changes of qcow2 images. Any other disk is read as a whole and compared with the set that
-        this backup builds on. M(virtops.live_backup.backup_set_publish) then keeps only what differs.
+      - In a push or a pull, libvirt's checkpoints track the changes of qcow2 images. Any other disk is read as a whole and compared with
+        the set that this backup builds on. M(virtops.live_backup.backup_set_publish) then keeps only what differs.
     type: str
     choices: [full, incremental, differential, auto]
     default: full
   track:
     description:
       - Whether later levels can use this backup. The default is V(true), unless O(level=full).
-      - A push then makes a checkpoint of libvirt. With checkpoints, libvirt cannot revert to an internal snapshot of the domain, and
-        C(virsh undefine) needs C(--checkpoints-metadata). So no checkpoint is made for a domain that has internal snapshots. With
+      - A push or a pull then makes a checkpoint of libvirt. With checkpoints, libvirt cannot revert to an internal snapshot of the domain,
+        and C(virsh undefine) needs C(--checkpoints-metadata). So no checkpoint is made for a domain that has internal snapshots. With
         O(level=full), it is an error to track such a domain.
     type: bool
   full_every:
@@ -139,7 +139,8 @@ options:
   keep_formats:
     description:
       - The formats of the disks that O(virtops.live_backup.sparse_copy#module:format) and
-        O(virtops.live_backup.sparse_copy#module:compress) will not convert. Only those are sent directly to another host.
+        O(virtops.live_backup.sparse_copy#module:compress) will not convert. Only those are sent directly to another host. A pull sends
+        every disk directly.
     type: list
     elements: str
     choices: [raw, qcow2]

@@ -76,7 +76,7 @@ sets:
       sample: good
     good: {description: Whether its status is V(good) and its last proof did not fail., type: bool, sample: true}
     findings: {description: The problems of the set., type: list, elements: str, sample: []}
-    method: {description: 'How it was captured - V(push), V(legacy) or V(offline).', type: str, sample: push}
+    method: {description: 'How it was captured - V(push), V(pull), V(legacy) or V(offline).', type: str, sample: push}
     level: {description: 'What it contains - V(full), V(incremental) or V(differential).', type: str, sample: incremental}
     parent:
       description: The C(backup_id) of the set that it builds on. It cannot be restored without that set. Null for a full backup.

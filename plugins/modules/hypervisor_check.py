@@ -63,7 +63,9 @@ options:
     type: dict
     default: {}
   method:
-    description: The method for running domains. V(auto) is push if the host supports it, otherwise legacy.
+    description:
+      - The method for running domains. V(auto) is push or pull if the host supports it, otherwise legacy.
+      - V(auto) is pull if O(target) starts with C(ssh://) and there is no O(staging_dir).
     type: str
     choices: [auto, push, pull, legacy]
     default: auto

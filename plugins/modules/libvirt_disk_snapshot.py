@@ -206,7 +206,7 @@ began:
   type: float
   sample: 1795373112.311
 job:
-  description: V(null). Only a push has a job.
+  description: V(null). Only a push or a pull has a job.
   returned: if overlays were created or found
   type: dict
 path:

@@ -230,7 +230,7 @@ domains:
           description: The same in words. M(virtops.live_backup.libvirt_backup_recover) completes or undoes it.
           type: str
     method:
-      description: The backup method for the domain - V(push), V(legacy) or V(offline).
+      description: The backup method for the domain - V(push), V(pull), V(legacy) or V(offline).
       type: str
       sample: push
     method_reason:
@@ -277,7 +277,7 @@ host:
       type: str
       sample: 7.2.19
     supports_push:
-      description: Whether both are new enough for a push backup.
+      description: Whether both are new enough for libvirt's backup job, for push and pull.
       type: bool
 code:
   description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.

@@ -120,7 +120,7 @@ options:
     description:
       - For a capture of a running domain. Maximum average latency of the guest's writes and flushes, in milliseconds.
       - While the latency of one of its disks is longer, the copy becomes slower, down to 1 MiB per second. The manifest says for how long.
-      - V(0) is no limit.
+      - V(0) means no limit.
     type: int
     default: 0
     version_added: 1.0.0
