@@ -12,6 +12,7 @@ FLOWS = {
     "legacy": FLOW,
     "push": ("libvirt_backup_begin", "libvirt_job_wait", "backup_set_publish"),
     "offline": ("libvirt_backup_begin", "sparse_copy", "backup_set_publish"),
+    "pull": ("libvirt_backup_begin", "sparse_copy", "backup_set_publish"),
 }
 # A commit that is ready late is pivoted by the module after the copy.
 _COMMITTING = FLOW[1:3]

@@ -49,8 +49,8 @@ class Run:
         device = self.backup.guest.shape.disks == ("loop",)
         if module == "libvirt_disk_snapshot" and device:
             options["overlay_dir"] = str(self.backup.hypervisor.directory)
-        if module == "libvirt_backup_begin" and self.method == "offline":
-            options.update(method="offline", exclusive=device)
+        if module == "libvirt_backup_begin" and self.method != "push":
+            options.update(method=self.method, exclusive=device)
         return options
 
     def start(self, module: str, fault: str = "") -> Inside:
@@ -250,6 +250,7 @@ def assert_at_rest(run: Run, before: str, durable: int) -> None:
         guest.start()
     assert backup.chain() == before
     assert backup.claims() == []
+    assert list(backup.hypervisor.outside("/run/live_backup-pull").glob("*")) == []
     backup.assert_at_rest()
     places = {run.place, backup.hypervisor.outside(backup.target)}
     left = {path for place in places for path in place.rglob("*") if path.name.startswith(".")}

@@ -64,6 +64,27 @@ CALLS: dict[str, dict[str, dict[str, str]]] = {
         COPY: {**_COPYING, "the end of the copy": END_OF_STEP},
         PUBLISH: _PUBLISHING,
     },
+    "pull": {
+        BEGIN: {
+            **_MAKING,
+            "forgetting the last job": "_capture.pull.drop_completed_job",
+            "the directory of the socket": "os.chown",
+            "the watchdog": "_capture.pull.arm_pull_watchdog",
+            "the start of the job": "backupBegin",
+        },
+        COPY: {
+            **_COPYING,
+            "the extents": "_image.nbd_disk.ServedDisk.extents",
+            "the data": "_image.data.LocalFile.write",
+            "noting the job": "_capture.pull.save_claim",
+            "the end of the job": "_capture.pull.end_job",
+            "the abortion": "abortJob",
+            "the removal of the socket": "_capture.pull._remove_socket",
+            "noting the end": "_capture.pull.save_claim#2",
+            "the end of the copy": END_OF_STEP,
+        },
+        PUBLISH: _PUBLISHING,
+    },
     # What points.py has not: what this flow does besides.
     "legacy": {
         SNAPSHOT: {

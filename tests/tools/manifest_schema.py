@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json
 import sys
-from copy import deepcopy
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import SCHEMA
@@ -31,6 +30,10 @@ DESCRIPTIONS = {
     "consistency.hook_ms": (
         "How long the guest agent took to freeze and to thaw, with its hooks. The pause was at most frozen_ms and hook_ms together."
     ),
+    "latency": "Only where a limit was set for the latency of the guest's writes.",
+    "latency.limit_ms": "The limit, for the average of a second.",
+    "latency.worst_ms": "The longest average that was seen.",
+    "latency.slowed_seconds": "For how long the copy was slowed down.",
     "group": (
         "Only where the domain was captured together with others: a group is whole where the sets of this backup_id of all members are."
     ),
@@ -58,7 +61,7 @@ DESCRIPTIONS = {
 
 def described() -> str:
     """The published text."""
-    schema: dict[str, Any] = {**ABOUT, **deepcopy(SCHEMA)}
+    schema: dict[str, Any] = {**ABOUT, **json.loads(json.dumps(SCHEMA))}
     for path, words in DESCRIPTIONS.items():
         place = schema
         for name in path.split("."):

@@ -33,7 +33,7 @@ def place_for(disk: Disk, facts: DomainFacts, chosen: list[Disk], wanted: str | 
     image = disk.chain[0]
     if wanted:
         return Path(wanted)
-    return _place_for_devices(disk, facts, chosen, kind) if image.type == "block" else Path(image.path).parent
+    return Path(image.path).parent if image.type == "file" else _place_for_devices(disk, facts, chosen, kind)
 
 
 def check_places(plan: CapturePlan, paths: dict[str, str], facts: DomainFacts, kind: Kind) -> None:
@@ -75,7 +75,7 @@ def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk], kind:
         if is_on_disk(mounts, device) and free_bytes(place) >= needed:
             return place
     raise LiveBackupError(
-        f"Disk {disk.target} of domain {facts.xml.name!r} is a block device. Its {kind.name}, which grows during the copy, needs "
+        f"Disk {disk.target} of domain {facts.xml.name!r} is not a file of this host. Its {kind.name}, which grows during the copy, needs "
         f"a directory on a disk with enough free space. None of {', '.join(map(str, places))} is one. Name a directory in {kind.option}.",
         code="option_needed",
     )
