@@ -49,8 +49,8 @@ options:
       - V(push) starts the backup job of a running domain. M(virtops.live_backup.libvirt_job_wait) then waits for it.
       - >-
         V(pull) starts it too. M(virtops.live_backup.sparse_copy) then copies the disks, and ends the job. It can send them directly to an
-        C(ssh://) target, and limit the bandwidth. If nobody reads the disks any more, a watchdog ends the job within seconds, or within 5
-        minutes if no step is running.
+        C(ssh://) target, and limit the bandwidth. If the copy dies, a watchdog ends the job within seconds. If no step follows, it ends the
+        job after an hour, or when disk space is short.
       - >-
         V(offline) is for a domain that is shut off. It claims the domain, saves its XML and NVRAM, and starts nothing.
         M(virtops.live_backup.sparse_copy) then copies the disks.

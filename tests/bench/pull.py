@@ -48,7 +48,8 @@ class Pulls:
         self.begin("pull", target)
         copy = self.directory / "nbdcopy.raw"
         began = time.monotonic()
-        socket = f"nbd+unix:///vdb?socket=/run/live_backup-pull/{self.guest.uuid}/nbd"
+        [place] = self.hypervisor.outside("/var/lib/libvirt/qemu").glob("*/live_backup.nbd")
+        socket = f"nbd+unix:///vdb?socket=/var/lib/libvirt/qemu/{place.parent.name}/live_backup.nbd"
         self.hypervisor.run(["nbdcopy", "--flush", socket, copy], timeout=600)
         bare = time.monotonic() - began
         copy.unlink()

@@ -234,7 +234,9 @@ def heal_and_check(run: Run, before: str, durable: int, scratch: Path, may_refus
         assert_refused(backup, recovered["msg"])
         return
     assert "failed" not in recovered, recovered
-    assert [repair["what"] for repair in planned["repairs"]] == [repair["what"] for repair in recovered["repairs"]]
+    found, done = ([repair["what"] for repair in result["repairs"]] for result in (planned, recovered))
+    # The watchdog of a pull may have ended the job in between.
+    assert done == found or run.method == "pull" and done == [what for what in found if what != "backup job"]
     # Of a transient domain that has ended nothing is left to be found.
     assert not backup.recover().get("changed")
     assert_at_rest(run, before, durable)
@@ -250,7 +252,7 @@ def assert_at_rest(run: Run, before: str, durable: int) -> None:
         guest.start()
     assert backup.chain() == before
     assert backup.claims() == []
-    assert list(backup.hypervisor.outside("/run/live_backup-pull").glob("*")) == []
+    assert list(backup.hypervisor.outside("/var/lib/libvirt/qemu").glob("*/live_backup.nbd")) == []
     backup.assert_at_rest()
     places = {run.place, backup.hypervisor.outside(backup.target)}
     left = {path for place in places for path in place.rglob("*") if path.name.startswith(".")}

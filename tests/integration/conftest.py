@@ -85,16 +85,16 @@ class Backup:
         return process
 
     def begin(self, **options: Any) -> dict[str, Any]:
-        return self.module("libvirt_backup_begin", **{**self._set, **options})
+        return self.module("libvirt_backup_begin", **{**self.asked, **options})
 
     def wait(self, **options: Any) -> dict[str, Any]:
         return self.module("libvirt_job_wait", **{"domain": self.guest.name, "backup_id": self.backup_id, **options})
 
     def publish(self, **options: Any) -> dict[str, Any]:
-        return self.module("backup_set_publish", **{**self._set, **options})
+        return self.module("backup_set_publish", **{**self.asked, **options})
 
     def snapshot(self, **options: Any) -> dict[str, Any]:
-        return self.module("libvirt_disk_snapshot", **{**self._set, **options})
+        return self.module("libvirt_disk_snapshot", **{**self.asked, **options})
 
     def copy(self, **options: Any) -> dict[str, Any]:
         return self.module("sparse_copy", **{"domain": self.guest.name, "backup_id": self.backup_id, **options})
@@ -111,7 +111,8 @@ class Backup:
         return result
 
     @property
-    def _set(self) -> dict[str, Any]:
+    def asked(self) -> dict[str, Any]:
+        """What a step is told of the backup and its target."""
         return {"domain": self.guest.name, "backup_id": self.backup_id, "target": str(self.target)}
 
     def recover(self, **options: Any) -> dict[str, Any]:

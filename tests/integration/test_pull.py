@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,12 +15,14 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.space import RESERVE
+from tests.faults.steps import end_lease, monitor
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.shell import wait_until
 from tests.rig.sshd import Sshd
 
 from .conftest import ALL, Backup, result_of
+from .test_role import TASKS, Player
 
 
 @pytest.fixture
@@ -41,7 +45,7 @@ def target_of(sshd: Sshd, tmp_path: Path) -> Callable[[Backup, str], dict[str, A
 
 
 def sockets(backup: Backup) -> list[str]:
-    return sorted(str(path) for path in backup.hypervisor.outside("/run/live_backup-pull").glob("*"))
+    return sorted(str(path) for path in backup.hypervisor.outside("/var/lib/libvirt/qemu").glob("*/live_backup.nbd"))
 
 
 def assert_nothing_of_a_pull(backup: Backup) -> None:
@@ -271,3 +275,77 @@ def test_a_guest_that_a_full_scratch_file_has_stopped(
     hypervisor.run(["rm", small / "hog"])
     assert "failed" not in backup.recover()
     require_ended(backup)
+
+
+def in_qemu(guest: Guest) -> dict[str, Any]:
+    """What a pull could leave in QEMU: descriptors, threads, bitmaps, exports, nodes and jobs."""
+    pid = f"$(cat '/run/libvirt/qemu/{guest.name}.pid')"
+    counted = guest.hypervisor.run(["sh", "-c", f"ls /proc/{pid}/fd | wc -l"]).stdout.strip()
+    nodes = monitor(guest, "query-named-block-nodes")
+    return {
+        "descriptors": int(counted),
+        "bitmaps": [bitmap["name"] for node in nodes for bitmap in node.get("dirty-bitmaps", [])],
+        "nodes": sorted(node["node-name"] for node in nodes if not node["node-name"].startswith("#")),
+        "exports": monitor(guest, "query-block-exports"),
+        "jobs": monitor(guest, "query-jobs"),
+    }
+
+
+def test_killed_at_any_time(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """Whatever a begin or a copy does when it is killed, nothing is left after the recovery."""
+    guest = make_guest("still")
+    backup = backup_of(guest)
+    chosen = random.Random(16)
+    before = in_qemu(guest)
+    for _cycle in range(500 if ALL else 6):
+        process, longest = backup.start_module("libvirt_backup_begin", **backup.asked, method="pull", level="auto"), 1.0
+        if chosen.random() < 0.7:
+            assert "failed" not in result_of(process)
+            process, longest = start_copy(backup), 1.5
+        try:
+            process.wait(timeout=chosen.uniform(0.1, longest))
+        except subprocess.TimeoutExpired:
+            os.kill(process.command_pid, signal.SIGKILL)
+            process.wait()
+        end_lease(backup)
+        recovered = backup.recover()
+        assert "failed" not in recovered, recovered
+        assert backup.claims() == [] and sockets(backup) == [] and backup.overlays() == [] and backup.files() == []
+        assert guest.hypervisor.virsh("checkpoint-list", "--name", guest.uuid).split() == []
+    after = in_qemu(guest)
+    assert abs(after.pop("descriptors") - before.pop("descriptors")) < 8 and after == before
+    require_ended(backup)
+
+
+def test_the_role_sends_it_straight(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], sshd: Sshd, tmp_path: Path) -> None:
+    """Without a staging directory, and with limits, which a push could not keep to."""
+    guest = make_guest("two-disks", rate=100)
+    backup = backup_of(guest)
+    vault = tmp_path / "vault"
+    vault.mkdir()
+    player = Player(backup.hypervisor, backup.target)
+    ssh = {f"backup_{name}": value for name, value in sshd.options.items()}
+    options = {"backup_domains": [guest.name], "backup_target": f"{sshd.url}{vault}", "backup_level": "auto", **ssh}
+    refused = player.run(**options, backup_method="push", backup_bandwidth="50M")
+    assert refused.status != 0 and "by push, which cannot follow backup_bandwidth" in refused.output, refused.output
+    planned = player.run("--check", **options)
+    assert planned.rows[guest.name]["status"] == "planned" and planned.rows[guest.name]["method"] == "pull", planned.output
+    durable = 0
+    for number, level in enumerate(("full", "incremental")):
+        durable = guest.durable()
+        played = player.run(**options, backup_id=f"night-{number}", backup_bandwidth_total="50M", backup_latency_limit=1)
+        row = played.rows[guest.name]
+        assert (row["status"], row["method"], row["level"], row["path"]) == (
+            "published",
+            "pull",
+            level,
+            str(vault / guest.name / f"night-{number}"),
+        ), played.output
+        assert played.tasks <= TASKS, played.output
+    manifest = json.loads((vault / guest.name / "night-1/manifest.json").read_text(encoding="utf-8"))
+    assert manifest["latency"]["limit_ms"] == 1, manifest["latency"]
+    verdict = backup.judge({"path": str(vault / guest.name / "night-1"), "manifest": manifest}, durable)
+    assert verdict.ok, str(verdict)
+    again = player.run(**options, backup_id="night-1")
+    assert again.status == 0 and again.changed == 0, again.output
+    assert_nothing_of_a_pull(backup)

@@ -16,7 +16,7 @@ from .._claim.claim import Claim
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import checkpoint_xml
 from .._hypervisor.connection import explained
-from .._hypervisor.jobs import JobWatch, abort_and_wait, completed_job, judge_job, running_backup, running_job
+from .._hypervisor.jobs import JobWatch, abort_and_wait, block_jobs, completed_job, judge_job, running_backup, running_job
 from .._hypervisor.qemu_monitor import close_in_qemu, open_nodes
 from .._hypervisor.versions import HostVersions
 from .method import Left, Repair, paused_repair
@@ -48,6 +48,11 @@ def begin_job(domain: libvirt.virDomain, claim: Claim, backup_xml: str) -> None:
 def is_running(domain: libvirt.virDomain | None, claim: Claim) -> bool:
     """Whether the job of this backup runs."""
     return domain is not None and running_backup(domain) == claim.plan.job_files
+
+
+def still_copies(domain: libvirt.virDomain | None, claim: Claim, target: str) -> bool:
+    """Whether QEMU's job on a disk still keeps what the guest overwrites. libvirt's job may be seen for a moment after that has ended."""
+    return domain is not None and is_running(domain, claim) and bool(block_jobs(domain, [target]))
 
 
 def end_job(domain: libvirt.virDomain, uri: str, claim: Claim, clock: Clock) -> None:

@@ -70,7 +70,7 @@ def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk], kind:
     mounts = Path("/proc/self/mountinfo").read_text(encoding="utf-8")
     for place in filter(Path.is_dir, places):
         device = os.stat(place).st_dev
-        there = [one for one in chosen if one.chain[0].type == "block" or os.stat(Path(one.chain[0].path).parent).st_dev == device]
+        there = [one for one in chosen if one.chain[0].type != "file" or os.stat(Path(one.chain[0].path).parent).st_dev == device]
         needed = sum(least_space(facts.allocation[one.target]) for one in there) + reserved(device, facts.xml.uuid)
         if is_on_disk(mounts, device) and free_bytes(place) >= needed:
             return place

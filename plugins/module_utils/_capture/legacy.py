@@ -42,6 +42,7 @@ class Legacy:
 
     name = "legacy"
     live = True
+    compresses = True
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts)

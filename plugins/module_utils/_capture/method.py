@@ -89,7 +89,9 @@ class Method(Protocol):
 
 
 class Copied(Method, Protocol):
-    """A method whose disks sparse_copy copies."""
+    """A method whose disks sparse_copy copies. `compresses` is whether it can compress them."""
+
+    compresses: bool
 
     def can_send(self, disk: Disk, options: BeginOptions) -> bool:
         """Whether a disk's image can go straight to a backup server."""

@@ -36,6 +36,7 @@ class Offline:
 
     name = "offline"
     live = False
+    compresses = True
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return f"it is {facts.state}; `offline` is for domains that are shut off" if facts.active else ""

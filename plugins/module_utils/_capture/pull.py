@@ -10,7 +10,6 @@ See docs/internals/pull.md.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
 from functools import partial
@@ -28,22 +27,23 @@ from .._hypervisor.connection import explained
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import active, lookup
-from .._hypervisor.jobs import completed_job, drop_completed_job, running_job
+from .._hypervisor.jobs import Job, completed_job, drop_completed_job, judge_job
+from .._hypervisor.processes import private_directory
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
 from .._image.digest import Source
 from .._image.nbd_disk import ServedDisk, missing_library, served_image
 from .._image.qcow2_writer import Backing
 from .._overlay.space import Growing, GrowingFile
-from .backup_job import begin_job, end_job, is_running, job_repairs, missing_versions, no_checkpoints
+from .backup_job import begin_job, end_job, is_running, job_repairs, missing_versions, no_checkpoints, still_copies
 from .growing import Kind, check_places, place_for
 from .method import Left, Repair, paused_repair
 from .options import BeginOptions
 from .plan import missing_copy, needs_running, will_freeze
 from .watchdog import arm_pull_watchdog
 
-# Of the directories that the sockets are in, each for one domain. They are gone when the host starts.
-SOCKETS = Path("/run/live_backup-pull")
+# QEMU answers a hundred clients at once, and keeps the next one waiting.
+_MOST_CONNECTIONS = 64
 _KIND = Kind("scratch file", "scratch_dir")
 
 
@@ -52,6 +52,7 @@ class Pull:
 
     name = "pull"
     live = True
+    compresses = False
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts) or missing_versions(versions) or missing_library()
@@ -67,20 +68,12 @@ class Pull:
         uuid = facts.xml.uuid
         plan.scratch = {target: str(scratch_path(place, uuid, target, options.backup_id)) for target, place in places.items()}
         check_places(plan, plan.scratch, facts, _KIND)
-        plan.socket = str(SOCKETS / uuid / "nbd")
+        plan.socket = str(private_directory(facts.xml.name) / "live_backup.nbd")
         plan.freezes = will_freeze(facts, options.quiesce)
 
     def prepare(self, domain: Any, claim: Claim) -> None:
         with explained(f"forget the last job of domain {claim.domain!r}"):
             drop_completed_job(domain)
-        SOCKETS.mkdir(exist_ok=True)
-        # QEMU's user passes through, whatever the umask is.
-        SOCKETS.chmod(0o711)
-        _remove_socket(claim)
-        directory = Path(claim.plan.socket).parent
-        directory.mkdir(mode=0o700)
-        if claim.plan.qemu_user:
-            os.chown(directory, *claim.plan.qemu_user)
         arm_pull_watchdog(claim)
 
     def capture(self, domain: Any, claim: Claim) -> None:
@@ -96,11 +89,13 @@ class Pull:
     def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[Source] | None:
         bitmap = export_bitmap(disk.target) if disk.since else ""
         backing = Backing(disk.below[0]["file"], "qcow2") if disk.since else None
-        return served_image(partial(ServedDisk, Path(claim.plan.socket), disk.target, bitmap, pace.check), disk.format, backing)
+        connections = max(1, _MOST_CONNECTIONS // len(claim.plan.disks))
+        connected = partial(ServedDisk, Path(claim.plan.socket), disk.target, bitmap, connections, pace.check)
+        return served_image(connected, disk.format, backing)
 
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
         domain = active(lookup(connection, claim.uuid))
-        if not is_running(domain, claim):
+        if not still_copies(domain, claim, target):
             why = "the domain was shut off or crashed" if domain is None else "somebody ended it"
             raise LiveBackupError(f"The backup job ended before disk {target} was read: {why}.", code="backup_job_failed")
 
@@ -109,13 +104,15 @@ class Pull:
         if claim.progress.ended:
             return
         domain = active(lookup(connection, claim.uuid))
-        with explained(f"end the backup job of domain {claim.domain!r}"):
-            if domain is not None and is_running(domain, claim):
-                claim.progress.job = running_job(domain)
-                save_claim(claim)
-                end_job(domain, claim.uri, claim, clock)
-                claim.progress.job = completed_job(domain) or claim.progress.job
-        _remove_socket(claim)
+        if domain is not None:
+            with explained(f"end the backup job of domain {claim.domain!r}"):
+                if is_running(domain, claim):
+                    end_job(domain, claim.uri, claim, clock)
+                claim.progress.job = _good_job(domain, claim, clock)
+            # Its scratch file was full, and all could be read nevertheless.
+            for repair in paused_repair(domain, claim):
+                repair.do()
+        _remove_files(claim)
         claim.progress.ended = True
         save_claim(claim)
 
@@ -124,24 +121,33 @@ class Pull:
 
     def can_go_on(self, left: Left) -> bool:
         """Its job runs, or all is copied."""
-        return left.claim.progress.ended or is_running(active(lookup(left.connection, left.claim.uuid)), left.claim)
+        if left.claim.progress.ended:
+            return not left.claim.to_copy()
+        return is_running(active(lookup(left.connection, left.claim.uuid)), left.claim)
 
     def repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
         claim = left.claim
         if claim.progress.ended:
             return
+        runs = domain is not None and is_running(domain, claim)
         if domain is not None:
             yield from job_repairs(domain, left)
             # The job may have been ended by its watchdog, or by somebody.
             yield from paused_repair(domain, claim)
-        for path in claim.plan.scratch.values():
-            if os.path.lexists(path):
-                yield Repair("scratch file", f"the claim names {path}, and no job uses it", "remove it", Path(path).unlink)
-        if Path(claim.plan.socket).parent.exists():
-            yield Repair("socket", f"the claim names {claim.plan.socket}", "remove its directory", partial(_remove_socket, claim))
+        # libvirt removes those of a job that it ends.
+        if not runs:
+            for path in filter(os.path.lexists, [*claim.plan.scratch.values(), claim.plan.socket]):
+                yield Repair("file of a pull", f"the claim names {path}, and no job uses it", "remove it", Path(path).unlink)
 
 
-def _remove_socket(claim: Claim) -> None:
-    directory = Path(claim.plan.socket).parent
-    if directory.exists():
-        shutil.rmtree(directory)
+def _good_job(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> Job | None:
+    """libvirt's statistics of the job. What it says of one that was aborted as it should be is no error."""
+    job = completed_job(domain)
+    if job is None or not job["success"] or judge_job(job, claim.require_captured().began, 0, clock.wall()):
+        return None
+    return {**job, "error": ""}
+
+
+def _remove_files(claim: Claim) -> None:
+    for path in (*claim.plan.scratch.values(), claim.plan.socket):
+        Path(path).unlink(missing_ok=True)

@@ -27,6 +27,7 @@ from .._base.threads import DaemonThreads
 from .._capture.methods import COPIED
 from .._claim.claim import Claim, save_claim
 from .._claim.find import all_claims
+from .._claim.lock import is_locked
 from .._claim.plan import DiskPlan
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import FAILURES, explain
@@ -131,6 +132,10 @@ class Copies:
 
     def _format_of(self, disk: DiskPlan) -> str:
         wanted = self._options.format
+        if wanted == "raw" and (disk.tracked or disk.since):
+            raise LiveBackupError(
+                f"Disk {disk.target} cannot be copied in format raw, since later backups build on it. Use qcow2.", code="option_invalid"
+            )
         source = disk.source.format
         # What no set can hold as it is, or is compressed, becomes qcow2; so does what later images shall build on.
         known = ("qcow2",) if self._claim.plan.notes_content else ("raw", "qcow2")
@@ -214,6 +219,8 @@ class Copies:
             while self._unproved:
                 self._method.require_still(connection, self._claim, self._unproved[0], self._clock)
                 self._committing.append(self._unproved.pop(0))
+            if len(self._committing) == len(self._todo):
+                self._method.finish(connection, self._claim, self._clock)
             for target in self._committing:
                 if target in self._overlays:
                     self._way.advance(connection, self._overlays[target])
@@ -223,7 +230,6 @@ class Copies:
                 save_claim(self._claim)
             if not self._pending:
                 self._note_slowness()
-                self._method.finish(connection, self._claim, self._clock)
                 return
             self._pace.limit(least_rate(self._limit(), self._guarded(connection)))
             if not self._method.live and active(lookup(connection, self._claim.uuid)) is not None:
@@ -251,10 +257,11 @@ class Copies:
     def _watch_space(self) -> None:
         """In a thread of its own, since the overlays grow while libvirtd hangs, too."""
         try:
+            self._space.check()
             while not self._over.wait(_LOOK_SECONDS):
                 self._space.check()
         except FAILURES as error:
-            self._pace.give_up(explain(error, "watch the overlays"))
+            self._pace.give_up(explain(error, f"watch the {self._method.growing(self._claim).name}"))
 
     def _tell(self) -> None:
         """In a thread of its own, since it looks at the target, which may hang."""
@@ -274,7 +281,7 @@ class Copies:
 
 def copies_under_way() -> int:
     """How many backups are copying on this host."""
-    return sum(claim.in_step and claim.step == "copy" for claim in all_claims())
+    return sum(claim.step == "copy" and is_locked(claim.uuid) for claim in all_claims())
 
 
 def writes_of(domain: libvirt.virDomain | None) -> dict[str, Served]:

@@ -10,6 +10,9 @@ import secrets
 from pathlib import Path
 from xml.sax.saxutils import escape
 
+from .._base.errors import LiveBackupError
+from .domain_xml import parse_xml
+
 RECORDS = Path("/run/libvirt/qemu")
 
 
@@ -22,6 +25,23 @@ def domain_record(domain: str, kind: str) -> Path:
     """Where the system's libvirt notes something of a domain that runs. It escapes what is special in XML in the names of these files."""
     name = escape(domain, {'"': "&quot;", "'": "&apos;"})
     return RECORDS / f"{name}.{kind}"
+
+
+def private_directory(domain: str) -> Path:
+    """The directory of a domain that runs, where QEMU has the socket of its monitor. Only root, QEMU's user and its group enter it.
+
+    AppArmor and SELinux permit QEMU to make sockets there.
+    """
+    try:
+        monitor = parse_xml(domain_record(domain, "xml").read_text(encoding="utf-8")).find(".//monitor[@type='unix']")
+    except OSError:
+        monitor = None
+    if monitor is None:
+        raise LiveBackupError(
+            f"{domain_record(domain, 'xml')} does not name the monitor of domain {domain!r}. Is this the system's libvirt?",
+            code="job_state_unknown",
+        )
+    return Path(monitor.get("path")).parent
 
 
 def qemu_instance(domain: str) -> str:

@@ -9,7 +9,7 @@ See docs/internals/pull.md, https://github.com/NetworkBlockDevice/nbd/blob/maste
 
 from __future__ import annotations
 
-import threading
+import queue
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -45,23 +45,28 @@ def missing_library() -> str:
 class ServedDisk:
     """A disk at a unix socket, by the name of its export. With a bitmap, it is what that calls dirty.
 
-    `check` is called while something is waited for, and fails when that is to end.
+    `check` is called while something is waited for, and fails when that is to end. There are at most so many `connections`.
     """
 
-    def __init__(self, socket: Path, export: str, bitmap: str = "", check: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, socket: Path, export: str, bitmap: str = "", connections: int = 4, check: Callable[[], None] = lambda: None) -> None:
         if missing_library():
             raise LiveBackupError(f"This host cannot read what QEMU serves: {missing_library()}.", code="python_library_missing")
         self._socket, self._export, self._check = socket, export, check
         self._dirty = f"qemu:dirty-bitmap:{bitmap}" if bitmap else ""
-        # A connection for each thread, so that each waits for its own data only.
-        self._own = threading.local()
+        # Who reads borrows a connection, so that each waits for its own data only. None stands for one that is not made yet.
+        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
+        for _number in range(connections - 1):
+            self._idle.put(None)
         contexts = [context for context in (_ALLOCATION, self._dirty) if context]
         with self._told_as_ours():
-            self._first = self._connected(contexts)
-            self.size: int = self._first.get_size()
+            first = self._connected(contexts)
+            self.size: int = first.get_size()
             for context in contexts:
-                if not self._first.can_meta_context(context):
+                if not first.can_meta_context(context):
                     raise LiveBackupError(f"{socket} does not serve {context} of {export}.", code="job_state_unknown")
+        # Only the first one was made to ask about contexts. That ends before the data are read.
+        self._contexts = first
+        self._idle.put(first)
 
     def extents(self) -> Extents:
         """What an image must hold to show the disk: its data; on top of an older image, its zeroes too, where they are dirty."""
@@ -80,15 +85,14 @@ class ServedDisk:
     def read(self, pieces: Iterable[tuple[memoryview, int]]) -> None:
         """Fill buffers, each from its offset, all at once; called by several threads."""
         with self._told_as_ours():
-            if not hasattr(self._own, "connection"):
-                self._own.connection = self._connected([])
-            connection = self._own.connection
+            connection = self._idle.get() or self._connected([])
             asked = [_Asked(connection, buffer, offset) for piece, at in pieces for buffer, offset in _in_requests(piece, at)]
             # The replies come in any order, and libnbd knows which is whose.
             for one in asked:
                 while not connection.aio_command_completed(one.cookie):
                     self._wait(connection)
                 one.finish()
+            self._idle.put(connection)
 
     def _wait(self, connection: Any) -> None:
         if not connection.poll(_LOOK_MS):
@@ -117,6 +121,7 @@ class ServedDisk:
     def _told(self, context: str) -> Iterator[tuple[int, int, int]]:
         """The pieces of the disk by what a context says of them."""
         offset = 0
+        connection = self._contexts
         while offset < self.size:
             entries: list[int] = []
 
@@ -125,7 +130,9 @@ class ServedDisk:
                     into.extend(pairs)
                 return 0
 
-            self._first.block_status(min(_MOST_ASKED, self.size - offset), offset, take)
+            cookie = connection.aio_block_status(min(_MOST_ASKED, self.size - offset), offset, take)
+            while not connection.aio_command_completed(cookie):
+                self._wait(connection)
             if not entries:
                 raise LiveBackupError(f"The server says nothing of {context} at {offset}.", code="job_state_unknown")
             for length, flags in zip(entries[::2], entries[1::2]):

@@ -151,9 +151,10 @@ def _plan_sending(plan: CapturePlan, chosen: list[Disk], options: BeginOptions) 
         planned.sent = copied is not None and copied.can_send(disk, options)
     staged = [disk.target for disk in plan.disks if not disk.sent]
     if staged and not options.staging_dir:
+        advice = ", or use method pull, which sends every disk directly" if METHODS[plan.method].live else ""
         raise LiveBackupError(
             f"The images of disks {', '.join(staged)} are made on this host before they are sent, which needs staging_dir. Name an "
-            "existing directory, or use method pull, which sends every disk directly.",
+            f"existing directory{advice}.",
             code="option_needed",
         )
 

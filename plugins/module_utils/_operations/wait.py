@@ -66,8 +66,9 @@ def _begun(uuid: str, name: str, backup_id: str) -> Claim:
     claim.require_captured()
     missing_step = METHODS[claim.method].missing_step(claim)
     if missing_step != "libvirt_job_wait" and claim.progress.job is None:
+        following = missing_step or "backup_set_publish"
         raise LiveBackupError(
-            f"Backup {backup_id} of domain {name!r} has no job to wait for: its method is {claim.method}. Run {missing_step}.",
+            f"Backup {backup_id} of domain {name!r} has no job to wait for: its method is {claim.method}. Run {following}.",
             code="step_out_of_order",
         )
     return claim

@@ -62,7 +62,8 @@ class SshTarget:
     def made_in(self, staging_dir: str | None) -> Path:
         if staging_dir:
             return check_target(staging_dir)
-        SMALL_FILES.mkdir(mode=0o700, parents=True, exist_ok=True)
+        for directory in (SMALL_FILES.parent, SMALL_FILES):
+            directory.mkdir(mode=0o700, exist_ok=True)
         return SMALL_FILES
 
     def sets(self, domains: list[str]) -> Listing:
