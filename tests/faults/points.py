@@ -36,10 +36,12 @@ CALLS = {
 }
 # libvirtd can die within these too, when QEMU has done what it asked for and it has not noted that yet.
 WITHIN = {
-    "the snapshot": ("libvirt_disk_snapshot", "snapshotCreateXML"),
-    "the start of the commit": ("sparse_copy", "blockCommit"),
-    "the pivot": ("sparse_copy", "blockJobAbort"),
-    "the start of the push": ("libvirt_backup_begin", "backupBegin"),
+    "the snapshot": ("legacy", "libvirt_disk_snapshot", "snapshotCreateXML"),
+    "the start of the commit": ("legacy", "sparse_copy", "blockCommit"),
+    "the pivot": ("legacy", "sparse_copy", "blockJobAbort"),
+    "the start of the push": ("push", "libvirt_backup_begin", "backupBegin"),
+    "the start of the pull": ("pull", "libvirt_backup_begin", "backupBegin"),
+    "the end of the pull": ("pull", "sparse_copy", "abortJob"),
 }
 BESIDE = ("nothing", "libvirtd is killed and started", "QEMU is killed and the domain started", "the guest shuts down")
 HANGS = "libvirtd hangs for a while"

@@ -50,8 +50,8 @@ def test_libvirtd_dies_within(
     backup = backup_of(guest, backup_id=f"within-{next(_numbers)}")
     before = backup.chain()
     seconds = random.Random(f"{SEED}-{at}-{number}").uniform(0.0, 0.08)
-    module, call = WITHIN[at]
-    run = Run(backup, "legacy" if module in FLOW else "push")
+    method, module, call = WITHIN[at]
+    run = Run(backup, method)
     for step in run.modules[: run.modules.index(module) + 1]:
         process = run.start(step, f"KILL {seconds} {call}" if step == module else "")
         ended = process.wait(timeout=120)

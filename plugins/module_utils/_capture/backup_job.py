@@ -17,7 +17,7 @@ from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import checkpoint_xml
 from .._hypervisor.connection import explained
 from .._hypervisor.jobs import JobWatch, abort_and_wait, block_jobs, completed_job, judge_job, running_backup, running_job
-from .._hypervisor.qemu_monitor import close_in_qemu, open_nodes
+from .._hypervisor.qemu_monitor import close_in_qemu, end_lost_backup, open_nodes, stop_lost_server
 from .._hypervisor.versions import HostVersions
 from .method import Left, Repair, paused_repair
 
@@ -73,7 +73,7 @@ def job_repairs(domain: libvirt.virDomain, left: Left) -> Iterator[Repair]:
         yield Repair("backup job", evidence, "abort it", lambda: end_job(domain, left.uri, claim, left.clock))
     if failed:
         yield from paused_repair(domain, claim)
-    yield from _open_file_repairs(domain, claim)
+    yield from _open_file_repairs(domain, claim, left.clock)
 
 
 def _await_late_begin(domain: libvirt.virDomain, clock: Clock) -> None:
@@ -96,13 +96,22 @@ def _failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:
     return job is not None and not job["success"] and not judge_job(job, claim.started, 0, clock.wall())
 
 
-def _open_file_repairs(domain: libvirt.virDomain, claim: Claim) -> Iterator[Repair]:
+def _open_file_repairs(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> Iterator[Repair]:
     """Files that QEMU has open though no job writes them: libvirt's daemon was killed as the backup began."""
     with explained(f"examine domain {claim.domain!r}"):
         if claim.step != "begin" or running_backup(domain):
             return
-    for path in claim.plan.job_files.values():
+    for target, path in claim.plan.job_files.items():
         with explained(f"examine domain {claim.domain!r}"):
             left = Path(path).exists() and open_nodes(domain, path)
         if left:
-            yield Repair("open file", f"QEMU has {path} open, and no job writes it", "close it", partial(close_in_qemu, domain, path))
+            evidence = f"QEMU has {path} open, and no job writes it"
+            yield Repair("open file", evidence, "close it", partial(_close, domain, claim, target, clock))
+
+
+def _close(domain: libvirt.virDomain, claim: Claim, target: str, clock: Clock) -> None:
+    # QEMU may be further than libvirt noted.
+    if claim.plan.socket:
+        stop_lost_server(domain)
+    end_lost_backup(domain, target, clock)
+    close_in_qemu(domain, claim.plan.job_files[target])

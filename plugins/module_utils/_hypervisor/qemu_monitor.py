@@ -10,8 +10,10 @@ libvirt marks a domain as tainted whose monitor somebody else has used, so that 
 from __future__ import annotations
 
 import json
+from contextlib import suppress
 from typing import Any
 
+from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
 from .bindings import libvirt, libvirt_qemu
@@ -39,6 +41,23 @@ def open_nodes(domain: libvirt.virDomain, path: str) -> tuple[str, ...]:
     names = [node["node-name"] for node in sorted(nodes, key=lambda node: node["drv"] in ("file", "host_device"))]
     # What QEMU named itself goes with what it is for.
     return tuple(name for name in names if not name.startswith("#"))
+
+
+def stop_lost_server(domain: libvirt.virDomain) -> None:
+    """Stop the server of a pull that libvirt does not know of."""
+    with suppress(LiveBackupError):  # QEMU refuses it if there is none
+        ask(domain, "nbd-server-stop")
+
+
+def end_lost_backup(domain: libvirt.virDomain, target: str, clock: Clock) -> None:
+    """End QEMU's job on a disk, of a backup that libvirt does not know of."""
+    while jobs := [job for job in ask(domain, "query-jobs") if job["type"] == "backup" and job["id"].startswith(f"backup-{target}-")]:
+        for job in jobs:
+            if job["status"] == "concluded":
+                ask(domain, "job-dismiss", id=job["id"])
+            else:
+                ask(domain, "block-job-cancel", device=job["id"], force=True)
+        clock.sleep(0.1)
 
 
 def close_in_qemu(domain: libvirt.virDomain, path: str) -> None:
