@@ -99,6 +99,36 @@ def start_slow_copy(backup: Backup) -> Inside:
     return copying
 
 
+@pytest.mark.parametrize("place", ["directory", "server"])
+def test_compressed(
+    place: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], target_of: Callable[..., dict[str, Any]]
+) -> None:
+    """By QEMU's own check, and by the oracle from the top of the chain."""
+    guest = make_guest("two-disks", rate=100)
+    target = (first := backup_of(guest)).target
+    there = target_of(first, place)
+    refused = None
+    for number, level in enumerate(("full", "incremental")):
+        guest.wait_durable(guest.durable() + 40)
+        backup = backup_of(guest, target, f"night-{number}")
+        before = guest.durable()
+        begun = backup.begin(method="pull", level="auto", **there)
+        assert begun["level"] == level, begun
+        refused = refused or backup.copy(compress="zstd")
+        assert refused["failed"] and "Use none or zlib" in refused["msg"], refused
+        copied = backup.copy(compress="zlib", format="qcow2")
+        assert "failed" not in copied, copied
+        night = backup.publish(**there)
+        assert "failed" not in night, night
+        for disk in night["manifest"]["disks"]:
+            guest.hypervisor.run(["qemu-img", "check", "-f", "qcow2", f"{night['path']}/{disk['file']}"])
+        verdict = backup.judge(night, before)
+        assert verdict.ok, str(verdict)
+    checked = backup.module("backup_set_verify", domain=guest.name, backup_id="night-1", level="check", **there)
+    assert checked.get("verified"), checked
+    assert_nothing_of_a_pull(backup)
+
+
 def require_ended(backup: Backup) -> None:
     """Nothing is left, and the next backup is a good one."""
     assert backup.files() == []

@@ -42,7 +42,7 @@ class Legacy:
 
     name = "legacy"
     live = True
-    compresses = True
+    compressions: tuple[str, ...] = ("none", "zlib", "zstd")
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts)
@@ -85,7 +85,7 @@ class Legacy:
     def growing(self, claim: Claim) -> Growing:
         return Growing(growing_overlays(claim.overlays()))
 
-    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[Source] | None:
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
         return None
 
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:

@@ -89,9 +89,9 @@ class Method(Protocol):
 
 
 class Copied(Method, Protocol):
-    """A method whose disks sparse_copy copies. `compresses` is whether it can compress them."""
+    """A method whose disks sparse_copy copies. `compressions` are those that it can make."""
 
-    compresses: bool
+    compressions: tuple[str, ...]
 
     def can_send(self, disk: Disk, options: BeginOptions) -> bool:
         """Whether a disk's image can go straight to a backup server."""
@@ -99,7 +99,7 @@ class Copied(Method, Protocol):
     def growing(self, claim: Claim) -> Growing:
         """The files that the guest makes grow in the meantime."""
 
-    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[Source] | None:
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
         """The image as it is to be copied, if it is not a file; its format is set in the plan."""
 
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:

@@ -36,7 +36,7 @@ class Offline:
 
     name = "offline"
     live = False
-    compresses = True
+    compressions: tuple[str, ...] = ("none", "zlib", "zstd")
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return f"it is {facts.state}; `offline` is for domains that are shut off" if facts.active else ""
@@ -80,7 +80,7 @@ class Offline:
     def growing(self, claim: Claim) -> Growing:
         return Growing([])
 
-    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[Source] | None:
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
         return None
 
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:

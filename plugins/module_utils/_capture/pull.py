@@ -52,7 +52,7 @@ class Pull:
 
     name = "pull"
     live = True
-    compresses = False
+    compressions: tuple[str, ...] = ("none", "zlib")
 
     def obstacle(self, versions: HostVersions, facts: DomainFacts) -> str:
         return needs_running(self.name, facts) or missing_versions(versions) or missing_library()
@@ -86,12 +86,12 @@ class Pull:
         files = [GrowingFile(path) for path in claim.plan.scratch.values()]
         return Growing(files, "scratch files", _KIND.option, "They are removed, before the guest has to stop.")
 
-    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[Source] | None:
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
         bitmap = export_bitmap(disk.target) if disk.since else ""
         backing = Backing(disk.below[0]["file"], "qcow2") if disk.since else None
         connections = max(1, _MOST_CONNECTIONS // len(claim.plan.disks))
         connected = partial(ServedDisk, Path(claim.plan.socket), disk.target, bitmap, connections, pace.check)
-        return served_image(connected, disk.format, backing)
+        return served_image(connected, disk.format, backing, compressed=compress != "none")
 
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
         domain = active(lookup(connection, claim.uuid))

@@ -181,7 +181,7 @@ class Copies:
             rate,
             find_zeroes=self._options.find_zeroes,
             in_use=self._method.live,
-            served=self._method.served(self._claim, disk, self._pace),
+            served=self._method.served(self._claim, disk, self._pace, self._options.compress),
         )
 
         def source_free() -> None:

@@ -19,6 +19,7 @@ from .._base.errors import LiveBackupError
 from .digest import Source
 from .extents import Extents
 from .qcow2 import CLUSTER
+from .qcow2_compressed import CompressedImage
 from .qcow2_writer import Backing, DataIndex, Layout
 
 try:
@@ -195,10 +196,15 @@ def _overlaid(dirty: Iterable[tuple[int, int]], data: Iterator[tuple[int, int]])
 
 
 @contextmanager
-def served_image(disk: Callable[[], ServedDisk], image_format: str, backing: Backing | None = None) -> Iterator[Source]:
+def served_image(
+    disk: Callable[[], ServedDisk], image_format: str, backing: Backing | None = None, *, compressed: bool = False
+) -> Iterator[Source]:
     """The image that a disk is to be copied to, as if it were there. The disk is connected to while this lasts."""
     connected = disk()
     extents = connected.extents()
+    if compressed:
+        yield CompressedImage(connected.size, extents, connected.read, backing)
+        return
     yield _RawImage(connected, extents) if image_format == "raw" else _Qcow2Image(connected, Layout(connected.size, extents, backing))
 
 

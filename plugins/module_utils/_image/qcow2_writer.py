@@ -45,6 +45,44 @@ class Backing:
     format: str
 
 
+def l1_entries(size: int) -> int:
+    """How many L2 tables a disk may have. ValueError where QEMU opens no such image."""
+    entries = count(size, TABLE_BYTES)
+    if size < 0 or entries > MOST_L1_ENTRIES:
+        raise ValueError(f"QEMU opens no qcow2 image with a disk of {size} bytes and clusters of 64 KiB.")
+    return entries
+
+
+def header(size: int, backing: Backing | None, l1: tuple[int, int], counts: tuple[int, int]) -> bytes:
+    """The header of an image. `l1` is the number of entries and the cluster of its L1 table, `counts` the cluster and the number of
+    clusters of the table of counts. ValueError where the name of the backing file is none for an image."""
+    name, image_format = _named(backing) if backing else (b"", b"")
+    extensions = struct.pack(">II", _BACKING_FORMAT, len(image_format)) + image_format.ljust(count(len(image_format), 8) * 8, b"\0")
+    # An extension without a name and a length is the last one.
+    rest = (extensions if name else b"") + bytes(8)
+    fields = Fields(
+        MAGIC,
+        version=3,
+        backing_offset=FIELDS.size + len(rest) if name else 0,
+        backing_length=len(name),
+        cluster_bits=CLUSTER_BITS,
+        size=count(size, _SECTOR) * _SECTOR,
+        encryption=0,
+        l1_entries=l1[0],
+        l1_offset=l1[1] * CLUSTER,
+        counts_offset=counts[0] * CLUSTER,
+        counts_clusters=counts[1],
+        snapshots=0,
+        snapshots_offset=0,
+        incompatible=0,
+        compatible=0,
+        autoclear=0,
+        count_order=_COUNT_ORDER,
+        length=FIELDS.size,
+    )
+    return (FIELDS.pack(*fields) + rest + name).ljust(CLUSTER, b"\0")
+
+
 class Layout:
     """Where everything is in the image of a disk of `size` bytes that holds these extents.
 
@@ -56,21 +94,19 @@ class Layout:
     def __init__(self, size: int, extents: Extents, backing: Backing | None = None) -> None:
         self.size = size
         self.extents = extents
-        self._name, self._format = _named(backing) if backing else (b"", b"")
-        self._l1_entries = _count(size, TABLE_BYTES)
-        if size < 0 or self._l1_entries > MOST_L1_ENTRIES:
-            raise ValueError(f"QEMU opens no qcow2 image with a disk of {size} bytes and clusters of 64 KiB.")
+        self._l1_entries = l1_entries(size)
         for start, end, _zero in extents:
             if start % CLUSTER or end % CLUSTER and end != size or end > size:
                 raise ValueError(f"The extent from {start} to {end} does not consist of whole clusters of a disk of {size} bytes.")
-        self._tables, clusters = _tables_of(extents)
-        self._l1_clusters = _count(self._l1_entries, TABLE_ENTRIES)
+        self._tables, clusters = tables_of(extents)
+        self._l1_clusters = count(self._l1_entries, TABLE_ENTRIES)
         # In clusters of the file.
-        self._count_tables, self._count_blocks = _counting(1 + self._l1_clusters + len(self._tables) + clusters)
+        self._count_tables, self._count_blocks = counting(1 + self._l1_clusters + len(self._tables) + clusters)
         self._l1 = 1 + self._count_tables + self._count_blocks
         self._l2 = self._l1 + self._l1_clusters
         self._data = self._l2 + len(self._tables)
         self._end = self._data + clusters
+        self._header = header(size, backing, (self._l1_entries, self._l1), (1, self._count_tables))
 
     @property
     def head_size(self) -> int:
@@ -94,38 +130,12 @@ class Layout:
             return self._l1_table(cluster - self._l1)
         if cluster > self._count_tables:
             block = cluster - 1 - self._count_tables
-            return _whole_clusters(array("H", [1]) * min(_COUNTS, self._end - block * _COUNTS))
+            return whole_clusters(array("H", [1]) * min(_COUNTS, self._end - block * _COUNTS))
         if cluster > 0:
             first = (cluster - 1) * TABLE_ENTRIES
             blocks = range(first, min(first + TABLE_ENTRIES, self._count_blocks))
-            return _whole_clusters(array("Q", [(1 + self._count_tables + block) * CLUSTER for block in blocks]))
-        return self._header()
-
-    def _header(self) -> bytes:
-        extensions = struct.pack(">II", _BACKING_FORMAT, len(self._format)) + self._format.ljust(_count(len(self._format), 8) * 8, b"\0")
-        # An extension without a name and a length is the last one.
-        rest = (extensions if self._name else b"") + bytes(8)
-        fields = Fields(
-            MAGIC,
-            version=3,
-            backing_offset=FIELDS.size + len(rest) if self._name else 0,
-            backing_length=len(self._name),
-            cluster_bits=CLUSTER_BITS,
-            size=_count(self.size, _SECTOR) * _SECTOR,
-            encryption=0,
-            l1_entries=self._l1_entries,
-            l1_offset=self._l1 * CLUSTER,
-            counts_offset=CLUSTER,
-            counts_clusters=self._count_tables,
-            snapshots=0,
-            snapshots_offset=0,
-            incompatible=0,
-            compatible=0,
-            autoclear=0,
-            count_order=_COUNT_ORDER,
-            length=FIELDS.size,
-        )
-        return (FIELDS.pack(*fields) + rest + self._name).ljust(CLUSTER, b"\0")
+            return whole_clusters(array("Q", [(1 + self._count_tables + block) * CLUSTER for block in blocks]))
+        return self._header
 
     def _l1_table(self, part: int) -> bytes:
         first = part * TABLE_ENTRIES
@@ -134,9 +144,9 @@ class Layout:
         while position < len(self._tables) and self._tables[position].number < first + len(table):
             table[self._tables[position].number - first] = COPIED | (self._l2 + position) * CLUSTER
             position += 1
-        return _whole_clusters(table)
+        return whole_clusters(table)
 
-    def _l2_table(self, of: _Table) -> bytes:
+    def _l2_table(self, of: Table) -> bytes:
         begin, stop = of.number * TABLE_BYTES, (of.number + 1) * TABLE_BYTES
         entry = COPIED | (self._data + of.cluster) * CLUSTER
         table = array("Q", bytes(CLUSTER))
@@ -144,14 +154,14 @@ class Layout:
             start, end, zero = max(extent.start, begin), min(extent.end, stop), extent.zero
             if start >= end:
                 break
-            first, clusters = (start - begin) // CLUSTER, _count(end - start, CLUSTER)
+            first, clusters = (start - begin) // CLUSTER, count(end - start, CLUSTER)
             after = entry if zero else entry + clusters * CLUSTER
             table[first : first + clusters] = array("Q", [ZERO]) * clusters if zero else array("Q", range(entry, after, CLUSTER))
             entry = after
-        return _whole_clusters(table)
+        return whole_clusters(table)
 
 
-class _Table(NamedTuple):
+class Table(NamedTuple):
     """An L2 table that something is held in: its number in the L1 table, its first extent, and its first cluster of the data."""
 
     number: int
@@ -159,16 +169,16 @@ class _Table(NamedTuple):
     cluster: int = 0
 
 
-def _tables_of(extents: Extents) -> tuple[list[_Table], int]:
+def tables_of(extents: Extents) -> tuple[list[Table], int]:
     """The L2 tables of an image, and how many clusters of data it has."""
-    found: list[_Table] = []
+    found: list[Table] = []
     clusters = 0
     for position, (start, end, zero) in enumerate(extents):
-        for number in range(start // TABLE_BYTES, _count(end, TABLE_BYTES)):
+        for number in range(start // TABLE_BYTES, count(end, TABLE_BYTES)):
             if not found or found[-1].number < number:
-                found.append(_Table(number, position, clusters))
+                found.append(Table(number, position, clusters))
             if not zero:
-                clusters += _count(min(end, (number + 1) * TABLE_BYTES) - max(start, number * TABLE_BYTES), CLUSTER)
+                clusters += count(min(end, (number + 1) * TABLE_BYTES) - max(start, number * TABLE_BYTES), CLUSTER)
     return found, clusters
 
 
@@ -183,7 +193,7 @@ class DataIndex:
             if not zero:
                 self._numbers.append(number)
                 self._firsts.append(position)
-                position += _count(end - start, CLUSTER) * CLUSTER
+                position += count(end - start, CLUSTER) * CLUSTER
 
     def pieces(self, start: int, end: int) -> Iterator[tuple[int, int]]:
         """The offsets in the disk, and the lengths, of what is between two offsets of the joined data.
@@ -194,7 +204,7 @@ class DataIndex:
         while start < end:
             first, last, _zero = next(self._extents.since(self._numbers[at]))
             inside = start - self._firsts[at]
-            taken = min(_count(last - first, CLUSTER) * CLUSTER - inside, end - start)
+            taken = min(count(last - first, CLUSTER) * CLUSTER - inside, end - start)
             yield first + inside, min(taken, last - first - inside)
             start, at = start + taken, at + 1
 
@@ -210,7 +220,7 @@ def write_image(layout: Layout, read: Callable[[memoryview, int], None], write: 
     for start, end in layout.extents.data():
         for offset in range(start, end, _PIECE):
             length = min(_PIECE, end - offset)
-            whole = _count(length, CLUSTER) * CLUSTER
+            whole = count(length, CLUSTER) * CLUSTER
             read(buffer[:length], offset)
             buffer[length:whole] = bytes(whole - length)
             write(buffer[:whole])
@@ -223,22 +233,22 @@ def _named(backing: Backing) -> tuple[bytes, bytes]:
     return name, backing.format.encode("ascii")
 
 
-def _count(length: int, unit: int) -> int:
+def count(length: int, unit: int) -> int:
     """How many units a length takes."""
     return -(-length // unit)
 
 
-def _counting(clusters: int) -> tuple[int, int]:
+def counting(clusters: int) -> tuple[int, int]:
     """How many clusters the table and the blocks of reference counts take, which count themselves too."""
     tables = blocks = 0
-    while (needed := _count(clusters + tables + blocks, _COUNTS)) != blocks:
-        blocks, tables = needed, _count(needed, TABLE_ENTRIES)
+    while (needed := count(clusters + tables + blocks, _COUNTS)) != blocks:
+        blocks, tables = needed, count(needed, TABLE_ENTRIES)
     return tables, blocks
 
 
-def _whole_clusters(table: array[int]) -> bytes:
+def whole_clusters(table: array[int]) -> bytes:
     """A table as it is in the file."""
     if sys.byteorder == "little":
         table.byteswap()
     data = table.tobytes()
-    return data.ljust(_count(len(data), CLUSTER) * CLUSTER, b"\0")
+    return data.ljust(count(len(data), CLUSTER) * CLUSTER, b"\0")

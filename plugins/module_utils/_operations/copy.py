@@ -36,8 +36,12 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         return {"changed": _is_missing(claim), "planned": True, "disks": _copied(claim)}
     with hold(uuid, clock):
         claim = _captured(uuid, name, params["backup_id"])
-        if params["compress"] != "none" and not COPIED[claim.method].compresses:
-            raise LiveBackupError(f"A backup by {claim.method} cannot be compressed: use compress none.", code="option_invalid")
+        possible = COPIED[claim.method].compressions
+        if params["compress"] not in possible:
+            raise LiveBackupError(
+                f"A backup by {claim.method} cannot be compressed by {params['compress']}. Use {' or '.join(possible)}.",
+                code="option_invalid",
+            )
         if not _is_missing(claim):
             return {"changed": False, "planned": False, "disks": _copied(claim)}
         copies = Copies(

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import random
 import select
 import signal
 import subprocess
@@ -64,8 +65,10 @@ def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], ServedDisk]]:
         socket.unlink(missing_ok=True)
 
 
-def copy(disk: Callable[[], ServedDisk], path: Path, backing: Backing | None = None, image_format: str = "qcow2") -> None:
-    with served_image(disk, image_format, backing) as image, path.open("w+b") as file:
+def copy(
+    disk: Callable[[], ServedDisk], path: Path, backing: Backing | None = None, image_format: str = "qcow2", *, compressed: bool = False
+) -> None:
+    with served_image(disk, image_format, backing, compressed=compressed) as image, path.open("w+b") as file:
         file.truncate(image.size)
         digest, _data = copy_data(image, LocalFile(file.fileno()), Pace(Clock()), find_zeroes=True)
     assert digest == image_digest(path)
@@ -78,7 +81,7 @@ def copy(disk: Callable[[], ServedDisk], path: Path, backing: Backing | None = N
 @given(SECTORS, COMMANDS, COMMANDS)
 def test_a_full_and_an_incremental_copy_show_the_disk(sectors: int, first: list[Command], later: list[Command]) -> None:
     with tempfile.TemporaryDirectory() as name:
-        live, full, raw, increment = (Path(name, f"{one}.qcow2") for one in ("live", "full", "raw", "increment"))
+        live, full, raw, small, increment = (Path(name, f"{one}.qcow2") for one in ("live", "full", "raw", "small", "increment"))
         qemu_img("create", "-f", "qcow2", live, sectors * 512)
         change(live, sectors, first)
         qemu_img("bitmap", "--add", "-f", "qcow2", live, "since")
@@ -88,10 +91,33 @@ def test_a_full_and_an_incremental_copy_show_the_disk(sectors: int, first: list[
         with served(live) as disk:
             copy(disk, raw, image_format="raw")
         qemu_img("compare", "-q", "-f", "raw", "-F", "qcow2", raw, live)
+        with served(live) as disk:
+            copy(disk, small, compressed=True)
+        qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", small, live)
         change(live, sectors, later)
         with served(live, "since") as disk:
             copy(disk, increment, Backing(full.name, "qcow2"))
         qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", increment, live)
+        with served(live, "since") as disk:
+            copy(disk, increment, Backing(small.name, "qcow2"), compressed=True)
+        qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", increment, live)
+
+
+def test_what_can_be_compressed_and_what_cannot(tmp_path: Path) -> None:
+    """Of some MiB, in more than one piece, with zeroes that are data in the middle, and an end that is no whole cluster."""
+    live, small = tmp_path / "live.qcow2", tmp_path / "small.qcow2"
+    chosen = random.Random(16)
+    data = b"".join(
+        chosen.choice([chosen.randbytes(CLUSTER), bytes(CLUSTER), chosen.randbytes(999) * 66])[:CLUSTER].ljust(CLUSTER, b"x")
+        for _cluster in range(150)
+    )
+    raw = tmp_path / "raw"
+    raw.write_bytes(data + b"end".ljust(512, b"."))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", "-S", "0", raw, live)
+    with served(live) as disk:
+        copy(disk, small, compressed=True)
+    qemu_img("compare", "-q", "-f", "raw", "-F", "qcow2", raw, small)
+    assert small.stat().st_blocks * 512 < len(data) * 0.6
 
 
 @pytest.mark.parametrize(

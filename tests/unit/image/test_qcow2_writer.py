@@ -20,7 +20,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 i
     is_self_contained,
     read_header,
 )
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing, Layout, _counting, write_image
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing, Layout, counting, write_image
 
 TIB = 1 << 40
 # Each starts QEMU's programs.
@@ -154,7 +154,7 @@ def test_qemu_can_write_to_it(clusters: int, tmp_path: Path) -> None:
 
 @given(st.integers(1, 1 << 36))
 def test_the_counts_count_themselves(clusters: int) -> None:
-    tables, blocks = _counting(clusters)
+    tables, blocks = counting(clusters)
     assert blocks == -(-(clusters + tables + blocks) // (CLUSTER // 2)) and tables == -(-blocks // (CLUSTER // 8))
 
 
