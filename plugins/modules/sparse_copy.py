@@ -92,7 +92,8 @@ options:
     default: keep
   compress:
     description:
-      - Compress the data of a qcow2 copy. A pull is compressed with V(zlib) only. V(zstd) needs QEMU 5.1 or newer, on this host and on the host where it is restored.
+      - Compress the data of a qcow2 copy. V(zstd) needs QEMU 5.1 or newer, on this host and on the host where it is restored.
+      - A pull can only be compressed with V(zlib).
       - For a single image, O(src), this needs O(src_format).
     type: str
     choices: [none, zlib, zstd]

@@ -880,7 +880,7 @@ def test_no_place_for_the_overlay_of_a_block_device(on_disk: bool, room: int, ca
     monkeypatch.setattr(_growing, "free_bytes", lambda place: room)
     before = state(capture)
     for check in (True, False):
-        with pytest.raises(LiveBackupError, match=f"vda .* is a block device.* None of {images}, {images}/missing is one"):
+        with pytest.raises(LiveBackupError, match=f"vda .* is not a file of this host.* None of {images}, {images}/missing is one"):
             capture.snapshot(check=check)
     assert state(capture) == before and capture.claim_files() == [] and changes() == []
 

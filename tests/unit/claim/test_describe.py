@@ -75,6 +75,7 @@ def test_the_schema_is_strict() -> None:
     # What is not in every manifest: the group, and what older versions did not know.
     optional = {
         "group",
+        "latency",
         "chain",
         "level_reason",
         "checkpoint",

@@ -12,7 +12,7 @@ import pytest
 from tests.faults import faulty, points, tables
 from tests.faults.faulty import UTILS, place_of
 
-NEAR = {call for _modules, call in points.CALLS.values()} | {call for _module, call in points.WITHIN.values()}
+NEAR = {call for _modules, call in points.CALLS.values()} | {call for _method, _module, call in points.WITHIN.values()}
 NEAR |= {row.call for row in [*tables.KILLS, *tables.PRUNES, *tables.PROOFS, *tables.RECOVERIES, *tables.RESTORES]}
 TESTS = Path(points.__file__).parents[1]
 # As they are written in the tests themselves: in a fault, or alone.

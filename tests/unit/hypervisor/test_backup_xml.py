@@ -7,7 +7,11 @@ import pytest
 from hypothesis import given, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.backup_xml import backup_files, push_backup_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.backup_xml import (
+    backup_files,
+    pull_backup_xml,
+    push_backup_xml,
+)
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import parse_xml
 
 
@@ -53,7 +57,15 @@ def test_targets_of_a_job_as_libvirt_shows_it() -> None:
     assert backup_files(text) == {"vda": "/t/vda", "vdb": ""}
 
 
-def test_a_pull_job_has_no_targets() -> None:
+def test_a_pull_job_has_scratch_files() -> None:
     text = """<domainbackup mode='pull'><server transport='unix' socket='/s'/><disks>
       <disk name='vda' backup='yes' type='file'><driver type='qcow2'/><scratch file='/s/vda'/></disk></disks></domainbackup>"""
-    assert backup_files(text) == {}
+    assert backup_files(text) == {"vda": "/s/vda"}
+
+
+def test_what_is_written_of_a_pull_is_read_again() -> None:
+    text = pull_backup_xml({"vda": "/s/<a>", "vdb": "/s/b"}, "/run/nbd", {"vdb": "point"})
+    root = parse_xml(text)
+    assert backup_files(text) == {"vda": "/s/<a>", "vdb": "/s/b"}
+    assert root.get("mode") == "pull" and root.find("server").attrib == {"transport": "unix", "socket": "/run/nbd"}
+    assert [(disk.get("backupmode"), disk.get("incremental")) for disk in root.iter("disk")] == [("full", None), ("incremental", "point")]

@@ -297,6 +297,8 @@ class DomainState:
                 for path, name, nodes in opened
                 for node in reversed(nodes)
             ] + [{"node-name": f"{target}-base", "drv": "raw", "file": base} for target, base in self.disks.items()]
+        if command == "query-jobs":
+            return []
         if command == "query-block-jobs":
             return [{"device": job, "ready": status == "ready"} for job, status in self.qemu_jobs.items()]
         if command == "block-commit":
