@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.rig.guest import Guest
+from tests.rig.shell import wait_until
 
 from .conftest import Backup, result_of
 from .test_legacy import CRAWL, start_copy
@@ -122,3 +124,47 @@ def test_a_domain_that_was_never_started(make_guest: Callable[..., Guest], backu
     begin(backup)
     backup.copy()
     assert backup.publish()["changed"]
+
+
+def test_an_incremental_backup_reads_what_the_bitmap_says(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """QEMU has stored its bitmap in the image. Nothing is written there, and the next backup of the running guest still builds on it."""
+    guest = make_guest("still")
+    first = backup_of(guest, backup_id="night-0")
+    first.run(level="auto")
+    guest.write(20)
+    guest.shutdown_inside()
+    wait_until(lambda: guest.state() == "shut off", 60, "the shutdown")
+    image = Path(guest.disks["vdb"].image)
+    # Whoever changes the image while the domain is shut off does it by QEMU, which notes it.
+    for command in ("write -z 8M 1M", "discard 9M 1M", "write -P 5 10M 1M"):
+        guest.hypervisor.run(["qemu-io", "-f", "qcow2", "-c", command, image])
+    before = image.stat().st_mtime_ns
+    second = backup_of(guest, first.target, "night-1")
+    planned = second.begin(method="offline", level="incremental", check=True)
+    begun = second.begin(method="offline", level="incremental")
+    assert begun["level"] == "incremental" and begun["parent"] == "night-0", begun
+    rows = {disk["target"]: disk["dirty"] for disk in begun["disks"]}
+    assert rows["vda"] is None and 3 << 20 <= rows["vdb"] < 16 << 20 and planned["disks"] == begun["disks"], rows
+    copied = second.copy(format="qcow2")
+    assert {disk["target"]: disk["method"] for disk in copied["disks"]} == {"vda": "qemu-img convert", "vdb": "nbd"}, copied
+    published = second.publish()
+    assert "failed" not in published, published
+    assert_same(guest, Path(published["path"]))
+    assert image.stat().st_mtime_ns == before
+    assert published["manifest"]["checkpoint"] is None
+    checked = second.module("backup_set_verify", target=str(first.target), domain=guest.name, backup_id="night-1", level="deep")
+    assert checked.get("verified"), checked
+    guest.start()
+    guest.write(20)
+    third = backup_of(guest, first.target, "night-2")
+    night = third.run(level="incremental")
+    assert night["manifest"]["parent"] == "night-0", night
+    assert_same(guest, Path(night["path"]))
+    assert third.claims() == []
+
+
+def assert_same(guest: Guest, path: Path) -> None:
+    """A guest that stands still has what was backed up, by QEMU's word."""
+    for target, disk in guest.disks.items():
+        command = ["qemu-img", "compare", "-U", "-f", disk.format, "-F", "qcow2", disk.image, path / f"{target}.qcow2"]
+        guest.hypervisor.run(command)

@@ -15,7 +15,8 @@ import secrets
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import cast
+from pathlib import Path
+from typing import Optional, cast
 
 from .._base.clock import wall_time
 from .._base.errors import LiveBackupError
@@ -26,8 +27,10 @@ from .._hypervisor.checkpoints import checkpoint_names, checkpoint_xml, dirty_by
 from .._hypervisor.connection import FAILURES, explain, explained
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import lookup
+from .._image.nbd_disk import missing_library
 from .._image.qcow2 import Header, header_of
-from .._image.qemu_img import snapshots_in
+from .._image.qemu_img import snapshots_in, usable_bitmaps
+from .._image.qemu_nbd import changed_bytes
 from .._sets.catalogue import SetFacts
 from .._sets.chain import MOST_IN_CHAIN, ancestors_of, as_below, contents_of
 from .._sets.schema import Checkpoint, Manifest
@@ -58,11 +61,15 @@ def check_level(options: BeginOptions) -> None:
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for. `obstacle` is why the method makes no checkpoints; without `write` nothing may be changed."""
+    """What is asked for. `obstacle` is why the method makes no checkpoints; without `write` nothing may be changed.
+
+    `at_rest` is whether the domain is shut off, so that its images have all bitmaps.
+    """
 
     options: BeginOptions
     obstacle: str
     write: bool
+    at_rest: bool
 
 
 def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain, target: Target, wanted: Wanted) -> None:
@@ -87,9 +94,11 @@ def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain,
         parent, reason = None, "it was asked for"
     else:
         found, reason = candidates(sets, options.level, options.full_every)
-        parent, problem = (None, "") if obstacle else _choose(domain, found, wanted.write)
+        parent, problem, dirty = _choose_at_rest(plan, found, untracked) if wanted.at_rest else (None, "", {})
+        if not obstacle:
+            parent, problem, dirty = _choose(domain, found, wanted.write)
         if parent is not None:
-            _build_on(plan, domain, parent, sets, untracked)
+            _build_on(plan, parent, sets, untracked, dirty)
         newest = parent or next(iter(found), None)
         parent = _compare_with(plan, newest, untracked)
         if parent:
@@ -167,8 +176,11 @@ def _first_of(manifest: Manifest) -> str:
     return (ancestors_of(manifest) or [manifest["backup_id"]])[0]
 
 
-def _choose(domain: libvirt.virDomain, found: list[Manifest], write: bool) -> tuple[Manifest | None, str]:
-    """The first of the sets whose checkpoint is there, and why it is not that of a newer one."""
+_Chosen = tuple[Optional[Manifest], str, dict[str, int]]
+
+
+def _choose(domain: libvirt.virDomain, found: list[Manifest], write: bool) -> _Chosen:
+    """The first of the sets whose checkpoint is there, why it is not that of a newer one, and the bytes that changed since, by disk."""
     known = checkpoint_names(domain)
     problems: list[str] = []
     for number, manifest in enumerate(one for one in found if one.get("checkpoint")):
@@ -179,16 +191,28 @@ def _choose(domain: libvirt.virDomain, found: list[Manifest], write: bool) -> tu
         again = checkpoint_xml(checkpoint["name"], checkpoint["disks"], created)
         problem = probe(domain, checkpoint["name"], again, keep=write)
         if not problem:
-            return manifest, "; ".join(problems)
+            with explained(f"read how much of domain {domain.name()!r} changed"):
+                return manifest, "; ".join(problems), dirty_bytes(domain, checkpoint["name"])
         problems.append(f"the checkpoint of {manifest['backup_id']} cannot be used: {problem}")
-    return None, "".join(problems[:1])
+    return None, "".join(problems[:1]), {}
 
 
-def _build_on(plan: CapturePlan, domain: libvirt.virDomain, parent: Manifest, sets: list[SetFacts], untracked: dict[str, str]) -> None:
+def _choose_at_rest(plan: CapturePlan, found: list[Manifest], untracked: dict[str, str]) -> _Chosen:
+    """The same by the bitmaps in the images themselves. `untracked` gets the disks that have none."""
+    images = {disk.target: disk.source.path for disk in plan.disks if disk.target not in untracked and not missing_library()}
+    for manifest in (one for one in found if one.get("checkpoint")):
+        name = _checkpoint_of(manifest)["name"]
+        dirty = {target: changed_bytes(Path(path), name) for target, path in images.items() if name in usable_bitmaps(path)}
+        if dirty:
+            why = f"its image has no usable bitmap of {manifest['backup_id']}"
+            untracked.update({target: why for target in images if target not in dirty})
+            return manifest, "", dirty
+    return None, "", {}
+
+
+def _build_on(plan: CapturePlan, parent: Manifest, sets: list[SetFacts], untracked: dict[str, str], dirty: dict[str, int]) -> None:
     """Put each disk on its image in the parent, where its checkpoint has the same disk. `untracked` gets the others, and why."""
     checkpoint = _checkpoint_of(parent)
-    with explained(f"read how much of domain {domain.name()!r} changed"):
-        dirty = dirty_bytes(domain, checkpoint["name"])
     before = {disk["target"]: disk["source"]["path"] for disk in parent["disks"] if disk["target"] in checkpoint["disks"]}
     for disk in plan.disks:
         if disk.target in untracked:

@@ -25,6 +25,9 @@ from .._image.data import Pace
 from .._image.digest import Source
 from .._image.fingerprint import fingerprint, stood_still
 from .._image.lock import images_locked
+from .._image.nbd_disk import served_image
+from .._image.qcow2_writer import Backing
+from .._image.qemu_nbd import served_changes
 from .._overlay.space import Growing
 from .method import Left, Repair
 from .options import BeginOptions
@@ -81,7 +84,10 @@ class Offline:
         return Growing([])
 
     def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
-        return None
+        if not disk.since:
+            return None
+        changes = served_changes(Path(disk.source.path), disk.since, pace.check)
+        return served_image(changes, disk.format, Backing(disk.below[0]["file"], "qcow2"), compressed=compress != "none")
 
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
         [disk] = [disk for disk in claim.plan.disks if disk.target == target]

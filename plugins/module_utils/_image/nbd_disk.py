@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -197,15 +197,23 @@ def _overlaid(dirty: Iterable[tuple[int, int]], data: Iterator[tuple[int, int]])
 
 @contextmanager
 def served_image(
-    disk: Callable[[], ServedDisk], image_format: str, backing: Backing | None = None, *, compressed: bool = False
+    disk: AbstractContextManager[ServedDisk], image_format: str, backing: Backing | None = None, *, compressed: bool = False
 ) -> Iterator[Source]:
-    """The image that a disk is to be copied to, as if it were there. The disk is connected to while this lasts."""
-    connected = disk()
-    extents = connected.extents()
-    if compressed:
-        yield CompressedImage(connected.size, extents, connected.read, backing)
-        return
-    yield _RawImage(connected, extents) if image_format == "raw" else _Qcow2Image(connected, Layout(connected.size, extents, backing))
+    """The image that a disk is to be copied to, as if it were there. The disk is served while this lasts."""
+    with disk as connected:
+        extents = connected.extents()
+        if compressed:
+            yield CompressedImage(connected.size, extents, connected.read, backing)
+        elif image_format == "raw":
+            yield _RawImage(connected, extents)
+        else:
+            yield _Qcow2Image(connected, Layout(connected.size, extents, backing))
+
+
+@contextmanager
+def connected(socket: Path, export: str, bitmap: str, connections: int, check: Callable[[], None]) -> Iterator[ServedDisk]:
+    """A disk that is served already."""
+    yield ServedDisk(socket, export, bitmap, connections, check)
 
 
 class _RawImage:

@@ -235,6 +235,11 @@ def bitmaps_of(image: str | Path) -> list[str]:
     return [bitmap["name"] for bitmap in qcow2_facts(image).get("bitmaps", [])]
 
 
+def usable_bitmaps(image: str | Path) -> list[str]:
+    """The names of those that have noted all changes until the image was closed. QEMU marks others, as after it was killed."""
+    return [bitmap["name"] for bitmap in qcow2_facts(image).get("bitmaps", []) if bitmap["flags"] == ["auto"]]
+
+
 def remove_bitmap(image: str | Path, name: str) -> None:
     """Remove a dirty bitmap of a qcow2 image that no QEMU has open."""
     _run("bitmap", "--remove", *_reads(image, "qcow2"), "--", image, name)

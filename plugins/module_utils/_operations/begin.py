@@ -139,7 +139,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
     if not where.is_here:
         _plan_sending(plan, chosen, options)
     method.plan(plan, chosen, facts, options)
-    plan_level(plan, chosen, domain, where, Wanted(options, method.checkpoint_obstacle(versions), write))
+    plan_level(plan, chosen, domain, where, Wanted(options, method.checkpoint_obstacle(versions), write, not method.live))
     _check_space(plan, where, target, (name, uuid), write=write)
     return plan
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 import fcntl
 import json
 import os
-import shutil
 import socket
 import subprocess
 import tempfile
@@ -23,6 +22,7 @@ from .._base.errors import Advice, LiveBackupError
 from .._base.filesystem import MIB, free_bytes, mib
 from .._base.memory import memory_available, memory_total
 from .._image.qemu_img import create_overlay
+from .._image.qemu_nbd import require_qemu_nbd, start_server
 from .._overlay.space import Growth, Space, is_threatened, least_space
 
 _SECTOR = 512
@@ -75,10 +75,7 @@ class Scratch:
     @contextmanager
     def served(self, image: dict[str, Any], capacity: int, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
         """Serve an image, a node of QEMU's block layer, below an overlay of its own, on a socket that only QEMU's user may use."""
-        if shutil.which("qemu-nbd") is None:
-            raise LiveBackupError(
-                "qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).", code="program_missing"
-            )
+        require_qemu_nbd()
         with tempfile.TemporaryFile(dir=self._directory) as file, socket.socket(socket.AF_UNIX) as listening:
             overlay = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST_DESCRIPTOR)
             try:
@@ -89,7 +86,7 @@ class Scratch:
                 if user:
                     os.chown(path, *user)
                 listening.listen()
-                server = self._start(_node(overlay, image), overlay, listening.fileno())
+                server = self._start(_node(overlay, image), overlay, listening)
                 # If the server ends, whoever reads there is to know.
                 listening.close()
                 self._files.append(overlay)
@@ -104,20 +101,10 @@ class Scratch:
             finally:
                 os.close(overlay)
 
-    def _start(self, node: str, overlay: int, listening: int) -> subprocess.Popen[bytes]:
+    def _start(self, node: str, overlay: int, listening: socket.socket) -> subprocess.Popen[bytes]:
         # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
         modestly = ["nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
-        # Who has died before the kernel was told whose death is to kill the server is not its parent any more.
-        with_us = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
-        # systemd's protocol wants the socket as descriptor 3. A small shell knows no descriptors of two digits.
-        script = 'exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
-        return subprocess.Popen(
-            ["sh", "-c", script, "sh", *with_us, *modestly, "qemu-nbd", "--persistent", node],
-            pass_fds=[overlay],
-            stdin=listening,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.DEVNULL,
-        )
+        return start_server([node], listening, tuple(modestly), (overlay,))
 
     def problem(self) -> LiveBackupError | None:
         """The error for which the proof is to be given up. It is about this host, not about the set."""

@@ -187,7 +187,7 @@ def test_no_other_code_runs_qemus_tools() -> None:
     found = set()
     for path in PLUGINS.rglob("*.py"):
         found |= functions_with(path, lambda node: isinstance(node, ast.Constant) and node.value in TOOLS)
-    assert found == {("qemu_img", "_command"), ("scratch", "served"), ("scratch", "_start")}
+    assert found == {("qemu_img", "_command"), ("qemu_nbd", "require_qemu_nbd"), ("qemu_nbd", "start_server")}
     runners = functions_with(
         Path(Q.__file__),
         lambda node: isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ("_run", "_command"),

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -20,7 +20,13 @@ from hypothesis import example, given, settings, strategies as st
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import Clock
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import LocalFile, Pace, copy_data
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import image_digest
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.nbd_disk import ServedDisk, _in_clusters, _overlaid, served_image
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.nbd_disk import (
+    ServedDisk,
+    _in_clusters,
+    _overlaid,
+    connected,
+    served_image,
+)
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import CLUSTER
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing
 
@@ -48,14 +54,14 @@ def change(image: Path, sectors: int, commands: list[Command]) -> None:
 
 
 @contextmanager
-def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], ServedDisk]]:
+def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], AbstractContextManager[ServedDisk]]]:
     socket, pid = image.with_suffix(".sock"), image.with_suffix(".pid")
     # It returns when it can be connected to.
     command = ["qemu-nbd", "--fork", "--pid-file", str(pid), "--read-only", "--format", "qcow2", "--persistent", "--shared", "0"]
     command += ["--socket", str(socket), "--export-name", "vda", *(["--bitmap", bitmap] if bitmap else []), str(image)]
     subprocess.run(command, check=True)
     try:
-        yield partial(ServedDisk, socket, "vda", bitmap)
+        yield partial(connected, socket, "vda", bitmap, 4, lambda: None)
     finally:
         process = os.pidfd_open(int(pid.read_text()))
         signal.pidfd_send_signal(process, signal.SIGKILL)
@@ -66,9 +72,14 @@ def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], ServedDisk]]:
 
 
 def copy(
-    disk: Callable[[], ServedDisk], path: Path, backing: Backing | None = None, image_format: str = "qcow2", *, compressed: bool = False
+    disk: Callable[[], AbstractContextManager[ServedDisk]],
+    path: Path,
+    backing: Backing | None = None,
+    image_format: str = "qcow2",
+    *,
+    compressed: bool = False,
 ) -> None:
-    with served_image(disk, image_format, backing, compressed=compressed) as image, path.open("w+b") as file:
+    with served_image(disk(), image_format, backing, compressed=compressed) as image, path.open("w+b") as file:
         file.truncate(image.size)
         digest, _data = copy_data(image, LocalFile(file.fileno()), Pace(Clock()), find_zeroes=True)
     assert digest == image_digest(path)

@@ -1,0 +1,72 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The one way to call qemu-nbd, which serves images to others and to us."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .._base.errors import LiveBackupError
+from .._base.files import scratch_directory
+from .nbd_disk import ServedDisk
+
+_EXPORT = "disk"
+
+
+def require_qemu_nbd() -> None:
+    """Fail where it is not installed."""
+    if shutil.which("qemu-nbd") is None:
+        raise LiveBackupError(
+            "qemu-nbd is not installed on this host: install qemu-utils (Debian, Ubuntu) or qemu-img (EL).", code="program_missing"
+        )
+
+
+def start_server(
+    arguments: list[str], listening: socket.socket, limits: tuple[str, ...] = (), descriptors: tuple[int, ...] = ()
+) -> subprocess.Popen[bytes]:
+    """A qemu-nbd that serves at a socket that listens already, under the `limits` of other programs. It ends with us."""
+    # Who has died before the kernel was told whose death is to kill the server is not its parent any more.
+    with_us = ["setpriv", "--pdeathsig", "KILL", "sh", "-c", '[ "$PPID" = "$0" ] && exec "$@"', str(os.getpid())]
+    # systemd's protocol wants the socket as descriptor 3. A small shell knows no descriptors of two digits.
+    script = 'exec 3<&0 </dev/null; export LISTEN_FDS=1 LISTEN_PID=$$; exec "$@"'
+    return subprocess.Popen(
+        ["sh", "-c", script, "sh", *with_us, *limits, "qemu-nbd", "--persistent", *arguments],
+        pass_fds=descriptors,
+        stdin=listening.fileno(),
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+
+
+@contextmanager
+def served_changes(image: Path, bitmap: str, check: Callable[[], None] = lambda: None) -> Iterator[ServedDisk]:
+    """What a bitmap of a qcow2 image calls dirty, of a disk that nobody writes to. QEMU's lock keeps it so while this lasts."""
+    require_qemu_nbd()
+    with scratch_directory() as directory, socket.socket(socket.AF_UNIX) as listening:
+        path = directory / "nbd"
+        # It listens before the server runs, so there is nothing to wait for.
+        listening.bind(str(path))
+        listening.listen()
+        arguments = ["--read-only", "--format=qcow2", "--shared=0", f"--bitmap={bitmap}", f"--export-name={_EXPORT}", str(image)]
+        server = start_server(arguments, listening)
+        # If the server ends, whoever reads there is to know.
+        listening.close()
+        try:
+            yield ServedDisk(path, _EXPORT, bitmap, check=check)
+        finally:
+            server.kill()
+            server.wait()
+
+
+def changed_bytes(image: Path, bitmap: str) -> int:
+    """How much a bitmap of an image calls dirty, in whole clusters."""
+    with served_changes(image, bitmap) as disk:
+        return sum(end - start for start, end, _zero in disk.extents())
