@@ -93,7 +93,7 @@ options:
   compress:
     description:
       - Compress the data of a qcow2 copy. V(zstd) needs QEMU 5.1 or newer, on this host and on the host where it is restored.
-      - A pull can only be compressed with V(zlib).
+      - A pull can only be compressed with V(zlib). What changed of a disk that is shut off is compressed with V(zlib) too.
       - For a single image, O(src), this needs O(src_format).
     type: str
     choices: [none, zlib, zstd]

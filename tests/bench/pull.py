@@ -7,6 +7,7 @@ import shutil
 import statistics
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,32 @@ class Pulls:
         return time.monotonic() - began, {**done, "begun": begun}
 
 
+def measure_guest(hypervisor: Hypervisor, directory: Path, module: Module, row: Callable[..., None]) -> None:
+    """How much slower a guest writes, which writes as fast as it can, while it is read at 8 MiB/s; and with a limit for its latency."""
+    guest: Guest = hypervisor.guest("writing", "two-disks", size=256 * MIB, fill=160 * MIB)
+
+    def writes(seconds: float = 15) -> float:
+        before, began = guest.durable(), time.monotonic()
+        time.sleep(seconds)
+        return (guest.durable() - before) / (time.monotonic() - began)
+
+    for number, options in enumerate(({"bandwidth": 8 * MIB}, {"latency_limit": 1})):
+        common = {"domain": guest.name, "backup_id": f"g{number}"}
+        alone = [writes()]
+        module(hypervisor, "libvirt_backup_begin", target=str(directory), method="pull", **common)
+        with ThreadPoolExecutor(1) as pool:
+            copying = pool.submit(module, hypervisor, "sparse_copy", format="qcow2", **common, **options)
+            beside = writes(5 if number else 15)
+            scratch = sum(path.stat().st_blocks * 512 for path in hypervisor.directory.rglob("*.scratch"))
+            copying.result()
+        latency = module(hypervisor, "backup_set_publish", target=str(directory), **common)["manifest"].get("latency")
+        alone.append(writes())
+        row(f"writes of a guest while it is read, {options}", [beside], "/s")
+        row("  alone, before and after", alone, "/s")
+        print(f"  ratio {beside / statistics.mean(alone):.3f} (bar 0.9), scratch files {scratch / MIB:.0f} MiB, slowed down: {latency}")
+    guest.remove()
+
+
 def compare_pull(hypervisor: Hypervisor, directory: Path, rounds: int, module: Module, row: Callable[..., None]) -> None:
     pulls = Pulls(hypervisor, directory, module)
     for name in ("sets", "vault", "staging"):
@@ -96,5 +123,6 @@ def compare_pull(hypervisor: Hypervisor, directory: Path, rounds: int, module: M
         [disk], [begun] = done["disks"], done["begun"]["disks"]
         print(f"  incremental to a server: {taken:.2f} s, {disk['data_bytes'] / begun['dirty']:.3f} of the dirty bytes (bar 1.05)")
     pulls.guest.remove()
+    measure_guest(hypervisor, directory, module, row)
     shutil.rmtree(directory)
     directory.mkdir()

@@ -16,12 +16,13 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.space import RESERVE
 from tests.faults.steps import end_lease, monitor
+from tests.rig.fleet import Fleet
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
-from tests.rig.shell import wait_until
+from tests.rig.shell import RigError, wait_until
 from tests.rig.sshd import Sshd
 
-from .conftest import ALL, Backup, result_of
+from .conftest import ALL, Backup, at_length, result_of
 from .test_role import TASKS, Player
 
 
@@ -379,3 +380,36 @@ def test_the_role_sends_it_straight(make_guest: Callable[..., Guest], backup_of:
     again = player.run(**options, backup_id="night-1")
     assert again.status == 0 and again.changed == 0, again.output
     assert_nothing_of_a_pull(backup)
+
+
+def test_the_server_is_full(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor, sshd: Sshd) -> None:
+    backup = backup_of(everyday)
+    small = hypervisor.small_filesystem("full-pull", 200 << 20)
+    assert "failed" not in backup.begin(method="pull", level="auto", target=f"{sshd.url}{small}", **sshd.options)
+    hypervisor.run(["dd", "if=/dev/zero", f"of={small}/hog", "bs=1M"], check=False)
+    copied = backup.copy()
+    assert copied["failed"] and "Free some disk space there" in copied["msg"], copied
+    assert hypervisor.run(["find", small, "-name", ".*.partial"]).stdout == ""
+    require_ended(backup)
+
+
+@at_length
+@pytest.mark.parametrize("method", ["push", "pull"])
+def test_a_migration_is_asked_for_meanwhile(method: str) -> None:
+    """libvirt refuses it, in words, and the backup is a good one."""
+    with Fleet("pulled", 2) as fleet:
+        here, there = fleet.hypervisors
+        guest = here.guest("g1", "still", size=64 * (1 << 20))
+        target = fleet.directory / "target"
+        target.mkdir()
+        backup = Backup(here, guest, target, "night-1")
+        assert "failed" not in backup.begin(method=method, level="auto")
+        if method == "pull":
+            with pytest.raises(RigError, match="job|backup"):
+                fleet.migrate(guest, there)
+        assert guest.state() == "running"
+        for result in (backup.copy() if method == "pull" else backup.wait(), published := backup.publish()):
+            assert "failed" not in result, result
+        verdict = backup.judge(published, guest.durable())
+        assert verdict.ok, str(verdict)
+        fleet.migrate(guest, there)
