@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._image import qemu_nbd as _qemu_nbd
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import image_node
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import create_overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
@@ -235,9 +236,9 @@ def test_a_server_ends_with_its_proof_even_if_that_dies_as_it_starts_it(
         listening.listen()
         if parent != "lives":
             # As it looks then: its parent is another process.
-            monkeypatch.setattr(_boot_scratch.os, "getpid", lambda: 1)
+            monkeypatch.setattr(_qemu_nbd.os, "getpid", lambda: 1)
         server = Scratch(tmp_path, GIB, FakeClock())._start(
-            _boot_scratch._node(overlay, image_node([tmp_path / "image"], "raw")), overlay, listening.fileno()
+            _boot_scratch._node(overlay, image_node([tmp_path / "image"], "raw")), overlay, listening
         )
     try:
         if parent == "lives":
