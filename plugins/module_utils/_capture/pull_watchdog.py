@@ -117,8 +117,11 @@ def main(uri: str, uuid: str, path: str, lock: str, token: str) -> int:
     sys.stdout.write("armed\n")
     sys.stdout.flush()
     dead, late = 0, 0.0
-    while (claim := read_claim(path, token)) is not None:
+    while late <= LATE_SECONDS:
         try:
+            claim = read_claim(path, token)
+            if claim is None:
+                return 0
             dead = dead + 1 if found_dead(claim, lock) or is_stopped(libvirt, uri, uuid, claim, lock) else 0
             if dead >= TIMES:
                 if end_job(libvirt, uri, uuid, claim):
@@ -128,8 +131,9 @@ def main(uri: str, uuid: str, path: str, lock: str, token: str) -> int:
             # It is asked again while libvirt's daemon is away.
             if error.get_error_code() == libvirt.VIR_ERR_NO_DOMAIN:
                 return 0
-        if late > LATE_SECONDS:
-            return 0
+        except OSError:
+            # So are files that cannot be read now.
+            dead = 0
         time.sleep(LOOK_SECONDS)
     return 0
 

@@ -85,15 +85,20 @@ class ServedDisk:
 
     def read(self, pieces: Iterable[tuple[memoryview, int]]) -> None:
         """Fill buffers, each from its offset, all at once; called by several threads."""
-        with self._told_as_ours():
-            connection = self._idle.get() or self._connected([])
-            asked = [_Asked(connection, buffer, offset) for piece, at in pieces for buffer, offset in _in_requests(piece, at)]
-            # The replies come in any order, and libnbd knows which is whose.
-            for one in asked:
-                while not connection.aio_command_completed(one.cookie):
-                    self._wait(connection)
-                one.finish()
-            self._idle.put(connection)
+        borrowed, sound = self._idle.get(), None
+        try:
+            with self._told_as_ours():
+                connection = borrowed or self._connected([])
+                asked = [_Asked(connection, buffer, offset) for piece, at in pieces for buffer, offset in _in_requests(piece, at)]
+                # The replies come in any order, and libnbd knows which is whose.
+                for one in asked:
+                    while not connection.aio_command_completed(one.cookie):
+                        self._wait(connection)
+                    one.finish()
+            sound = connection
+        finally:
+            # In place of one that failed, who waits for a connection makes another, and fails too.
+            self._idle.put(sound)
 
     def _wait(self, connection: Any) -> None:
         if not connection.poll(_LOOK_MS):
@@ -200,14 +205,14 @@ def served_image(
     disk: AbstractContextManager[ServedDisk], image_format: str, backing: Backing | None = None, *, compressed: bool = False
 ) -> Iterator[Source]:
     """The image that a disk is to be copied to, as if it were there. The disk is served while this lasts."""
-    with disk as connected:
-        extents = connected.extents()
+    with disk as there:
+        extents = there.extents()
         if compressed:
-            yield CompressedImage(connected.size, extents, connected.read, backing)
+            yield CompressedImage(there.size, extents, there.read, backing)
         elif image_format == "raw":
-            yield _RawImage(connected, extents)
+            yield _RawImage(there, extents)
         else:
-            yield _Qcow2Image(connected, Layout(connected.size, extents, backing))
+            yield _Qcow2Image(there, Layout(there.size, extents, backing))
 
 
 @contextmanager

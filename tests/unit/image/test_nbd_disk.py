@@ -30,6 +30,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.nbd_dis
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import CLUSTER
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing
 
+from ..support.raising import raises_code
+
 FEW = settings(max_examples=settings().max_examples // 4)
 COMMANDS = st.lists(
     st.tuples(
@@ -155,3 +157,25 @@ def test_whole_clusters(pieces: list[tuple[int, int]], clusters: list[tuple[int,
 )
 def test_what_is_dirty(dirty: list[tuple[int, int]], data: list[tuple[int, int]], found: list[tuple[int, int, bool]]) -> None:
     assert list(_overlaid(dirty, iter(data))) == found
+
+
+@pytest.mark.parametrize("compressed", [False, True])
+def test_a_server_that_dies_ends_every_reader(compressed: bool, tmp_path: Path) -> None:
+    """Also those that wait for a connection, of which there are fewer than threads."""
+    live = tmp_path / "live.qcow2"
+    (tmp_path / "raw").write_bytes(random.Random(16).randbytes(64 << 20))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", tmp_path / "raw", live)
+    with served(live) as disk:
+        killed = False
+
+        class Dying:
+            def write(self, offset: int, data: memoryview) -> None:
+                nonlocal killed
+                if not killed:
+                    killed = True
+                    os.kill(int((tmp_path / "live.pid").read_text()), signal.SIGKILL)
+
+        one = connected(live.with_suffix(".sock"), "vda", "", 1, lambda: None)
+        with raises_code("backup_job_failed"), served_image(one, "qcow2", compressed=compressed) as image:
+            copy_data(image, Dying(), Pace(Clock()), find_zeroes=True)
+        assert disk is not None
