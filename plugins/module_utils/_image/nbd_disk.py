@@ -40,7 +40,7 @@ _NO_MORE = (1 << 63, 1 << 63)
 
 def missing_library() -> str:
     """What this host lacks to read from NBD servers; empty if nothing."""
-    return "" if nbd else "its Python has no libnbd: install python3-libnbd (Debian, Ubuntu, EL)"
+    return "" if nbd else "this host's Python has no libnbd: install python3-libnbd (Debian, Ubuntu, EL)"
 
 
 class ServedDisk:
@@ -51,7 +51,7 @@ class ServedDisk:
 
     def __init__(self, socket: Path, export: str, bitmap: str = "", connections: int = 4, check: Callable[[], None] = lambda: None) -> None:
         if missing_library():
-            raise LiveBackupError(f"This host cannot read what QEMU serves: {missing_library()}.", code="python_library_missing")
+            raise LiveBackupError(f"What QEMU serves cannot be read: {missing_library()}.", code="python_library_missing")
         self._socket, self._export, self._check = socket, export, check
         self._dirty = f"qemu:dirty-bitmap:{bitmap}" if bitmap else ""
         # Who reads borrows a connection, so that each waits for its own data only. None stands for one that is not made yet.

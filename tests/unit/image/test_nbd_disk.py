@@ -10,7 +10,7 @@ import signal
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -65,11 +65,12 @@ def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], AbstractConte
     try:
         yield partial(connected, socket, "vda", bitmap, 4, lambda: None)
     finally:
-        process = os.pidfd_open(int(pid.read_text()))
-        signal.pidfd_send_signal(process, signal.SIGKILL)
-        # It holds the image's lock until it is gone.
-        select.select([process], [], [])
-        os.close(process)
+        with suppress(ProcessLookupError):
+            process = os.pidfd_open(int(pid.read_text()))
+            signal.pidfd_send_signal(process, signal.SIGKILL)
+            # It holds the image's lock until it is gone.
+            select.select([process], [], [])
+            os.close(process)
         socket.unlink(missing_ok=True)
 
 
