@@ -42,11 +42,14 @@ class Extents:
     def __iter__(self) -> Iterator[Extent]:
         return self.since(0)
 
+    def at(self, number: int) -> Extent:
+        """The extent with this number."""
+        end = self._bounds[2 * number + 1]
+        return Extent(self._bounds[2 * number], end >> 1, bool(end & 1))
+
     def since(self, number: int) -> Iterator[Extent]:
         """The extents from the one with this number on."""
-        for position in range(2 * number, len(self._bounds), 2):
-            end = self._bounds[position + 1]
-            yield Extent(self._bounds[position], end >> 1, bool(end & 1))
+        return (self.at(position) for position in range(number, len(self._bounds) // 2))
 
     def data(self) -> Iterator[tuple[int, int]]:
         """Where each extent of data starts and ends."""

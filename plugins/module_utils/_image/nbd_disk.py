@@ -12,6 +12,7 @@ from __future__ import annotations
 import queue
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,13 +131,7 @@ class ServedDisk:
         connection = self._contexts
         while offset < self.size:
             entries: list[int] = []
-
-            def take(told: str, _offset: int, pairs: list[int], _error: int, into: list[int] = entries) -> int:
-                if told == context:
-                    into.extend(pairs)
-                return 0
-
-            cookie = connection.aio_block_status(min(_MOST_ASKED, self.size - offset), offset, take)
+            cookie = connection.aio_block_status(min(_MOST_ASKED, self.size - offset), offset, partial(_take, context, entries))
             while not connection.aio_command_completed(cookie):
                 self._wait(connection)
             if not entries:
@@ -150,6 +145,13 @@ class ServedDisk:
                 offset = end
                 if offset >= self.size:
                     return
+
+
+def _take(context: str, into: list[int], told: str, _offset: int, pairs: list[int], _error: int) -> int:
+    """Called by libnbd with what each context says."""
+    if told == context:
+        into.extend(pairs)
+    return 0
 
 
 class _Asked:

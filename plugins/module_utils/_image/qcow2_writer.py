@@ -202,7 +202,7 @@ class DataIndex:
         """
         at = bisect_right(self._firsts, start) - 1
         while start < end:
-            first, last, _zero = next(self._extents.since(self._numbers[at]))
+            first, last, _zero = self._extents.at(self._numbers[at])
             inside = start - self._firsts[at]
             taken = min(count(last - first, CLUSTER) * CLUSTER - inside, end - start)
             yield first + inside, min(taken, last - first - inside)
