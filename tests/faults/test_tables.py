@@ -31,7 +31,7 @@ ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
 
 
-@pytest.mark.parametrize("point", KILLS if ALL else KILLS[7::37], ids=str)
+@pytest.mark.parametrize("point", KILLS if ALL else KILLS[7::60], ids=str)
 def test_killed(point: Kill, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)
     run = Run(backup_of(guest, backup_id=f"table-{next(_numbers)}"), point.method)

@@ -345,7 +345,8 @@ def test_a_group_waits_for_no_other_domain(fleet: Fleet, target: Path) -> None:
         assert wall_time(played.rows[member]["finished"]) <= wall_time(played.rows[other]["started"]), played.rows
 
 
-@pytest.mark.parametrize("method", ["push", "legacy"] if ALL else ["push"])
+@at_length
+@pytest.mark.parametrize("method", ["push", "legacy"])
 def test_a_group_of_more_domains_than_forks_or_than_places(method: str, fleet: Fleet, target: Path) -> None:
     """Too few forks are refused before anything is captured; too few places of one hypervisor keep nobody waiting for ever."""
     home = fleet.hypervisors[0]

@@ -169,6 +169,7 @@ def test_a_watchdog_waits_for_the_hook_of_the_thaw(hooked: Guest, backup_of: Cal
     backup.assert_nothing_left()
 
 
+@at_length
 @pytest.mark.parametrize("hooked", ["#!/bin/sh\n[ $1 = thaw ] || sleep 25"], indirect=True)
 def test_a_freeze_that_comes_late_is_thawed(hooked: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(hooked)

@@ -32,7 +32,7 @@ def test_a_chain_is_exact_from_its_top(shape: str, make_guest: Callable[..., Gue
     target = (first := backup_of(guest, backup_id="night-0")).target
     night = first.run(level="auto")
     assert (night["manifest"]["level"], night["manifest"]["parent"]) == ("full", None)
-    for number, level in enumerate(("auto", "incremental", "auto", "differential"), 1):
+    for number, level in enumerate(("auto", "incremental", "auto", "differential") if ALL else ("auto", "incremental", "differential"), 1):
         guest.wait_durable(guest.durable() + 40)
         backup = backup_of(guest, target, f"night-{number}")
         before = guest.durable()

@@ -12,7 +12,7 @@ from tests.rig.guest import Guest
 from tests.rig.oracle import judge
 from tests.rig.sshd import Sshd
 
-from .conftest import KILLED, Backup
+from .conftest import KILLED, Backup, at_length
 from .test_levels_trouble import Nights
 
 
@@ -97,6 +97,7 @@ def test_killed_in_the_middle(make_guest: Callable[..., Guest], backup_of: Calla
     assert consolidate(nights)["made_of"] == ["night-0", "night-1", "night-2"]
 
 
+@at_length
 def test_on_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = make_guest("still")
     vault, staging = tmp_path / "vault", guest.hypervisor.directory / f"staging-{guest.name}"

@@ -100,6 +100,7 @@ def test_qemu_is_killed(shape: str, make_guest: Callable[..., Guest], backup_of:
     backup.assert_nothing_left()
 
 
+@at_length
 def test_the_target_fills_up(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> None:
     """Another writer takes the room that was free when the backup began."""
     guest = make_guest("several", size=512 << 20, fill=FILL, rate=100)
