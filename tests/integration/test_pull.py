@@ -245,6 +245,7 @@ def test_libvirtd_is_killed_in_the_middle(everyday: Guest, backup_of: Callable[.
     assert_nothing_of_a_pull(backup)
 
 
+@at_length
 def test_somebody_ends_the_job(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
     assert "failed" not in backup.begin(method="pull", level="auto")
@@ -256,6 +257,7 @@ def test_somebody_ends_the_job(everyday: Guest, backup_of: Callable[..., Backup]
     require_ended(backup)
 
 
+@at_length
 def test_the_server_is_killed(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor, tmp_path: Path) -> None:
     backup = backup_of(everyday)
     vault = tmp_path / "vault"
@@ -271,13 +273,14 @@ def test_the_server_is_killed(everyday: Guest, backup_of: Callable[..., Backup],
     require_ended(backup)
 
 
+@at_length
 def test_the_scratch_files_fill_their_disk(
     make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
 ) -> None:
     """The backup is given up before the guest has to stop."""
     guest = make_guest("two-disks")
     backup = backup_of(guest)
-    small = hypervisor.small_filesystem("scratch", 220 << 20)
+    small = hypervisor.small_filesystem("pull-scratch", 220 << 20)
     assert "failed" not in backup.begin(method="pull", level="auto", scratch_dir=str(small))
     copying = start_slow_copy(backup)
     free = os.statvfs(hypervisor.outside(small))
@@ -289,13 +292,14 @@ def test_the_scratch_files_fill_their_disk(
     require_ended(backup)
 
 
+@at_length
 def test_a_guest_that_a_full_scratch_file_has_stopped(
     make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
 ) -> None:
     """Nobody reads, and the watchdog resumes it."""
     guest = make_guest("two-disks")
     backup = backup_of(guest)
-    small = hypervisor.small_filesystem("stopped", 220 << 20)
+    small = hypervisor.small_filesystem("pull-stopped", 220 << 20)
     assert "failed" not in backup.begin(method="pull", level="auto", scratch_dir=str(small))
     [watchdog] = backup.watchdogs()
     backup.hypervisor.run(["kill", "-STOP", watchdog])
@@ -324,6 +328,7 @@ def in_qemu(guest: Guest) -> dict[str, Any]:
     }
 
 
+@at_length
 def test_killed_at_any_time(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """Whatever a begin or a copy does when it is killed, nothing is left after the recovery."""
     guest = make_guest("still")
@@ -359,7 +364,10 @@ def test_the_role_sends_it_straight(make_guest: Callable[..., Guest], backup_of:
     player = Player(backup.hypervisor, backup.target)
     ssh = {f"backup_{name}": value for name, value in sshd.options.items()}
     options = {"backup_domains": [guest.name], "backup_target": f"{sshd.url}{vault}", "backup_level": "auto", **ssh}
-    refused = player.run(**options, backup_method="push", backup_bandwidth="50M")
+    refused = player.run("--check", **options)
+    assert refused.status != 0 and "or use method pull" in refused.output, refused.output
+    options["backup_method"] = "pull"
+    refused = player.run(**{**options, "backup_method": "push"}, backup_bandwidth="50M")
     assert refused.status != 0 and "by push, which cannot follow backup_bandwidth" in refused.output, refused.output
     planned = player.run("--check", **options)
     assert planned.rows[guest.name]["status"] == "planned" and planned.rows[guest.name]["method"] == "pull", planned.output
@@ -382,6 +390,7 @@ def test_the_role_sends_it_straight(make_guest: Callable[..., Guest], backup_of:
     assert_nothing_of_a_pull(backup)
 
 
+@at_length
 def test_the_server_is_full(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor, sshd: Sshd) -> None:
     backup = backup_of(everyday)
     small = hypervisor.small_filesystem("full-pull", 200 << 20)
