@@ -109,9 +109,9 @@ def test_the_target_fills_up(make_guest: Callable[..., Guest], backup_of: Callab
     hypervisor.run(["fallocate", "--length", str(free.f_bavail * free.f_frsize - 4 * MIB), place / "hog"])
     resume(process)
     begun = result_of(process)
-    assert begun.get("changed") and begun["parent"] == "night-1", begun
-    waited = failing.wait()
-    assert waited["failed"] and "No space left on device" in waited["msg"], waited
+    # QEMU may be quicker than the module, which has its own files to write.
+    ended = begun if "failed" in begun else failing.wait()
+    assert ended["failed"] and "No space left on device" in ended["msg"], (begun, ended)
     assert checkpoints(guest) == kept
     hypervisor.run(["rm", place / "hog"])
     nights.goes_on("night-1")
