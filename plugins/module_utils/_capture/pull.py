@@ -140,7 +140,7 @@ class Pull:
 
 
 def _good_job(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> Job | None:
-    """libvirt's statistics of the job. What it says of one that was aborted as it should be is no error."""
+    """libvirt's statistics of the job, without the error that libvirt notes for every job that is aborted."""
     job = completed_job(domain)
     if job is None or not job["success"] or judge_job(job, claim.require_captured().began, 0, clock.wall()):
         return None

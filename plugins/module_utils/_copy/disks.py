@@ -58,7 +58,7 @@ class CopyOptions:
     """How disks are copied.
 
     `bandwidth` is in bytes per second, `bandwidth_total` too, for all that is copied at the same time on this host, and `latency_limit` is
-    in milliseconds. 0 is no limit.
+    in milliseconds. 0 means no limit.
     """
 
     uri: str

@@ -24,8 +24,8 @@ from functools import partial
 from .._base.threads import DaemonThreads
 from .digest import is_zero
 from .extents import Extents
-from .qcow2 import CLUSTER, COPIED, TABLE_BYTES, TABLE_ENTRIES, ZERO
-from .qcow2_writer import Backing, Table, count, counting, header, l1_entries, tables_of, whole_clusters
+from .qcow2 import CLUSTER, COPIED, TABLE_ENTRIES, ZERO
+from .qcow2_writer import Backing, count, counting, counts_table, header, l1_entries, l1_table, l2_table, tables_of, whole_clusters
 
 # QEMU decompresses with a window of 4 KiB.
 _WINDOW_BITS = -12
@@ -107,35 +107,17 @@ class CompressedImage:
         self._read([(buffer[:length], offset)])
         return [_stored(buffer[start : start + CLUSTER]) for start in range(0, len(buffer), CLUSTER)]
 
-    def _table(self, number: int, entries_at: Callable[[int, int], array[int]]) -> bytes:
+    def _table(self, number: int, entries: Callable[[int, int], array[int]]) -> bytes:
         """The tables, by the number of their cluster."""
-        if number >= self._counts + self._count_tables:
-            first = (number - self._counts - self._count_tables) * _COUNTS
+        first_block = self._counts + self._count_tables
+        if number >= first_block:
+            first = (number - first_block) * _COUNTS
             return whole_clusters(self._used[first : first + _COUNTS])
         if number >= self._counts:
-            first = (number - self._counts) * TABLE_ENTRIES
-            blocks = range(first, min(first + TABLE_ENTRIES, self._count_blocks))
-            return whole_clusters(array("Q", [(self._counts + self._count_tables + block) * CLUSTER for block in blocks]))
+            return counts_table(first_block, self._count_blocks, number - self._counts)
         if number >= self._l2:
-            return self._l2_table(self._tables[number - self._l2], entries_at)
-        first = (number - self._l1) * TABLE_ENTRIES
-        table = array("Q", bytes(8 * min(TABLE_ENTRIES, self._l1_entries - first)))
-        for position, one in enumerate(self._tables):
-            if first <= one.number < first + len(table):
-                table[one.number - first] = COPIED | (self._l2 + position) * CLUSTER
-        return whole_clusters(table)
-
-    def _l2_table(self, of: Table, entries_at: Callable[[int, int], array[int]]) -> bytes:
-        begin, stop, taken = of.number * TABLE_BYTES, (of.number + 1) * TABLE_BYTES, of.cluster
-        table = array("Q", bytes(CLUSTER))
-        for extent in self._extents.since(of.extent):
-            start, end = max(extent.start, begin), min(extent.end, stop)
-            if start >= end:
-                break
-            first, clusters = (start - begin) // CLUSTER, count(end - start, CLUSTER)
-            table[first : first + clusters] = array("Q", [ZERO]) * clusters if extent.zero else entries_at(taken, clusters)
-            taken += 0 if extent.zero else clusters
-        return whole_clusters(table)
+            return l2_table(self._extents, self._tables[number - self._l2], entries)
+        return l1_table(self._tables, self._l2, self._l1_entries, number - self._l1)
 
 
 class _Packing:

@@ -125,40 +125,20 @@ class Layout:
 
     def _head_cluster(self, cluster: int) -> bytes:
         if cluster >= self._l2:
-            return self._l2_table(self._tables[cluster - self._l2])
+            return l2_table(self.extents, self._tables[cluster - self._l2], self._entries)
         if cluster >= self._l1:
-            return self._l1_table(cluster - self._l1)
+            return l1_table(self._tables, self._l2, self._l1_entries, cluster - self._l1)
         if cluster > self._count_tables:
             block = cluster - 1 - self._count_tables
             return whole_clusters(array("H", [1]) * min(_COUNTS, self._end - block * _COUNTS))
         if cluster > 0:
-            first = (cluster - 1) * TABLE_ENTRIES
-            blocks = range(first, min(first + TABLE_ENTRIES, self._count_blocks))
-            return whole_clusters(array("Q", [(1 + self._count_tables + block) * CLUSTER for block in blocks]))
+            return counts_table(1 + self._count_tables, self._count_blocks, cluster - 1)
         return self._header
 
-    def _l1_table(self, part: int) -> bytes:
-        first = part * TABLE_ENTRIES
-        table = array("Q", bytes(8 * min(TABLE_ENTRIES, self._l1_entries - first)))
-        position = bisect_left(self._tables, (first,))
-        while position < len(self._tables) and self._tables[position].number < first + len(table):
-            table[self._tables[position].number - first] = COPIED | (self._l2 + position) * CLUSTER
-            position += 1
-        return whole_clusters(table)
-
-    def _l2_table(self, of: Table) -> bytes:
-        begin, stop = of.number * TABLE_BYTES, (of.number + 1) * TABLE_BYTES
-        entry = COPIED | (self._data + of.cluster) * CLUSTER
-        table = array("Q", bytes(CLUSTER))
-        for extent in self.extents.since(of.extent):
-            start, end, zero = max(extent.start, begin), min(extent.end, stop), extent.zero
-            if start >= end:
-                break
-            first, clusters = (start - begin) // CLUSTER, count(end - start, CLUSTER)
-            after = entry if zero else entry + clusters * CLUSTER
-            table[first : first + clusters] = array("Q", [ZERO]) * clusters if zero else array("Q", range(entry, after, CLUSTER))
-            entry = after
-        return whole_clusters(table)
+    def _entries(self, first: int, clusters: int) -> array[int]:
+        """The entries of some clusters of the data."""
+        entry = COPIED | (self._data + first) * CLUSTER
+        return array("Q", range(entry, entry + clusters * CLUSTER, CLUSTER))
 
 
 class Table(NamedTuple):
@@ -180,6 +160,37 @@ def tables_of(extents: Extents) -> tuple[list[Table], int]:
             if not zero:
                 clusters += count(min(end, (number + 1) * TABLE_BYTES) - max(start, number * TABLE_BYTES), CLUSTER)
     return found, clusters
+
+
+def l1_table(tables: list[Table], l2: int, entries: int, part: int) -> bytes:
+    """A cluster of the L1 table, which has so many entries. The L2 tables are at the cluster `l2` and those behind it."""
+    first = part * TABLE_ENTRIES
+    table = array("Q", bytes(8 * min(TABLE_ENTRIES, entries - first)))
+    position = bisect_left(tables, (first,))
+    while position < len(tables) and tables[position].number < first + len(table):
+        table[tables[position].number - first] = COPIED | (l2 + position) * CLUSTER
+        position += 1
+    return whole_clusters(table)
+
+
+def l2_table(extents: Extents, of: Table, entries: Callable[[int, int], array[int]]) -> bytes:
+    """An L2 table. `entries` gives those of some clusters of the data, from a number on."""
+    begin, stop, taken = of.number * TABLE_BYTES, (of.number + 1) * TABLE_BYTES, of.cluster
+    table = array("Q", bytes(CLUSTER))
+    for extent in extents.since(of.extent):
+        start, end = max(extent.start, begin), min(extent.end, stop)
+        if start >= end:
+            break
+        first, clusters = (start - begin) // CLUSTER, count(end - start, CLUSTER)
+        table[first : first + clusters] = array("Q", [ZERO]) * clusters if extent.zero else entries(taken, clusters)
+        taken += 0 if extent.zero else clusters
+    return whole_clusters(table)
+
+
+def counts_table(first_block: int, blocks: int, part: int) -> bytes:
+    """A cluster of the table of reference counts. So many blocks of counts are at the cluster `first_block` and behind it."""
+    numbers = range(part * TABLE_ENTRIES, min((part + 1) * TABLE_ENTRIES, blocks))
+    return whole_clusters(array("Q", [(first_block + number) * CLUSTER for number in numbers]))
 
 
 class DataIndex:

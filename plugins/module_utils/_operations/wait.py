@@ -17,6 +17,7 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError, advised
 from .._base.files import write_out
 from .._base.progress import tell
+from .._capture.backup_job import ABORT_SECONDS
 from .._capture.methods import METHODS
 from .._capture.push import outcome
 from .._claim.claim import Claim
@@ -27,7 +28,7 @@ from .._hypervisor.connection import connect, explain, explained, find_domain
 from .._hypervisor.events import across_restarts
 from .._hypervisor.jobs import Job, JobWatch, abort_and_wait, amounts, running_job
 from .._image.digest import open_digest
-from .._recovery.repairs import ABORT_SECONDS, undoing
+from .._recovery.repairs import undoing
 from .._sets.layout import check_backup_id
 
 _FOREVER = float("inf")

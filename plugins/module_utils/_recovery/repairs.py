@@ -35,10 +35,7 @@ from .._hypervisor.processes import qemu_instance
 from .._hypervisor.reach import probe_target
 from .._sets.layout import TOKEN, SetPaths, is_partial_of, release_domain_directory, remove_partial, unmarked_partial
 
-ABORT_SECONDS = 60.0
 _FROZEN = "possibly frozen file systems"
-# How long a backup may take to begin.
-_LATE_SECONDS = 10.0
 
 
 def _nobody_writes() -> None:

@@ -22,7 +22,6 @@ INFO = {
     "exclude_domains": [],
     "unmatched": "fail",
     "method": "auto",
-    "prefer": "push",
 }
 NAMES = ["db1", "db2", "odd[1]", "web*", "web-1"]
 
