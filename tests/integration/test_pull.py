@@ -9,6 +9,7 @@ import random
 import signal
 import subprocess
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +327,25 @@ def in_qemu(guest: Guest) -> dict[str, Any]:
         "exports": monitor(guest, "query-block-exports"),
         "jobs": monitor(guest, "query-jobs"),
     }
+
+
+def test_somebody_ends_the_job_at_any_time(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    """Also while the copy connects, and on a busy machine: QEMU and libvirt answer, and nothing is left."""
+    guest = make_guest("still")
+    backup = backup_of(guest)
+    chosen = random.Random(17)
+    for _cycle in range(100 if ALL else 4):
+        assert "failed" not in backup.begin(method="pull", level="auto")
+        copying = start_copy(backup, bandwidth="100K")
+        with suppress(subprocess.TimeoutExpired):
+            copying.wait(timeout=chosen.uniform(0.4, 1.5))
+        guest.hypervisor.virsh("domjobabort", guest.uuid)
+        copied = result_of(copying)
+        assert copied["failed"] and copied["code"] == "backup_job_failed", copied
+        print(copied["msg"])
+        assert_nothing_of_a_pull(backup)
+        assert backup.files() == []
+        backup.recover()
 
 
 @at_length

@@ -31,7 +31,7 @@ from .._hypervisor.processes import private_directory
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
 from .._image.digest import Source
-from .._image.nbd_disk import connected, missing_library, served_image
+from .._image.nbd_disk import ServedDisk, missing_library, served_image
 from .._image.qcow2_writer import Backing
 from .._overlay.space import Growing, GrowingFile
 from .backup_job import begin_job, end_job, is_running, job_repairs, missing_versions, no_checkpoints, still_copies
@@ -89,7 +89,7 @@ class Pull:
         bitmap = export_bitmap(disk.target) if disk.since else ""
         backing = Backing(disk.below[0]["file"], "qcow2") if disk.since else None
         connections = max(1, _MOST_CONNECTIONS // len(claim.plan.disks))
-        served = connected(Path(claim.plan.socket), disk.target, bitmap, connections, pace.check)
+        served = ServedDisk(Path(claim.plan.socket), disk.target, bitmap, connections, pace.check)
         return served_image(served, disk.format, backing, compressed=compress != "none")
 
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:

@@ -167,6 +167,12 @@ def hash_chunks(source: Source, take: Callable[[bytes], object], use: Callable[[
     _Hashing(source, take, use).run()
 
 
+def reading_threads() -> int:
+    """How many threads read an image."""
+    # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
+    return min(_READING, 2 * (os.cpu_count() or 1))
+
+
 class _Hashing:
     """One image while it is read and hashed: batches of chunks by several threads, their digests joined in order by one."""
 
@@ -182,8 +188,7 @@ class _Hashing:
         self._pending: deque[Future[bytes] | bytes] = deque()
 
     def run(self) -> None:
-        # More than processors: while one waits for the disk, another hashes. Still more only get in each other's way.
-        pool = DaemonThreads(min(_READING, 2 * (os.cpu_count() or 1)))
+        pool = DaemonThreads(reading_threads())
         try:
             for offset, extents in _batches(self._source):
                 length = min(BATCH, self._source.size - offset)

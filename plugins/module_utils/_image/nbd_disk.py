@@ -9,15 +9,17 @@ See docs/internals/pull.md, https://github.com/NetworkBlockDevice/nbd/blob/maste
 
 from __future__ import annotations
 
+import os
 import queue
+import socket
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
-from .digest import Source
+from .digest import Source, reading_threads
 from .extents import Extents
 from .qcow2 import CLUSTER
 from .qcow2_compressed import CompressedImage
@@ -45,30 +47,44 @@ def missing_library() -> str:
 
 
 class ServedDisk:
-    """A disk at a unix socket, by the name of its export. With a bitmap, it is what that calls dirty.
+    """A disk at a unix socket, by the name of its export, while it is entered. With a bitmap, it is what that calls dirty.
 
-    `check` is called while something is waited for, and fails when that is to end. There are at most so many `connections`.
+    `check` is called while something is waited for, and fails when that is to end. At most so many `connections` are made.
     """
 
-    def __init__(self, socket: Path, export: str, bitmap: str = "", connections: int = 4, check: Callable[[], None] = lambda: None) -> None:
+    def __init__(
+        self, address: Path, export: str, bitmap: str = "", connections: int = 4, check: Callable[[], None] = lambda: None
+    ) -> None:
         if missing_library():
             raise LiveBackupError(f"What QEMU serves cannot be read: {missing_library()}.", code="python_library_missing")
-        self._socket, self._export, self._check = socket, export, check
+        self._address, self._export, self._check = address, export, check
         self._dirty = f"qemu:dirty-bitmap:{bitmap}" if bitmap else ""
-        # Who reads borrows a connection, so that each waits for its own data only. None stands for one that is not made yet.
-        self._idle: queue.LifoQueue[Any] = queue.LifoQueue()
-        for _number in range(connections - 1):
-            self._idle.put(None)
+        self._number = min(connections, reading_threads())
+        self._connections = ExitStack()
+        # Who reads borrows one, so that each waits for its own data only.
+        self._idle: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self.size = 0
+
+    def __enter__(self) -> ServedDisk:
+        """Make all connections.
+
+        None is made later. QEMU 7.2.22 hangs for ever, and its guest with it, if its server is to stop while somebody connects to it.
+        """
         contexts = [context for context in (_ALLOCATION, self._dirty) if context]
-        with self._told_as_ours():
-            first = self._connected(contexts)
-            self.size: int = first.get_size()
+        with ExitStack() as made, self._told_as_ours():
+            # Only the first one asks about contexts. That ends before the data are read.
+            self._contexts = self._connect(contexts, made)
+            self.size = self._contexts.get_size()
             for context in contexts:
-                if not first.can_meta_context(context):
-                    raise LiveBackupError(f"{socket} does not serve {context} of {export}.", code="job_state_unknown")
-        # Only the first one was made to ask about contexts. That ends before the data are read.
-        self._contexts = first
-        self._idle.put(first)
+                if not self._contexts.can_meta_context(context):
+                    raise LiveBackupError(f"{self._address} does not serve {context} of {self._export}.", code="job_state_unknown")
+            for connection in (self._contexts, *(self._connect([], made) for _number in range(self._number - 1))):
+                self._idle.put(connection)
+            self._connections = made.pop_all()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._connections.close()
 
     def extents(self) -> Extents:
         """What an image must hold to show the disk: its data; on top of an older image, its zeroes too, where they are dirty."""
@@ -86,20 +102,18 @@ class ServedDisk:
 
     def read(self, pieces: Iterable[tuple[memoryview, int]]) -> None:
         """Fill buffers, each from its offset, all at once; called by several threads."""
-        borrowed, sound = self._idle.get(), None
+        connection = self._idle.get()
         try:
             with self._told_as_ours():
-                connection = borrowed or self._connected([])
                 asked = [_Asked(connection, buffer, offset) for piece, at in pieces for buffer, offset in _in_requests(piece, at)]
                 # The replies come in any order, and libnbd knows which is whose.
                 for one in asked:
                     while not connection.aio_command_completed(one.cookie):
                         self._wait(connection)
                     one.finish()
-            sound = connection
         finally:
-            # In place of one that failed, who waits for a connection makes another, and fails too.
-            self._idle.put(sound)
+            # One that failed fails for the next who borrows it, too.
+            self._idle.put(connection)
 
     def _wait(self, connection: Any) -> None:
         if not connection.poll(_LOOK_MS):
@@ -115,12 +129,13 @@ class ServedDisk:
                 code="backup_job_failed",
             ) from error
 
-    def _connected(self, contexts: list[str]) -> Any:
+    def _connect(self, contexts: list[str], made: ExitStack) -> Any:
         connection = nbd.NBD()
+        made.callback(_disconnect, connection)
         connection.set_export_name(self._export)
         for context in contexts:
             connection.add_meta_context(context)
-        connection.aio_connect_unix(str(self._socket))
+        connection.aio_connect_unix(str(self._address))
         while connection.aio_is_connecting():
             self._wait(connection)
         return connection
@@ -145,6 +160,12 @@ class ServedDisk:
                 offset = end
                 if offset >= self.size:
                     return
+
+
+def _disconnect(connection: Any) -> None:
+    """At once, whoever still holds the object: before QEMU ends a job, it waits for those who do not take its replies."""
+    with suppress(nbd.Error, OSError), socket.socket(fileno=os.dup(connection.aio_get_fd())) as transport:
+        transport.shutdown(socket.SHUT_RDWR)
 
 
 def _take(context: str, into: list[int], told: str, _offset: int, pairs: list[int], _error: int) -> int:
@@ -215,12 +236,6 @@ def served_image(
             yield _RawImage(there, extents)
         else:
             yield _Qcow2Image(there, Layout(there.size, extents, backing))
-
-
-@contextmanager
-def connected(socket: Path, export: str, bitmap: str, connections: int, check: Callable[[], None]) -> Iterator[ServedDisk]:
-    """A disk that is served already."""
-    yield ServedDisk(socket, export, bitmap, connections, check)
 
 
 class _RawImage:

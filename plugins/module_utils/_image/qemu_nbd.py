@@ -60,7 +60,8 @@ def served_changes(image: Path, bitmap: str, check: Callable[[], None] = lambda:
         # If the server ends, whoever reads there is to know.
         listening.close()
         try:
-            yield ServedDisk(path, _EXPORT, bitmap, check=check)
+            with ServedDisk(path, _EXPORT, bitmap, check=check) as disk:
+                yield disk
         finally:
             server.kill()
             server.wait()

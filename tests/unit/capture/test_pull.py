@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -139,10 +140,8 @@ def test_a_host_without_libnbd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) 
 
 
 def test_a_server_that_is_not_there_and_one_that_is_given_up(tmp_path: Path) -> None:
-    with raises_code("backup_job_failed"):
-        ServedDisk(tmp_path / "socket", "vda")
-    import socket
-
+    with raises_code("backup_job_failed"), ServedDisk(tmp_path / "socket", "vda"):
+        raise AssertionError
     with socket.socket(socket.AF_UNIX) as silent:
         silent.bind(str(tmp_path / "socket"))
         silent.listen()
@@ -151,5 +150,5 @@ def test_a_server_that_is_not_there_and_one_that_is_given_up(tmp_path: Path) -> 
             raise LiveBackupError("given up", code="timed_out")
 
         check: Callable[[], None] = give_up
-        with raises_code("timed_out"):
-            ServedDisk(tmp_path / "socket", "vda", check=check)
+        with raises_code("timed_out"), ServedDisk(tmp_path / "socket", "vda", check=check):
+            raise AssertionError

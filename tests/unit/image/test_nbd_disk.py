@@ -14,6 +14,7 @@ from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
+import nbd
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
@@ -24,7 +25,6 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.nbd_dis
     ServedDisk,
     _in_clusters,
     _overlaid,
-    connected,
     served_image,
 )
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import CLUSTER
@@ -63,7 +63,7 @@ def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], AbstractConte
     command += ["--socket", str(socket), "--export-name", "vda", *(["--bitmap", bitmap] if bitmap else []), str(image)]
     subprocess.run(command, check=True)
     try:
-        yield partial(connected, socket, "vda", bitmap, 4, lambda: None)
+        yield partial(ServedDisk, socket, "vda", bitmap)
     finally:
         with suppress(ProcessLookupError):
             process = os.pidfd_open(int(pid.read_text()))
@@ -176,7 +176,36 @@ def test_a_server_that_dies_ends_every_reader(compressed: bool, tmp_path: Path) 
                     killed = True
                     os.kill(int((tmp_path / "live.pid").read_text()), signal.SIGKILL)
 
-        one = connected(live.with_suffix(".sock"), "vda", "", 1, lambda: None)
+        one = ServedDisk(live.with_suffix(".sock"), "vda", connections=1)
         with raises_code("backup_job_failed"), served_image(one, "qcow2", compressed=compressed) as image:
             copy_data(image, Dying(), Pace(Clock()), find_zeroes=True)
         assert disk is not None
+
+
+def test_all_connections_are_made_before_the_reading(tmp_path: Path) -> None:
+    """QEMU may hang if its server is to stop while somebody connects, so that nobody does while a job may be aborted."""
+    live, full = tmp_path / "live.qcow2", tmp_path / "full.qcow2"
+    (tmp_path / "raw").write_bytes(random.Random(16).randbytes(64 << 20))
+    qemu_img("convert", "-f", "raw", "-O", "qcow2", tmp_path / "raw", live)
+    with served(live) as disk:
+
+        @contextmanager
+        def connected_first() -> Iterator[ServedDisk]:
+            with disk() as there:
+                live.with_suffix(".sock").unlink()
+                yield there
+
+        copy(connected_first, full)
+    qemu_img("compare", "-q", "-f", "qcow2", "-F", "qcow2", full, live)
+
+
+def test_a_connection_ends_though_somebody_holds_it(tmp_path: Path) -> None:
+    """As the traceback of an error does: QEMU waits for who does not take its replies."""
+    live = tmp_path / "live.qcow2"
+    qemu_img("create", "-f", "qcow2", live, "1M")
+    with served(live) as disk:
+        with disk() as there:
+            held = there._contexts
+            assert held.aio_is_ready()
+        with pytest.raises(nbd.Error):
+            held.pread(512, 0)
