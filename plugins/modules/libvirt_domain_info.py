@@ -31,10 +31,15 @@ attributes:
 options:
   method:
     description: >-
-      The wanted method for running domains, for RV(domains[].method). V(auto) is push if the host supports it, otherwise legacy.
+      The wanted method for running domains, for RV(domains[].method). V(auto) is O(prefer) if the host supports it, otherwise legacy.
     type: str
     choices: [auto, push, pull, legacy]
     default: auto
+  prefer:
+    description: The method that O(method=auto) chooses if libvirt and QEMU have the backup job.
+    type: str
+    choices: [push, pull]
+    default: push
   domains:
     description:
       - Names or globs of domains. V(*) matches all domains, and is never an error. For other entries without a match, see O(unmatched).
@@ -296,6 +301,7 @@ def main() -> None:
         CONNECTION,
         {
             "method": {"type": "str", "choices": ["auto", "push", "pull", "legacy"], "default": "auto"},
+            "prefer": {"type": "str", "choices": ["push", "pull"], "default": "push"},
             "domains": {"type": "list", "elements": "str", "default": ["*"]},
             "exclude_domains": {"type": "list", "elements": "str", "default": []},
             "unmatched": {"type": "str", "choices": ["fail", "tell"], "default": "fail"},

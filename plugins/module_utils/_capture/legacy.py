@@ -88,6 +88,9 @@ class Legacy:
     def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
         return None
 
+    def require_under_way(self, connection: libvirt.virConnect, claim: Claim) -> None:
+        pass
+
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
         for overlay in claim.overlays([target]):
             found = Way(claim, clock).next_step(connection, overlay)

@@ -102,6 +102,9 @@ class Copied(Method, Protocol):
     def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
         """The image as it is to be copied, if it is not a file; its format is set in the plan."""
 
+    def require_under_way(self, connection: libvirt.virConnect, claim: Claim) -> None:
+        """Fail if what is copied is there no longer. Called twice a second while disks are copied."""
+
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
         """Fail unless what was read of a disk is what was captured."""
 

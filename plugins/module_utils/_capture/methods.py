@@ -24,17 +24,17 @@ def qemu_writer(plan: CapturePlan) -> tuple[int, int] | None:
     return None if plan.method in COPIED else plan.qemu_user
 
 
-def choose_method(versions: HostVersions, *, active: bool, wanted: str = "auto") -> tuple[str, str]:
-    """The method that suits a domain, and why; `wanted` is `auto`, `push`, `pull` or `legacy`."""
+def choose_method(versions: HostVersions, *, active: bool, wanted: str = "auto", prefer: str = "push") -> tuple[str, str]:
+    """The method that suits a domain, and why; `wanted` is `auto`, `push`, `pull` or `legacy`, and `prefer` is `push` or `pull`."""
     if not active:
         return "offline", "the domain is shut off"
     if wanted != "auto":
         return wanted, "it was asked for"
     missing = missing_versions(versions)
-    return ("legacy", missing) if missing else ("push", f"the domain is running, and {versions.words} have the backup job")
+    return ("legacy", missing) if missing else (prefer, f"the domain is running, and {versions.words} have the backup job")
 
 
 def reason_for(method: str, versions: HostVersions, *, active: bool) -> str:
     """Why a domain is backed up by this method: it was asked for where another would have been chosen."""
-    chosen, reason = choose_method(versions, active=active)
-    return reason if chosen == method else "it was asked for"
+    reasons = dict(choose_method(versions, active=active, prefer=job) for job in ("push", "pull"))
+    return reasons.get(method, "it was asked for")

@@ -89,6 +89,10 @@ class Offline:
         changes = served_changes(Path(disk.source.path), disk.since, pace.check)
         return served_image(changes, disk.format, Backing(disk.below[0]["file"], "qcow2"), compressed=compress != "none")
 
+    def require_under_way(self, connection: libvirt.virConnect, claim: Claim) -> None:
+        if active(lookup(connection, claim.uuid)) is not None:
+            raise LiveBackupError("The domain was started while its disks were copied.", code="source_changed")
+
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
         [disk] = [disk for disk in claim.plan.disks if disk.target == target]
         # Where a device does not tell, the word is the user's that only this domain uses it.

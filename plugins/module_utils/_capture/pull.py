@@ -92,11 +92,15 @@ class Pull:
         served = ServedDisk(Path(claim.plan.socket), disk.target, bitmap, connections, pace.check)
         return served_image(served, disk.format, backing, compressed=compress != "none")
 
+    def require_under_way(self, connection: libvirt.virConnect, claim: Claim) -> None:
+        domain = active(lookup(connection, claim.uuid))
+        if not claim.progress.ended and not is_running(domain, claim):
+            raise _ended_early("all disks were", domain)
+
     def require_still(self, connection: libvirt.virConnect, claim: Claim, target: str, clock: Clock) -> None:
         domain = active(lookup(connection, claim.uuid))
         if not still_copies(domain, claim, target):
-            why = "the domain was shut off or crashed" if domain is None else "somebody ended it"
-            raise LiveBackupError(f"The backup job ended before disk {target} was read: {why}.", code="backup_job_failed")
+            raise _ended_early(f"disk {target} was", domain)
 
     def finish(self, connection: libvirt.virConnect, claim: Claim, clock: Clock) -> None:
         """All is read, as require_still has seen, so that the job may end in any way."""
@@ -137,6 +141,11 @@ class Pull:
         if not runs:
             for path in filter(os.path.lexists, [*claim.plan.scratch.values(), claim.plan.socket]):
                 yield Repair("file of a pull", f"the claim names {path}, and no job uses it", "remove it", Path(path).unlink)
+
+
+def _ended_early(what: str, domain: libvirt.virDomain | None) -> LiveBackupError:
+    why = "the domain was shut off or crashed" if domain is None else "somebody ended it"
+    return LiveBackupError(f"The backup job ended before {what} read: {why}.", code="backup_job_failed")
 
 
 def _good_job(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> Job | None:

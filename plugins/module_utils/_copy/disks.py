@@ -31,7 +31,7 @@ from .._claim.lock import is_locked
 from .._claim.plan import DiskPlan
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import FAILURES, explain
-from .._hypervisor.domains import active, lookup
+from .._hypervisor.domains import lookup
 from .._hypervisor.events import across_restarts
 from .._image.copy import Copied, Copying, copy_image
 from .._image.data import Pace
@@ -232,8 +232,7 @@ class Copies:
                 self._note_slowness()
                 return
             self._pace.limit(least_rate(self._limit(), self._guarded(connection)))
-            if not self._method.live and active(lookup(connection, self._claim.uuid)) is not None:
-                raise LiveBackupError("The domain was started while its disks were copied.", code="source_changed")
+            self._method.require_under_way(connection, self._claim)
             self._pace.check()
             answered()
 

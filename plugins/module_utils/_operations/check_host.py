@@ -24,6 +24,7 @@ from .._hypervisor.connection import FAILURES, connect, explain, find_domain
 from .._hypervisor.processes import daemon_pid
 from .._hypervisor.reach import probe_target
 from .._hypervisor.signs import denials, mounted_apart
+from .._target.ssh.address import SCHEME
 from .._target.target import Target
 from .begin import plan_backup
 from .list_domains import domain_info
@@ -37,7 +38,7 @@ _NO_DOMAIN = "00000000-0000-0000-0000-000000000000"
 
 def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """The findings, those that would fail a backup first. In check mode no probe file is written at the target."""
-    info = domain_info({**params, "unmatched": "tell"}, check_mode, clock)
+    info = domain_info({**params, "unmatched": "tell", "prefer": _preferred(params)}, check_mode, clock)
     found = [*_clock(params), *_unmatched(info), *_claims(info), *_restores(info), *_agents(info, params)]
     if params["target"]:
         found += _target(info, params, check_mode, clock)
@@ -46,6 +47,11 @@ def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
 
 def _finding(check: str, severity: str, subject: str, msg: str) -> Finding:
     return {"check": check, "severity": severity, "subject": subject, "msg": one_line(msg)}
+
+
+def _preferred(params: dict[str, Any]) -> str:
+    """As the role backup has it: what cannot be staged is sent directly."""
+    return "pull" if (params["target"] or "").startswith(SCHEME) and not params["staging_dir"] else "push"
 
 
 def _clock(params: dict[str, Any]) -> Iterator[Finding]:

@@ -62,7 +62,7 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
         versions = host_versions(connection)
         return {
             "changed": False,
-            "domains": [row for name in names if (row := _row(connection, domains[name], versions, params["method"], clock)) is not None],
+            "domains": [row for name in names if (row := _row(connection, domains[name], versions, params, clock)) is not None],
             "matched": [pattern for pattern in params["domains"] if pattern not in unmatched],
             "unmatched": unmatched,
             "claims": [_claim(claim, clock) for claim in all_claims()],
@@ -96,12 +96,12 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _row(
-    connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, wanted: str, clock: Clock
+    connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, params: dict[str, Any], clock: Clock
 ) -> dict[str, Any] | None:
     """A domain, or why it cannot be examined: that must not hide the others. None for one that is gone by now."""
     name, uuid = domain.name(), domain.UUIDString()
     try:
-        return {**_domain(connection, domain, versions, wanted, clock), "error": ""}
+        return {**_domain(connection, domain, versions, params, clock), "error": ""}
     except FAILURES as error:
         try:
             connection.lookupByUUIDString(uuid)
@@ -111,9 +111,11 @@ def _row(
         return {**_UNKNOWN, "name": name, "uuid": uuid, "error": explain(error, f"examine domain {name!r}").msg}
 
 
-def _domain(connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, wanted: str, clock: Clock) -> dict[str, Any]:
+def _domain(
+    connection: libvirt.virConnect, domain: libvirt.virDomain, versions: HostVersions, params: dict[str, Any], clock: Clock
+) -> dict[str, Any]:
     facts = domain_facts(connection, domain)
-    method, reason = choose_method(versions, active=facts.active, wanted=wanted)
+    method, reason = choose_method(versions, active=facts.active, wanted=params["method"], prefer=params["prefer"])
     claim = claim_of(facts.xml)
     restore = restore_that_owns(facts.xml.uuid, facts.xml.name, [disk.chain[0].path for disk in facts.xml.disks if disk.chain])
     with explained(f"list the checkpoints of domain {facts.xml.name!r}"):

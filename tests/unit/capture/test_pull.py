@@ -124,11 +124,15 @@ def test_the_job_is_ended_and_the_guest_resumed(socket: str, state: str, done: l
     assert libvirt.done == done
 
 
-def test_pull_is_only_chosen_where_it_is_asked_for() -> None:
-    assert choose_method(NEW, active=True)[0] == "push" and choose_method(OLD, active=True)[0] == "legacy"
-    assert choose_method(NEW, active=True, wanted="pull") == ("pull", "it was asked for")
-    assert choose_method(NEW, active=False, wanted="pull")[0] == "offline"
-    assert reason_for("pull", NEW, active=True) == "it was asked for"
+def test_what_pull_is_chosen_for() -> None:
+    def choose(**options: Any) -> str:
+        return choose_method(NEW, active=True, **options)[0]
+
+    assert (choose(), choose(prefer="pull"), choose(wanted="push", prefer="pull")) == ("push", "pull", "push")
+    assert choose_method(OLD, active=True, prefer="pull")[0] == "legacy"
+    assert choose_method(NEW, active=False, prefer="pull")[0] == "offline"
+    assert reason_for("pull", NEW, active=True) == reason_for("push", NEW, active=True) != "it was asked for"
+    assert reason_for("pull", NEW, active=False) == "it was asked for"
 
 
 def test_a_host_without_libnbd(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from ..support.raising import raises_code
 
 OTHER = "0c1c1c1c-5b5a-4bb6-9e2c-2f0f5a5f9d3e"
 PRUNE: dict[str, Any] = {f"keep_{rule}": 0 for rule in ("last", "hourly", "daily", "weekly", "monthly", "yearly")}
-INFO = {"uri": "qemu:///system", "method": "auto", "domains": ["*"], "exclude_domains": [], "unmatched": "fail"}
+INFO = {"uri": "qemu:///system", "method": "auto", "prefer": "push", "domains": ["*"], "exclude_domains": [], "unmatched": "fail"}
 
 
 def journal_of(backup: Backup, *, uuid: str = UUID, name: str = "db1", path: str = "/images/other", stamp: str = UUID) -> Journal:

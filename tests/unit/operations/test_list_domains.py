@@ -22,6 +22,7 @@ INFO = {
     "exclude_domains": [],
     "unmatched": "fail",
     "method": "auto",
+    "prefer": "push",
 }
 NAMES = ["db1", "db2", "odd[1]", "web*", "web-1"]
 

@@ -99,7 +99,7 @@ def test_an_error_does_not_make_a_domain_vanish_from_the_list(backup: Backup) ->
         raise libvirt.libvirtError(38, "Cannot recv data: Connection reset by peer")
 
     libvirt.host.before.update(XMLDesc=fail, lookupByUUIDString=fail)
-    options = {"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], "unmatched": "fail", "method": "auto"}
+    options = {"uri": "qemu:///system", "domains": ["*"], "exclude_domains": [], "unmatched": "fail", "method": "auto", "prefer": "push"}
     [row] = domain_info(options, False, backup.clock)["domains"]
     assert row["name"] == "db1" and "Connection reset" in row["error"]
 
