@@ -17,7 +17,9 @@ description:
   - Fails if the set is not good, and names each bad file and the reason. It also fails if the guest of a set is not up in time.
   - Writes nothing into the set. It records the proof beside the set, in C(<target>/<domain>/.proofs/).
     M(virtops.live_backup.backup_set_info) and M(virtops.live_backup.backup_set_prune) read it there.
+  - With O(level=check), an encrypted set can be checked without its key. Then only its digests are compared. O(level=boot) needs the key.
 extends_documentation_fragment:
+  - virtops.live_backup.encryption
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.target
@@ -159,7 +161,7 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, SSH, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, ENCRYPTION, ONE_KEY, SSH, TARGET, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 
 
@@ -170,6 +172,7 @@ def main() -> None:
         DOMAIN,
         TARGET,
         SSH,
+        ENCRYPTION,
         {
             "backup_id": {"type": "str"},
             "level": {"type": "str", "choices": ["check", "deep", "boot"], "default": "check"},
@@ -180,6 +183,7 @@ def main() -> None:
             "max_memory": {"type": "bytes"},
             "max_vcpus": {"type": "int", "default": 4},
         },
+        mutually_exclusive=[ONE_KEY],
     )
 
 

@@ -23,7 +23,10 @@ description:
     is read as a whole, and only what differs is kept.
   - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
+  - The set is encrypted if O(encryption_key) or O(encryption_key_file) is set. QEMU encrypts the images (qcow2 with LUKS), and C(openssl)
+    encrypts the domain's XML and NVRAM. The same key must be named in M(virtops.live_backup.sparse_copy). A push cannot be encrypted.
 extends_documentation_fragment:
+  - virtops.live_backup.encryption
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
@@ -284,6 +287,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
     CAPTURE,
     CONNECTION,
     DOMAIN,
+    ENCRYPTION,
+    ONE_KEY,
     PROGRESS,
     SSH,
     TARGET,
@@ -302,6 +307,7 @@ def main() -> None:
         SSH,
         CAPTURE,
         PROGRESS,
+        ENCRYPTION,
         {
             "method": {"type": "str", "choices": ["push", "pull", "legacy", "offline"], "default": "push"},
             "overlay_dir": {"type": "path"},
@@ -309,6 +315,7 @@ def main() -> None:
             "exclusive": {"type": "bool", "default": False},
             "format": {"type": "str", "choices": ["qcow2", "raw"], "default": "qcow2"},
         },
+        mutually_exclusive=[ONE_KEY],
     )
 
 

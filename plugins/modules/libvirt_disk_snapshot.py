@@ -21,7 +21,10 @@ description:
   - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the partial set.
   - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
+  - The set is encrypted if O(encryption_key) or O(encryption_key_file) is set. QEMU encrypts the images (qcow2 with LUKS), and C(openssl)
+    encrypts the domain's XML and NVRAM. The same key must be named in M(virtops.live_backup.sparse_copy).
 extends_documentation_fragment:
+  - virtops.live_backup.encryption
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
@@ -249,6 +252,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
     CAPTURE,
     CONNECTION,
     DOMAIN,
+    ENCRYPTION,
+    ONE_KEY,
     PROGRESS,
     SSH,
     TARGET,
@@ -267,7 +272,9 @@ def main() -> None:
         SSH,
         CAPTURE,
         PROGRESS,
+        ENCRYPTION,
         {"overlay_dir": {"type": "path"}},
+        mutually_exclusive=[ONE_KEY],
     )
 
 

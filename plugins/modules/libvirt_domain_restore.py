@@ -26,7 +26,9 @@ description:
     RV(removed) lists it.
   - The domain's metadata names the set from which it was restored. A run that names the same set does nothing, whatever the disks hold by
     then, unless O(again) is set.
+  - An encrypted set needs its key. The restored disks are not encrypted.
 extends_documentation_fragment:
+  - virtops.live_backup.encryption
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.target
@@ -169,7 +171,7 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, SSH, TARGET, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, DOMAIN, ENCRYPTION, ONE_KEY, SSH, TARGET, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.restore import restore_domain
 
 
@@ -180,6 +182,7 @@ def main() -> None:
         DOMAIN,
         TARGET,
         SSH,
+        ENCRYPTION,
         {
             "backup_id": {"type": "str"},
             "name": {"type": "str"},
@@ -190,6 +193,7 @@ def main() -> None:
             "format": {"type": "str", "choices": ["original", "qcow2", "raw"], "default": "original"},
             "start": {"type": "bool", "default": False},
         },
+        mutually_exclusive=[ONE_KEY],
     )
 
 

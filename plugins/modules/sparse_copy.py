@@ -33,7 +33,9 @@ description:
     given up.
   - The disks of a domain that is shut off are copied under QEMU's image lock. If the domain is started during the copy, nothing is kept.
   - Progress is shown only when copying a capture (O(progress_interval)).
+  - The copies of a capture that was started with a key are encrypted, and need the same key here. They cannot be compressed as well.
 extends_documentation_fragment:
+  - virtops.live_backup.encryption
   - virtops.live_backup.libvirt
   - virtops.live_backup.target.ssh
   - virtops.live_backup.libvirt.progress
@@ -210,7 +212,7 @@ libvirt_error:
   sample: {code: 38, domain: 7, message: 'Failed to connect socket to ''/run/libvirt/libvirt-sock'': No such file or directory'}
 """
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, PROGRESS, SSH, run
+from ansible_collections.virtops.live_backup.plugins.module_utils._module import CONNECTION, ENCRYPTION, ONE_KEY, PROGRESS, SSH, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.copy import sparse_copy
 
 
@@ -220,6 +222,7 @@ def main() -> None:
         CONNECTION,
         SSH,
         PROGRESS,
+        ENCRYPTION,
         {
             "src": {"type": "path"},
             "src_format": {"type": "str", "choices": ["raw", "qcow2", "qed", "vdi", "vhdx", "vmdk", "vpc"]},
@@ -235,7 +238,13 @@ def main() -> None:
             "mode": {"type": "str", "default": "0600"},
         },
         required_one_of=[("src", "domain")],
-        mutually_exclusive=[("src", "domain"), ("src_format", "domain")],
+        mutually_exclusive=[
+            ("src", "domain"),
+            ("src_format", "domain"),
+            ONE_KEY,
+            ("src", "encryption_key"),
+            ("src", "encryption_key_file"),
+        ],
         required_together=[("src", "dest"), ("domain", "backup_id")],
     )
 

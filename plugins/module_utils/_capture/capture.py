@@ -11,7 +11,7 @@ from pathlib import Path
 
 from .._base.clock import Clock, rfc3339
 from .._base.errors import LiveBackupError
-from .._base.files import read_small, write_durably
+from .._base.files import read_small
 from .._claim.claim import Claim, save_claim
 from .._claim.plan import CapturePlan
 from .._claim.progress import Captured, FreezeNote
@@ -23,7 +23,9 @@ from .._hypervisor.jobs import running_job
 from .._hypervisor.processes import qemu_instance
 from .._hypervisor.stamp import without_stamp
 from .._image.fingerprint import fingerprint
+from .._image.key import Key
 from .._sets.layout import DOMAIN_XML, NVRAM, claim_domain_directory, make_partial
+from .._sets.secret_files import write_secret
 from .freeze import Consistency, Limits, Wish, capture_quiesced, response_timeout
 from .method import Method
 from .options import BeginOptions
@@ -58,7 +60,7 @@ def capture_claimed(domain: libvirt.virDomain, claim: Claim, options: BeginOptio
         instant.take()
         consistency = _at_rest(domain, plan)
     claim.progress.bases = {overlay.target: fingerprint(overlay.base) for overlay in plan.overlays}
-    _save_definition(domain, claim, instant.nvram)
+    _save_definition(domain, claim, instant.nvram, options.key)
     return Captured(
         consistency=consistency.level,
         why=consistency.why,
@@ -99,7 +101,7 @@ def _wait_for(moment: float | None, lead: float, clock: Clock) -> None:
         clock.sleep(max(0.0, moment - lead - clock.wall()))
 
 
-def _save_definition(domain: libvirt.virDomain, claim: Claim, nvram: bytes) -> None:
+def _save_definition(domain: libvirt.virDomain, claim: Claim, nvram: bytes, key: Key | None) -> None:
     """Save the domain's XML, with its disks on what they were on before, and its NVRAM."""
     with explained(f"read the definition of domain {claim.domain!r}"):
         xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
@@ -109,9 +111,9 @@ def _save_definition(domain: libvirt.virDomain, claim: Claim, nvram: bytes) -> N
         raise LiveBackupError(
             f"The disks of domain {claim.domain!r} changed while its backup started. Run again.", code="changed_meanwhile"
         )
-    write_durably(claim.paths.partial / DOMAIN_XML, without_stamp(without_backing_stores(xml)).encode())
+    write_secret(claim.paths.partial / DOMAIN_XML, without_stamp(without_backing_stores(xml)).encode(), key)
     if claim.plan.nvram:
-        write_durably(claim.paths.partial / NVRAM, nvram)
+        write_secret(claim.paths.partial / NVRAM, nvram, key)
 
 
 def _nvram(path: str) -> bytes:

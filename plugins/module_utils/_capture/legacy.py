@@ -25,7 +25,7 @@ from .._hypervisor.domains import read_domain
 from .._hypervisor.processes import qemu_instance
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
-from .._image.digest import Source
+from .._image.nbd_disk import ServedDisk
 from .._overlay.decide import Do, Refusal
 from .._overlay.space import Growing, growing_overlays
 from .._overlay.way_back import COMMIT_SECONDS, Way, check_commit, commit_all
@@ -85,7 +85,7 @@ class Legacy:
     def growing(self, claim: Claim) -> Growing:
         return Growing(growing_overlays(claim.overlays()))
 
-    def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[ServedDisk] | None:
         return None
 
     def require_under_way(self, connection: libvirt.virConnect, claim: Claim) -> None:

@@ -82,7 +82,8 @@ def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain,
     if not options.tracks:
         plan.level_reason = "it was asked for"
         return
-    plan.notes_content = True
+    # Digests of what the guest sees would say much of it.
+    plan.notes_content = not plan.key_id
     untracked, obstacle = _untracked(chosen, domain, wanted)
     for disk in plan.disks:
         disk.tracked = not obstacle and disk.target not in untracked
@@ -93,7 +94,7 @@ def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain,
     if options.level == "full":
         parent, reason = None, "it was asked for"
     else:
-        found, reason = candidates(sets, options.level, options.full_every)
+        found, reason = candidates(sets, options.level, options.full_every, plan.key_id)
         parent, problem, dirty = _choose_at_rest(plan, found, untracked) if wanted.at_rest else (None, "", {})
         if not obstacle:
             parent, problem, dirty = _choose(domain, found, wanted.write)
@@ -142,17 +143,20 @@ def _remarks(plan: CapturePlan, untracked: dict[str, str], obstacle: str) -> Ite
             yield f"{disk.target} is compared as a whole{why}"
 
 
-def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[Manifest], str]:
+def candidates(sets: list[SetFacts], level: str, full_every: int, key_id: str = "") -> tuple[list[Manifest], str]:
     """The sets that a level may build on, the newest first; if there are none, why. `sets` are those of one domain, by their instant.
 
-    If the newest chain is bad in any way, nothing is built on it or on what is older.
+    If the newest chain is bad in any way, nothing is built on it or on what is older; nor if another key than `key_id` opens it.
     """
     found: list[Manifest] = []
     for one in reversed([one for one in sets if one["status"] in ("good", "damaged")]):
         manifest = one["manifest"]
         if not found and (manifest is None or not one["good"]):
             return [], f"the newest set {one['backup_id']} is not good: {'; '.join(one['findings']) or 'its last proof failed'}"
-        if manifest is not None and one["good"] and (manifest.get("checkpoint") or contents_of(manifest)):
+        if not found and manifest is not None and _key_id(manifest) != key_id:
+            used, wanted = (f"encrypted with the key {name}" if name else "not encrypted" for name in (_key_id(manifest), key_id))
+            return [], f"the newest set {one['backup_id']} is {used}, and this backup is {wanted}"
+        if manifest is not None and one["good"] and _key_id(manifest) == key_id and (manifest.get("checkpoint") or contents_of(manifest)):
             found.append(manifest)
     if not found:
         return [], "no set at this target can be built on" if sets else "the domain has no set at this target yet"
@@ -169,6 +173,11 @@ def candidates(sets: list[SetFacts], level: str, full_every: int) -> tuple[list[
         return [], f"the newest chain has {length} sets, and {why}"
     # An older chain may be the only one that libvirt tracks; it must not grow without end beside the newest one.
     return [one for one in found if lengths[_first_of(one)] < most], ""
+
+
+def _key_id(manifest: Manifest) -> str:
+    encryption = manifest.get("encryption")
+    return encryption["key_id"] if encryption else ""
 
 
 def _first_of(manifest: Manifest) -> str:

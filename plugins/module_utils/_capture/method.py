@@ -22,7 +22,7 @@ from .._hypervisor.domain_xml import Disk
 from .._hypervisor.numbers import VIR_ERR_OPERATION_INVALID
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
-from .._image.digest import Source
+from .._image.nbd_disk import ServedDisk
 from .._overlay.space import Growing
 from .options import BeginOptions
 
@@ -99,8 +99,8 @@ class Copied(Method, Protocol):
     def growing(self, claim: Claim) -> Growing:
         """The files that the guest makes grow in the meantime."""
 
-    def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
-        """The image as it is to be copied, if it is not a file; its format is set in the plan."""
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[ServedDisk] | None:
+        """What QEMU serves of a disk, if not its file is copied."""
 
     def require_under_way(self, connection: libvirt.virConnect, claim: Claim) -> None:
         """Fail if what is copied is there no longer. Called twice a second while disks are copied."""

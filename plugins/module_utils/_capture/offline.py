@@ -22,11 +22,9 @@ from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import active, lookup
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
-from .._image.digest import Source
 from .._image.fingerprint import fingerprint, stood_still
 from .._image.lock import images_locked
-from .._image.nbd_disk import served_image
-from .._image.qcow2_writer import Backing
+from .._image.nbd_disk import ServedDisk
 from .._image.qemu_nbd import served_changes
 from .._overlay.space import Growing
 from .method import Left, Repair
@@ -83,11 +81,8 @@ class Offline:
     def growing(self, claim: Claim) -> Growing:
         return Growing([])
 
-    def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
-        if not disk.since:
-            return None
-        changes = served_changes(Path(disk.source.path), disk.since, pace.check)
-        return served_image(changes, disk.format, Backing(disk.below[0]["file"], "qcow2"), compressed=compress != "none")
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[ServedDisk] | None:
+        return served_changes(Path(disk.source.path), disk.since, pace.check) if disk.since else None
 
     def require_under_way(self, connection: libvirt.virConnect, claim: Claim) -> None:
         if active(lookup(connection, claim.uuid)) is not None:

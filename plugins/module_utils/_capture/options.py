@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from .._image.key import Key
 from .._target.target import TargetAddress
 
 
@@ -16,6 +17,7 @@ class BeginOptions:
     """The options of libvirt_backup_begin and libvirt_disk_snapshot, with the modules' defaults.
 
     `at` is the agreed moment, in seconds since the epoch. Times are in seconds.
+    With a `key` the set is encrypted.
     """
 
     uri: str
@@ -40,6 +42,7 @@ class BeginOptions:
     full_every: int = 7
     overlay_dir: str | None = None
     scratch_dir: str | None = None
+    key: Key | None = None
 
     @property
     def tracks(self) -> bool:

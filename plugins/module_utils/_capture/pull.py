@@ -30,9 +30,7 @@ from .._hypervisor.jobs import Job, completed_job, drop_completed_job, judge_job
 from .._hypervisor.processes import private_directory
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
-from .._image.digest import Source
-from .._image.nbd_disk import ServedDisk, missing_library, served_image
-from .._image.qcow2_writer import Backing
+from .._image.nbd_disk import ServedDisk, missing_library
 from .._overlay.space import Growing, GrowingFile
 from .backup_job import begin_job, end_job, is_running, job_repairs, missing_versions, no_checkpoints, still_copies
 from .growing import Kind, check_places, place_for
@@ -85,12 +83,10 @@ class Pull:
         files = [GrowingFile(path) for path in claim.plan.scratch.values()]
         return Growing(files, "scratch files", _KIND.option, "They are removed, before the guest has to stop.")
 
-    def served(self, claim: Claim, disk: DiskPlan, pace: Pace, compress: str) -> AbstractContextManager[Source] | None:
+    def served(self, claim: Claim, disk: DiskPlan, pace: Pace) -> AbstractContextManager[ServedDisk] | None:
         bitmap = export_bitmap(disk.target) if disk.since else ""
-        backing = Backing(disk.below[0]["file"], "qcow2") if disk.since else None
         connections = max(1, _MOST_CONNECTIONS // len(claim.plan.disks))
-        served = ServedDisk(Path(claim.plan.socket), disk.target, bitmap, connections, pace.check)
-        return served_image(served, disk.format, backing, compressed=compress != "none")
+        return ServedDisk(Path(claim.plan.socket), disk.target, bitmap, connections, pace.check)
 
     def require_under_way(self, connection: libvirt.virConnect, claim: Claim) -> None:
         domain = active(lookup(connection, claim.uuid))

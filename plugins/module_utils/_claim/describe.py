@@ -73,6 +73,8 @@ def build_manifest(
     }
     if claim.progress.latency:
         manifest["latency"] = claim.progress.latency
+    if claim.plan.key_id:
+        manifest["encryption"] = {"format": "luks", "key_id": claim.plan.key_id}
     if group:
         manifest["group"] = group
     return manifest

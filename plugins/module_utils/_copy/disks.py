@@ -35,7 +35,9 @@ from .._hypervisor.domains import lookup
 from .._hypervisor.events import across_restarts
 from .._image.copy import Copied, Copying, copy_image
 from .._image.data import Pace
+from .._image.key import Key
 from .._image.lock import images_locked
+from .._image.qcow2_writer import Backing
 from .._overlay.space import SpaceWatch
 from .._overlay.way_back import Way
 from .._target.records import SetName
@@ -58,7 +60,7 @@ class CopyOptions:
     """How disks are copied.
 
     `bandwidth` is in bytes per second, `bandwidth_total` too, for all that is copied at the same time on this host, and `latency_limit` is
-    in milliseconds. 0 means no limit.
+    in milliseconds. 0 means no limit. With a `key` the copies are encrypted.
     """
 
     uri: str
@@ -68,6 +70,7 @@ class CopyOptions:
     bandwidth_total: int
     latency_limit: int
     find_zeroes: bool
+    key: Key | None = None
 
 
 class Copies:
@@ -136,6 +139,8 @@ class Copies:
             raise LiveBackupError(
                 f"Disk {disk.target} cannot be copied in format raw, since later backups build on it. Use qcow2.", code="option_invalid"
             )
+        if self._options.key:
+            return "qcow2"
         source = disk.source.format
         # What no set can hold as it is, or is compressed, becomes qcow2; so does what later images shall build on.
         known = ("qcow2",) if self._claim.plan.notes_content else ("raw", "qcow2")
@@ -181,7 +186,9 @@ class Copies:
             rate,
             find_zeroes=self._options.find_zeroes,
             in_use=self._method.live,
-            served=self._method.served(self._claim, disk, self._pace, self._options.compress),
+            disk=self._method.served(self._claim, disk, self._pace),
+            backing=Backing(disk.below[0]["file"], "qcow2") if disk.since else None,
+            key=self._options.key,
         )
 
         def source_free() -> None:

@@ -16,7 +16,11 @@ from .._base.clock import Clock
 from .._base.files import sync_path, temporary_of
 from .data import LocalFile, Pace, clone, copy_data
 from .digest import Measured, OpenImage, Source, data_bytes as data_bytes_of, image_digest
+from .encrypted import write_encrypted
+from .key import Key
+from .nbd_disk import ServedDisk, served_image
 from .qcow2 import is_self_contained
+from .qcow2_writer import Backing
 from .qemu_img import How, convert
 
 
@@ -33,8 +37,8 @@ class Copying:
     """How an image is to be copied. `format` is that of the copy, `rate` in bytes a second, 0 for no limit.
 
     With `find_zeroes` those in a file become holes; in a block device they always do. `in_use` tells that a QEMU has the source open, or
-    may open it before it is read. With `as_hashed` what is written is what was hashed, not what the kernel reads a second time. `served` is
-    read instead of the file `source`, and is an image as the copy is to be.
+    may open it before it is read. With `as_hashed` what is written is what was hashed, not what the kernel reads a second time. `disk` is
+    read instead of the file `source`, and the image of it is put on `backing`. With a `key` the copy is encrypted.
     """
 
     source: Path
@@ -46,18 +50,22 @@ class Copying:
     find_zeroes: bool = False
     in_use: bool = False
     as_hashed: bool = False
-    served: AbstractContextManager[Source] | None = None
+    disk: AbstractContextManager[ServedDisk] | None = None
+    backing: Backing | None = None
+    key: Key | None = None
 
     @property
     def by_bytes(self) -> bool:
         """Whether the copy has the same bytes as what is read."""
-        if self.served:
-            return True
+        if self.key or self.disk:
+            return self.key is None
         return self.format == self.source_format and self.compress == "none" and is_self_contained(self.source, self.source_format)
 
     def opened(self) -> AbstractContextManager[Source]:
         """What is read, if the bytes are copied."""
-        return self.served or _opened(self.source)
+        if self.disk is None:
+            return _opened(self.source)
+        return served_image(self.disk, self.format, self.backing, compressed=self.compress != "none")
 
 
 @contextmanager
@@ -74,11 +82,10 @@ def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, so
         if copying.by_bytes:
             digest, data_bytes, method = _copy_bytes(copying, temporary, pace, source_free)
         else:
-            how = How(copying.compress, copying.rate, pace, in_use=copying.in_use)
-            convert(copying.source, copying.source_format, temporary, copying.format, how)
+            method = _write_by_qemu(copying, temporary, pace)
             source_free()
             sync_path(temporary)
-            digest, data_bytes, method = image_digest(temporary, pace.check), data_bytes_of(temporary), "qemu-img convert"
+            digest, data_bytes = image_digest(temporary, pace.check), data_bytes_of(temporary)
         temporary.chmod(copying.mode)
         sync_path(temporary)
         temporary.rename(destination)
@@ -94,6 +101,15 @@ def copy_image(copying: Copying, destination: Path, pace: Pace, clock: Clock, so
         "seconds": round(clock.boottime() - began, 3),
         "method": method,
     }
+
+
+def _write_by_qemu(copying: Copying, temporary: Path, pace: Pace) -> str:
+    if copying.disk and copying.key:
+        write_encrypted(copying.disk, temporary, copying.backing, copying.key, pace)
+        return "nbd"
+    how = How(copying.compress, copying.rate, pace, in_use=copying.in_use, key=copying.key)
+    convert(copying.source, copying.source_format, temporary, copying.format, how)
+    return "qemu-img convert"
 
 
 def _copy_bytes(copying: Copying, temporary: Path, pace: Pace, source_free: Callable[[], None]) -> tuple[str, int, str]:

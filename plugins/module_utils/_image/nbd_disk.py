@@ -102,18 +102,43 @@ class ServedDisk:
 
     def read(self, pieces: Iterable[tuple[memoryview, int]]) -> None:
         """Fill buffers, each from its offset, all at once; called by several threads."""
+        with self._borrowed() as connection:
+            asked = [_Asked(connection, buffer, offset) for piece, at in pieces for buffer, offset in _in_requests(piece, at)]
+            # The replies come in any order, and libnbd knows which is whose.
+            for one in asked:
+                self._await(connection, one.cookie)
+                one.finish()
+
+    def write(self, offset: int, data: memoryview) -> None:
+        """Write data at its place; called by several threads."""
+        with self._borrowed() as connection:
+            for cookie in [connection.aio_pwrite(_as_sent(piece), at) for piece, at in _in_requests(data, offset)]:
+                self._await(connection, cookie)
+
+    def zero(self, start: int, end: int) -> None:
+        """Let a piece of the disk be zeroes, whatever is below."""
+        with self._borrowed() as connection:
+            for offset in range(start, end, _MOST_ASKED):
+                self._await(connection, connection.aio_zero(min(_MOST_ASKED, end - offset), offset))
+
+    def flush(self) -> None:
+        """Have all that was written on the disk."""
+        with self._borrowed() as connection:
+            self._await(connection, connection.aio_flush())
+
+    @contextmanager
+    def _borrowed(self) -> Iterator[Any]:
         connection = self._idle.get()
         try:
             with self._told_as_ours():
-                asked = [_Asked(connection, buffer, offset) for piece, at in pieces for buffer, offset in _in_requests(piece, at)]
-                # The replies come in any order, and libnbd knows which is whose.
-                for one in asked:
-                    while not connection.aio_command_completed(one.cookie):
-                        self._wait(connection)
-                    one.finish()
+                yield connection
         finally:
             # One that failed fails for the next who borrows it, too.
             self._idle.put(connection)
+
+    def _await(self, connection: Any, cookie: int) -> None:
+        while not connection.aio_command_completed(cookie):
+            self._wait(connection)
 
     def _wait(self, connection: Any) -> None:
         if not connection.poll(_LOOK_MS):
@@ -147,8 +172,7 @@ class ServedDisk:
         while offset < self.size:
             entries: list[int] = []
             cookie = connection.aio_block_status(min(_MOST_ASKED, self.size - offset), offset, partial(_take, context, entries))
-            while not connection.aio_command_completed(cookie):
-                self._wait(connection)
+            self._await(connection, cookie)
             if not entries:
                 raise LiveBackupError(f"The server says nothing of {context} at {offset}.", code="job_state_unknown")
             for length, flags in zip(entries[::2], entries[1::2]):
@@ -187,6 +211,11 @@ class _Asked:
     def finish(self) -> None:
         if self._own is not None:
             self._buffer[:] = self._own.to_bytearray()
+
+
+def _as_sent(data: memoryview) -> Any:
+    # libnbd before 1.12 sends buffers of its own only.
+    return data if hasattr(nbd.Buffer, "to_buffer") else nbd.Buffer.from_bytearray(bytearray(data))
 
 
 def _in_requests(buffer: memoryview, offset: int) -> Iterator[tuple[memoryview, int]]:
@@ -233,12 +262,12 @@ def served_image(
         if compressed:
             yield CompressedImage(there.size, extents, there.read, backing)
         elif image_format == "raw":
-            yield _RawImage(there, extents)
+            yield RawImage(there, extents)
         else:
             yield _Qcow2Image(there, Layout(there.size, extents, backing))
 
 
-class _RawImage:
+class RawImage:
     def __init__(self, disk: ServedDisk, extents: Extents) -> None:
         self.size = disk.size
         self.descriptor: int | None = None

@@ -28,6 +28,8 @@ MOST_L1_ENTRIES = (32 << 20) // 8
 # Bits of an entry: nothing else uses the cluster that it names; it shows zeroes, whatever the backing file has there.
 COPIED = 1 << 63
 ZERO = 1
+# How a node of QEMU's block layer names the key of an image (docs/interop/qcow2.txt, docs/system/secrets.rst).
+ENCRYPT = {"format": "luks", "key-secret": "key"}
 _LEAST_CLUSTER, _OLD_COUNT, _MOST_COUNT = 9, 4, 6
 _DATA_FILE = 1 << 2
 
@@ -63,7 +65,7 @@ class Header:
     """What is asked of a header.
 
     `size` is the bytes of the disk, `backing` the name of the backing file, empty without one, `data_file` whether the guest's data are in
-    a file of their own, and `snapshots` the number of internal snapshots.
+    a file of their own, `encrypted` whether QEMU needs a key for them, and `snapshots` the number of internal snapshots.
     """
 
     version: int
@@ -71,6 +73,7 @@ class Header:
     size: int
     backing: str
     data_file: bool
+    encrypted: bool
     cluster_bits: int
     count_order: int
 
@@ -95,7 +98,14 @@ def read_header(data: bytes) -> Header | None:
     # What is out of these bounds no QEMU opens.
     cluster_bits = max(fields.cluster_bits, _LEAST_CLUSTER)
     return Header(
-        fields.version, fields.snapshots, fields.size, backing, bool(features & _DATA_FILE), cluster_bits, min(order, _MOST_COUNT)
+        version=fields.version,
+        snapshots=fields.snapshots,
+        size=fields.size,
+        backing=backing,
+        data_file=bool(features & _DATA_FILE),
+        encrypted=fields.encryption != 0,
+        cluster_bits=cluster_bits,
+        count_order=min(order, _MOST_COUNT),
     )
 
 
@@ -122,7 +132,7 @@ def header_of(path: str | Path) -> Header:
     return header
 
 
-def image_node(files: list[Path], image_format: str) -> dict[str, Any]:
+def image_node(files: list[Path], image_format: str, *, encrypted: bool = False) -> dict[str, Any]:
     """An image, read-only, as a node of QEMU's block layer: the file, and those that it builds on, whatever their headers name."""
     node: dict[str, Any] = {
         "driver": image_format,
@@ -130,7 +140,9 @@ def image_node(files: list[Path], image_format: str) -> dict[str, Any]:
         "file": {"driver": "file", "filename": str(files[0]), "read-only": True},
     }
     if image_format != "raw":
-        node["backing"] = image_node(files[1:], image_format) if files[1:] else None
+        node["backing"] = image_node(files[1:], image_format, encrypted=encrypted) if files[1:] else None
+    if encrypted:
+        node["encrypt"] = ENCRYPT
     return node
 
 

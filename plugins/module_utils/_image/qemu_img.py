@@ -21,12 +21,19 @@ from .._base.errors import LiveBackupError, advised
 from .._base.files import write_out
 from .._base.text import foreign, screen
 from .data import Pace
-from .qcow2 import image_node, is_self_contained
+from .key import Key, secret_object
+from .qcow2 import ENCRYPT, image_node, is_self_contained
+from .qcow2_writer import Backing
 
 # As many characters of what it says are heard at most.
 _MOST_SAID = 2000
 # How often what it has written is given to the disk.
 _WRITE_OUT_SECONDS = 0.05
+# The secret is random, so that guesses need not be made slow, which would make each opening slow.
+_ENCRYPTED = f"encrypt.format={ENCRYPT['format']},encrypt.key-secret={ENCRYPT['key-secret']},encrypt.iter-time=10"
+_NOT_MEASURED = "Unable to get accurate CPU usage"
+_TRIES = 20
+_NOT_THE_KEY = "cannot unlock any keyslot"
 
 
 def _command(*arguments: str | Path) -> list[str]:
@@ -44,17 +51,22 @@ def _run(
     at_work: Callable[[], None] | None = None,
     every: float = _WRITE_OUT_SECONDS,
     descriptors: tuple[int, ...] = (),
+    key: Key | None = None,
 ) -> str:
     """What a command prints. While it runs, `at_work` is called every so many seconds."""
-    with subprocess.Popen(
-        _command(*arguments),
-        pass_fds=descriptors,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="backslashreplace",
-    ) as process:
+    name, *others = arguments
+    with (
+        secret_object(key) as (secret, inherited),
+        subprocess.Popen(
+            _command(name, *secret, *others),
+            pass_fds=(*descriptors, *inherited),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            errors="backslashreplace",
+        ) as process,
+    ):
         if pace is not None:
             pace.on_give_up(process.kill)
         try:
@@ -66,8 +78,14 @@ def _run(
         raise pace.given_up
     if process.returncode != 0:
         said = _said(err) or f"it ended with status {process.returncode}"
+        _require_opened(said, key)
         raise LiveBackupError(*advised(f"qemu-img {arguments[0]} of {arguments[-1]} failed: {said}", code="qemu_img_failed"))
     return out
+
+
+def _require_opened(said: str, key: Key | None) -> None:
+    if key and _NOT_THE_KEY in said:
+        raise LiveBackupError(f"The key {key.id!r} does not open the set. Name the right one.", code="key_wrong")
 
 
 def _communicate(process: subprocess.Popen[str], at_work: Callable[[], None] | None, every: float) -> tuple[str, str]:
@@ -113,12 +131,16 @@ def _backing_of(info: dict[str, Any]) -> tuple[str, str] | None:
 
 
 class Node(str):
-    """An image as a node of QEMU's block layer, which names each file and format of it."""
+    """An image as a node of QEMU's block layer, which names each file and format of it, and the key that opens it."""
+
+    key: Key | None = None
 
     @classmethod
-    def of(cls, files: list[Path], image_format: str) -> Node:
+    def of(cls, files: list[Path], image_format: str, key: Key | None = None) -> Node:
         """An image and what it builds on, whatever their headers name."""
-        return cls(f"json:{json.dumps(image_node(files, image_format))}")
+        node = cls(f"json:{json.dumps(image_node(files, image_format, encrypted=key is not None))}")
+        node.key = key
+        return node
 
 
 def _reads(path: str | Path, image_format: str, option: str = "-f") -> list[str]:
@@ -130,17 +152,20 @@ def _reads(path: str | Path, image_format: str, option: str = "-f") -> list[str]
     return [option, image_format]
 
 
-def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = ()) -> list[str]:
+def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = (), key: Key | None = None) -> list[str]:
     """What is wrong with the structure of a qcow2 image, which is in a node of QEMU's block layer; room that is lost in it is no harm."""
-    source = f"json:{json.dumps({'driver': 'qcow2', 'backing': None, 'file': file})}"
-    with subprocess.Popen(
-        _command("check", "--force-share", source),
-        pass_fds=descriptors,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        errors="replace",
-    ) as process:
+    source = f"json:{json.dumps({'driver': 'qcow2', 'backing': None, 'file': file, **({'encrypt': ENCRYPT} if key else {})})}"
+    with (
+        secret_object(key) as (secret, inherited),
+        subprocess.Popen(
+            _command("check", *secret, "--force-share", source),
+            pass_fds=(*descriptors, *inherited),
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            errors="replace",
+        ) as process,
+    ):
         # There may be a line for each cluster. The first ones tell enough, and it must not wait for us to read the others.
         said = cast(IO[str], process.stderr).read(_MOST_SAID)
         while cast(IO[str], process.stderr).read(_MOST_SAID):
@@ -148,6 +173,8 @@ def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = ()) -> list
     # 2: corrupted, 3: only leaked clusters.
     if process.returncode in (0, 3):
         return []
+    # That says nothing about the image.
+    _require_opened(said, key)
     words = foreign(said.replace("qemu-img: ", "").replace(f"'{source}'", "it"), _MOST_SAID)
     return [f"qemu-img check finds it damaged: {words or 'its tables are corrupted'}"]
 
@@ -164,7 +191,8 @@ def holds_data(overlay: str | Path) -> bool:
 
 def measure(path: str | Path, source_format: str, to_format: str) -> int:
     """The bytes that the disk in an image takes in another format."""
-    return int(json.loads(_run("measure", *_reads(path, source_format), "-O", to_format, "--output", "json", path))["required"])
+    arguments = ("measure", *_reads(path, source_format), "-O", to_format, "--output", "json", path)
+    return int(json.loads(_run(*arguments, key=path.key if isinstance(path, Node) else None))["required"])
 
 
 @dataclass(frozen=True)
@@ -173,7 +201,7 @@ class How:
 
     With `forget` the disk writes from the beginning, not when memory is full or the image is synced, and the page cache does not keep
     the copy. That is of no use to somebody who reads it next. With `in_use` it takes no lock of the source: if a target that hangs keeps
-    it from dying, nobody could write to the source until it answers.
+    it from dying, nobody could write to the source until it answers. With a `key` the image becomes an encrypted one.
     """
 
     compress: str = "none"
@@ -182,6 +210,7 @@ class How:
     into: bool = False
     forget: bool = False
     in_use: bool = False
+    key: Key | None = None
 
 
 def convert(source: Path | Node, source_format: str, destination: Path, to_format: str, how: How = How()) -> None:
@@ -191,6 +220,8 @@ def convert(source: Path | Node, source_format: str, destination: Path, to_forma
     options = ["-n"] * (how.into and to_format == "raw") + ["-U"] * how.in_use
     if how.compress != "none":
         options += ["-c", "-o", f"compression_type={how.compress}"]
+    if how.key:
+        options += ["-o", _ENCRYPTED]
     if how.rate:
         options += ["-r", str(how.rate)]
     # Out of order writes fill the target faster, and are not possible for compressed clusters in old versions.
@@ -202,7 +233,11 @@ def convert(source: Path | Node, source_format: str, destination: Path, to_forma
             # If qemu-img made it, as it may have in a run that died, everybody could read it.
             os.fchmod(descriptor, 0o600)
         at_work = partial(write_out, descriptor, 0, 0) if how.forget else None
-        _run("convert", *known, "-O", to_format, *options, source, destination, pace=how.pace, at_work=at_work)
+        command = ("convert", *known, "-O", to_format, *options, source, destination)
+        if how.key:
+            _run_encrypting(how.key, *command, pace=how.pace, at_work=at_work)
+        else:
+            _run(*command, pace=how.pace, at_work=at_work, key=source.key if isinstance(source, Node) else None)
     finally:
         os.close(descriptor)
 
@@ -210,6 +245,27 @@ def convert(source: Path | Node, source_format: str, destination: Path, to_forma
 def create_overlay(descriptor: int, size: int) -> None:
     """Make an open file, which needs no name, an empty image that whoever opens it puts over another one."""
     _run("create", "-q", "-f", "qcow2", f"/proc/self/fd/{descriptor}", str(size), descriptors=(descriptor,))
+
+
+def _run_encrypting(key: Key, *arguments: str | Path, **options: Any) -> None:
+    """Run a command that makes an encrypted image.
+
+    QEMU before 9.1 measures how fast the processor is, and gives up if the kernel has counted no time (crypto/pbkdf.c).
+    """
+    for tries_left in reversed(range(_TRIES)):
+        try:
+            _run(*arguments, key=key, **options)
+            return
+        except LiveBackupError as error:
+            if _NOT_MEASURED not in error.msg or not tries_left:
+                raise
+
+
+def create_encrypted(path: Path, size: int, backing: Backing | None, key: Key) -> None:
+    """Make an empty encrypted image, which names what it builds on."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW, 0o600))
+    below = ["-u", "-b", backing.name, "-F", backing.format] if backing else []
+    _run_encrypting(key, "create", "-q", "-f", "qcow2", *below, "-o", _ENCRYPTED, path, str(size))
 
 
 def commit(overlay: str | Path, at_work: Callable[[], None], every: float) -> None:

@@ -6,17 +6,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import socket
 import subprocess
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from .._base.errors import LiveBackupError
 from .._base.files import scratch_directory
+from .key import Key, secret_object
 from .nbd_disk import ServedDisk
+from .qcow2 import ENCRYPT
 
 _EXPORT = "disk"
 
@@ -49,19 +52,34 @@ def start_server(
 @contextmanager
 def served_changes(image: Path, bitmap: str, check: Callable[[], None] = lambda: None) -> Iterator[ServedDisk]:
     """What a bitmap of a qcow2 image calls dirty, of a disk that nobody writes to. QEMU's lock keeps it so while this lasts."""
+    arguments = ["--read-only", "--format=qcow2", f"--bitmap={bitmap}", str(image)]
+    with _served(arguments, None) as path, ServedDisk(path, _EXPORT, bitmap, check=check) as disk:
+        yield disk
+
+
+@contextmanager
+def served_for_writing(image: Path, key: Key, check: Callable[[], None]) -> Iterator[ServedDisk]:
+    """The disk in an encrypted image alone, without what it builds on."""
+    node = {"driver": "qcow2", "encrypt": ENCRYPT, "backing": None, "file": {"driver": "file", "filename": str(image)}}
+    with _served([f"json:{json.dumps(node)}"], key) as path, ServedDisk(path, _EXPORT, check=check) as disk:
+        yield disk
+
+
+@contextmanager
+def _served(arguments: list[str], key: Key | None) -> Iterator[Path]:
+    """The socket of a server, which ends with this."""
     require_qemu_nbd()
-    with scratch_directory() as directory, socket.socket(socket.AF_UNIX) as listening:
-        path = directory / "nbd"
-        # It listens before the server runs, so there is nothing to wait for.
-        listening.bind(str(path))
-        listening.listen()
-        arguments = ["--read-only", "--format=qcow2", "--shared=0", f"--bitmap={bitmap}", f"--export-name={_EXPORT}", str(image)]
-        server = start_server(arguments, listening)
-        # If the server ends, whoever reads there is to know.
-        listening.close()
+    with ExitStack() as stack:
+        path = stack.enter_context(scratch_directory()) / "nbd"
+        secret, descriptors = stack.enter_context(secret_object(key))
+        with socket.socket(socket.AF_UNIX) as listening:
+            # It listens before the server runs, so there is nothing to wait for.
+            listening.bind(str(path))
+            listening.listen()
+            server = start_server([*secret, "--shared=0", f"--export-name={_EXPORT}", *arguments], listening, descriptors=descriptors)
+            # If the server ends, whoever reads there is to know.
         try:
-            with ServedDisk(path, _EXPORT, bitmap, check=check) as disk:
-                yield disk
+            yield path
         finally:
             server.kill()
             server.wait()

@@ -40,6 +40,7 @@ from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DO
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
 from .._image.content import content_bytes
+from .._image.key import key_of
 from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
 from .._recovery.repairs import undoing
@@ -59,7 +60,7 @@ def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
 
 
 def _options(params: dict[str, Any]) -> BeginOptions:
-    return BeginOptions(**known(BeginOptions, params))
+    return BeginOptions(**known(BeginOptions, params), key=key_of(params))
 
 
 def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -109,6 +110,10 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
     obstacle = method.obstacle(versions, facts)
     if obstacle:
         raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method.name}: {obstacle}.", code="method_unsuitable")
+    if options.key and method.name not in COPIED:
+        raise LiveBackupError(
+            f"A backup by {method.name} cannot be encrypted, since QEMU writes its images. Use method pull.", code="method_unsuitable"
+        )
     for disk in chosen:
         if obstacle := method.disk_obstacle(disk):
             raise LiveBackupError(
@@ -135,6 +140,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         versions={"libvirt": version_text(versions.libvirt), "qemu": version_text(versions.qemu)},
         qemu_user=facts.xml.qemu_user,
         sources=sources(facts.xml),
+        key_id=options.key.id if options.key else "",
     )
     if not where.is_here:
         _plan_sending(plan, chosen, options)
@@ -148,10 +154,11 @@ def _plan_sending(plan: CapturePlan, chosen: list[Disk], options: BeginOptions) 
     """Note which disks go straight to the server. The images of the others are made here first."""
     copied = COPIED.get(plan.method)
     for planned, disk in zip(plan.disks, chosen):
-        planned.sent = copied is not None and copied.can_send(disk, options)
+        # QEMU encrypts images on this host.
+        planned.sent = copied is not None and options.key is None and copied.can_send(disk, options)
     staged = [disk.target for disk in plan.disks if not disk.sent]
     if staged and not options.staging_dir:
-        advice = ", or use method pull, which sends every disk directly" if METHODS[plan.method].live else ""
+        advice = ", or use method pull, which sends every disk directly" if METHODS[plan.method].live and not options.key else ""
         raise LiveBackupError(
             f"The images of disks {', '.join(staged)} are made on this host before they are sent, which needs staging_dir. Name an "
             f"existing directory{advice}.",

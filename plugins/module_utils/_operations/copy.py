@@ -21,6 +21,7 @@ from .._claim.step import require_claim, step
 from .._copy.destination import place_of
 from .._copy.disks import Copies, CopyOptions
 from .._hypervisor.connection import explain
+from .._image.key import Key, key_of
 from .._recovery.repairs import undoing
 from .._sets.layout import check_backup_id
 from .._target.ssh.address import SCHEME
@@ -42,6 +43,9 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
                 f"A backup by {claim.method} cannot be compressed by {params['compress']}. Use {' or '.join(possible)}.",
                 code="option_invalid",
             )
+        key = _key_for(claim, params)
+        if key and params["compress"] != "none":
+            raise LiveBackupError("qcow2 images can be compressed or encrypted, not both. Use compress none.", code="option_invalid")
         if not _is_missing(claim):
             return {"changed": False, "planned": False, "disks": _copied(claim)}
         copies = Copies(
@@ -55,6 +59,7 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
                 params["bandwidth_total"] or 0,
                 params["latency_limit"],
                 params["find_zeroes"],
+                key,
             ),
             clock,
         )
@@ -66,6 +71,17 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
         with undoing(params["uri"], claim, clock, in_words, copies.require_ended), step(claim, "copy", clock):
             copies.run()
         return {"changed": True, "planned": False, "disks": _copied(claim)}
+
+
+def _key_for(claim: Claim, params: dict[str, Any]) -> Key | None:
+    key, wanted = key_of(params), claim.plan.key_id
+    if (key.id if key else "") != wanted:
+        began = f"with the key {wanted!r}" if wanted else "without a key"
+        raise LiveBackupError(
+            f"Backup {claim.backup_id} of domain {claim.domain!r} was started {began}. Name the same key in each step.",
+            code="options_differ",
+        )
+    return key
 
 
 def _captured(uuid: str, name: str, backup_id: str) -> Claim:

@@ -29,6 +29,7 @@ from .._hypervisor.connection import connect
 from .._hypervisor.disk_place import is_below_dev
 from .._hypervisor.domains import lookup_name, read_domain
 from .._hypervisor.stamp import set_of
+from .._image.key import key_of
 from .._image.lock import images_locked
 from .._restore.files import end, note_identities, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
@@ -76,7 +77,7 @@ def _options(params: dict[str, Any], found: GoodSet) -> RestoreOptions:
     name = params["name"] or found["domain"]
     if not re.fullmatch(r"[^/\n]+", name):
         raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")
-    return RestoreOptions(**{**known(RestoreOptions, params), "name": name})
+    return RestoreOptions(**{**known(RestoreOptions, params), "name": name, "key": key_of(params)})
 
 
 def _require_directory(directory: str) -> None:
@@ -96,7 +97,7 @@ def _completed(left: Journal, options: RestoreOptions, stamp: dict[str, str], cl
     require_same_uri(left.uri, options.uri, left.words)
     left.uri = options.uri
     with hold(left.uuid, clock):
-        return left.phase != "broken" and complete_or_undo(left, stamp, options.overwrite) and left.is_of(stamp)
+        return left.phase != "broken" and complete_or_undo(left, stamp, options.overwrite, options.key) and left.is_of(stamp)
 
 
 def _restore(plan: Plan, left: Journal | None, target: Target, options: RestoreOptions, clock: Clock) -> None:
@@ -114,13 +115,13 @@ def _restore(plan: Plan, left: Journal | None, target: Target, options: RestoreO
                 journal.set_path = stack.enter_context(reading)["path"]
                 journal.save()
             for image, move in zip(plan.images, moves_of(plan)):
-                write_image(Path(journal.set_path), image, move, clock)
+                write_image(Path(journal.set_path), image, move, plan.key, clock)
             note_identities(journal)
         with undoing(journal):
             stack.enter_context(images_locked([Path(move.path) for move in journal.moves if move.old]))
             _require_unchanged(options.uri, plan)
         journal.set_phase("swap")
-        swap(journal)
+        swap(journal, plan.key)
         complete(journal)
         if left is not None and left.uuid != plan.guest.uuid:
             end(left)

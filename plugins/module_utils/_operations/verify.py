@@ -14,10 +14,12 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import MIB
 from .._claim.owner import require_no_restore
+from .._image.key import key_of
 from .._proof.boot import Boot, Terms, boot_set
 from .._proof.images import expected_images, image_problems
 from .._sets.chain import ancestors_of
 from .._sets.layout import check_backup_id
+from .._sets.secret_files import key_for
 from .target import target_of
 
 # As much of the console is in the message.
@@ -48,15 +50,18 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     require_no_restore(f"prove a set of domain {found['domain']!r}", found["uuid"] or "", found["domain"])
     path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
     boot = Boot(None, "", timed_out=False, console="")
+    key = key_of(params)
     if manifest is not None:
+        if key or params["level"] == "boot":
+            key = key_for(manifest, key)
         with target.images(params["domain"], found) as image_of:
             broken = {finding.partition(":")[0] for finding in findings}
             for expected in (one for disk in manifest["disks"] for one in expected_images(disk)):
                 if expected.file not in broken:
                     with image_of(expected.file) as image:
-                        findings += [f"{expected.file}: {problem}" for problem in image_problems(image, expected)]
+                        findings += [f"{expected.file}: {problem}" for problem in image_problems(image, expected, manifest, key)]
             if params["level"] == "boot" and not findings:
-                boot = boot_set(params["uri"], path, manifest, _terms(params), clock)
+                boot = boot_set(params["uri"], path, manifest, key, _terms(params), clock)
                 findings += [f"boot: {boot.problem}"] if boot.problem else []
     outcome = "timed out" if boot.timed_out else "failed" if findings else "verified"
     if manifest is not None and not check_mode:

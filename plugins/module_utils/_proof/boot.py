@@ -23,7 +23,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.files import read_small, scratch_directory
+from .._base.files import scratch_directory
 from .._base.memory import memory_available
 from .._hypervisor.bindings import libvirt, libvirt_qemu
 from .._hypervisor.connection import LibvirtFailure, connect, explained, libvirt_failure
@@ -36,10 +36,13 @@ from .._hypervisor.numbers import (
     VIR_ERR_NO_DOMAIN,
 )
 from .._hypervisor.processes import qemu_pid
+from .._image.key import Key
 from .._image.qcow2 import image_node
 from .._restore.definition import read_definition
 from .._sets.chain import bytes_of, images_of
+from .._sets.layout import NVRAM
 from .._sets.schema import Manifest
+from .._sets.secret_files import read_secret, secret_file
 from .boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
 from .console import Console, tail
 from .scratch import NICE, Scratch, memory_problem, spare_memory
@@ -74,10 +77,10 @@ class Boot:
     console: str
 
 
-def boot_set(uri: str, path: Path, manifest: Manifest, terms: Terms, clock: Clock) -> Boot:
-    """Start the set, wait until its guest agent answers or the console shows the pattern, and end it."""
+def boot_set(uri: str, path: Path, manifest: Manifest, key: Key | None, terms: Terms, clock: Clock) -> Boot:
+    """Start the set, wait until its guest agent answers or the console shows the pattern, and end it. An encrypted one needs its key."""
     began = clock.boottime()
-    text = read_definition(path)
+    text = read_definition(path, key)
     if terms.pattern is None and parse_domain(text).agent == "absent":
         raise LiveBackupError(
             f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so name what it prints on its first serial port "
@@ -99,10 +102,10 @@ def boot_set(uri: str, path: Path, manifest: Manifest, terms: Terms, clock: Cloc
         scratch.require_space(sum(map(bytes_of, manifest["disks"])))
         sockets = {disk["target"]: directory / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
         for disk in manifest["disks"]:
-            image = image_node(images_of(path, disk), disk["format"])
-            stack.enter_context(scratch.served(image, disk["capacity"], sockets[disk["target"]], user))
-        if (path / "nvram").exists():
-            (directory / "nvram").write_bytes(read_small(path / "nvram"))
+            image = image_node(images_of(path, disk), disk["format"], encrypted=key is not None)
+            stack.enter_context(scratch.served(image, key, disk["capacity"], sockets[disk["target"]], user))
+        if secret_file(path / NVRAM, key).exists():
+            (directory / "nvram").write_bytes(read_secret(path / NVRAM, key))
         console = stack.enter_context(closing(Console(directory / "console")))
         xml = boot_xml(text, {target: str(one) for target, one in sockets.items()}, directory, size, kvm=Path("/dev/kvm").exists())
         ends = _ends(connection, f"{PROOF_NAME}{directory.name}")

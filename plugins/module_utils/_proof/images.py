@@ -20,10 +20,11 @@ from .._base.errors import LiveBackupError
 from .._base.filesystem import mib
 from .._base.memory import memory_available
 from .._base.text import foreign
+from .._image.key import Key
 from .._image.qcow2 import read_header
 from .._image.qemu_img import check_image
 from .._sets.chain import chain_below
-from .._sets.schema import ImageEntry
+from .._sets.schema import ImageEntry, Manifest
 from .._target.records import SetImage
 
 _SECTOR = 512
@@ -47,8 +48,11 @@ def expected_images(disk: ImageEntry) -> Iterator[Expected]:
         yield Expected(one["file"], "qcow2", one["capacity"], "".join(names[number : number + 1]))
 
 
-def image_problems(image: SetImage, expected: Expected) -> list[str]:
-    """What is wrong with an image of a disk. One that needs another file than the manifest says is not opened any further."""
+def image_problems(image: SetImage, expected: Expected, manifest: Manifest, key: Key | None) -> list[str]:
+    """What is wrong with an image of a disk. One that needs another file than the manifest says is not opened any further.
+
+    The tables of an encrypted one are not examined without its key.
+    """
     size = image.size
     if expected.format == "qcow2":
         header = read_header(image.header)
@@ -56,13 +60,16 @@ def image_problems(image: SetImage, expected: Expected) -> list[str]:
             return ["it is not a qcow2 image"]
         if header.data_file or header.backing != expected.backing:
             return [f"it needs {foreign(header.backing) or 'another file'}, and by its manifest {expected.backing or 'nothing else'}"]
+        if header.encrypted != ("encryption" in manifest):
+            return [f"it is {'' if header.encrypted else 'not '}encrypted, and the manifest says otherwise"]
         size = header.size
         _require_memory(header.memory_of_counts(image.size), expected.file)
     # QEMU rounds the size of a raw file up to whole sectors; its copy and what libvirt says of it may be as long as the file.
     if _sectors(size) != _sectors(expected.capacity):
         return [f"the disk in it has {size} bytes, not {expected.capacity}"]
     # Only qcow2 has a structure of its own.
-    return check_image(image.node, image.descriptors) if expected.format == "qcow2" else []
+    examined = expected.format == "qcow2" and (key is not None or "encryption" not in manifest)
+    return check_image(image.node, image.descriptors, key) if examined else []
 
 
 def _sectors(size: int) -> int:

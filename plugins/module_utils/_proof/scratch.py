@@ -21,6 +21,7 @@ from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
 from .._base.filesystem import MIB, free_bytes, mib
 from .._base.memory import memory_available, memory_total
+from .._image.key import Key, secret_object
 from .._image.qemu_img import create_overlay
 from .._image.qemu_nbd import require_qemu_nbd, start_server
 from .._overlay.space import Growth, Space, is_threatened, least_space
@@ -73,7 +74,7 @@ class Scratch:
             )
 
     @contextmanager
-    def served(self, image: dict[str, Any], capacity: int, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
+    def served(self, image: dict[str, Any], key: Key | None, capacity: int, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
         """Serve an image, a node of QEMU's block layer, below an overlay of its own, on a socket that only QEMU's user may use."""
         require_qemu_nbd()
         with tempfile.TemporaryFile(dir=self._directory) as file, socket.socket(socket.AF_UNIX) as listening:
@@ -86,7 +87,7 @@ class Scratch:
                 if user:
                     os.chown(path, *user)
                 listening.listen()
-                server = self._start(_node(overlay, image), overlay, listening)
+                server = self._start(_node(overlay, image), key, overlay, listening)
                 # If the server ends, whoever reads there is to know.
                 listening.close()
                 self._files.append(overlay)
@@ -101,10 +102,11 @@ class Scratch:
             finally:
                 os.close(overlay)
 
-    def _start(self, node: str, overlay: int, listening: socket.socket) -> subprocess.Popen[bytes]:
+    def _start(self, node: str, key: Key | None, overlay: int, listening: socket.socket) -> subprocess.Popen[bytes]:
         # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
         modestly = ["nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
-        return start_server([node], listening, tuple(modestly), (overlay,))
+        with secret_object(key) as (secret, descriptors):
+            return start_server([*secret, node], listening, tuple(modestly), (overlay, *descriptors))
 
     def problem(self) -> LiveBackupError | None:
         """The error for which the proof is to be given up. It is about this host, not about the set."""

@@ -11,15 +11,17 @@ from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
-from .._base.files import read_small
 from .._hypervisor.bindings import etree
 from .._hypervisor.domain_xml import parse_xml
+from .._image.key import Key
+from .._sets.layout import DOMAIN_XML
+from .._sets.secret_files import read_secret
 
 
-def read_definition(path: Path) -> str:
-    """The definition in a set's directory."""
+def read_definition(path: Path, key: Key | None) -> str:
+    """The definition in a set's directory; an encrypted one needs its key."""
     try:
-        text = read_small(path / "domain.xml").decode()
+        text = read_secret(path / DOMAIN_XML, key).decode()
     except ValueError as error:
         raise LiveBackupError(f"{path / 'domain.xml'} {error}.", code="set_damaged") from error
     require_definition(text, str(path / "domain.xml"))

@@ -23,6 +23,8 @@ from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Move, identity
 from .._hypervisor.disk_place import device_size
 from .._image.fingerprint import fingerprint, stood_still
+from .._image.key import Key
+from .._image.qcow2 import header_of
 from .._image.qemu_img import How, Node, convert
 from .._target.ssh.target import FETCHED
 
@@ -37,15 +39,15 @@ def note_identities(journal: Journal) -> None:
         move.new, move.old = identity(move.temporary), identity(move.path)
 
 
-def swap(journal: Journal) -> None:
-    """Write the devices, and give each new file its name; the old ones are kept."""
+def swap(journal: Journal, key: Key | None = None) -> None:
+    """Write the devices, and give each new file its name; the old ones are kept. The devices of an encrypted set need its key."""
     _require_mounts(journal)
     for device in journal.devices:
         if device.path not in journal.broken:
             journal.broken.append(device.path)
             journal.save()
         if not _is_written(device):
-            _write_device(Path(journal.set_path), device)
+            _write_device(Path(journal.set_path), device, key)
             device.written = fingerprint(device.path)
             journal.save()
     for move in journal.moves:
@@ -76,9 +78,13 @@ def _put(move: Move) -> None:
     temporary.rename(path)
 
 
-def _write_device(set_path: Path, device: Device) -> None:
+def _write_device(set_path: Path, device: Device, key: Key | None) -> None:
     files, place = [set_path / name for name in (device.file, *device.below)], Path(device.path)
-    convert(Node.of(files, device.source_format), device.source_format, place, device.format, How(into=True, forget=True))
+    encrypted = device.source_format == "qcow2" and header_of(files[0]).encrypted
+    if encrypted and key is None:
+        raise LiveBackupError(f"{files[0]} is encrypted. Run the restore again, with its key.", code="key_needed")
+    source = Node.of(files, device.source_format, key if encrypted else None)
+    convert(source, device.source_format, place, device.format, How(into=True, forget=True))
     if device.format == "raw":
         _zero_rest(place, device.size)
     sync_path(place)

@@ -25,6 +25,7 @@ from .._hypervisor.checkpoints import PREFIX, checkpoint_names, forget_checkpoin
 from .._hypervisor.connection import connect, explain, explained
 from .._hypervisor.domains import DEFINITIONS, lookup_name
 from .._hypervisor.stamp import set_of
+from .._image.key import Key
 from .._image.lock import images_locked
 from .files import end, remove_old, swap, undo, was_used
 from .plan import require_replaceable
@@ -59,7 +60,7 @@ def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
     return "complete it" if completes else "undo it"
 
 
-def complete_or_undo(journal: Journal, stamp: dict[str, str], overwrite: bool = False) -> bool:
+def complete_or_undo(journal: Journal, stamp: dict[str, str], overwrite: bool = False, key: Key | None = None) -> bool:
     """Complete an interrupted restore, or undo it; whether it is completed.
 
     `stamp` is the set that is wanted now. With `overwrite` it is undone although the domain was used since.
@@ -80,7 +81,7 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str], overwrite: bool = 
             undo(journal, overwrite)
             return False
         if journal.phase == "swap":
-            swap(journal)
+            swap(journal, key)
     # Another set is wanted instead, whose disks this one's domain would have in use.
     journal.start = journal.start and journal.is_of(stamp)
     complete(journal)

@@ -24,12 +24,14 @@ from .._hypervisor.domain_xml import VolumePlace, parse_domain, parse_xml
 from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes_of
 from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
 from .._image.digest import data_bytes
+from .._image.key import Key
 from .._image.qcow2 import require_chain
 from .._image.qemu_img import Node, backing_chain, measure
 from .._sets.catalogue import GoodSet
 from .._sets.chain import bytes_of, chain_below, images_of
-from .._sets.layout import file_name
+from .._sets.layout import NVRAM, file_name
 from .._sets.schema import Below, ImageEntry, Manifest
+from .._sets.secret_files import key_for, secret_file
 from .definition import read_definition
 from .domain_xml import Guest, Place, Restored, needs, restored_xml, sources_of_others
 
@@ -51,6 +53,7 @@ class RestoreOptions:
     exclusive: bool
     again: bool
     start: bool
+    key: Key | None = None
 
 
 @dataclass(frozen=True)
@@ -75,7 +78,7 @@ class Image:
 
 @dataclass(frozen=True)
 class Plan:
-    """A restore that can be done; `backup` is the directory of the set."""
+    """A restore that can be done; `backup` is the directory of the set, `key` what opens it if it is encrypted."""
 
     guest: Guest
     backup: str
@@ -84,6 +87,7 @@ class Plan:
     removed: list[str]
     replaces: bool
     not_captured: list[str]
+    key: Key | None
 
     def reported(self) -> dict[str, Any]:
         """What the module returns of it."""
@@ -104,7 +108,8 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     """The plan, or an error that names everything that is in the way."""
     name, backup, manifest = options.name, Path(found["path"]), found["manifest"]
     is_copy = name != found["domain"]
-    text = read_definition(backup)
+    key = key_for(manifest, options.key)
+    text = read_definition(backup, key)
     if is_copy and not options.directory:
         raise LiveBackupError(
             f"The old places of the disks belong to {found['domain']!r}: name a directory for the disks of {name!r}.",
@@ -114,7 +119,7 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     if existing is not None:
         require_replaceable(existing, overwrite=options.overwrite)
     guest = Guest(name, existing.UUIDString() if existing is not None else str(uuid4()) if is_copy else found["uuid"], is_copy, stamp)
-    images = [*_disk_images(backup, manifest, options, volumes_of(connection)), *_nvram_image(manifest, text, guest)]
+    images = [*_disk_images(backup, manifest, options, key, volumes_of(connection)), *_nvram_image(manifest, text, guest, key)]
     made = _new_xml(text, guest, images)
     missing = [*_missing(connection, made.xml), *_missing_disks(made.xml, [image.target for image in images])]
     missing += [problem for image in images for problem in image.place.problems]
@@ -135,7 +140,7 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
             "uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory.",
             code="exclusive_needed",
         )
-    return Plan(guest, str(backup), images, made.xml, removed, existing is not None, not_captured)
+    return Plan(guest, str(backup), images, made.xml, removed, existing is not None, not_captured, key)
 
 
 def _new_xml(text: str, guest: Guest, images: list[Image]) -> Restored:
@@ -181,7 +186,7 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
         )
 
 
-def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, volumes: VolumePlace) -> Iterator[Image]:
+def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, key: Key | None, volumes: VolumePlace) -> Iterator[Image]:
     for disk in manifest["disks"]:
         source = NotedPlace.from_json(disk["source"])
         kept = source.format if source.format in ("raw", "qcow2") else "qcow2"
@@ -191,20 +196,20 @@ def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, volu
             place = OldPlace(path, path)
         else:
             place = old_place(disk["target"], source, volumes)
-        needed = _needed(images_of(backup, disk), disk, image_format)
+        needed = _needed(images_of(backup, disk), disk, image_format, key)
         below = tuple(chain_below(disk))
         yield Image(disk["target"], disk["file"], disk["format"], disk["digest"], place, image_format, disk["capacity"], needed, below)
 
 
-def _needed(files: list[Path], disk: ImageEntry, image_format: str) -> int:
+def _needed(files: list[Path], disk: ImageEntry, image_format: str, key: Key | None) -> int:
     """The bytes that will be written of a disk, whatever its virtual size: holes and zeroes take none."""
     if not files[0].exists():  # on another host yet
         return min(disk["capacity"], bytes_of(disk))
     # Before QEMU opens one.
     require_chain(files, disk["format"])
-    if image_format == disk["format"] and not files[1:]:
+    if image_format == disk["format"] and not files[1:] and not key:
         return data_bytes(files[0])
-    image = Node.of(files, disk["format"])
+    image = Node.of(files, disk["format"], key)
     # For a raw image qemu-img gives the virtual size, though it writes no zeroes.
     return (
         min(int(disk["capacity"]), measure(image, disk["format"], "qcow2"))
@@ -213,13 +218,14 @@ def _needed(files: list[Path], disk: ImageEntry, image_format: str) -> int:
     )
 
 
-def _nvram_image(manifest: Manifest, text: str, guest: Guest) -> Iterator[Image]:
+def _nvram_image(manifest: Manifest, text: str, guest: Guest, key: Key | None) -> Iterator[Image]:
+    name = secret_file(Path(NVRAM), key).name
     for file in manifest["files"]:
-        if file["name"] == "nvram":
+        if file["name"] == name:
             old = parse_domain(text).nvram
             path = str(NVRAM_DIRECTORY / f"{file_name(guest.name)}_VARS.fd") if guest.is_copy or not old else old
             problems = tuple(place_problems(path)) if path.startswith("/") else ()
-            yield Image("", "nvram", "", file["digest"], OldPlace(path, path, problems=problems), "", file["size"], file["size"])
+            yield Image("", name, "", file["digest"], OldPlace(path, path, problems=problems), "", file["size"], file["size"])
 
 
 def _missing(connection: libvirt.virConnect, xml: str) -> Iterator[str]:

@@ -11,26 +11,32 @@ from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.files import read_small, sync_path, write_durably
+from .._base.files import sync_path, write_durably
 from .._claim.restore_journal import Move
 from .._image.copy import Copying, copy_image
 from .._image.data import Pace
 from .._image.digest import file_digest, image_digest
+from .._image.key import Key
 from .._image.qcow2 import require_chain
 from .._image.qemu_img import How, Node, bitmaps_of, convert, remove_bitmap
+from .._sets.layout import NVRAM
+from .._sets.secret_files import read_secret
 from .plan import Image
 
 
-def write_image(set_path: Path, image: Image, move: Move | None, clock: Clock) -> None:
-    """Write a file of the set beside its place, and prove meanwhile that it is what the manifest says. A device is only proved."""
+def write_image(set_path: Path, image: Image, move: Move | None, key: Key | None, clock: Clock) -> None:
+    """Write a file of the set beside its place, and prove meanwhile that it is what the manifest says. A device is only proved.
+
+    With the `key` of an encrypted set, what is written is not encrypted.
+    """
     files = [set_path / name for name in (image.file, *(below["file"] for below in image.below))]
     digests = [image.digest, *(below["digest"] for below in image.below)]
     if move is not None and not image.target:
         found = [file_digest(files[0])]
-        write_durably(Path(move.temporary), read_small(files[0]))
+        write_durably(Path(move.temporary), read_secret(set_path / NVRAM, key))
     else:
         require_chain(files, image.source_format)
-        found = _write_disk(files, image, move, clock)
+        found = _write_disk(files, image, move, key, clock)
     for file, digest, wanted in zip(files, found, digests):
         if digest != wanted:
             raise LiveBackupError(
@@ -44,14 +50,14 @@ def write_image(set_path: Path, image: Image, move: Move | None, clock: Clock) -
         sync_path(Path(move.temporary))
 
 
-def _write_disk(files: list[Path], image: Image, move: Move | None, clock: Clock) -> list[str]:
+def _write_disk(files: list[Path], image: Image, move: Move | None, key: Key | None, clock: Clock) -> list[str]:
     """Write a disk; the digests of the files that it was read from."""
-    if move is not None and image.format == image.source_format and not image.below:
+    if move is not None and image.format == image.source_format and not image.below and not key:
         copying = Copying(files[0], image.source_format, image.format, as_hashed=True)
         return [copy_image(copying, Path(move.temporary), Pace(clock), clock, lambda: None)["digest"]]
     with ThreadPoolExecutor(1) as pool:
         # What one of them has read, the other finds in the page cache.
         read = pool.map(image_digest, files)
         if move is not None:
-            convert(Node.of(files, image.source_format), image.source_format, Path(move.temporary), image.format, How(forget=True))
+            convert(Node.of(files, image.source_format, key), image.source_format, Path(move.temporary), image.format, How(forget=True))
         return list(read)

@@ -101,6 +101,12 @@ def _require_good(found: SetFacts) -> Manifest:
     if not found["good"] or manifest is None:
         why = "; ".join(found["findings"]) or "its last proof failed"
         raise LiveBackupError(f"Backup set {found['path']} is not good: {why}. No full set is made of it.", code="set_damaged")
+    if manifest.get("encryption"):
+        raise LiveBackupError(
+            f"Backup set {found['path']} is encrypted, and full sets are made of others only where they are not. The next full backup is "
+            "a new one.",
+            code="set_encrypted",
+        )
     return manifest
 
 

@@ -9,13 +9,17 @@ Nothing foreign in it can become Markdown or shell: in prose it is a code span, 
 
 from __future__ import annotations
 
+import json
 import re
 import shlex
 from collections.abc import Iterator
+from pathlib import Path
 
 from .._base.text import foreign
+from .._image.qcow2 import ENCRYPT, image_node
 from .chain import ancestors_of, chain_below
 from .schema import ImageEntry, Manifest
+from .secret_files import OPENSSL, secret_name
 
 # No comments: zsh takes none that are pasted. No exclamation mark: it would call up the shell's history.
 _CHECK = """\
@@ -41,12 +45,12 @@ def restore_guide(manifest: Manifest, nvram: str) -> str:
 - hypervisor: {_span(manifest["domain"]["hypervisor"])}
 - time of the disks: {_span(consistency["instant"])}
 - method: {_span(manifest["method"])}
-- level: {_span(manifest["level"])}{_needs(manifest)}
+- level: {_span(manifest["level"])}{_needs(manifest)}{_key(manifest)}
 - consistency: {_span(consistency["level"])}, {_span(consistency["why"])}
 
 ## Restore
 
-Shut the domain off. Become root, change to this directory, and paste the whole block into the shell.
+Shut the domain off. Become root, change to this directory, and paste the whole block into the shell.{_key_file(manifest)}
 
 The block first compares each file with its digest. It then writes the new disks beside the old ones, and replaces the old ones when
 all are written. Block devices are overwritten directly. The first line that fails stops the block, before the domain is started.
@@ -63,6 +67,12 @@ To keep the old disks, change the paths in the block and in `domain.xml`.
 `sha256sum -c SHA256SUMS` checks `manifest.json` and this file. A digest `sha256:` is what sha256sum prints. A digest `sha256-64k:`
 is the SHA-256 of the joined SHA-256 digests of the file's 64 KiB chunks.
 """
+
+
+def _key(manifest: Manifest) -> str:
+    """What opens an encrypted set."""
+    encryption = manifest.get("encryption")
+    return f"{chr(10)}- it is encrypted: you need the key {_span(encryption['key_id'])}" if encryption else ""
 
 
 def _needs(manifest: Manifest) -> str:
@@ -87,6 +97,8 @@ def _block(manifest: Manifest, nvram: str) -> Iterator[str]:
     yield "}"
     yield "running=$(virsh list --uuid)"
     yield f"case $running in *{uuid}*) stop {_word(f'Domain {name} is running. Shut it off.')};; esac"
+    if "encryption" in manifest:
+        yield """test -s "$KEY_FILE" || stop 'Set KEY_FILE to the path of the file with the key.'"""
     for new, disk in disks:
         yield from _checked_place(new, disk)
     if nvram:
@@ -95,23 +107,23 @@ def _block(manifest: Manifest, nvram: str) -> Iterator[str]:
     yield _CHECK
     yield "END"
     for new, disk in on_files:
-        yield f'qemu-img convert -p {_formats(disk)} -- {_word(disk["file"])} "${new}.restored"'
+        yield f'qemu-img convert -p {_source(manifest, disk)} "${new}.restored"'
         yield f'sync -- "${new}.restored"'
     if nvram:
-        yield 'cp -T --remove-destination -- nvram "$new_nvram.restored"'
+        yield _nvram(manifest)
         yield 'sync -- "$new_nvram.restored"'
     for new, disk in disks:
         if (new, disk) not in on_files:
             # A device that was formatted is formatted again.
             into = "-n " if disk["source"]["format"] == "raw" else ""
-            yield f'qemu-img convert -p {into}{_formats(disk)} -- {_word(disk["file"])} "${new}"'
+            yield f'qemu-img convert -p {into}{_source(manifest, disk)} "${new}"'
             yield f'sync -- "${new}"'
     yield from (f'replace "${new}"' for new, _disk in on_files)
     if nvram:
         yield 'replace "$new_nvram"'
     for pool in sorted({disk["source"]["pool"] for _new, disk in disks if "pool" in disk["source"]}):
         yield f"virsh pool-refresh -- {_word(pool)}"
-    yield "virsh define domain.xml"
+    yield "virsh define domain.xml" if "encryption" not in manifest else f"{_decrypt('domain.xml')} | virsh define /dev/stdin"
     yield f"virsh start {uuid}"
     yield ")"
 
@@ -144,8 +156,36 @@ def _digests(manifest: Manifest) -> Iterator[str]:
         yield from (_word(file["name"]), _word(file["digest"]))
 
 
-def _formats(disk: ImageEntry) -> str:
-    return f"-f {_word(disk['format'])} -O {_word(disk['source']['format'])}"
+def _source(manifest: Manifest, disk: ImageEntry) -> str:
+    """The options of qemu-img that name what is read, and the format that is written."""
+    into = f"-O {_word(disk['source']['format'])} --"
+    if "encryption" not in manifest:
+        return f"-f {_word(disk['format'])} {into} {_word(disk['file'])}"
+    files = [Path(disk["file"]), *(Path(one["file"]) for one in chain_below(disk))]
+    node = _word(f"json:{json.dumps(image_node(files, disk['format'], encrypted=True))}")
+    return f'--object "secret,id={ENCRYPT["key-secret"]},format=raw,file=$KEY_FILE" {into} {node}'
+
+
+def _decrypt(name: str) -> str:
+    return f'{shlex.join(OPENSSL)} -d -pass "file:$KEY_FILE" -in {secret_name(name)}'
+
+
+def _nvram(manifest: Manifest) -> str:
+    if "encryption" not in manifest:
+        return 'cp -T --remove-destination -- nvram "$new_nvram.restored"'
+    return f'rm -f -- "$new_nvram.restored" && {_decrypt("nvram")} -out "$new_nvram.restored"'
+
+
+def _key_file(manifest: Manifest) -> str:
+    if "encryption" not in manifest:
+        return ""
+    return f"""
+
+First put the key into a file, without a newline at its end. Set `KEY_FILE` to the path of that file, which must have no comma:
+
+```
+KEY_FILE=/root/{manifest["encryption"]["key_id"]}.key
+```"""
 
 
 def _word(text: str) -> str:

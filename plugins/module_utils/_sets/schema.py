@@ -109,7 +109,15 @@ class Latency(TypedDict):
     slowed_seconds: int
 
 
+class Encryption(TypedDict):
+    """How the images and secret files of a set are encrypted, and the id of the key."""
+
+    format: str
+    key_id: str
+
+
 class _MaybeOfManifest(TypedDict, total=False):
+    encryption: Encryption
     latency: Latency
     group: dict[str, Any]
     chain: list[str]
@@ -238,6 +246,8 @@ SCHEMA["properties"].update(
 SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
 # Only there where a limit was set.
 SCHEMA["properties"]["latency"] = _object(limit_ms=_AMOUNT, worst_ms=_AMOUNT, slowed_seconds=_AMOUNT)
+# Only there where the set is encrypted.
+SCHEMA["properties"]["encryption"] = _object(format={"const": "luks"}, key_id=_BACKUP_ID)
 # Only there where the domain was captured together with others.
 SCHEMA["properties"]["group"] = _object(
     name=_SOME,
