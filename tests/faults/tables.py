@@ -21,7 +21,7 @@ _MAKING = {
     "the name of the partial set": "pathlib.Path.rename",
     "noting the partial set": "_capture.capture.save_claim",
     "saving the definition": "_capture.capture._save_definition",
-    "the file of the definition": "_capture.capture.write_durably",
+    "the file of the definition": "_sets.secret_files.write_durably",
     "the end of the begin": END_OF_STEP,
 }
 _PUBLISHING = {

@@ -34,6 +34,8 @@ DESCRIPTIONS = {
     "latency.limit_ms": "The limit, for the average of a second.",
     "latency.worst_ms": "The longest average that was seen.",
     "latency.slowed_seconds": "For how long the copy was slowed down.",
+    "encryption": "Only where the set is encrypted: its images are qcow2 with LUKS, and the files that end in .enc are of openssl enc.",
+    "encryption.key_id": "The name of the key. Who made the backup chose it.",
     "group": (
         "Only where the domain was captured together with others: a group is whole where the sets of this backup_id of all members are."
     ),

@@ -40,13 +40,13 @@ from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DO
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
 from .._image.content import content_bytes
-from .._image.key import key_of
 from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
 from .._recovery.repairs import undoing
 from .._sets.layout import SetPaths, check_backup_id, domain_directory, published_manifest
 from .._sets.schema import Manifest
 from .._target.target import Target, open_target
+from .key import key_of
 
 
 def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:

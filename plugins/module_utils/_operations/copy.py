@@ -21,11 +21,12 @@ from .._claim.step import require_claim, step
 from .._copy.destination import place_of
 from .._copy.disks import Copies, CopyOptions
 from .._hypervisor.connection import explain
-from .._image.key import Key, key_of
+from .._image.key import Key
 from .._recovery.repairs import undoing
 from .._sets.layout import check_backup_id
 from .._target.ssh.address import SCHEME
 from .copy_image import copy_one, copying_of, status_of
+from .key import key_of
 
 
 def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:

@@ -29,7 +29,6 @@ from .._hypervisor.connection import connect
 from .._hypervisor.disk_place import is_below_dev
 from .._hypervisor.domains import lookup_name, read_domain
 from .._hypervisor.stamp import set_of
-from .._image.key import key_of
 from .._image.lock import images_locked
 from .._restore.files import end, note_identities, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
@@ -39,6 +38,7 @@ from .._restore.write import write_image
 from .._sets.catalogue import GoodSet
 from .._sets.layout import check_backup_id
 from .._target.target import Target
+from .key import key_of
 from .target import target_of
 
 

@@ -14,7 +14,6 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import MIB
 from .._claim.owner import require_no_restore
-from .._image.key import key_of
 from .._proof.boot import Boot, Terms, boot_set
 from .._proof.images import expected_images, image_problems
 from .._sets.chain import ancestors_of
@@ -25,6 +24,7 @@ from .target import target_of
 # As much of the console is in the message.
 _SHOWN_LINES = 5
 _SHOWN_CHARACTERS = 400
+from .key import key_of
 
 
 def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -59,7 +59,10 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
             for expected in (one for disk in manifest["disks"] for one in expected_images(disk)):
                 if expected.file not in broken:
                     with image_of(expected.file) as image:
-                        findings += [f"{expected.file}: {problem}" for problem in image_problems(image, expected, manifest, key)]
+                        findings += [
+                            f"{expected.file}: {problem}"
+                            for problem in image_problems(image, expected, encrypted="encryption" in manifest, key=key)
+                        ]
             if params["level"] == "boot" and not findings:
                 boot = boot_set(params["uri"], path, manifest, key, _terms(params), clock)
                 findings += [f"boot: {boot.problem}"] if boot.problem else []

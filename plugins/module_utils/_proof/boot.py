@@ -103,7 +103,7 @@ def boot_set(uri: str, path: Path, manifest: Manifest, key: Key | None, terms: T
         sockets = {disk["target"]: directory / f"{index}.socket" for index, disk in enumerate(manifest["disks"])}
         for disk in manifest["disks"]:
             image = image_node(images_of(path, disk), disk["format"], encrypted=key is not None)
-            stack.enter_context(scratch.served(image, key, disk["capacity"], sockets[disk["target"]], user))
+            stack.enter_context(scratch.served(image, disk["capacity"], sockets[disk["target"]], user, key))
         if secret_file(path / NVRAM, key).exists():
             (directory / "nvram").write_bytes(read_secret(path / NVRAM, key))
         console = stack.enter_context(closing(Console(directory / "console")))

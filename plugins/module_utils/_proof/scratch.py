@@ -74,7 +74,9 @@ class Scratch:
             )
 
     @contextmanager
-    def served(self, image: dict[str, Any], key: Key | None, capacity: int, path: Path, user: tuple[int, int] | None) -> Iterator[None]:
+    def served(
+        self, image: dict[str, Any], capacity: int, path: Path, user: tuple[int, int] | None, key: Key | None = None
+    ) -> Iterator[None]:
         """Serve an image, a node of QEMU's block layer, below an overlay of its own, on a socket that only QEMU's user may use."""
         require_qemu_nbd()
         with tempfile.TemporaryFile(dir=self._directory) as file, socket.socket(socket.AF_UNIX) as listening:
@@ -87,7 +89,7 @@ class Scratch:
                 if user:
                     os.chown(path, *user)
                 listening.listen()
-                server = self._start(_node(overlay, image), key, overlay, listening)
+                server = self._start(_node(overlay, image), overlay, listening, key)
                 # If the server ends, whoever reads there is to know.
                 listening.close()
                 self._files.append(overlay)
@@ -102,7 +104,7 @@ class Scratch:
             finally:
                 os.close(overlay)
 
-    def _start(self, node: str, key: Key | None, overlay: int, listening: socket.socket) -> subprocess.Popen[bytes]:
+    def _start(self, node: str, overlay: int, listening: socket.socket, key: Key | None = None) -> subprocess.Popen[bytes]:
         # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
         modestly = ["nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
         with secret_object(key) as (secret, descriptors):

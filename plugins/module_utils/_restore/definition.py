@@ -18,11 +18,14 @@ from .._sets.layout import DOMAIN_XML
 from .._sets.secret_files import read_secret
 
 
-def read_definition(path: Path, key: Key | None) -> str:
+def read_definition(path: Path, key: Key | None = None) -> str:
     """The definition in a set's directory; an encrypted one needs its key."""
     try:
         text = read_secret(path / DOMAIN_XML, key).decode()
     except ValueError as error:
+        if key and isinstance(error, UnicodeDecodeError):
+            # openssl knows a wrong key by its padding only, which is right once in 256 times.
+            raise LiveBackupError(f"The key {key.id!r} does not open the set. Name the right one.", code="key_wrong") from error
         raise LiveBackupError(f"{path / 'domain.xml'} {error}.", code="set_damaged") from error
     require_definition(text, str(path / "domain.xml"))
     return text

@@ -20,7 +20,9 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock im
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.overlays import Overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._image import qemu_img as _qemu_img
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.key import Key
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import image_node, read_header
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_nbd import served_for_writing
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import way_back as _commit
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof.scratch import Scratch
 
@@ -130,6 +132,14 @@ def _serve(directory: Path) -> None:
             time.sleep(0.01)
 
 
+def _serve_for_writing(directory: Path) -> None:
+    Q.create_encrypted(directory / "written", 1 << 20, None, KEY)
+    with served_for_writing(directory / "written", KEY, lambda: None) as disk:
+        disk.write(0, memoryview(b"x" * 512))
+        disk.flush()
+
+
+KEY = Key("2026", b"a key that is long enough to be one")
 Q = _qemu_img
 # Every function that runs a tool, by its name, and how it is called.
 CALLS: dict[str, Callable[[Path], object]] = {
@@ -146,6 +156,9 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "create_overlay": _serve,
     "_require_header": lambda at: _commit._require_header(overlay_of(at)),
     "served": _serve,
+    "_run_encrypting": lambda at: Q.create_encrypted(at / "encrypted", 1 << 20, None, KEY),
+    "convert, encrypted": lambda at: Q.convert(image(at, "a"), "qcow2", at / "copy", "qcow2", Q.How(key=KEY)),
+    "served_for_writing": _serve_for_writing,
 }
 
 
@@ -153,7 +166,8 @@ CALLS: dict[str, Callable[[Path], object]] = {
 def test_every_command_is_told_its_formats(name: str, tmp_path: Path, recorder: Recorder) -> None:
     CALLS[name](tmp_path)
     # Those that made the images are told theirs, too.
-    commands = [command for command in recorder.commands() if command[1] != "create" and "--add" not in command]
+    recorded = [command for command in recorder.commands() if "--add" not in command]
+    commands = [command for command in recorded if command[1] != "create" or "--object" in command]
     assert commands and not [guess for guess in map(guesses, commands) if guess]
 
 

@@ -1,0 +1,44 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""The key that a user names."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from .._base.errors import LiveBackupError
+from .._base.files import read_small
+from .._image.key import Key
+
+# As many characters as 24 random bytes have in base64. Keys are not stretched, so a word that a person remembers would be too weak.
+_LEAST_SECRET = 32
+
+
+def key_of(params: dict[str, Any]) -> Key | None:
+    """The key that a user names by `encryption_key` or `encryption_key_file`; None if neither is set."""
+    text, file = params.get("encryption_key"), params.get("encryption_key_file")
+    if text is None and file is None:
+        return None
+    key_id = params["encryption_key_id"]
+    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", key_id):
+        raise LiveBackupError(
+            f"encryption_key_id {key_id!r} is not allowed: it starts with a letter or digit and has at most 64 letters, digits, '.', '_' "
+            "and '-'.",
+            code="option_invalid",
+        )
+    what = "encryption_key" if file is None else f"encryption_key_file {file}"
+    try:
+        secret = text.encode() if text is not None else read_small(Path(file or ""))
+    except ValueError as error:
+        raise LiveBackupError(f"{what} {error}.", code="key_invalid") from error
+    if len(secret) < _LEAST_SECRET or not secret.isascii() or not secret.decode().isprintable():
+        raise LiveBackupError(
+            f"{what} must be one line of at least {_LEAST_SECRET} ASCII characters, with no newline at its end. "
+            "`openssl rand -base64 32 | tr -d '\\n'` makes one.",
+            code="key_invalid",
+        )
+    return Key(key_id, secret)
