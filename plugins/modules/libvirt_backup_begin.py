@@ -24,7 +24,7 @@ description:
   - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
   - The set is encrypted if O(encryption_key) or O(encryption_key_file) is set. QEMU encrypts the images (qcow2 with LUKS), and C(openssl)
-    encrypts the domain's XML and NVRAM. The same key must be named in M(virtops.live_backup.sparse_copy). A push cannot be encrypted.
+    encrypts the domain's XML and NVRAM. The same key must be named in M(virtops.live_backup.sparse_copy).
 extends_documentation_fragment:
   - virtops.live_backup.encryption
   - virtops.live_backup.libvirt

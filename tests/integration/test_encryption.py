@@ -120,6 +120,39 @@ def test_a_chain_of_pulls(
     first.assert_at_rest()
 
 
+def secrets(guest: Guest) -> list[str]:
+    return guest.hypervisor.virsh("secret-list").split()
+
+
+def test_a_chain_of_pushes(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path, key_file: Path) -> None:
+    """libvirt has the key for a moment only."""
+    guest = make_guest("two-disks")
+    target = (first := backup_of(guest)).target
+    for number, level in enumerate(("auto", "incremental", "differential")):
+        guest.wait_durable(guest.durable() + 40)
+        backup = backup_of(guest, target, f"night-{number}")
+        before = guest.durable()
+        assert_ok(backup.begin(method="push", level=level, **KEY))
+        assert secrets(guest) == []
+        assert_ok(backup.wait(), night := backup.publish())
+        assert night["manifest"]["level"] == ("full" if number == 0 else level)
+        verdict = judged(night, before, key_file, tmp_path)
+        assert verdict.ok, str(verdict)
+    assert_ok(first.module("libvirt_backup_untrack", domain=guest.name))
+    first.assert_at_rest()
+
+
+@pytest.mark.parametrize("fault", ["KILL before backupBegin", "KILL after backupBegin", "TERM before backupBegin"])
+def test_a_begin_that_dies(fault: str, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    backup.start_module("libvirt_backup_begin", fault=fault, method="push", level="auto", **backup.asked, **KEY).wait(timeout=60)
+    if "KILL" in fault:
+        assert secrets(everyday) != []
+        assert_ok(backup.recover())
+    assert secrets(everyday) == []
+    backup.assert_nothing_left()
+
+
 @pytest.mark.parametrize("running", [True, False])
 def test_others_and_their_restore(
     running: bool, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path, key_file: Path
@@ -127,8 +160,8 @@ def test_others_and_their_restore(
     """Legacy and offline; restored with the key, by the module and by hand."""
     guest = make_guest("two-disks", rate=100)
     backup = backup_of(guest)
-    refused = backup.begin(method="push", **KEY)
-    assert refused["code"] == "method_unsuitable" and "Use method pull" in refused["msg"], refused
+    refused = backup.begin(method="push", format="raw", **KEY)
+    assert refused["code"] == "option_invalid" and "cannot be encrypted" in refused["msg"], refused
     if not running:
         guest.destroy()
     before = guest.durable()
@@ -185,15 +218,13 @@ def test_keys_that_are_none(secret: str, everyday: Guest, backup_of: Callable[..
 
 
 def test_the_role(everyday: Guest, player: Player) -> None:
-    """With a key, auto chooses pull. The key is in nothing that Ansible shows, however much it is asked to show."""
+    """The key is in nothing that Ansible shows, however much it is asked to show."""
     hosts = {"hv": {"backup_encryption_key": SECRET, "backup_encryption_key_id": "2026", "restore_encryption_key": SECRET}}
     for options in ({"backup_id": "night-1"}, {"backup_id": "night-2", "backup_level": "auto"}):
         played = player.run("-vvv", hosts=hosts, backup_domains=[everyday.name], backup_verify="check", **options)
         assert played.status == 0, played.output
         assert SECRET not in played.output
-        assert played.rows[everyday.name]["method"] == "pull", played.rows
-    refused = player.run(hosts=hosts, backup_domains=[everyday.name], backup_method="push", backup_id="night-3")
-    assert refused.status != 0 and "backup_encryption_key" in refused.output, refused.output
+        assert played.rows[everyday.name]["method"] == "push", played.rows
     refused = player.run(hosts=hosts, backup_domains=[everyday.name], backup_compress="zlib", backup_id="night-4")
     assert refused.status != 0 and "backup_compress" in refused.output, refused.output
     (place := player.hypervisor.directory / "role-restored").mkdir()

@@ -36,13 +36,13 @@ def no_checkpoints(versions: HostVersions) -> str:
     return "" if versions.supports_checkpoints else f"checkpoints need libvirt 7.6 and QEMU 6.1, here are {versions.words}"
 
 
-def begin_job(domain: libvirt.virDomain, claim: Claim, backup_xml: str) -> None:
+def begin_job(domain: libvirt.virDomain, claim: Claim, backup_xml: str, flags: int = 0) -> None:
     """Start the job, and with it the checkpoint of the plan."""
     plan = claim.plan
     tracked = [disk.target for disk in plan.disks if disk.tracked]
     checkpoint = checkpoint_xml(plan.checkpoint, tracked) if plan.checkpoint else None
     with explained(f"start the backup of domain {claim.domain!r}"):
-        domain.backupBegin(backup_xml, checkpoint, 0)
+        domain.backupBegin(backup_xml, checkpoint, flags)
 
 
 def is_running(domain: libvirt.virDomain | None, claim: Claim) -> bool:

@@ -42,9 +42,9 @@ def capture_claimed(domain: libvirt.virDomain, claim: Claim, options: BeginOptio
         raise LiveBackupError(
             f"Another domain named {claim.domain!r} took {claim.directory} just now. Run again.", code="changed_meanwhile"
         )
-    method.prepare(domain, claim)
     make_partial(claim.paths, claim.token)
     claim.progress.partial = True
+    method.prepare(domain, claim, options.key)
     limits = Limits(options.freeze_timeout, options.hook_timeout or options.freeze_timeout, response_timeout(claim.domain))
     if plan.freezes:
         claim.progress.freeze = _freeze_note(claim, limits, options.at, clock)

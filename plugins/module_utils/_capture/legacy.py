@@ -25,6 +25,7 @@ from .._hypervisor.domains import read_domain
 from .._hypervisor.processes import qemu_instance
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
+from .._image.key import Key
 from .._image.nbd_disk import ServedDisk
 from .._overlay.decide import Do, Refusal
 from .._overlay.space import Growing, growing_overlays
@@ -60,7 +61,7 @@ class Legacy:
         plan.snapshot_xml = snapshot_xml(plan.overlays, facts.xml.disks)
         plan.instance = qemu_instance(facts.xml.name)
 
-    def prepare(self, domain: Any, claim: Claim) -> None:
+    def prepare(self, domain: Any, claim: Claim, key: Key | None) -> None:
         reserve_space(claim)
         claim.plan.live_xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_MIGRATABLE)
         claim.plan.inactive_xml = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_SECURE | libvirt.VIR_DOMAIN_XML_INACTIVE)

@@ -22,6 +22,7 @@ from .._hypervisor.domain_xml import Disk
 from .._hypervisor.numbers import VIR_ERR_OPERATION_INVALID
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
+from .._image.key import Key
 from .._image.nbd_disk import ServedDisk
 from .._overlay.space import Growing
 from .options import BeginOptions
@@ -72,8 +73,8 @@ class Method(Protocol):
     def plan(self, plan: CapturePlan, chosen: list[Disk], facts: DomainFacts, options: BeginOptions) -> None:
         """Add to a plan what only this method needs; an error where it cannot be done."""
 
-    def prepare(self, domain: Any, claim: Claim) -> None:
-        """What comes before the freeze."""
+    def prepare(self, domain: Any, claim: Claim, key: Key | None) -> None:
+        """What comes before the freeze, when the directory of the set is there."""
 
     def capture(self, domain: Any, claim: Claim) -> None:
         """Take the instant."""

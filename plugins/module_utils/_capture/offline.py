@@ -23,6 +23,7 @@ from .._hypervisor.domains import active, lookup
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
 from .._image.fingerprint import fingerprint, stood_still
+from .._image.key import Key
 from .._image.lock import images_locked
 from .._image.nbd_disk import ServedDisk
 from .._image.qemu_nbd import served_changes
@@ -69,7 +70,7 @@ class Offline:
             plan.prints = {disk.target: fingerprint(disk.chain[0].path) for disk in chosen}
         plan.saved = facts.saved
 
-    def prepare(self, domain: Any, claim: Claim) -> None:
+    def prepare(self, domain: Any, claim: Claim, key: Key | None) -> None:
         pass
 
     def capture(self, domain: Any, claim: Claim) -> None:

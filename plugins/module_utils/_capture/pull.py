@@ -30,6 +30,7 @@ from .._hypervisor.jobs import Job, completed_job, drop_completed_job, judge_job
 from .._hypervisor.processes import private_directory
 from .._hypervisor.versions import HostVersions
 from .._image.data import Pace
+from .._image.key import Key
 from .._image.nbd_disk import ServedDisk, missing_library
 from .._overlay.space import Growing, GrowingFile
 from .backup_job import begin_job, end_job, is_running, job_repairs, missing_versions, no_checkpoints, still_copies
@@ -68,7 +69,7 @@ class Pull:
         plan.socket = str(private_directory(facts.xml.name) / "live_backup.nbd")
         plan.freezes = will_freeze(facts, options.quiesce)
 
-    def prepare(self, domain: Any, claim: Claim) -> None:
+    def prepare(self, domain: Any, claim: Claim, key: Key | None) -> None:
         with explained(f"forget the last job of domain {claim.domain!r}"):
             drop_completed_job(domain)
         arm_pull_watchdog(claim)

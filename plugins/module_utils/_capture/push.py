@@ -7,8 +7,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 from .._base.clock import Clock
 from .._claim.claim import Claim
@@ -21,12 +23,19 @@ from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import active, lookup
 from .._hypervisor.jobs import Job, completed_job, drop_completed_job, judge_job
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
+from .._hypervisor.secret import define_secret, has_secret, undefine_secret
 from .._hypervisor.versions import HostVersions
+from .._image.key import Key
+from .._image.qcow2_writer import Backing
+from .._image.qemu_img import create_encrypted
 from .._sets.layout import SetPaths
 from .backup_job import begin_job, is_running, job_repairs, missing_versions, no_checkpoints
 from .method import Left, Repair
 from .options import BeginOptions
 from .plan import needs_running, will_freeze
+
+# A disk has whole sectors, though a raw image need not.
+_SECTOR = 512
 
 
 class Push:
@@ -49,14 +58,25 @@ class Push:
         paths = SetPaths(final.parent, final.name)
         for disk in plan.disks:
             disk.path, disk.format = str(paths.image(disk.target, options.format)), options.format
+        plan.secret = str(uuid4()) if options.key else ""
         plan.freezes = will_freeze(facts, options.quiesce)
 
-    def prepare(self, domain: Any, claim: Claim) -> None:
+    def prepare(self, domain: Any, claim: Claim, key: Key | None) -> None:
         with explained(f"forget the last job of domain {claim.domain!r}"):
             drop_completed_job(domain)
+        if key:
+            # QEMU takes seconds to make one, in which the guest would be frozen.
+            for disk in claim.plan.disks:
+                backing = Backing(disk.below[0]["file"], "qcow2") if disk.since else None
+                create_encrypted(Path(disk.path), -(-disk.capacity // _SECTOR) * _SECTOR, backing, key)
+            define_secret(domain.connect(), claim.plan.secret, key.secret)
 
     def capture(self, domain: Any, claim: Claim) -> None:
-        begin_job(domain, claim, push_backup_xml(claim.plan.files, claim.plan.disks[0].format, claim.plan.since))
+        plan = claim.plan
+        xml = push_backup_xml(plan.files, plan.disks[0].format, plan.since, plan.secret)
+        begin_job(domain, claim, xml, libvirt.VIR_DOMAIN_BACKUP_BEGIN_REUSE_EXTERNAL if plan.secret else 0)
+        if plan.secret:
+            undefine_secret(domain.connect(), plan.secret)
 
     def missing_step(self, claim: Claim) -> str:
         return "" if claim.progress.job else "libvirt_job_wait"
@@ -69,7 +89,13 @@ class Push:
         return running or not outcome(left.connection, left.claim, 0, left.clock)[0]
 
     def repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
-        return iter(()) if domain is None else job_repairs(domain, left)
+        secret = left.claim.plan.secret
+        with explained("look for the secret of the backup"):
+            lent = bool(secret) and has_secret(left.connection, secret)
+        if lent:
+            yield Repair("secret", "the claim names it", "remove it", partial(undefine_secret, left.connection, secret))
+        if domain is not None:
+            yield from job_repairs(domain, left)
 
 
 def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, Job | None]:

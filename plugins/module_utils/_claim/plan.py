@@ -74,7 +74,8 @@ class CapturePlan:
 
     `notes_content` is whether the set has digests of its disks' content, with which later ones are compared. `chain` are the sets that the
     level builds on, the full one first. `checkpoint` is the one that the backup makes, if it makes one. Of
-    the others that were made for `target_id`, `kept_checkpoints` stay. `key_id` is that of the key which encrypts the set, if one does.
+    the others that were made for `target_id`, `kept_checkpoints` stay. `key_id` is that of the key which encrypts the set, if one does, and
+    `secret` the UUID of libvirt's secret with it, which a push has for a moment.
     """
 
     method: str
@@ -113,6 +114,7 @@ class CapturePlan:
     socket: str = ""
     scratch: dict[str, str] = field(default_factory=dict)
     key_id: str = ""
+    secret: str = ""
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CapturePlan:

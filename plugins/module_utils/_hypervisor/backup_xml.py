@@ -13,13 +13,21 @@ from .bindings import etree
 from .domain_xml import parse_xml
 
 
-def push_backup_xml(targets: dict[str, str], image_format: str, since: dict[str, str]) -> str:
+def push_backup_xml(targets: dict[str, str], image_format: str, since: dict[str, str], secret: str = "") -> str:
     """The XML of a push job that writes each disk, by target dev, to the file named for it.
 
     A disk in `since` is written as far as it changed since that checkpoint, any other one whole. Every disk names its file: libvirt 9.0
-    leaves the path empty for a named disk without one. Disks that are not named are not backed up.
+    leaves the path empty for a named disk without one. Disks that are not named are not backed up. `secret` is the UUID of libvirt's secret
+    that opens the files, if they are encrypted.
     """
-    return _backup_xml(etree.Element("domainbackup", mode="push"), "target", targets, image_format, since)
+    root = etree.Element("domainbackup", mode="push")
+    text = _backup_xml(root, "target", targets, image_format, since)
+    if not secret:
+        return text
+    for target in root.iterfind("disks/disk/target"):
+        encryption = etree.SubElement(target, "encryption", format="luks")
+        etree.SubElement(encryption, "secret", type="passphrase", uuid=secret)
+    return etree.tostring(root, encoding="unicode")
 
 
 def pull_backup_xml(scratch: dict[str, str], socket: str, since: dict[str, str]) -> str:

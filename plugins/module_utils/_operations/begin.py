@@ -67,6 +67,8 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
     """Plan, check and claim; then freeze, capture and thaw."""
     check_backup_id(options.backup_id)
     check_level(options)
+    if options.key and options.format != "qcow2":
+        raise LiveBackupError(f"A {options.format} image cannot be encrypted. Use format qcow2.", code="option_invalid")
     where = open_target(options.address)
     target = where.made_in(options.staging_dir)
     for name in ("freeze_timeout", "hook_timeout"):
@@ -110,10 +112,6 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
     obstacle = method.obstacle(versions, facts)
     if obstacle:
         raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method.name}: {obstacle}.", code="method_unsuitable")
-    if options.key and method.name not in COPIED:
-        raise LiveBackupError(
-            f"A backup by {method.name} cannot be encrypted, since QEMU writes its images. Use method pull.", code="method_unsuitable"
-        )
     for disk in chosen:
         if obstacle := method.disk_obstacle(disk):
             raise LiveBackupError(

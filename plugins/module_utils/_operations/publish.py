@@ -225,7 +225,8 @@ def _put_on_parent(image: Path, backing: str) -> None:
     """Have the image of a disk's changes name the image in the parent set. QEMU has written the name of the disk that it read."""
     if header_of(image).data_file:
         raise LiveBackupError(f"{image} is not an image that a backup makes: it has a data file.", code="image_invalid")
-    rebase_unsafe(image, backing)
+    if header_of(image).backing != backing:
+        rebase_unsafe(image, backing)
     require_backing(image, backing)
     sync_path(image)
 
