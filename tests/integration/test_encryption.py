@@ -101,7 +101,7 @@ def test_a_chain_of_pulls(
             assert_ok(night)
             night = backup.publish(**there)
             assert_ok(night)
-            assert night["manifest"]["encryption"] == {"format": "luks", "key_id": "2026"}
+            assert night["manifest"]["encryption"]["key_id"] == "2026"
             assert sorted(file["name"] for file in night["manifest"]["files"]) == ["domain.xml.enc"]
             verdict = judged(night, before, key_file, tmp_path)
             assert verdict.ok, str(verdict)
@@ -111,10 +111,11 @@ def test_a_chain_of_pulls(
                 assert checked["verified"]
         wrong = {**KEY, "encryption_key": SECRET.swapcase()}
         checked = backup.module("backup_set_verify", domain=guest.name, backup_id=backup.backup_id, **at, **wrong)
-        assert checked["failed"] and checked["code"] == "key_wrong", checked
-        other = backup_of(guest, target, "other-key").begin(method="pull", level="auto", **there, **{**KEY, "encryption_key_id": "2027"})
+        # A key that is not the right one says nothing about the set.
+        assert checked["verified"] and "only its digests were compared" in checked["warnings"][0], checked
+        other = backup_of(guest, target, "other-key").begin(method="pull", level="auto", **there, **wrong)
         assert_ok(other)
-        assert other["level"] == "full" and "encrypted with the key 2026" in other["level_reason"], other
+        assert other["level"] == "full" and "encrypted with another key" in other["level_reason"], other
         assert_ok(backup_of(guest, target, "other-key").recover(take_over=True))
     assert_ok(first.module("libvirt_backup_untrack", domain=guest.name))
     first.assert_at_rest()
@@ -177,10 +178,8 @@ def test_others_and_their_restore(
     wanted = {"domain": guest.name, "target": str(backup.target), "name": f"{guest.name}-copy", "directory": str(place)}
     refused = backup.module("libvirt_domain_restore", **wanted)
     assert refused["code"] == "key_needed" and "the key '2026'" in refused["msg"], refused
-    refused = backup.module("libvirt_domain_restore", **wanted, **{**options, "encryption_key_id": "2027"})
-    assert refused["code"] == "key_needed", refused
     refused = backup.module("libvirt_domain_restore", **wanted, encryption_key=SECRET.swapcase(), encryption_key_id="2026")
-    assert refused["code"] == "key_wrong", refused
+    assert refused["code"] == "key_needed" and "another one was named" in refused["msg"], refused
     assert list(place.iterdir()) == []
     assert_ok(restored := backup.module("libvirt_domain_restore", **wanted, **options))
     verdict = judge([(Path(disk["path"]), disk["format"]) for disk in restored["disks"]], before)
@@ -224,7 +223,7 @@ def test_the_role(everyday: Guest, player: Player) -> None:
         played = player.run("-vvv", hosts=hosts, backup_domains=[everyday.name], backup_verify="check", **options)
         assert played.status == 0, played.output
         assert SECRET not in played.output
-        assert played.rows[everyday.name]["method"] == "push", played.rows
+        assert played.rows[everyday.name]["method"] == "pull", played.rows
     refused = player.run(hosts=hosts, backup_domains=[everyday.name], backup_compress="zlib", backup_id="night-4")
     assert refused.status != 0 and "backup_compress" in refused.output, refused.output
     (place := player.hypervisor.directory / "role-restored").mkdir()

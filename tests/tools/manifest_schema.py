@@ -36,6 +36,7 @@ DESCRIPTIONS = {
     "latency.slowed_seconds": "For how long the copy was slowed down.",
     "encryption": "Only where the set is encrypted: its images are qcow2 with LUKS, and the files that end in .enc are of openssl enc.",
     "encryption.key_id": "The name of the key. Who made the backup chose it.",
+    "encryption.key_check": "The first half of HMAC-SHA256 of `virtops.live_backup` with the key: it tells the key from others.",
     "group": (
         "Only where the domain was captured together with others: a group is whole where the sets of this backup_id of all members are."
     ),

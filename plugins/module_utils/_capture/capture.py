@@ -44,6 +44,7 @@ def capture_claimed(domain: libvirt.virDomain, claim: Claim, options: BeginOptio
         )
     make_partial(claim.paths, claim.token)
     claim.progress.partial = True
+    save_claim(claim)
     method.prepare(domain, claim, options.key)
     limits = Limits(options.freeze_timeout, options.hook_timeout or options.freeze_timeout, response_timeout(claim.domain))
     if plan.freezes:

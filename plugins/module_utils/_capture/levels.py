@@ -94,7 +94,7 @@ def plan_level(plan: CapturePlan, chosen: list[Disk], domain: libvirt.virDomain,
     if options.level == "full":
         parent, reason = None, "it was asked for"
     else:
-        found, reason = candidates(sets, options.level, options.full_every, plan.key_id)
+        found, reason = candidates(sets, options.level, options.full_every, plan.key_check)
         parent, problem, dirty = _choose_at_rest(plan, found, untracked) if wanted.at_rest else (None, "", {})
         if not obstacle:
             parent, problem, dirty = _choose(domain, found, wanted.write)
@@ -143,20 +143,26 @@ def _remarks(plan: CapturePlan, untracked: dict[str, str], obstacle: str) -> Ite
             yield f"{disk.target} is compared as a whole{why}"
 
 
-def candidates(sets: list[SetFacts], level: str, full_every: int, key_id: str = "") -> tuple[list[Manifest], str]:
+def candidates(sets: list[SetFacts], level: str, full_every: int, key_check: str = "") -> tuple[list[Manifest], str]:
     """The sets that a level may build on, the newest first; if there are none, why. `sets` are those of one domain, by their instant.
 
-    If the newest chain is bad in any way, nothing is built on it or on what is older; nor if another key than `key_id` opens it.
+    If the newest chain is bad in any way, nothing is built on it or on what is older; nor if it is encrypted with another key than the one
+    of `key_check`.
     """
     found: list[Manifest] = []
     for one in reversed([one for one in sets if one["status"] in ("good", "damaged")]):
         manifest = one["manifest"]
         if not found and (manifest is None or not one["good"]):
             return [], f"the newest set {one['backup_id']} is not good: {'; '.join(one['findings']) or 'its last proof failed'}"
-        if not found and manifest is not None and _key_id(manifest) != key_id:
-            used, wanted = (f"encrypted with the key {name}" if name else "not encrypted" for name in (_key_id(manifest), key_id))
-            return [], f"the newest set {one['backup_id']} is {used}, and this backup is {wanted}"
-        if manifest is not None and one["good"] and _key_id(manifest) == key_id and (manifest.get("checkpoint") or contents_of(manifest)):
+        if not found and manifest is not None and _key_check(manifest) != key_check:
+            how = "encrypted with another key" if _key_check(manifest) else "not encrypted"
+            return [], f"the newest set {one['backup_id']} is {how}"
+        if (
+            manifest is not None
+            and one["good"]
+            and _key_check(manifest) == key_check
+            and (manifest.get("checkpoint") or contents_of(manifest))
+        ):
             found.append(manifest)
     if not found:
         return [], "no set at this target can be built on" if sets else "the domain has no set at this target yet"
@@ -175,9 +181,9 @@ def candidates(sets: list[SetFacts], level: str, full_every: int, key_id: str = 
     return [one for one in found if lengths[_first_of(one)] < most], ""
 
 
-def _key_id(manifest: Manifest) -> str:
+def _key_check(manifest: Manifest) -> str:
     encryption = manifest.get("encryption")
-    return encryption["key_id"] if encryption else ""
+    return encryption["key_check"] if encryption else ""
 
 
 def _first_of(manifest: Manifest) -> str:

@@ -6,7 +6,9 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,7 +16,7 @@ from uuid import uuid4
 
 from .._base.clock import Clock
 from .._claim.claim import Claim
-from .._claim.plan import CapturePlan
+from .._claim.plan import CapturePlan, DiskPlan
 from .._hypervisor.backup_xml import push_backup_xml
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import explained
@@ -66,9 +68,8 @@ class Push:
             drop_completed_job(domain)
         if key:
             # QEMU takes seconds to make one, in which the guest would be frozen.
-            for disk in claim.plan.disks:
-                backing = Backing(disk.below[0]["file"], "qcow2") if disk.since else None
-                create_encrypted(Path(disk.path), -(-disk.capacity // _SECTOR) * _SECTOR, backing, key)
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                list(pool.map(partial(_create, key), claim.plan.disks))
             define_secret(domain.connect(), claim.plan.secret, key.secret)
 
     def capture(self, domain: Any, claim: Claim) -> None:
@@ -89,13 +90,19 @@ class Push:
         return running or not outcome(left.connection, left.claim, 0, left.clock)[0]
 
     def repairs(self, domain: Any, left: Left) -> Iterator[Repair]:
+        if domain is not None:
+            yield from job_repairs(domain, left)
+        # Whatever becomes of the secret, the job is ended.
         secret = left.claim.plan.secret
         with explained("look for the secret of the backup"):
             lent = bool(secret) and has_secret(left.connection, secret)
         if lent:
             yield Repair("secret", "the claim names it", "remove it", partial(undefine_secret, left.connection, secret))
-        if domain is not None:
-            yield from job_repairs(domain, left)
+
+
+def _create(key: Key, disk: DiskPlan) -> None:
+    backing = Backing(disk.below[0]["file"], "qcow2") if disk.since else None
+    create_encrypted(Path(disk.path), -(-disk.capacity // _SECTOR) * _SECTOR, backing, key)
 
 
 def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, Job | None]:

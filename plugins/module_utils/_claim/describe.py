@@ -74,7 +74,7 @@ def build_manifest(
     if claim.progress.latency:
         manifest["latency"] = claim.progress.latency
     if claim.plan.key_id:
-        manifest["encryption"] = {"format": "luks", "key_id": claim.plan.key_id}
+        manifest["encryption"] = {"format": "luks", "key_id": claim.plan.key_id, "key_check": claim.plan.key_check}
     if group:
         manifest["group"] = group
     return manifest

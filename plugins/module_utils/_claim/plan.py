@@ -74,8 +74,8 @@ class CapturePlan:
 
     `notes_content` is whether the set has digests of its disks' content, with which later ones are compared. `chain` are the sets that the
     level builds on, the full one first. `checkpoint` is the one that the backup makes, if it makes one. Of
-    the others that were made for `target_id`, `kept_checkpoints` stay. `key_id` is that of the key which encrypts the set, if one does, and
-    `secret` the UUID of libvirt's secret with it, which a push has for a moment.
+    the others that were made for `target_id`, `kept_checkpoints` stay. `key_id` and `key_check` are those of the key which encrypts the
+    set, if one does, and `secret` the UUID of libvirt's secret with it, which a push has for a moment.
     """
 
     method: str
@@ -114,6 +114,7 @@ class CapturePlan:
     socket: str = ""
     scratch: dict[str, str] = field(default_factory=dict)
     key_id: str = ""
+    key_check: str = ""
     secret: str = ""
 
     @classmethod

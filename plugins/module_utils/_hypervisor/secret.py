@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from .bindings import libvirt
 from .connection import explained
-from .numbers import VIR_ERR_NO_SECRET
+from .numbers import VIR_ERR_NO_SECRET, VIR_ERR_NO_SUPPORT
 
 
 def define_secret(connection: libvirt.virConnect, uuid: str, value: bytes) -> None:
@@ -26,7 +26,7 @@ def has_secret(connection: libvirt.virConnect, uuid: str) -> bool:
     try:
         connection.secretLookupByUUIDString(uuid)
     except libvirt.libvirtError as error:
-        if error.get_error_code() != VIR_ERR_NO_SECRET:
+        if error.get_error_code() not in (VIR_ERR_NO_SECRET, VIR_ERR_NO_SUPPORT):
             raise
         return False
     return True

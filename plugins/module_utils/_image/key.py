@@ -9,6 +9,8 @@ See docs/internals/encryption.md.
 
 from __future__ import annotations
 
+import hashlib
+import hmac
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +25,11 @@ class Key:
 
     id: str
     secret: bytes = field(repr=False)
+
+    @property
+    def check(self) -> str:
+        """What tells this key from others, and says nothing else about it, since the secret is random."""
+        return hmac.new(self.secret, b"virtops.live_backup", hashlib.sha256).hexdigest()[:32]
 
     @contextmanager
     def opened(self) -> Iterator[int]:

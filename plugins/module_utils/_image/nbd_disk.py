@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .._base.errors import LiveBackupError
+from .._base.errors import ADVICE, LiveBackupError, advised
 from .digest import Source, reading_threads
 from .extents import Extents
 from .qcow2 import CLUSTER
@@ -149,6 +149,9 @@ class ServedDisk:
         try:
             yield
         except nbd.Error as error:
+            if error.errnum in ADVICE:
+                said = f"Disk {self._export} cannot be read or written over NBD: {error.string}"
+                raise LiveBackupError(*advised(said, error.errnum, code="backup_job_failed")) from error
             raise LiveBackupError(
                 f"QEMU does not serve disk {self._export} any more: {error.string}. Did the domain or its backup job end?",
                 code="backup_job_failed",

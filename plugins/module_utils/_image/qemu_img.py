@@ -173,8 +173,10 @@ def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = (), key: Ke
     # 2: corrupted, 3: only leaked clusters.
     if process.returncode in (0, 3):
         return []
-    # That says nothing about the image.
-    _require_opened(said, key)
+    if key and process.returncode != 2:
+        # It is the key, or this host's QEMU has no LUKS, which says nothing about the image.
+        _require_opened(said, key)
+        raise LiveBackupError(f"qemu-img check of an encrypted image failed: {foreign(said)}", code="qemu_img_failed")
     words = foreign(said.replace("qemu-img: ", "").replace(f"'{source}'", "it"), _MOST_SAID)
     return [f"qemu-img check finds it damaged: {words or 'its tables are corrupted'}"]
 

@@ -22,6 +22,8 @@ from .nbd_disk import ServedDisk
 from .qcow2 import ENCRYPT
 
 _EXPORT = "disk"
+# More than we connect. QEMU before 6.0 knows no 0, for any number.
+_CLIENTS = 64
 
 
 def require_qemu_nbd() -> None:
@@ -76,7 +78,8 @@ def _served(arguments: list[str], key: Key | None) -> Iterator[Path]:
             # It listens before the server runs, so there is nothing to wait for.
             listening.bind(str(path))
             listening.listen()
-            server = start_server([*secret, "--shared=0", f"--export-name={_EXPORT}", *arguments], listening, descriptors=descriptors)
+            told = [*secret, f"--shared={_CLIENTS}", f"--export-name={_EXPORT}", *arguments]
+            server = start_server(told, listening, descriptors=descriptors)
             # If the server ends, whoever reads there is to know.
         try:
             yield path

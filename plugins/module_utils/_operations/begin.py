@@ -40,11 +40,13 @@ from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DO
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
 from .._image.content import content_bytes
+from .._image.qemu_nbd import require_qemu_nbd
 from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
 from .._recovery.repairs import undoing
 from .._sets.layout import SetPaths, check_backup_id, domain_directory, published_manifest
 from .._sets.schema import Manifest
+from .._sets.secret_files import require_openssl
 from .._target.target import Target, open_target
 from .key import key_of
 
@@ -69,6 +71,9 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
     check_level(options)
     if options.key and options.format != "qcow2":
         raise LiveBackupError(f"A {options.format} image cannot be encrypted. Use format qcow2.", code="option_invalid")
+    if options.key:
+        require_openssl()
+        require_qemu_nbd()
     where = open_target(options.address)
     target = where.made_in(options.staging_dir)
     for name in ("freeze_timeout", "hook_timeout"):
@@ -139,6 +144,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         qemu_user=facts.xml.qemu_user,
         sources=sources(facts.xml),
         key_id=options.key.id if options.key else "",
+        key_check=options.key.check if options.key else "",
     )
     if not where.is_here:
         _plan_sending(plan, chosen, options)

@@ -75,9 +75,9 @@ def copy_capture(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict
 
 
 def _key_for(claim: Claim, params: dict[str, Any]) -> Key | None:
-    key, wanted = key_of(params), claim.plan.key_id
-    if (key.id if key else "") != wanted:
-        began = f"with the key {wanted!r}" if wanted else "without a key"
+    key, wanted = key_of(params), claim.plan.key_check
+    if (key.check if key else "") != wanted:
+        began = f"with the key {claim.plan.key_id!r}" if wanted else "without a key"
         raise LiveBackupError(
             f"Backup {claim.backup_id} of domain {claim.domain!r} was started {began}. Name the same key in each step.",
             code="options_differ",

@@ -14,10 +14,12 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.filesystem import MIB
 from .._claim.owner import require_no_restore
+from .._image.key import Key
 from .._proof.boot import Boot, Terms, boot_set
 from .._proof.images import expected_images, image_problems
 from .._sets.chain import ancestors_of
 from .._sets.layout import check_backup_id
+from .._sets.schema import Manifest
 from .._sets.secret_files import key_for
 from .target import target_of
 
@@ -50,19 +52,16 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     require_no_restore(f"prove a set of domain {found['domain']!r}", found["uuid"] or "", found["domain"])
     path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
     boot = Boot(None, "", timed_out=False, console="")
-    key = key_of(params)
+    encrypted = manifest is not None and "encryption" in manifest
+    key = _opening(manifest, key_of(params), needed=params["level"] == "boot" and not findings) if manifest is not None else None
     if manifest is not None:
-        if key or params["level"] == "boot":
-            key = key_for(manifest, key)
         with target.images(params["domain"], found) as image_of:
             broken = {finding.partition(":")[0] for finding in findings}
             for expected in (one for disk in manifest["disks"] for one in expected_images(disk)):
                 if expected.file not in broken:
                     with image_of(expected.file) as image:
-                        findings += [
-                            f"{expected.file}: {problem}"
-                            for problem in image_problems(image, expected, encrypted="encryption" in manifest, key=key)
-                        ]
+                        problems = image_problems(image, expected, encrypted=encrypted, key=key)
+                    findings += [f"{expected.file}: {problem}" for problem in problems]
             if params["level"] == "boot" and not findings:
                 boot = boot_set(params["uri"], path, manifest, key, _terms(params), clock)
                 findings += [f"boot: {boot.problem}"] if boot.problem else []
@@ -86,7 +85,18 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
         words = _words(outcome, findings, boot)
         code = "proof_failed" if findings else "proof_timed_out"
         raise LiveBackupError(f"Backup set {found['backup_id']} of domain {found['domain']!r} {words}", code, **result)
-    return {"changed": False, **result}
+    unread = ["The set is encrypted, and its key was not named: only its digests were compared."] if encrypted and not key else []
+    return {"changed": False, **result, **({"warnings": unread} if unread else {})}
+
+
+def _opening(manifest: Manifest, key: Key | None, *, needed: bool) -> Key | None:
+    """The key of an encrypted set, if it is the one that was named; an error if it is `needed` and is not. What is damaged is damaged."""
+    try:
+        return key_for(manifest, key)
+    except LiveBackupError:
+        if needed:
+            raise
+        return None
 
 
 def _words(outcome: str, findings: list[str], boot: Boot) -> str:

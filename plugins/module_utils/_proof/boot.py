@@ -23,7 +23,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.files import scratch_directory
+from .._base.files import scratch_directory, write_durably
 from .._base.memory import memory_available
 from .._hypervisor.bindings import libvirt, libvirt_qemu
 from .._hypervisor.connection import LibvirtFailure, connect, explained, libvirt_failure
@@ -105,7 +105,9 @@ def boot_set(uri: str, path: Path, manifest: Manifest, key: Key | None, terms: T
             image = image_node(images_of(path, disk), disk["format"], encrypted=key is not None)
             stack.enter_context(scratch.served(image, disk["capacity"], sockets[disk["target"]], user, key))
         if secret_file(path / NVRAM, key).exists():
-            (directory / "nvram").write_bytes(read_secret(path / NVRAM, key))
+            write_durably(directory / "nvram", read_secret(path / NVRAM, key))
+            if user:
+                os.chown(directory / "nvram", *user)
         console = stack.enter_context(closing(Console(directory / "console")))
         xml = boot_xml(text, {target: str(one) for target, one in sockets.items()}, directory, size, kvm=Path("/dev/kvm").exists())
         ends = _ends(connection, f"{PROOF_NAME}{directory.name}")

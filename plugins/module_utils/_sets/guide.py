@@ -56,7 +56,7 @@ The block first compares each file with its digest. It then writes the new disks
 all are written. Block devices are overwritten directly. The first line that fails stops the block, before the domain is started.
 Then fix the cause and run the block again. The unfinished files end in `.restored`, and you can delete them.
 
-To keep the old disks, change the paths in the block and in `domain.xml`.
+{_other_places(manifest)}
 
 ```
 {chr(10).join(_block(manifest, nvram))}
@@ -73,6 +73,15 @@ def _key(manifest: Manifest) -> str:
     """What opens an encrypted set."""
     encryption = manifest.get("encryption")
     return f"{chr(10)}- it is encrypted: you need the key {_span(encryption['key_id'])}" if encryption else ""
+
+
+def _other_places(manifest: Manifest) -> str:
+    if "encryption" not in manifest:
+        return "To keep the old disks, change the paths in the block and in `domain.xml`."
+    return (
+        "To keep the old disks, change the paths in the block. Decrypt the definition to a file, change the paths there, too, and "
+        f"replace\n`/dev/stdin` by that file: `{_decrypt('domain.xml')} >/root/domain.xml`."
+    )
 
 
 def _needs(manifest: Manifest) -> str:
@@ -99,6 +108,7 @@ def _block(manifest: Manifest, nvram: str) -> Iterator[str]:
     yield f"case $running in *{uuid}*) stop {_word(f'Domain {name} is running. Shut it off.')};; esac"
     if "encryption" in manifest:
         yield """test -s "$KEY_FILE" || stop 'Set KEY_FILE to the path of the file with the key.'"""
+        yield f"{_decrypt('domain.xml')} >/dev/null || stop 'The key does not open this set.'"
     for new, disk in disks:
         yield from _checked_place(new, disk)
     if nvram:
@@ -173,7 +183,8 @@ def _decrypt(name: str) -> str:
 def _nvram(manifest: Manifest) -> str:
     if "encryption" not in manifest:
         return 'cp -T --remove-destination -- nvram "$new_nvram.restored"'
-    return f'rm -f -- "$new_nvram.restored" && {_decrypt("nvram")} -out "$new_nvram.restored"'
+    # As above, no link of another user is followed.
+    return f'rm -f -- "$new_nvram.restored"; (set -C; {_decrypt("nvram")} >"$new_nvram.restored")'
 
 
 def _key_file(manifest: Manifest) -> str:

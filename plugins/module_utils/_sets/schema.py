@@ -110,10 +110,11 @@ class Latency(TypedDict):
 
 
 class Encryption(TypedDict):
-    """How the images and secret files of a set are encrypted, and the id of the key."""
+    """How the images and secret files of a set are encrypted, the key's name, and what tells the key from others."""
 
     format: str
     key_id: str
+    key_check: str
 
 
 class _MaybeOfManifest(TypedDict, total=False):
@@ -247,7 +248,7 @@ SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
 # Only there where a limit was set.
 SCHEMA["properties"]["latency"] = _object(limit_ms=_AMOUNT, worst_ms=_AMOUNT, slowed_seconds=_AMOUNT)
 # Only there where the set is encrypted.
-SCHEMA["properties"]["encryption"] = _object(format={"const": "luks"}, key_id=_BACKUP_ID)
+SCHEMA["properties"]["encryption"] = _object(format={"const": "luks"}, key_id=_BACKUP_ID, key_check=_text("[0-9a-f]{32}"))
 # Only there where the domain was captured together with others.
 SCHEMA["properties"]["group"] = _object(
     name=_SOME,

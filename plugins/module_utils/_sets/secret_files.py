@@ -31,11 +31,11 @@ def key_for(manifest: Manifest, key: Key | None) -> Key | None:
     wanted = manifest.get("encryption")
     if wanted is None:
         return None
-    if key is None or key.id != wanted["key_id"]:
-        named = f", and {key.id!r} was named" if key else ""
+    if key is None or key.check != wanted["key_check"]:
+        named = ", and another one was named" if key else ""
         raise LiveBackupError(
             f"Backup set {manifest['backup_id']} is encrypted with the key {wanted['key_id']!r}{named}. Name that key "
-            "(encryption_key_file or encryption_key, and encryption_key_id).",
+            "(encryption_key_file or encryption_key).",
             code="key_needed",
         )
     return key
@@ -62,9 +62,14 @@ def read_secret(path: Path, key: Key | None) -> bytes:
     return _openssl(key, "-d", data) if key else data
 
 
-def _openssl(key: Key, what: str, data: bytes) -> bytes:
+def require_openssl() -> None:
+    """Fail where it is not installed."""
     if shutil.which("openssl") is None:
         raise LiveBackupError("openssl is not installed on this host. Install the package openssl.", code="program_missing")
+
+
+def _openssl(key: Key, what: str, data: bytes) -> bytes:
+    require_openssl()
     with key.opened() as descriptor:
         command = [*OPENSSL, what, "-pass", f"file:/proc/self/fd/{descriptor}"]
         done = subprocess.run(command, input=data, capture_output=True, pass_fds=(descriptor,), check=False)

@@ -51,17 +51,20 @@ def test_a_wrong_key(tmp_path: Path) -> None:
         assert error.code == "key_wrong" and OTHER.secret.decode() not in error.msg
 
 
-def manifest(key_id: str) -> Manifest:
-    found: dict[str, Any] = {"backup_id": "night-1", **({"encryption": {"format": "luks", "key_id": key_id}} if key_id else {})}
+def manifest(key: Key | None) -> Manifest:
+    encryption = {"encryption": {"format": "luks", "key_id": key.id, "key_check": key.check}} if key else {}
+    found: dict[str, Any] = {"backup_id": "night-1", **encryption}
     return cast(Manifest, found)
 
 
 def test_which_key_opens_a_set() -> None:
-    assert key_for(manifest(""), None) is None and key_for(manifest(""), KEY) is None
-    assert key_for(manifest("2026"), KEY) == KEY
-    for key in (None, Key("2027", KEY.secret)):
+    """Whatever name the key has."""
+    assert key_for(manifest(None), None) is None and key_for(manifest(None), KEY) is None
+    for key in (KEY, Key("2027", KEY.secret)):
+        assert key_for(manifest(KEY), key) == key
+    for other in (None, OTHER):
         with raises_code("key_needed"):
-            key_for(manifest("2026"), key)
+            key_for(manifest(KEY), other)
 
 
 def test_the_key_is_in_no_text_of_it(tmp_path: Path) -> None:
@@ -72,5 +75,6 @@ def test_the_key_is_in_no_text_of_it(tmp_path: Path) -> None:
     assert (
         key_of({**named, "encryption_key": KEY.secret.decode()}) == key_of({**named, "encryption_key_file": str(tmp_path / "key")}) == KEY
     )
+    assert key_of({**named, "encryption_key": KEY.secret.decode() + "\n"}) == KEY
     with raises_code("option_invalid"):
         key_of({**named, "encryption_key": KEY.secret.decode(), "encryption_key_id": "../2026"})
