@@ -112,7 +112,7 @@ def test_a_chain_of_pulls(
         wrong = {**KEY, "encryption_key": SECRET.swapcase()}
         checked = backup.module("backup_set_verify", domain=guest.name, backup_id=backup.backup_id, **at, **wrong)
         # A key that is not the right one says nothing about the set.
-        assert checked["verified"] and "only its digests were compared" in checked["warnings"][0], checked
+        assert checked["verified"] and "only its digests were compared" in json.dumps(checked["warnings"]), checked
         other = backup_of(guest, target, "other-key").begin(method="pull", level="auto", **there, **wrong)
         assert_ok(other)
         assert other["level"] == "full" and "encrypted with another key" in other["level_reason"], other
