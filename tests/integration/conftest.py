@@ -196,8 +196,8 @@ def result_of(process: Inside) -> dict[str, Any]:
 
 @pytest.fixture
 def make_guest(hypervisor: Hypervisor) -> Iterator[Callable[..., Guest]]:
-    """Makes guests that write as fast as they can, and live until the test is done."""
-    yield from _guests(hypervisor)
+    """Makes guests that write all the time, and live until the test is done. As fast as they can, each takes most of a processor."""
+    yield from _guests(hypervisor, rate=None if ALL else 200)
 
 
 @pytest.fixture(scope="module")

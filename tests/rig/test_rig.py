@@ -23,7 +23,7 @@ from .shell import RigError, run, wait_until
 
 Make = Callable[..., Guest]
 # The backups of the other shapes show as much of them.
-SAMPLE = ("several", "transient", "still")
+SAMPLE = ("several", "still")
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 at_length = pytest.mark.skipif(not ALL, reason="only by make test-all: it takes long")
 

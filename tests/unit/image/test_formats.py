@@ -156,9 +156,8 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "create_overlay": _serve,
     "_require_header": lambda at: _commit._require_header(overlay_of(at)),
     "served": _serve,
-    "_run_encrypting": lambda at: Q.create_encrypted(at / "encrypted", 1 << 20, None, KEY),
+    "_run_encrypting": _serve_for_writing,
     "convert, encrypted": lambda at: Q.convert(image(at, "a"), "qcow2", at / "copy", "qcow2", Q.How(key=KEY)),
-    "served_for_writing": _serve_for_writing,
 }
 
 
