@@ -9,6 +9,7 @@ See docs/internals/encryption.md.
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import hmac
 import os
@@ -17,6 +18,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from .qcow2 import ENCRYPT
+
+_LEAST_DESCRIPTOR = 10
 
 
 @dataclass(frozen=True)
@@ -34,9 +37,11 @@ class Key:
     @contextmanager
     def opened(self) -> Iterator[int]:
         """The secret as an open file that programs inherit, which is on no disk."""
-        descriptor = os.memfd_create("key")
+        with open(os.memfd_create("key"), "wb", buffering=0) as file:
+            file.write(self.secret)
+            # The first descriptors are taken where a server starts.
+            descriptor = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST_DESCRIPTOR)
         try:
-            os.write(descriptor, self.secret)
             yield descriptor
         finally:
             os.close(descriptor)

@@ -32,8 +32,8 @@ def key_of(params: dict[str, Any]) -> Key | None:
         )
     what = "encryption_key" if file is None else f"encryption_key_file {file}"
     try:
-        # What is piped into ansible-vault ends in one.
-        secret = text[:-1].encode() if text and text.endswith("\n") else text.encode() if text is not None else read_small(Path(file or ""))
+        # What is piped into ansible-vault ends in a newline.
+        secret = (text or "").removesuffix("\n").encode() if file is None else read_small(Path(file))
     except ValueError as error:
         raise LiveBackupError(f"{what} {error}.", code="key_invalid") from error
     if len(secret) < _LEAST_SECRET or not secret.isascii() or not secret.decode().isprintable():
