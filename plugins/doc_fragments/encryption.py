@@ -21,11 +21,15 @@ options:
       - A file on the host that the module runs on, with the key and nothing else. It must not end with a newline.
       - Mutually exclusive with O(encryption_key).
     type: path
-  encryption_key_id:
+"""
+
+    ENCRYPT = r"""
+options:
+  encrypt:
     description:
-      - The name of the key. The manifest of an encrypted set contains this name, and never the key.
+      - Encrypt the set. The value is the name of the key, which the manifest then contains. O(encryption_key) or O(encryption_key_file) is
+        the key.
       - Choose another name when you change the key. The next backup of each domain is then a full one. Older sets still need the old key.
       - It starts with a letter or digit and has at most 64 letters, digits, C(.), C(_) and C(-).
     type: str
-    default: default
 """

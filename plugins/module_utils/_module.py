@@ -40,8 +40,8 @@ SSH: dict[str, Any] = {"ssh_key": {"type": "path"}, "ssh_options": {"type": "lis
 ENCRYPTION: dict[str, Any] = {
     "encryption_key": {"type": "str", "no_log": True},
     "encryption_key_file": {"type": "path", "no_log": False},
-    "encryption_key_id": {"type": "str", "default": "default", "no_log": False},
 }
+ENCRYPT: dict[str, Any] = {"encrypt": {"type": "str"}}
 # Rules between the options that others use, too.
 ONE_KEY = ("encryption_key", "encryption_key_file")
 Operation = Callable[[dict[str, Any], bool, Clock], dict[str, Any]]

@@ -23,10 +23,11 @@ description:
     is read as a whole, and only what differs is kept.
   - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
-  - The set is encrypted if O(encryption_key) or O(encryption_key_file) is set. QEMU encrypts the images (qcow2 with LUKS), and C(openssl)
+  - The set is encrypted if O(encrypt) is set. QEMU encrypts the images (qcow2 with LUKS), and C(openssl)
     encrypts the domain's XML and NVRAM. The same key must be named in M(virtops.live_backup.sparse_copy).
 extends_documentation_fragment:
   - virtops.live_backup.encryption
+  - virtops.live_backup.encryption.encrypt
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
@@ -287,6 +288,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
     CAPTURE,
     CONNECTION,
     DOMAIN,
+    ENCRYPT,
     ENCRYPTION,
     ONE_KEY,
     PROGRESS,
@@ -308,6 +310,7 @@ def main() -> None:
         CAPTURE,
         PROGRESS,
         ENCRYPTION,
+        ENCRYPT,
         {
             "method": {"type": "str", "choices": ["push", "pull", "legacy", "offline"], "default": "push"},
             "overlay_dir": {"type": "path"},

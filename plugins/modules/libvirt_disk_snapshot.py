@@ -21,10 +21,11 @@ description:
   - Saves the domain's XML, with its secrets, and its NVRAM of that instant into the partial set.
   - Skips only CD-ROMs, floppies, empty drives and read-only disks automatically. Any other disk that cannot be captured is an
     error, unless O(exclude_disks) names it.
-  - The set is encrypted if O(encryption_key) or O(encryption_key_file) is set. QEMU encrypts the images (qcow2 with LUKS), and C(openssl)
+  - The set is encrypted if O(encrypt) is set. QEMU encrypts the images (qcow2 with LUKS), and C(openssl)
     encrypts the domain's XML and NVRAM. The same key must be named in M(virtops.live_backup.sparse_copy).
 extends_documentation_fragment:
   - virtops.live_backup.encryption
+  - virtops.live_backup.encryption.encrypt
   - virtops.live_backup.libvirt
   - virtops.live_backup.libvirt.domain
   - virtops.live_backup.libvirt.backup_id
@@ -252,6 +253,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
     CAPTURE,
     CONNECTION,
     DOMAIN,
+    ENCRYPT,
     ENCRYPTION,
     ONE_KEY,
     PROGRESS,
@@ -273,6 +275,7 @@ def main() -> None:
         CAPTURE,
         PROGRESS,
         ENCRYPTION,
+        ENCRYPT,
         {"overlay_dir": {"type": "path"}},
         mutually_exclusive=[ONE_KEY],
     )

@@ -59,7 +59,7 @@ class Pulls:
         [disk] = self.call("sparse_copy", format="qcow2")["disks"]
         self.call("backup_set_publish", **target)
         shutil.rmtree(self.directory / "sets" / self.guest.name)
-        self.begin("pull", target, **KEY)
+        self.begin("pull", target, encrypt="bench", **KEY)
         [encrypted] = self.call("sparse_copy", **KEY)["disks"]
         self.call("backup_set_publish", **target)
         shutil.rmtree(self.directory / "sets" / self.guest.name)

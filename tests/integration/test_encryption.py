@@ -23,7 +23,8 @@ __all__ = ["player"]
 
 SECRET = "cmFuZG9tIGJ5dGVzIHRoYXQgbm9ib2R5IGd1ZXNzZXM="
 LEVELS = ("auto", "incremental", "differential") if ALL else ("auto", "incremental")
-KEY = {"encryption_key": SECRET, "encryption_key_id": "2026"}
+KEY = {"encryption_key": SECRET}
+NAMED = {**KEY, "encrypt": "2026"}
 
 
 @pytest.fixture
@@ -83,14 +84,14 @@ def test_a_chain_of_pulls(
         there: dict[str, Any] = {"target": str(target)}
         if place == "server":
             there = {"target": f"{sshd.url}{vault}", **sshd.options}
-            refused = first.begin(method="pull", **there, **KEY)
+            refused = first.begin(method="pull", **there, **NAMED)
             assert refused["code"] == "option_needed" and "staging_dir" in refused["msg"], refused
             there["staging_dir"] = str(staging)
         for number, level in enumerate(LEVELS):
             guest.wait_durable(guest.durable() + 40)
             backup = backup_of(guest, target, f"night-{number}")
             before = guest.durable()
-            begun = backup.begin(method="pull", level=level, **there, **KEY)
+            begun = backup.begin(method="pull", level=level, **there, **NAMED)
             assert_ok(begun)
             assert begun["level"] == ("full" if number == 0 else level), begun
             assert not any(SECRET in path.read_text() for path in backup.claims() if path.suffix == ".json")
@@ -110,11 +111,11 @@ def test_a_chain_of_pulls(
             for key in ({}, KEY):
                 assert_ok(checked := backup.module("backup_set_verify", domain=guest.name, backup_id=backup.backup_id, **at, **key))
                 assert checked["verified"]
-        wrong = {**KEY, "encryption_key": SECRET.swapcase()}
+        wrong = {"encryption_key": SECRET.swapcase()}
         checked = backup.module("backup_set_verify", domain=guest.name, backup_id=backup.backup_id, **at, **wrong)
         # A key that is not the right one says nothing about the set.
         assert checked["verified"] and "only its digests were compared" in json.dumps(checked["warnings"]), checked
-        other = backup_of(guest, target, "other-key").begin(method="pull", level="auto", **there, **wrong)
+        other = backup_of(guest, target, "other-key").begin(method="pull", level="auto", **there, **wrong, encrypt="2027")
         assert_ok(other)
         assert other["level"] == "full" and "encrypted with another key" in other["level_reason"], other
         assert_ok(backup_of(guest, target, "other-key").recover(take_over=True))
@@ -134,7 +135,7 @@ def test_a_chain_of_pushes(make_guest: Callable[..., Guest], backup_of: Callable
         guest.wait_durable(guest.durable() + 40)
         backup = backup_of(guest, target, f"night-{number}")
         before = guest.durable()
-        assert_ok(backup.begin(method="push", level=level, **KEY))
+        assert_ok(backup.begin(method="push", level=level, **NAMED))
         assert secrets(guest) == []
         assert_ok(backup.wait(), night := backup.publish())
         assert night["manifest"]["level"] == ("full" if number == 0 else level)
@@ -147,7 +148,7 @@ def test_a_chain_of_pushes(make_guest: Callable[..., Guest], backup_of: Callable
 @pytest.mark.parametrize("fault", ["KILL before backupBegin", "KILL after backupBegin", "TERM before backupBegin"])
 def test_a_begin_that_dies(fault: str, everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
-    backup.start_module("libvirt_backup_begin", fault=fault, method="push", level="auto", **backup.asked, **KEY).wait(timeout=60)
+    backup.start_module("libvirt_backup_begin", fault=fault, method="push", level="auto", **backup.asked, **NAMED).wait(timeout=60)
     if "KILL" in fault:
         assert secrets(everyday) != []
         assert_ok(backup.recover())
@@ -162,13 +163,17 @@ def test_others_and_their_restore(
     """Legacy and offline; restored with the key, by the module and by hand."""
     guest = make_guest("two-disks", rate=100)
     backup = backup_of(guest)
-    refused = backup.begin(method="push", format="raw", **KEY)
+    refused = backup.begin(method="push", format="raw", **NAMED)
     assert refused["code"] == "option_invalid" and "cannot be encrypted" in refused["msg"], refused
     if not running:
         guest.destroy()
     before = guest.durable()
-    options = {"encryption_key_file": str(key_file), "encryption_key_id": "2026"}
-    assert_ok(backup.snapshot(**options) if running else backup.begin(method="offline", **options))
+    options = {"encryption_key_file": str(key_file)}
+    for without in ({"encrypt": "2026"}, options):
+        refused = backup.begin(method="offline", **without)
+        assert refused["code"] == "option_needed", refused
+    named = {**options, "encrypt": "2026"}
+    assert_ok(backup.snapshot(**named) if running else backup.begin(method="offline", **named))
     assert_ok(backup.copy(**options))
     if running:
         assert_ok(backup.commit())
@@ -179,7 +184,7 @@ def test_others_and_their_restore(
     wanted = {"domain": guest.name, "target": str(backup.target), "name": f"{guest.name}-copy", "directory": str(place)}
     refused = backup.module("libvirt_domain_restore", **wanted)
     assert refused["code"] == "key_needed" and "the key '2026'" in refused["msg"], refused
-    refused = backup.module("libvirt_domain_restore", **wanted, encryption_key=SECRET.swapcase(), encryption_key_id="2026")
+    refused = backup.module("libvirt_domain_restore", **wanted, encryption_key=SECRET.swapcase())
     assert refused["code"] == "key_needed" and "another one was named" in refused["msg"], refused
     assert list(place.iterdir()) == []
     assert_ok(restored := backup.module("libvirt_domain_restore", **wanted, **options))
@@ -197,7 +202,7 @@ def test_others_and_their_restore(
 def test_a_boot_of_an_encrypted_set(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     guest = make_guest("uefi", rate=50)
     backup = backup_of(guest)
-    assert_ok(backup.begin(method="pull", **KEY), backup.copy(**KEY), night := backup.publish())
+    assert_ok(backup.begin(method="pull", **KEY), backup.copy(**NAMED), night := backup.publish())
     assert sorted(file["name"] for file in night["manifest"]["files"]) == ["domain.xml.enc", "nvram.enc"]
     proof = {"domain": guest.name, "target": str(backup.target), "level": "boot", "console_pattern": "durable"}
     refused = backup.module("backup_set_verify", **proof)
@@ -210,16 +215,16 @@ def test_a_boot_of_an_encrypted_set(make_guest: Callable[..., Guest], backup_of:
 def test_keys_that_are_none(secret: str, everyday: Guest, backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     backup = backup_of(everyday)
     (tmp_path / "bad").write_text(secret)
-    refused = backup.begin(method="pull", encryption_key_file=str(tmp_path / "bad"))
+    refused = backup.begin(method="pull", encrypt="bad", encryption_key_file=str(tmp_path / "bad"))
     assert refused["code"] == "key_invalid" and "openssl rand" in refused["msg"] and secret not in refused["msg"], refused
-    refused = backup.begin(method="pull", encryption_key_file=str(tmp_path / "gone"))
+    refused = backup.begin(method="pull", encrypt="bad", encryption_key_file=str(tmp_path / "gone"))
     assert refused["code"] == "key_invalid", refused
     backup.assert_nothing_left()
 
 
 def test_the_role(everyday: Guest, player: Player) -> None:
     """The key is in nothing that Ansible shows, however much it is asked to show."""
-    hosts = {"hv": {"backup_encryption_key": SECRET, "backup_encryption_key_id": "2026", "restore_encryption_key": SECRET}}
+    hosts = {"hv": {"backup_encryption_key": SECRET, "backup_encrypt": "2026", "restore_encryption_key": SECRET}}
     played = player.run(
         "-vvv", hosts=hosts, backup_domains=[everyday.name], backup_id="night-1", backup_verify="check", backup_level="auto"
     )
@@ -235,6 +240,6 @@ def test_the_role(everyday: Guest, player: Player) -> None:
         "restore_name": "copied",
         "restore_directory": str(place),
     }
-    restored = player.run("-vvv", book="virtops.live_backup.restore", hosts=hosts, restore_encryption_key_id="2026", **wanted)
+    restored = player.run("-vvv", book="virtops.live_backup.restore", hosts=hosts, **wanted)
     assert restored.status == 0 and SECRET not in restored.output, restored.output
     player.hypervisor.virsh("undefine", "copied")

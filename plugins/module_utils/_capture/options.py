@@ -17,7 +17,7 @@ class BeginOptions:
     """The options of libvirt_backup_begin and libvirt_disk_snapshot, with the modules' defaults.
 
     `at` is the agreed moment, in seconds since the epoch. Times are in seconds.
-    With a `key` the set is encrypted.
+    With a `key` the set is encrypted, and `encrypt` is the key's name.
     """
 
     uri: str
@@ -42,6 +42,7 @@ class BeginOptions:
     full_every: int = 7
     overlay_dir: str | None = None
     scratch_dir: str | None = None
+    encrypt: str = ""
     key: Key | None = None
 
     @property

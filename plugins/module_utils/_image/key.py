@@ -24,9 +24,8 @@ _LEAST_DESCRIPTOR = 10
 
 @dataclass(frozen=True)
 class Key:
-    """What opens encrypted images, and the name that manifests have of it."""
+    """What opens encrypted images."""
 
-    id: str
     secret: bytes = field(repr=False)
 
     @property

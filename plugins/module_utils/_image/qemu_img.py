@@ -85,7 +85,7 @@ def _run(
 
 def _require_opened(said: str, key: Key | None) -> None:
     if key and _NOT_THE_KEY in said:
-        raise LiveBackupError(f"The key {key.id!r} does not open the set. Name the right one.", code="key_wrong")
+        raise LiveBackupError("The key does not open the set. Name the right one.", code="key_wrong")
 
 
 def _communicate(process: subprocess.Popen[str], at_work: Callable[[], None] | None, every: float) -> tuple[str, str]:

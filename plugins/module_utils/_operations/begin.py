@@ -48,7 +48,7 @@ from .._sets.layout import SetPaths, check_backup_id, domain_directory, publishe
 from .._sets.schema import Manifest
 from .._sets.secret_files import require_openssl
 from .._target.target import Target, open_target
-from .key import key_of
+from .key import encryption_of
 
 
 def begin_backup(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -62,7 +62,8 @@ def snapshot_disks(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
 
 
 def _options(params: dict[str, Any]) -> BeginOptions:
-    return BeginOptions(**known(BeginOptions, params), key=key_of(params))
+    name, key = encryption_of(params)
+    return BeginOptions(**{**known(BeginOptions, params), "encrypt": name, "key": key})
 
 
 def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -143,7 +144,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         versions={"libvirt": version_text(versions.libvirt), "qemu": version_text(versions.qemu)},
         qemu_user=facts.xml.qemu_user,
         sources=sources(facts.xml),
-        key_id=options.key.id if options.key else "",
+        key_id=options.encrypt,
         key_check=options.key.check if options.key else "",
     )
     if not where.is_here:

@@ -23,13 +23,6 @@ def key_of(params: dict[str, Any]) -> Key | None:
     text, file = params.get("encryption_key"), params.get("encryption_key_file")
     if text is None and file is None:
         return None
-    key_id = params["encryption_key_id"]
-    if not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", key_id):
-        raise LiveBackupError(
-            f"encryption_key_id {key_id!r} is not allowed: it starts with a letter or digit and has at most 64 letters, digits, '.', '_' "
-            "and '-'.",
-            code="option_invalid",
-        )
     what = "encryption_key" if file is None else f"encryption_key_file {file}"
     try:
         # What is piped into ansible-vault ends in a newline.
@@ -42,4 +35,19 @@ def key_of(params: dict[str, Any]) -> Key | None:
             "`openssl rand -base64 32 | tr -d '\\n'` makes one.",
             code="key_invalid",
         )
-    return Key(key_id, secret)
+    return Key(secret)
+
+
+def encryption_of(params: dict[str, Any]) -> tuple[str, Key | None]:
+    """The name of the key that a new set is encrypted with, and that key; empty and None if it is not to be encrypted."""
+    name, key = params.get("encrypt") or "", key_of(params)
+    if name and key is None:
+        raise LiveBackupError(f"encrypt names the key {name!r}, so set encryption_key or encryption_key_file.", code="option_needed")
+    if key and not name:
+        raise LiveBackupError("There is a key, and encrypt does not give it a name. Set encrypt.", code="option_needed")
+    if name and not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+        raise LiveBackupError(
+            f"encrypt {name!r} is not allowed: it starts with a letter or digit and has at most 64 letters, digits, '.', '_' and '-'.",
+            code="option_invalid",
+        )
+    return name, key

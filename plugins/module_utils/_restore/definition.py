@@ -25,7 +25,7 @@ def read_definition(path: Path, key: Key | None = None) -> str:
     except ValueError as error:
         if key and isinstance(error, UnicodeDecodeError):
             # openssl knows a wrong key by its padding only, which is right once in 256 times.
-            raise LiveBackupError(f"The key {key.id!r} does not open the set. Name the right one.", code="key_wrong") from error
+            raise LiveBackupError("The key does not open the set. Name the right one.", code="key_wrong") from error
         raise LiveBackupError(f"{path / 'domain.xml'} {error}.", code="set_damaged") from error
     require_definition(text, str(path / "domain.xml"))
     return text

@@ -76,6 +76,6 @@ def _openssl(key: Key, what: str, data: bytes) -> bytes:
     if done.returncode != 0:
         said = foreign(done.stderr.decode(errors="replace"))
         if what == "-d":
-            raise LiveBackupError(f"The key {key.id!r} does not open the set: {said}. Name the right one.", code="key_wrong")
+            raise LiveBackupError(f"The key does not open the set: {said}. Name the right one.", code="key_wrong")
         raise LiveBackupError(f"openssl failed: {said}.", code="openssl_failed")
     return done.stdout

@@ -139,7 +139,7 @@ def _serve_for_writing(directory: Path) -> None:
         disk.flush()
 
 
-KEY = Key("2026", b"a key that is long enough to be one")
+KEY = Key(b"a key that is long enough to be one")
 Q = _qemu_img
 # Every function that runs a tool, by its name, and how it is called.
 CALLS: dict[str, Callable[[Path], object]] = {

@@ -12,14 +12,14 @@ from hypothesis import given, settings, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.key import Key
-from ansible_collections.virtops.live_backup.plugins.module_utils._operations.key import key_of
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.key import encryption_of, key_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import Manifest
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.secret_files import key_for, read_secret, write_secret
 
 from ..support.raising import raises_code
 
-KEY = Key("2026", b"a key that is long enough to be one")
-OTHER = Key("2026", b"another key that is long enough, too")
+KEY = Key(b"a key that is long enough to be one")
+OTHER = Key(b"another key that is long enough, too")
 
 
 @settings(max_examples=8)
@@ -52,16 +52,14 @@ def test_a_wrong_key(tmp_path: Path) -> None:
 
 
 def manifest(key: Key | None) -> Manifest:
-    encryption = {"encryption": {"format": "luks", "key_id": key.id, "key_check": key.check}} if key else {}
+    encryption = {"encryption": {"format": "luks", "key_id": "2026", "key_check": key.check}} if key else {}
     found: dict[str, Any] = {"backup_id": "night-1", **encryption}
     return cast(Manifest, found)
 
 
 def test_which_key_opens_a_set() -> None:
-    """Whatever name the key has."""
     assert key_for(manifest(None), None) is None and key_for(manifest(None), KEY) is None
-    for key in (KEY, Key("2027", KEY.secret)):
-        assert key_for(manifest(KEY), key) == key
+    assert key_for(manifest(KEY), KEY) == KEY
     for other in (None, OTHER):
         with raises_code("key_needed"):
             key_for(manifest(KEY), other)
@@ -70,11 +68,13 @@ def test_which_key_opens_a_set() -> None:
 def test_the_key_is_in_no_text_of_it(tmp_path: Path) -> None:
     assert KEY.secret.decode() not in repr(KEY)
     (tmp_path / "key").write_bytes(KEY.secret)
-    named = {"encryption_key": None, "encryption_key_file": None, "encryption_key_id": "2026"}
-    assert key_of(named) is None
-    assert (
-        key_of({**named, "encryption_key": KEY.secret.decode()}) == key_of({**named, "encryption_key_file": str(tmp_path / "key")}) == KEY
-    )
-    assert key_of({**named, "encryption_key": KEY.secret.decode() + "\n"}) == KEY
+    secret = KEY.secret.decode()
+    assert key_of({}) is None
+    assert key_of({"encryption_key": secret}) == key_of({"encryption_key_file": str(tmp_path / "key")}) == KEY
+    assert key_of({"encryption_key": secret + "\n"}) == KEY
+    assert encryption_of({}) == ("", None) and encryption_of({"encrypt": "2026", "encryption_key": secret}) == ("2026", KEY)
+    for wrong in ({"encrypt": "2026"}, {"encryption_key": secret}):
+        with raises_code("option_needed"):
+            encryption_of(wrong)
     with raises_code("option_invalid"):
-        key_of({**named, "encryption_key": KEY.secret.decode(), "encryption_key_id": "../2026"})
+        encryption_of({"encrypt": "../2026", "encryption_key": secret})
