@@ -202,7 +202,7 @@ def test_others_and_their_restore(
 def test_a_boot_of_an_encrypted_set(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     guest = make_guest("uefi", rate=50)
     backup = backup_of(guest)
-    assert_ok(backup.begin(method="pull", **KEY), backup.copy(**NAMED), night := backup.publish())
+    assert_ok(backup.begin(method="pull", **NAMED), backup.copy(**KEY), night := backup.publish())
     assert sorted(file["name"] for file in night["manifest"]["files"]) == ["domain.xml.enc", "nvram.enc"]
     proof = {"domain": guest.name, "target": str(backup.target), "level": "boot", "console_pattern": "durable"}
     refused = backup.module("backup_set_verify", **proof)
