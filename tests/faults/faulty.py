@@ -153,6 +153,7 @@ if __name__ == "__main__":
         {"crawl": crawl, "creep": creep}[fault]()
     elif fault == "impatient":
         be_impatient()
+        importlib.import_module(UTILS + "_target.ssh.client").SILENCE_SECONDS = 3.0
     elif fault == "nosync":
         os.fsync = os.fdatasync = lambda _file: None
     elif fault:

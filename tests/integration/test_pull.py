@@ -273,6 +273,36 @@ def test_the_server_is_killed(everyday: Guest, backup_of: Callable[..., Backup],
     require_ended(backup)
 
 
+def test_the_server_hangs(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor, tmp_path: Path) -> None:
+    """What is on its way to QEMU does not wait for it."""
+    backup = backup_of(everyday)
+    (vault := tmp_path / "vault").mkdir()
+    with Sshd(tmp_path / "hanging", hypervisor) as sshd:
+        assert "failed" not in backup.begin(method="pull", level="auto", target=f"{sshd.url}{vault}", **sshd.options)
+        copying = start_copy(backup, "impatient", bandwidth="1M")
+        wait_until(lambda: copying.poll() is not None or len(list(vault.rglob("*.tmp"))) == 2, 60, "the sending")
+        sshd.signal(signal.SIGSTOP)
+        copied = result_of(copying)
+        assert copied["failed"] and "it has not answered for 3 s" in copied["msg"], copied
+        require_ended(backup)
+        sshd.signal(signal.SIGKILL)
+
+
+def test_qemus_user_may_not_make_the_socket(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
+    guest = make_guest("two-disks", rate=100)
+    backup = backup_of(guest)
+    [directory] = backup.hypervisor.outside("/var/lib/libvirt/qemu").glob(f"domain-*-{guest.name}")
+    status = directory.stat()
+    os.chown(directory, 0, 0)
+    directory.chmod(0o700)
+    refused = backup.begin(method="pull", level="auto")
+    assert refused["failed"] and "Permission denied" in refused["msg"], refused
+    print(refused["msg"])
+    os.chown(directory, status.st_uid, status.st_gid)
+    directory.chmod(status.st_mode & 0o7777)
+    require_ended(backup)
+
+
 def test_the_scratch_files_fill_their_disk(
     make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
 ) -> None:

@@ -7,9 +7,11 @@ import os
 import random
 import select
 import signal
+import socket
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -57,13 +59,13 @@ def change(image: Path, sectors: int, commands: list[Command]) -> None:
 
 @contextmanager
 def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], AbstractContextManager[ServedDisk]]]:
-    socket, pid = image.with_suffix(".sock"), image.with_suffix(".pid")
+    address, pid = image.with_suffix(".sock"), image.with_suffix(".pid")
     # It returns when it can be connected to.
     command = ["qemu-nbd", "--fork", "--pid-file", str(pid), "--read-only", "--format", "qcow2", "--persistent", "--shared", "0"]
-    command += ["--socket", str(socket), "--export-name", "vda", *(["--bitmap", bitmap] if bitmap else []), str(image)]
+    command += ["--socket", str(address), "--export-name", "vda", *(["--bitmap", bitmap] if bitmap else []), str(image)]
     subprocess.run(command, check=True)
     try:
-        yield partial(ServedDisk, socket, "vda", bitmap)
+        yield partial(ServedDisk, address, "vda", bitmap)
     finally:
         with suppress(ProcessLookupError):
             process = os.pidfd_open(int(pid.read_text()))
@@ -71,7 +73,7 @@ def served(image: Path, bitmap: str = "") -> Iterator[Callable[[], AbstractConte
             # It holds the image's lock until it is gone.
             select.select([process], [], [])
             os.close(process)
-        socket.unlink(missing_ok=True)
+        address.unlink(missing_ok=True)
 
 
 def copy(
@@ -180,6 +182,22 @@ def test_a_server_that_dies_ends_every_reader(compressed: bool, tmp_path: Path) 
         with raises_code("backup_job_failed"), served_image(one, "qcow2", compressed=compressed) as image:
             copy_data(image, Dying(), Pace(Clock()), find_zeroes=True)
         assert disk is not None
+
+
+@pytest.mark.parametrize("said", [b"", b"NBDMAGIC", b"NBDMAGICIHAVEOPT\0\7" + bytes(100), b"HTTP/1.1 400 Bad Request\r\n\r\n"])
+def test_a_server_that_answers_wrongly(said: bytes, tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket"))
+        listening.listen()
+
+        def answer() -> None:
+            with listening.accept()[0] as connection:
+                connection.sendall(said)
+
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(answer)
+            with raises_code("backup_job_failed"), ServedDisk(tmp_path / "socket", "vda"):
+                raise AssertionError
 
 
 def test_all_connections_are_made_before_the_reading(tmp_path: Path) -> None:
