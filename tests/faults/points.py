@@ -75,10 +75,18 @@ class Point:
         return f"{self.shape}: {self.when} {self.at}, {self.beside}"
 
 
+def _is_chosen(shape: str, beside: str, at: str, when: str) -> bool:
+    """Each place has each event beside it, and each shape: on a guest of the first shape all events, on each other one an event in turn."""
+    if at in NEEDS_FREEZE:
+        return shape == "several"
+    turn = list(CALLS).index(at) + SHAPES.index(shape) + (when == "after")
+    return shape == SHAPES[0] or BESIDE.index(beside) == turn % len(BESIDE)
+
+
 TABLE = [
     Point(shape, at, when, beside)
     for shape, beside, at, when in product(SHAPES, BESIDE, CALLS, ("before", "after"))
-    if shape == "several" or at not in NEEDS_FREEZE
+    if _is_chosen(shape, beside, at, when)
 ]
 # Each place once, before and after by turns, with each event beside it in turn; freezes, and a transient domain.
 SAMPLE = [

@@ -40,7 +40,7 @@ def test_killed(point: Point, guests: Callable[[str], Guest], backup_of: Callabl
     heal_and_check(run, before, durable, tmp_path, point.may_refuse)
 
 
-@pytest.mark.parametrize("number", range(25 if ALL else 1))
+@pytest.mark.parametrize("number", range(10 if ALL else 1))
 @pytest.mark.parametrize("at", list(WITHIN) if ALL else ["the snapshot", "the start of the push"])
 def test_libvirtd_dies_within(
     at: str, number: int, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path
