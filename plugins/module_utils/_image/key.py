@@ -16,6 +16,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from .qcow2 import ENCRYPT
 
@@ -46,11 +47,19 @@ class Key:
             os.close(descriptor)
 
 
+class Lent(NamedTuple):
+    """The options by which a program of QEMU reads a key, and the descriptors that it inherits for that."""
+
+    options: list[str]
+    descriptors: tuple[int, ...]
+
+
 @contextmanager
-def secret_object(key: Key | None) -> Iterator[tuple[list[str], tuple[int, ...]]]:
-    """The options by which a program of QEMU reads the key, and the descriptor that it inherits."""
+def secret_object(key: Key | None) -> Iterator[Lent]:
+    """How a program of QEMU gets the key, while this lasts. Without a key it needs nothing."""
     if key is None:
-        yield [], ()
+        yield Lent([], ())
         return
     with key.opened() as descriptor:
-        yield ["--object", f"secret,id={ENCRYPT['key-secret']},format=raw,file=/proc/self/fd/{descriptor}"], (descriptor,)
+        option = f"secret,id={ENCRYPT['key-secret']},format=raw,file=/proc/self/fd/{descriptor}"
+        yield Lent(["--object", option], (descriptor,))

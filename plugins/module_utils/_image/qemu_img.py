@@ -56,10 +56,10 @@ def _run(
     """What a command prints. While it runs, `at_work` is called every so many seconds."""
     name, *others = arguments
     with (
-        secret_object(key) as (secret, inherited),
+        secret_object(key) as secret,
         subprocess.Popen(
-            _command(name, *secret, *others),
-            pass_fds=(*descriptors, *inherited),
+            _command(name, *secret.options, *others),
+            pass_fds=(*descriptors, *secret.descriptors),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -156,10 +156,10 @@ def check_image(file: dict[str, Any], descriptors: tuple[int, ...] = (), key: Ke
     """What is wrong with the structure of a qcow2 image, which is in a node of QEMU's block layer; room that is lost in it is no harm."""
     source = f"json:{json.dumps({'driver': 'qcow2', 'backing': None, 'file': file, **({'encrypt': ENCRYPT} if key else {})})}"
     with (
-        secret_object(key) as (secret, inherited),
+        secret_object(key) as secret,
         subprocess.Popen(
-            _command("check", *secret, "--force-share", source),
-            pass_fds=(*descriptors, *inherited),
+            _command("check", *secret.options, "--force-share", source),
+            pass_fds=(*descriptors, *secret.descriptors),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -73,13 +73,13 @@ def _served(arguments: list[str], key: Key | None) -> Iterator[Path]:
     require_qemu_nbd()
     with ExitStack() as stack:
         path = stack.enter_context(scratch_directory()) / "nbd"
-        secret, descriptors = stack.enter_context(secret_object(key))
+        secret = stack.enter_context(secret_object(key))
         with socket.socket(socket.AF_UNIX) as listening:
             # It listens before the server runs, so there is nothing to wait for.
             listening.bind(str(path))
             listening.listen()
-            told = [*secret, f"--shared={_CLIENTS}", f"--export-name={_EXPORT}", *arguments]
-            server = start_server(told, listening, descriptors=descriptors)
+            told = [*secret.options, f"--shared={_CLIENTS}", f"--export-name={_EXPORT}", *arguments]
+            server = start_server(told, listening, descriptors=secret.descriptors)
             # If the server ends, whoever reads there is to know.
         try:
             yield path

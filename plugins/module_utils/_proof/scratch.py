@@ -107,8 +107,8 @@ class Scratch:
     def _start(self, node: str, overlay: int, listening: socket.socket, key: Key | None = None) -> subprocess.Popen[bytes]:
         # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
         modestly = ["nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
-        with secret_object(key) as (secret, descriptors):
-            return start_server([*secret, node], listening, tuple(modestly), (overlay, *descriptors))
+        with secret_object(key) as secret:
+            return start_server([*secret.options, node], listening, tuple(modestly), (overlay, *secret.descriptors))
 
     def problem(self) -> LiveBackupError | None:
         """The error for which the proof is to be given up. It is about this host, not about the set."""
