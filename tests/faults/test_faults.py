@@ -28,7 +28,7 @@ ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
 
 
-@pytest.mark.parametrize("point", TABLE if ALL else SAMPLE[::3], ids=str)
+@pytest.mark.parametrize("point", TABLE if ALL else SAMPLE[::4], ids=str)
 def test_killed(point: Point, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)
     backup = backup_of(guest, backup_id=f"killed-{next(_numbers)}")

@@ -21,7 +21,7 @@ from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.oracle import judge
 
-from .conftest import REPOSITORY, Backup
+from .conftest import REPOSITORY, Backup, at_length
 
 _TEMPLATES = yaml.safe_load((REPOSITORY / "playbooks/awx/vars/templates.yml").read_text(encoding="utf-8"))["live_backup_awx_templates"]
 SURVEYS = {template["name"]: {"spec": template["survey"]} for template in _TEMPLATES}
@@ -149,6 +149,7 @@ def test_the_job_templates(everyday: Guest, awx: Awx) -> None:
         awx.hypervisor.run(["virsh", "undefine", "copy"], check=False)
 
 
+@at_length
 def test_a_failure_is_told_whatever_an_earlier_job_has_told(everyday: Guest, awx: Awx) -> None:
     """AWX passes the artifacts of earlier jobs as variables that nothing can change."""
     earlier = awx.launch("backup", backup_domains=everyday.name).artifacts

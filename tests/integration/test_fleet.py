@@ -87,6 +87,7 @@ def test_all_domains_of_all_hypervisors(fleet: Fleet, target: Path) -> None:
     assert "[WARNING]" not in played.output + again.output
 
 
+@at_length
 def test_a_hypervisor_is_cut_off_in_the_middle(fleet: Fleet, target: Path) -> None:
     """The others succeed; the rerun, of just what failed, brings the rest."""
     lost = fleet.hypervisors[-1]

@@ -14,7 +14,7 @@ from tests.rig.guest import Guest
 from tests.rig.oracle import judge
 from tests.rig.sshd import Sshd
 
-from .conftest import Backup
+from .conftest import Backup, at_length
 from .test_levels import levels_of
 
 INCREMENTAL = {"vda": "incremental", "vdb": "incremental"}
@@ -66,6 +66,7 @@ def test_every_method_in_turn(make_guest: Callable[..., Guest], backup_of: Calla
     assert "vdb" not in published["manifest"]["level_reason"], published
 
 
+@at_length
 def test_a_server(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     """What is sent directly is compared there; what is staged is compared before it is sent."""
     guest = make_guest("still")

@@ -185,6 +185,7 @@ def test_an_incremental_set_is_restored_by_hand(make_guest: Callable[..., Guest]
     assert verdict.ok, str(verdict)
 
 
+@at_length
 def test_an_incremental_set_boots(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     guest = make_guest("two-disks", rate=200)
     target = (first := backup_of(guest)).target

@@ -258,6 +258,7 @@ def test_somebody_ends_the_job(everyday: Guest, backup_of: Callable[..., Backup]
     require_ended(backup)
 
 
+@at_length
 def test_the_server_is_killed(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor, tmp_path: Path) -> None:
     backup = backup_of(everyday)
     vault = tmp_path / "vault"

@@ -12,7 +12,7 @@ import pytest
 from tests.rig.guest import Guest
 from tests.rig.shell import wait_until
 
-from .conftest import FILL, Backup
+from .conftest import FILL, Backup, at_length
 from .test_freeze import begin_with_fault
 
 
@@ -68,6 +68,7 @@ def test_killed_before_the_freeze(frozen_guest: Guest, backup_of: Callable[..., 
     backup.assert_nothing_left()
 
 
+@at_length
 def test_the_power_fails(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """After a new boot nothing of the claim is alive, whatever its lease says."""
     guest = make_guest("two-disks", size=512 << 20, fill=FILL, rate=100)

@@ -141,6 +141,7 @@ def test_a_uefi_set_boots_until_its_console_says_so(make_guest: Callable[..., Gu
     assert booted.get("verified") and "durable" in booted["console"], booted
 
 
+@at_length
 def test_a_set_that_does_not_come_up_says_why(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
     backup = backup_of(everyday)
     backup.run()

@@ -174,6 +174,7 @@ DEATHS = [
 ]
 
 
+@at_length
 @pytest.mark.parametrize("fault", DEATHS if ALL else DEATHS[:1])
 def test_the_publishing_dies(fault: str, everyday: Guest, backup_of: Callable[..., Backup], server: Callable[..., Server]) -> None:
     backup = backup_of(everyday)
