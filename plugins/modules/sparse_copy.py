@@ -115,7 +115,7 @@ options:
   bandwidth_total:
     description:
       - Maximum throughput in bytes per second for all captures that are copied on this hypervisor at the same time. Each copy has the same
-        share. There is no limit by default.
+        share. The default is not to limit the copies.
       - A copy by C(qemu-img) keeps the share that it has at its start.
     type: bytes
     version_added: 1.0.0

@@ -44,6 +44,15 @@ def read_small(path: Path) -> bytes:
 SCRATCH = Path("/run/live_backup")
 
 
+# The first descriptors are taken where a program starts.
+_LEAST_LENT = 10
+
+
+def lent_descriptor(descriptor: int) -> int:
+    """Another descriptor of an open file, for a program that inherits it under the same number."""
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _LEAST_LENT)
+
+
 def sync_path(path: Path) -> None:
     """Sync a file's data, or a directory's entries, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)

@@ -25,9 +25,10 @@ from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import active, lookup
 from .._hypervisor.jobs import Job, completed_job, drop_completed_job, judge_job
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
-from .._hypervisor.secret import define_secret, has_secret, undefine_secret
+from .._hypervisor.secret import define_secret, find_secret, undefine_secret
 from .._hypervisor.versions import HostVersions
 from .._image.key import Key
+from .._image.qcow2 import whole_sectors
 from .._image.qcow2_writer import Backing
 from .._image.qemu_img import create_encrypted
 from .._sets.layout import SetPaths
@@ -35,9 +36,6 @@ from .backup_job import begin_job, is_running, job_repairs, missing_versions, no
 from .method import Left, Repair
 from .options import BeginOptions
 from .plan import needs_running, will_freeze
-
-# A disk has whole sectors, though a raw image need not.
-_SECTOR = 512
 
 
 class Push:
@@ -94,15 +92,13 @@ class Push:
             yield from job_repairs(domain, left)
         # Whatever becomes of the secret, the job is ended.
         secret = left.claim.plan.secret
-        with explained("look for the secret of the backup"):
-            lent = bool(secret) and has_secret(left.connection, secret)
-        if lent:
+        if secret and find_secret(left.connection, secret):
             yield Repair("secret", "the claim names it", "remove it", partial(undefine_secret, left.connection, secret))
 
 
 def _create(key: Key, disk: DiskPlan) -> None:
     backing = Backing(disk.below[0]["file"], "qcow2") if disk.since else None
-    create_encrypted(Path(disk.path), -(-disk.capacity // _SECTOR) * _SECTOR, backing, key)
+    create_encrypted(Path(disk.path), whole_sectors(disk.capacity), backing, key)
 
 
 def outcome(connection: libvirt.virConnect, claim: Claim, watched: float, clock: Clock) -> tuple[str, Job | None]:

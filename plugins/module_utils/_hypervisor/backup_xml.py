@@ -20,14 +20,7 @@ def push_backup_xml(targets: dict[str, str], image_format: str, since: dict[str,
     leaves the path empty for a named disk without one. Disks that are not named are not backed up. `secret` is the UUID of libvirt's secret
     that opens the files, if they are encrypted.
     """
-    root = etree.Element("domainbackup", mode="push")
-    text = _backup_xml(root, "target", targets, image_format, since)
-    if not secret:
-        return text
-    for target in root.iterfind("disks/disk/target"):
-        encryption = etree.SubElement(target, "encryption", format="luks")
-        etree.SubElement(encryption, "secret", type="passphrase", uuid=secret)
-    return etree.tostring(root, encoding="unicode")
+    return _backup_xml(etree.Element("domainbackup", mode="push"), "target", targets, image_format, since, secret)
 
 
 def pull_backup_xml(scratch: dict[str, str], socket: str, since: dict[str, str]) -> str:
@@ -45,16 +38,19 @@ def export_bitmap(target: str) -> str:
     return f"backup-{target}"
 
 
-def _backup_xml(root: Any, kind: str, files: dict[str, str], image_format: str, since: dict[str, str]) -> str:
+def _backup_xml(root: Any, kind: str, files: dict[str, str], image_format: str, since: dict[str, str], secret: str = "") -> str:
     disks = etree.SubElement(root, "disks")
     for target, path in files.items():
         try:
             disk = etree.SubElement(disks, "disk", name=target, type="file")
-            etree.SubElement(disk, kind, file=path)
+            place = etree.SubElement(disk, kind, file=path)
         except ValueError as error:
             raise LiveBackupError(
                 f"The path {path!r} has characters that libvirt's XML cannot hold; choose another directory.", code="option_invalid"
             ) from error
+        if secret:
+            encryption = etree.SubElement(place, "encryption", format="luks")
+            etree.SubElement(encryption, "secret", type="passphrase", uuid=secret)
         etree.SubElement(disk, "driver", type=image_format)
         # Older versions of libvirt know neither attribute.
         if target in since:

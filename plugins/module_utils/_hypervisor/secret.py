@@ -21,19 +21,20 @@ def define_secret(connection: libvirt.virConnect, uuid: str, value: bytes) -> No
         connection.secretDefineXML(xml, 0).setValue(value, 0)
 
 
-def has_secret(connection: libvirt.virConnect, uuid: str) -> bool:
-    """Whether libvirt has the secret."""
-    try:
-        connection.secretLookupByUUIDString(uuid)
-    except libvirt.libvirtError as error:
-        if error.get_error_code() not in (VIR_ERR_NO_SECRET, VIR_ERR_NO_SUPPORT):
-            raise
-        return False
-    return True
+def find_secret(connection: libvirt.virConnect, uuid: str) -> libvirt.virSecret | None:
+    """The secret, if libvirt has it."""
+    with explained("look for the secret of an encrypted backup"):
+        try:
+            return connection.secretLookupByUUIDString(uuid)
+        except libvirt.libvirtError as error:
+            if error.get_error_code() not in (VIR_ERR_NO_SECRET, VIR_ERR_NO_SUPPORT):
+                raise
+            return None
 
 
 def undefine_secret(connection: libvirt.virConnect, uuid: str) -> None:
     """Let libvirt forget the secret."""
-    with explained("remove the secret of an encrypted backup"):
-        if has_secret(connection, uuid):
-            connection.secretLookupByUUIDString(uuid).undefine()
+    secret = find_secret(connection, uuid)
+    if secret is not None:
+        with explained("remove the secret of an encrypted backup"):
+            secret.undefine()

@@ -9,7 +9,6 @@ See docs/internals/encryption.md.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import hmac
 import os
@@ -18,9 +17,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from .._base.files import lent_descriptor
 from .qcow2 import ENCRYPT
-
-_LEAST_DESCRIPTOR = 10
 
 
 @dataclass(frozen=True)
@@ -39,8 +37,7 @@ class Key:
         """The secret as an open file that programs inherit, which is on no disk."""
         with open(os.memfd_create("key"), "wb", buffering=0) as file:
             file.write(self.secret)
-            # The first descriptors are taken where a server starts.
-            descriptor = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST_DESCRIPTOR)
+            descriptor = lent_descriptor(file.fileno())
         try:
             yield descriptor
         finally:

@@ -30,6 +30,7 @@ COPIED = 1 << 63
 ZERO = 1
 # How a node of QEMU's block layer names the key of an image (docs/interop/qcow2.txt, docs/system/secrets.rst).
 ENCRYPT = {"format": "luks", "key-secret": "key"}
+_SECTOR = 512
 _LEAST_CLUSTER, _OLD_COUNT, _MOST_COUNT = 9, 4, 6
 _DATA_FILE = 1 << 2
 
@@ -85,6 +86,11 @@ class Header:
     def memory_of_counts(self, file_size: int) -> int:
         """The bytes in which a check counts how often each cluster of the file is used."""
         return (file_size >> self.cluster_bits) << self.count_order >> 3
+
+
+def whole_sectors(size: int) -> int:
+    """The bytes of a disk whose image has so many: QEMU rounds up to whole sectors, which a raw image need not have."""
+    return -(-size // _SECTOR) * _SECTOR
 
 
 def read_header(data: bytes) -> Header | None:

@@ -70,9 +70,9 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
     """Plan, check and claim; then freeze, capture and thaw."""
     check_backup_id(options.backup_id)
     check_level(options)
-    if options.key and options.format != "qcow2":
-        raise LiveBackupError(f"A {options.format} image cannot be encrypted. Use format qcow2.", code="option_invalid")
     if options.key:
+        if options.format != "qcow2":
+            raise LiveBackupError(f"A {options.format} image cannot be encrypted. Use format qcow2.", code="option_invalid")
         require_openssl()
         require_qemu_nbd()
     where = open_target(options.address)

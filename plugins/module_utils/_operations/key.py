@@ -13,6 +13,7 @@ from typing import Any
 from .._base.errors import LiveBackupError
 from .._base.files import read_small
 from .._image.key import Key
+from .._sets.layout import BACKUP_ID
 
 # As many characters as 24 random bytes have in base64. Keys are not stretched, so a word that a person remembers would be too weak.
 _LEAST_SECRET = 32
@@ -45,7 +46,7 @@ def encryption_of(params: dict[str, Any]) -> tuple[str, Key | None]:
         raise LiveBackupError(f"encrypt names the key {name!r}, so set encryption_key or encryption_key_file.", code="option_needed")
     if key and not name:
         raise LiveBackupError("There is a key, and encrypt does not give it a name. Set encrypt.", code="option_needed")
-    if name and not re.fullmatch("[A-Za-z0-9][A-Za-z0-9._-]{0,63}", name):
+    if name and not re.fullmatch(BACKUP_ID, name):
         raise LiveBackupError(
             f"encrypt {name!r} is not allowed: it starts with a letter or digit and has at most 64 letters, digits, '.', '_' and '-'.",
             code="option_invalid",

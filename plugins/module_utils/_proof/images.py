@@ -21,13 +21,11 @@ from .._base.filesystem import mib
 from .._base.memory import memory_available
 from .._base.text import foreign
 from .._image.key import Key
-from .._image.qcow2 import read_header
+from .._image.qcow2 import read_header, whole_sectors
 from .._image.qemu_img import check_image
 from .._sets.chain import chain_below
 from .._sets.schema import ImageEntry
 from .._target.records import SetImage
-
-_SECTOR = 512
 
 
 class Expected(NamedTuple):
@@ -65,15 +63,11 @@ def image_problems(image: SetImage, expected: Expected, *, encrypted: bool = Fal
         size = header.size
         _require_memory(header.memory_of_counts(image.size), expected.file)
     # QEMU rounds the size of a raw file up to whole sectors; its copy and what libvirt says of it may be as long as the file.
-    if _sectors(size) != _sectors(expected.capacity):
+    if whole_sectors(size) != whole_sectors(expected.capacity):
         return [f"the disk in it has {size} bytes, not {expected.capacity}"]
     # Only qcow2 has a structure of its own.
     examined = expected.format == "qcow2" and (key is not None or not encrypted)
     return check_image(image.node, image.descriptors, key) if examined else []
-
-
-def _sectors(size: int) -> int:
-    return -(-size // _SECTOR)
 
 
 def _require_memory(needed: int, name: str) -> None:

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -19,20 +18,19 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
+from .._base.files import lent_descriptor
 from .._base.filesystem import MIB, free_bytes, mib
 from .._base.memory import memory_available, memory_total
 from .._image.key import Key, secret_object
+from .._image.qcow2 import whole_sectors
 from .._image.qemu_img import create_overlay
 from .._image.qemu_nbd import require_qemu_nbd, start_server
 from .._overlay.space import Growth, Space, is_threatened, least_space
 
-_SECTOR = 512
 # About a third of what another process gets of a busy processor, so that a busy host does not make each proof time out.
 NICE = 5
 # QEMU's own memory beside its guest's.
 _QEMU_BYTES = 256 * MIB
-# The first descriptors are taken where a server starts.
-_LEAST_DESCRIPTOR = 10
 
 
 def spare_memory() -> int:
@@ -80,9 +78,9 @@ class Scratch:
         """Serve an image, a node of QEMU's block layer, below an overlay of its own, on a socket that only QEMU's user may use."""
         require_qemu_nbd()
         with tempfile.TemporaryFile(dir=self._directory) as file, socket.socket(socket.AF_UNIX) as listening:
-            overlay = fcntl.fcntl(file, fcntl.F_DUPFD_CLOEXEC, _LEAST_DESCRIPTOR)
+            overlay = lent_descriptor(file.fileno())
             try:
-                create_overlay(overlay, -(-capacity // _SECTOR) * _SECTOR)
+                create_overlay(overlay, whole_sectors(capacity))
                 # It listens before the server runs, so there is nothing to wait for.
                 listening.bind(str(path))
                 path.chmod(0o600)

@@ -11,12 +11,11 @@ from pathlib import Path
 
 from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Move
+from .._image.qcow2 import whole_sectors
 from .plan import Image, Plan, RestoreOptions
 
 # As many bytes of an image's name are in the names of the files beside it.
 _MOST_OF_NAME = 100
-# A disk has whole sectors, though a raw image need not.
-_SECTOR = 512
 
 
 def new_journal(plan: Plan, options: RestoreOptions, left: Journal | None, *, fetches: bool) -> Journal:
@@ -54,5 +53,5 @@ def _move(image: Image, backup_id: str) -> Move:
 
 
 def _device(image: Image) -> Device:
-    size = -(-image.capacity // _SECTOR) * _SECTOR
-    return Device(image.path, image.file, image.source_format, image.format, size, [below["file"] for below in image.below])
+    size, below = whole_sectors(image.capacity), [below["file"] for below in image.below]
+    return Device(image.path, image.file, image.source_format, image.format, size, below)

@@ -23,15 +23,13 @@ from .._base.files import temporary_of
 from .._base.filesystem import free_bytes, mib
 from .._image.content import Content, compare, content_bytes, note_image, open_content
 from .._image.digest import Chunks, Measured, hashed, measure
-from .._image.qcow2 import header_of
+from .._image.qcow2 import header_of, whole_sectors
 from .._image.qcow2_chain import content_digest, new_image
 from .._image.qcow2_tables import Tables
 from .._image.qcow2_writer import Backing, Layout
 from .chain import images_of
 from .layout import content_file
 from .schema import ImageEntry
-
-_SECTOR = 512
 
 
 class ToNote(TypedDict):
@@ -115,7 +113,7 @@ def _told(found: Noted) -> Iterator[None]:
 
 def _image_of(descriptor: int, of: ToNote) -> Tables:
     image = Tables(descriptor)
-    if -(-image.size // _SECTOR) != -(-of["capacity"] // _SECTOR):
+    if whole_sectors(image.size) != whole_sectors(of["capacity"]):
         raise ValueError(f"its image is of a disk of {image.size} bytes, not {of['capacity']}")
     return image
 

@@ -22,7 +22,7 @@ from ..._base.filesystem import require_free
 from ..._image.data import Pace
 from ..._image.digest import OpenImage
 from ..._image.nbd_server import served
-from ..._image.qcow2 import HEADER_BYTES
+from ..._image.qcow2 import HEADER_BYTES, whole_sectors
 from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from ..._sets.chain import ancestors_of, bytes_of, chain_below
 from ..._sets.check import check_files, note_proof
@@ -47,7 +47,6 @@ SMALL_FILES = Path("/var/lib/live_backup/staging")
 FETCHED = ".live_backup-fetched-"
 # For how long the images of another host may keep us. The tables of a disk of a terabyte are some 150 MB, which are read twice.
 _MOST_SECONDS = 3600.0
-_SECTOR = 512
 
 
 class SshTarget:
@@ -216,5 +215,5 @@ def _image(far_end: FarEnd, path: str) -> Iterator[SetImage]:
             return known + far_end.read(path, offset + len(known), length - len(known))
 
         # QEMU reads whole sectors, and waits for ever for the rest of one that is not whole; there come zeroes, as from a file.
-        with served(-(-size // _SECTOR) * _SECTOR, read) as descriptor:
+        with served(whole_sectors(size), read) as descriptor:
             yield SetImage(size, header, {"driver": "nbd", "server": {"type": "fd", "str": str(descriptor)}}, (descriptor,))
