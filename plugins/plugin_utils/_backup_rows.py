@@ -29,7 +29,8 @@ def options(given: Mapping[str, Any], spec: Mapping[str, Any], groups: Any = Non
     """The options of the role without their prefix, the groups, and what is wrong with them."""
     # An empty answer of a survey is the default.
     given = {
-        name: value
+        # The validator copies deeply what it is given, and with a container of ansible-core 2.19 all variables that may be in it.
+        name: _plain(value)
         for name, value in given.items()
         if name in spec and (value not in ("", None) or spec[name]["type"] not in ("list", "dict"))
     }
@@ -42,6 +43,13 @@ def options(given: Mapping[str, Any], spec: Mapping[str, Any], groups: Any = Non
         *([_GROUPS] if not _are_groups(groups) else []),
     ]
     return {"options": checked, "groups": groups, "problem": " ".join(problems)}
+
+
+def _plain(value: Any) -> Any:
+    """The same value in Python's own containers."""
+    if isinstance(value, Mapping):
+        return {key: _plain(one) for key, one in value.items()}
+    return [_plain(one) for one in value] if isinstance(value, (list, tuple)) else value
 
 
 def _mapping(value: Any) -> Any:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: GPL-3.0-or-later
-"""faulty.py FAULT MODULE: run a module that dies, or stops, at one call. Only the tests load this.
+"""Run a module that dies, or stops, at one call, in a process of its own.
 
-FAULT is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain or virConnect,
+A fault is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain or virConnect,
 or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`. `<call>#3` is
 the third such call. A call `far.<module>.<function>` is one of the program at the far end of an ssh:// target, which gets the signal then.
 With a number of seconds instead of before or after, libvirtd is killed so long after the call began, and then the module gets its signal.
 Or the signal is HANG: libvirtd is stopped instead, and the module gives up what does not answer after seconds rather than minutes; or
 DEAF, the same where it does not give libvirt up.
-Or FAULT is `crawl`: block commits get nowhere, until somebody gives them speed; `creep`: so do pushes; `nosync`: nothing is synced; or
+Or a fault is `crawl`: block commits get nowhere, until somebody gives them speed; `creep`: so do pushes; `nosync`: nothing is synced; or
 `impatient`: what hangs is given up after seconds.
 """
 
@@ -147,8 +147,8 @@ def creep() -> None:
     libvirt.virDomain.backupBegin = slow
 
 
-if __name__ == "__main__":
-    fault, module = sys.argv[1:]
+def run(fault: str, module: str) -> None:
+    """Run a module as the main program, with this fault."""
     if fault in ("crawl", "creep"):
         {"crawl": crawl, "creep": creep}[fault]()
     elif fault == "impatient":

@@ -3,8 +3,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
+import pwd
 import re
 import shutil
 import signal
@@ -18,6 +20,7 @@ from typing import Any
 
 import pytest
 
+from tests.faults import faulty
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import Verdict, judge
@@ -26,7 +29,6 @@ from tests.rig.shell import wait_until
 pytest_plugins = ["tests.rig.fixtures"]
 
 REPOSITORY = Path(__file__).parents[2]
-FAULTY = REPOSITORY / "tests/faults/faulty.py"
 _numbers = count(1)
 
 # What a large guest's disks hold: enough to hold its backup back before it ends.
@@ -69,15 +71,17 @@ class Backup:
         return result_of(self.start_module(name, **arguments))
 
     def start_module(self, name: str, /, *, check: bool = False, fault: str = "", as_user: str = "root", **arguments: Any) -> Inside:
-        """A module under way; `fault` is for faults/faulty.py."""
-        program = [sys.executable, FAULTY, fault, f"ansible_collections.virtops.live_backup.plugins.modules.{name}"]
-        process = self.hypervisor.popen(
-            ["setpriv", "--reuid", as_user, "--clear-groups", *program],
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY / ".build/tree")},
-            stdin=-1,
-            stdout=-1,
-            stderr=-1,
-        )
+        """A module under way; `fault` is one of tests/faults/faulty.py."""
+        module = f"ansible_collections.virtops.live_backup.plugins.modules.{name}"
+        # Most of a module's time is that of its imports.
+        importlib.import_module(module)
+
+        def run() -> None:
+            os.setgroups([])
+            os.setresuid(*[pwd.getpwnam(as_user).pw_uid] * 3)
+            faulty.run(fault, module)
+
+        process = self.hypervisor.fork(run, {"PYTHONPATH": str(REPOSITORY / ".build/tree")}, stdin=-1, stdout=-1, stderr=-1)
         assert process.stdin is not None
         process.stdin.write(json.dumps({"ANSIBLE_MODULE_ARGS": {**arguments, "_ansible_check_mode": check}}))
         process.stdin.close()

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import faulthandler
 import json
 import os
 import re
@@ -10,10 +12,13 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
+import traceback
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from .guest import MIB, Guest
 from .init import PRIVATE
@@ -47,26 +52,58 @@ def start_time(pid: int) -> int | None:
 class Inside(subprocess.Popen[str]):
     """A command inside a hypervisor.
 
-    ``pid`` is nsenter's, which only waits: a process enters a PID namespace by being forked into it. The
-    command itself is ``command_pid`` (as seen outside), and signals, ``kill`` and ``terminate`` included, go to it.
-    nsenter ends as the command ended, so ``returncode`` is the command's.
+    ``pid`` is that of a process which only waits, as nsenter does: a process enters a PID namespace by being forked into it.
+    The command itself is ``command_pid`` (as seen outside), and signals, ``kill`` and ``terminate`` included, go to it.
+    The one that waits ends as the command ended, so ``returncode`` is the command's.
     """
 
     @property
     def command_pid(self) -> int:
-        """The command's own process; it exists as soon as nsenter has forked."""
+        """The command's own process; it exists as soon as the one that waits has forked."""
         children = Path(f"/proc/{self.pid}/task/{self.pid}/children")
-        wait_until(lambda: self.poll() is not None or children.read_text(encoding="ascii") != "", 30, "nsenter to fork")
+        wait_until(lambda: self.poll() is not None or children.read_text(encoding="ascii") != "", 30, "it to fork")
         if self.returncode is not None:
             raise ProcessLookupError("the command has ended")
         return int(children.read_text(encoding="ascii"))
 
     def send_signal(self, sig: int) -> None:
-        """Signal the command, not nsenter."""
+        """Signal the command, not the one that waits."""
         try:
             os.kill(self.command_pid, sig)
         except ProcessLookupError:
             pass
+
+
+def _become(program: Callable[[], None], namespaces: Sequence[int], env: Mapping[str, str]) -> NoReturn:
+    """In a fork of this process: run the function inside, and end as it ends."""
+    setns = ctypes.CDLL(None, use_errno=True).setns
+    for namespace in namespaces:
+        if setns(namespace, 0) != 0:
+            raise OSError(ctypes.get_errno(), "setns")
+    # The end of the last one tells subprocess that the process is under way.
+    os.closerange(3, os.sysconf("SC_OPEN_MAX"))
+    command = os.fork()
+    if command:
+        status = os.waitstatus_to_exitcode(os.waitpid(command, 0)[1])
+        os._exit(status if status >= 0 else 128 - status)
+    status = 1
+    try:
+        os.environ.update(env)
+        faulthandler.disable()
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+        sys.stdin, sys.stdout, sys.stderr = os.fdopen(0), os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        program()
+        status = 0
+    except SystemExit as end:
+        status = end.code if isinstance(end.code, int) else 1
+    finally:
+        if sys.exc_info()[0] is not None:
+            traceback.print_exc()
+        for thread in threading.enumerate():
+            if thread is not threading.current_thread() and not thread.daemon:
+                thread.join()
+        sys.stdout.flush()
+        os._exit(status)
 
 
 class Hypervisor:
@@ -175,6 +212,17 @@ class Hypervisor:
         """Start a command inside, as root; ``env`` adds to the environment. See Inside for its real process."""
         enter = ["nsenter", "--target", str(self.pid), *_NAMESPACES, "--"]
         return Inside([*enter, *argv], env={**os.environ, **(env or {})}, text=True, **options)
+
+    def fork(self, program: Callable[[], None], env: Mapping[str, str], **options: Any) -> Inside:
+        """Start a function inside, as root, in a fork of this process: what is imported here need not be imported again."""
+        kinds = ("uts", "ipc", "net", "pid", "mnt")
+        namespaces = [os.open(f"/proc/{self.pid}/ns/{kind}", os.O_RDONLY) for kind in kinds]
+        try:
+            become = partial(_become, program, namespaces, env)
+            return Inside(["true"], preexec_fn=become, text=True, **options)
+        finally:
+            for namespace in namespaces:
+                os.close(namespace)
 
     def run(
         self,

@@ -6,9 +6,9 @@
 
 from __future__ import annotations
 
+import html
 import secrets
 from pathlib import Path
-from xml.sax.saxutils import escape
 
 from .._base.errors import LiveBackupError
 from .domain_xml import parse_xml
@@ -23,7 +23,7 @@ def qemu_pid(domain: str) -> int | None:
 
 def domain_record(domain: str, kind: str) -> Path:
     """Where the system's libvirt notes something of a domain that runs. It escapes what is special in XML in the names of these files."""
-    name = escape(domain, {'"': "&quot;", "'": "&apos;"})
+    name = html.escape(domain).replace("&#x27;", "&apos;")
     return RECORDS / f"{name}.{kind}"
 
 
