@@ -38,7 +38,7 @@ def guest_image(root: Path) -> Image:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not built.exists():
             scratch = Path(tempfile.mkdtemp(dir=cache))
-            _build(_kernel_tree(cache), scratch)
+            _build(kernel_tree(cache), scratch)
             scratch.chmod(0o755)
             scratch.rename(built)
     return Image(built / "vmlinuz", built / "initramfs", built / "writer")
@@ -49,7 +49,7 @@ def compile_writer(writer: Path) -> None:
     run(["gcc", "-static", "-O2", "-Wall", "-Wextra", "-pthread", "-o", writer, _HERE / "writer.c"])
 
 
-def _kernel_tree(cache: Path) -> Path:
+def kernel_tree(cache: Path) -> Path:
     """Debian's cloud kernel, unpacked; not installed, since the machine's own boot is no business of ours."""
     tree = cache / "kernel"
     if not tree.exists():

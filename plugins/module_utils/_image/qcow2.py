@@ -140,13 +140,14 @@ def header_of(path: str | Path) -> Header:
 
 def image_node(files: list[Path], image_format: str, *, encrypted: bool = False) -> dict[str, Any]:
     """An image, read-only, as a node of QEMU's block layer: the file, and those that it builds on, whatever their headers name."""
-    node: dict[str, Any] = {
-        "driver": image_format,
-        "read-only": True,
-        "file": {"driver": "file", "filename": str(files[0]), "read-only": True},
-    }
+    return layered([{"driver": "file", "filename": str(file)} for file in files], image_format, encrypted=encrypted)
+
+
+def layered(places: list[dict[str, Any]], image_format: str, *, encrypted: bool = False) -> dict[str, Any]:
+    """The same of images whose bytes are in other nodes: the top first, then what it builds on."""
+    node: dict[str, Any] = {"driver": image_format, "read-only": True, "file": {**places[0], "read-only": True}}
     if image_format != "raw":
-        node["backing"] = image_node(files[1:], image_format, encrypted=encrypted) if files[1:] else None
+        node["backing"] = layered(places[1:], image_format, encrypted=encrypted) if places[1:] else None
     if encrypted:
         node["encrypt"] = ENCRYPT
     return node

@@ -23,6 +23,8 @@ from .._sets.schema import Manifest
 from .._sets.secret_files import key_for
 from .target import target_of
 
+# For how long an image on another host may keep us. The tables of a disk of a terabyte are some 150 MB, which are read twice.
+_MOST_SECONDS = 3600.0
 # As much of the console is in the message.
 _SHOWN_LINES = 5
 _SHOWN_CHARACTERS = 400
@@ -55,7 +57,7 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     encrypted = manifest is not None and "encryption" in manifest
     key = _opening(manifest, key_of(params), needed=params["level"] == "boot" and not findings) if manifest is not None else None
     if manifest is not None:
-        with target.images(params["domain"], found) as image_of:
+        with target.images(params["domain"], found, _MOST_SECONDS) as image_of:
             broken = {finding.partition(":")[0] for finding in findings}
             for expected in (one for disk in manifest["disks"] for one in expected_images(disk)):
                 if expected.file not in broken:

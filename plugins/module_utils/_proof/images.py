@@ -51,23 +51,33 @@ def image_problems(image: SetImage, expected: Expected, *, encrypted: bool = Fal
 
     The tables of an encrypted one are not examined without its key.
     """
+    problem = header_problem(image, expected, encrypted=encrypted)
+    if problem:
+        return [problem]
+    header = read_header(image.header)
+    # Only qcow2 has a structure of its own.
+    if expected.format != "qcow2" or header is None or (encrypted and key is None):
+        return []
+    _require_memory(header.memory_of_counts(image.size), expected.file)
+    return check_image(image.node, image.descriptors, key)
+
+
+def header_problem(image: SetImage, expected: Expected, *, encrypted: bool) -> str:
+    """What is wrong with an image by its first bytes and its size; empty if nothing, so that QEMU may open it."""
     size = image.size
     if expected.format == "qcow2":
         header = read_header(image.header)
         if header is None:
-            return ["it is not a qcow2 image"]
+            return "it is not a qcow2 image"
         if header.data_file or header.backing != expected.backing:
-            return [f"it needs {foreign(header.backing) or 'another file'}, and by its manifest {expected.backing or 'nothing else'}"]
+            return f"it needs {foreign(header.backing) or 'another file'}, and by its manifest {expected.backing or 'nothing else'}"
         if header.encrypted != encrypted:
-            return [f"it is {'' if header.encrypted else 'not '}encrypted, and the manifest says otherwise"]
+            return f"it is {'' if header.encrypted else 'not '}encrypted, and the manifest says otherwise"
         size = header.size
-        _require_memory(header.memory_of_counts(image.size), expected.file)
     # QEMU rounds the size of a raw file up to whole sectors; its copy and what libvirt says of it may be as long as the file.
     if whole_sectors(size) != whole_sectors(expected.capacity):
-        return [f"the disk in it has {size} bytes, not {expected.capacity}"]
-    # Only qcow2 has a structure of its own.
-    examined = expected.format == "qcow2" and (key is not None or not encrypted)
-    return check_image(image.node, image.descriptors, key) if examined else []
+        return f"the disk in it has {size} bytes, not {expected.capacity}"
+    return ""
 
 
 def _require_memory(needed: int, name: str) -> None:

@@ -73,7 +73,9 @@ class DirectoryTarget:
         return check_files(str(self._directory), domain, backup_id, deep)
 
     @contextmanager
-    def images(self, _domain: str, found: SetFacts) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
+    def images(
+        self, _domain: str, found: SetFacts | GoodSet, _seconds: float
+    ) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
         path = Path(found["path"])
         with reading(path.parent):
             yield lambda name: _image(path / name)

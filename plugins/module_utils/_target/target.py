@@ -80,8 +80,13 @@ class Target(Protocol):
     def check(self, domain: str, backup_id: str | None, *, deep: bool) -> SetFacts:
         """The facts of a set, with `findings[]` about every file that is not what its manifest says; if `deep`, about the disks too."""
 
-    def images(self, domain: str, found: SetFacts) -> AbstractContextManager[Callable[[str], AbstractContextManager[SetImage]]]:
-        """What opens an image of a set by its file's name. The set is not removed in the meantime."""
+    def images(
+        self, domain: str, found: SetFacts | GoodSet, seconds: float
+    ) -> AbstractContextManager[Callable[[str], AbstractContextManager[SetImage]]]:
+        """What opens an image of a set by its file's name. The set is not removed in the meantime.
+
+        Another host is given up if an image is open there for so many seconds.
+        """
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         """Record how the proof of a set went."""

@@ -16,7 +16,7 @@ ROOT = Path(__file__).parents[3] / "plugins/module_utils"
 # From the lowest floor to the highest: a room imports from those before it.
 ROOMS = (
     *("_base", "_image", "_hypervisor", "_sets", "_target", "_claim", "_overlay", "_capture", "_copy", "_recovery"),
-    *("_restore", "_proof", "_operations"),
+    *("_restore", "_proof", "_files", "_operations"),
 )
 FILES = sorted(path.relative_to(ROOT).as_posix() for path in ROOT.rglob("*.py"))
 # What runs on a backup server, and what that may import.

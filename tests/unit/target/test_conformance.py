@@ -290,7 +290,7 @@ def test_images_are_shown_as_they_are(place: Place) -> None:
     one = make_set(place.root)
     target = place.open()
     found = target.check("db1", None, deep=False)
-    with target.images("db1", found) as image_of:
+    with target.images("db1", found, 60) as image_of:
         for name in ("vda.qcow2", "vdb.qcow2"):
             with image_of(name) as image:
                 known = (one / name).read_bytes()
@@ -306,7 +306,7 @@ def test_a_set_in_use_is_not_removed(place: Place) -> None:
     make_set(place.root)
     target = place.open()
     found = target.check("db1", "older", deep=False)
-    with target.images("db1", found):
+    with target.images("db1", found, 60):
         result = target.prune([], LAST, check_mode=False)
         assert "is being read" in result["problems"][0] and result["removed"] == [] and Path(found["path"]).is_dir()
     assert [one["backup_id"] for one in target.prune([], LAST, check_mode=False)["removed"]] == ["older"]

@@ -171,11 +171,12 @@ class FarEnd:
         return size
 
     def read(self, path: str, offset: int, length: int) -> bytearray:
-        """A piece of a file there; zeroes beyond its end."""
+        """A piece of a file there; zeroes beyond its end. Several threads may read."""
         data = bytearray(length)
-        self._begin_send(path, offset=offset, length=length)
-        for start, piece in self._pieces(offset, offset + length):
-            data[start - offset : start - offset + len(piece)] = piece
+        with self._lock:
+            self._begin_send(path, offset=offset, length=length)
+            for start, piece in self._pieces(offset, offset + length):
+                data[start - offset : start - offset + len(piece)] = piece
         return data
 
     @contextmanager

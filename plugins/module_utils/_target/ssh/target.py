@@ -45,8 +45,6 @@ T = TypeVar("T")
 SMALL_FILES = Path("/var/lib/live_backup/staging")
 # How the names of the directories begin in which a set arrives.
 FETCHED = ".live_backup-fetched-"
-# For how long the images of another host may keep us. The tables of a disk of a terabyte are some 150 MB, which are read twice.
-_MOST_SECONDS = 3600.0
 
 
 class SshTarget:
@@ -171,10 +169,10 @@ class SshTarget:
         return self._alone(check_files, domain=domain, backup_id=backup_id, deep=deep)
 
     @contextmanager
-    def images(self, domain: str, found: SetFacts) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
+    def images(self, domain: str, found: SetFacts | GoodSet, seconds: float) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
         with self.connection() as far_end:
-            self._call(far_end, open_set, domain=domain, backup_id=found["backup_id"])
-            yield lambda name: _image(far_end, f"{found['path']}/{name}")
+            path = self._call(far_end, open_set, domain=domain, backup_id=found["backup_id"])["path"]
+            yield lambda name: _image(far_end, f"{path}/{name}", seconds)
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         self._alone(note_proof, path=path, level=level, outcome=outcome, findings=findings, rto_ms=rto_ms)
@@ -203,8 +201,8 @@ def _naming(name: SetName) -> dict[str, str]:
 
 
 @contextmanager
-def _image(far_end: FarEnd, path: str) -> Iterator[SetImage]:
-    with far_end.within(_MOST_SECONDS):
+def _image(far_end: FarEnd, path: str, seconds: float) -> Iterator[SetImage]:
+    with far_end.within(seconds):
         size = far_end.size(path)
         header = bytes(far_end.read(path, 0, min(size, HEADER_BYTES)))
 

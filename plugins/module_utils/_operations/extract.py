@@ -1,0 +1,104 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""List and copy files out of a backup set."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import Clock, rfc3339
+from .._base.errors import LiveBackupError
+from .._base.text import foreign
+from .._files.guest import GuestFiles, guest_files, require_libguestfs
+from .._files.tree import Entry, Tree
+from .._image.qcow2 import layered
+from .._image.qemu_nbd import served_image
+from .._proof.images import expected_images, header_problem
+from .._sets.catalogue import GoodSet
+from .._sets.layout import check_backup_id
+from .._sets.secret_files import key_for
+from .._target.target import Target
+from .key import key_of
+from .target import target_of
+
+
+def extract_files(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, Any]:
+    """List what is at some paths of the guest, or copy it below `dest`."""
+    if params["backup_id"]:
+        check_backup_id(params["backup_id"])
+    paths, dest = [_path(one) for one in params["paths"]], params["dest"]
+    if dest is not None and not Path(dest).is_dir():
+        raise LiveBackupError(f"dest {dest} is not a directory on this host. Create it.", code="directory_missing")
+    require_libguestfs()
+    target = target_of(params)
+    with ExitStack() as stack:
+        found = stack.enter_context(target.reading(params["domain"], params["backup_id"]))
+        disks = stack.enter_context(_served_disks(params, target, found))
+        files = stack.enter_context(guest_files(disks))
+        mounted = files.mount(params["filesystem"])
+        result: dict[str, Any] = {"backup_id": found["backup_id"], "domain": found["domain"], "filesystems": files.reported(mounted)}
+        result.update({"warnings": files.problems} if files.problems else {})
+        if dest is None:
+            return {"changed": False, **result, **_listed(files, paths, params["limit"])}
+        tree = Tree(Path(dest), keep_owner=params["keep_owner"], check_mode=check_mode)
+        for path in paths:
+            files.copy(path, tree)
+    written = tree.written
+    return {
+        "changed": written.changed > 0,
+        **result,
+        "copied": {"entries": written.entries, "changed": written.changed, "bytes": written.bytes, "skipped": written.skipped},
+        "skipped": written.reasons,
+    }
+
+
+def _path(path: str) -> str:
+    plain = path.rstrip("/")
+    if not path.startswith("/") or "\0" in path or {"", ".", ".."} & set(plain.split("/")[1:]):
+        raise LiveBackupError(f"{path!r} in paths is not an absolute path of the guest without '.' and '..'.", code="option_invalid")
+    return plain or "/"
+
+
+def _listed(files: GuestFiles, paths: list[str], most: int) -> dict[str, Any]:
+    listed: list[Entry] = []
+    for path in paths:
+        listed += files.listed(path, most + 1 - len(listed))
+    return {"files": [_reported(one) for one in listed[:most]], "truncated": len(listed) > most}
+
+
+def _reported(one: Entry) -> dict[str, Any]:
+    return {
+        "path": foreign(one.path, len(one.path)),
+        "type": one.kind,
+        "size": one.size,
+        "mode": f"{one.mode:04o}",
+        "uid": one.uid,
+        "gid": one.gid,
+        "mtime": rfc3339(one.mtime),
+    }
+
+
+@contextmanager
+def _served_disks(params: dict[str, Any], target: Target, found: GoodSet) -> Iterator[dict[str, Path]]:
+    """The sockets at which the disks of a set are served, each with what its image builds on."""
+    manifest = found["manifest"]
+    key = key_for(manifest, key_of(params))
+    with ExitStack() as stack:
+        image_of = stack.enter_context(target.images(params["domain"], found, params["timeout"]))
+        sockets = {}
+        for disk in manifest["disks"]:
+            images = []
+            for expected in expected_images(disk):
+                images.append(stack.enter_context(image_of(expected.file)))
+                problem = header_problem(images[-1], expected, encrypted="encryption" in manifest)
+                if problem:
+                    raise LiveBackupError(f"Backup set {found['backup_id']} is damaged: {expected.file}: {problem}.", code="set_damaged")
+            node = layered([image.node for image in images], disk["format"], encrypted=key is not None)
+            lent = tuple(one for image in images for one in image.descriptors)
+            sockets[disk["target"]] = stack.enter_context(served_image(node, lent, key))
+        yield sockets
