@@ -20,6 +20,7 @@ import signal
 import sys
 import threading
 from pathlib import Path
+from types import ModuleType
 from xml.etree import ElementTree
 
 UTILS = "ansible_collections.virtops.live_backup.plugins.module_utils."
@@ -88,7 +89,16 @@ def arm(signal_name: str, when: str, call: str) -> None:
             strike()
         return result
 
-    setattr(place, name, faulty)
+    for one, known_as in [(place, name), *imported(place, real)]:
+        setattr(one, known_as, faulty)
+
+
+def imported(place: object, function: object) -> list[tuple[object, str]]:
+    """Where a function is known that is patched in the module that defines it, as if it had been before others imported it."""
+    if not isinstance(place, ModuleType) or getattr(function, "__module__", "") != place.__name__:
+        return []
+    ours = [module for name, module in sys.modules.items() if name.startswith(UTILS)]
+    return [(module, name) for module in ours for name, value in vars(module).items() if value is function]
 
 
 def is_module(name: str) -> bool:

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import stat
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -135,8 +134,10 @@ def seen(place: Path) -> dict[str, tuple[Any, ...]]:
 
 
 def test_files_of_each_file_system(shut_off: Guest, backup_of: Callable[..., Backup], images: dict[str, Path], tmp_path: Path) -> None:
-    backup = backup_of(shut_off)
-    backed_up(backup, images["many_systems"])
+    first = backup_of(shut_off)
+    backed_up(first, images["a_system"], track=True)
+    backup = backup_of(shut_off, first.target, backup_id="night-2")
+    backed_up(backup, images["many_systems"], level="incremental")
     asked = {"domain": shut_off.name, "target": str(backup.target)}
     refused = backup.module("backup_set_extract", **asked)
     assert refused["code"] == "filesystem_needed" and "/dev/vg0/x" in refused["msg"], refused
@@ -152,7 +153,7 @@ def test_files_of_each_file_system(shut_off: Guest, backup_of: Callable[..., Bac
     planned = backup.module("backup_set_extract", paths=["/etc"], dest=str(tmp_path), check=True, **asked)
     assert planned["changed"] and list(tmp_path.iterdir()) == [], planned
     copied = backup.module("backup_set_extract", paths=["/etc", "/kept/äö ü"], dest=str(tmp_path), **asked)
-    assert copied["changed"] and copied["copied"]["skipped"] == 2, copied
+    assert copied.get("changed") and copied["copied"]["skipped"] == 2, copied
     assert {one["path"]: one["reason"] for one in copied["skipped"]} == {
         "/etc/null": "it is a character device",
         "/etc/pipe": "it is a named pipe",
@@ -170,9 +171,9 @@ def test_files_of_each_file_system(shut_off: Guest, backup_of: Callable[..., Bac
     (tmp_path / "etc/tool").write_bytes(CONTENT[:-1] + b"x")
     (tmp_path / "etc/passwd").unlink()
     again = backup.module("backup_set_extract", paths=["/etc", "/kept/äö ü"], dest=str(tmp_path), **asked)
-    assert again["changed"] and again["copied"]["changed"] in (2, 3), again
+    assert again.get("changed") and again["copied"]["changed"] in (2, 3), again
     unchanged = backup.module("backup_set_extract", paths=["/etc", "/kept/äö ü"], dest=str(tmp_path), **asked)
-    assert not unchanged["changed"] and unchanged["copied"]["entries"] == copied["copied"]["entries"], unchanged
+    assert unchanged.get("changed") is False and unchanged["copied"]["entries"] == copied["copied"]["entries"], unchanged
     backup.module("backup_set_extract", paths=["/"], dest=str(tmp_path), **{**asked, "filesystem": "/dev/vg0/x"})
     assert (tmp_path / "kept/äö ü").read_bytes() == b"xfs" + CONTENT
 
@@ -189,24 +190,21 @@ def test_the_other_file_systems(
     assert (tmp_path / "kept/äö ü").read_bytes() == SYSTEMS[name].encode() + CONTENT
 
 
-def test_an_encrypted_chain_on_a_server(
+def test_an_encrypted_set_on_a_server(
     shut_off: Guest, backup_of: Callable[..., Backup], images: dict[str, Path], tmp_path: Path, hypervisor: Hypervisor
 ) -> None:
-    """As the guest's operating system mounts it, by the set that was made last."""
-    backup, second = backup_of(shut_off), backup_of(shut_off, backup_id="night-2")
+    """As the guest's operating system mounts it."""
+    backup = backup_of(shut_off)
     vault, dest = tmp_path / "vault", tmp_path / "dest"
     vault.mkdir()
     dest.mkdir()
     with Sshd(tmp_path / "sshd", hypervisor) as sshd:
         reach = {"ssh_key": sshd.options["ssh_key"], "ssh_options": sshd.options["ssh_options"], "target": f"{sshd.url}{vault}"}
-        options = {**reach, **KEY, "staging_dir": str(backup.target), "encrypt": "2026", "track": True}
-        backed_up(backup, images["many_systems"], **options)
-        backed_up(second, images["a_system"], **options, level="incremental")
+        backed_up(backup, images["a_system"], **reach, **KEY, staging_dir=str(backup.target), encrypt="2026")
         asked = {"domain": shut_off.name, **reach, "paths": ["/srv/data", "/etc/fstab"], "dest": str(dest)}
         refused = backup.module("backup_set_extract", **asked)
         assert refused["code"] == "key_needed", refused
         copied = backup.module("backup_set_extract", **asked, **KEY)
-        assert copied["changed"] and copied["backup_id"] == "night-2", copied
-        assert {one["name"]: one["mounted"] for one in copied["filesystems"]} == {"/dev/vdb1": "/", "/dev/vdb2": "/srv"}
+        assert copied.get("changed") and copied["copied"]["entries"] == 2, copied
+        assert {one["name"]: one["mounted"] for one in copied["filesystems"] if one["mounted"]} == {"/dev/vdb1": "/", "/dev/vdb2": "/srv"}
     assert (dest / "srv/data").read_bytes() == CONTENT
-    shutil.rmtree(vault)

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -24,8 +23,8 @@ def begin_with_fault(backup: Backup, fault: str, **options: object):  # type: ig
 
 
 def resume(process: Inside) -> None:
-    """Wake a stopped module: nsenter has stopped with it, and wakes it when it is woken."""
-    os.kill(process.pid, signal.SIGCONT)
+    """Wake a stopped module."""
+    process.send_signal(signal.SIGCONT)
 
 
 @pytest.mark.parametrize("fault", ["KILL before backupBegin", "KILL after backupBegin", "KILL after fsFreeze", "KILL before fsThaw"])

@@ -68,10 +68,10 @@ def test_what_the_guest_writes_is_bounded(bound: str, small: Path, everyday: Gue
     backup = backup_of(everyday)
     backup.run()
     before = free(backup.hypervisor, small)
-    options = {"scratch_dir": str(small), **({"scratch_size": "16M"} if bound == "scratch_size" else {})}
+    options = {"scratch_dir": str(small), **({"scratch_size": "4M"} if bound == "scratch_size" else {})}
     given_up = verify(backup, level="boot", console_pattern="never", **options)
     assert given_up["failed"] and "verified" not in given_up, given_up
-    words = "more than the 16.0 MiB that scratch_size allows" if bound == "scratch_size" else f"threatens to fill {small}, where"
+    words = "more than the 4.0 MiB that scratch_size allows" if bound == "scratch_size" else f"threatens to fill {small}, where"
     assert words in given_up["msg"] and "says nothing about the set" in given_up["msg"], given_up
     if bound != "scratch_size":
         assert float(re.findall(r"where ([\d.]+) MiB are free", given_up["msg"])[0]) > 16, "while a good deal is free"

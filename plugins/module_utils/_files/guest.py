@@ -143,7 +143,8 @@ class GuestFiles:
     def entry(self, path: str) -> Entry:
         """What is at a path; an error if nothing is."""
         with _explained(f"{path} cannot be read"):
-            found = self._guest.lstatnslist("/", [path[1:]])[0] if path != "/" else self._guest.lstatns("/")
+            above, name = os.path.split(path)
+            found = self._guest.lstatnslist(above, [name])[0] if name else self._guest.lstatns("/")
         if found["st_ino"] < 0:
             raise LiveBackupError(f"The guest has no {path} in what is mounted.", code="guest_file_missing")
         return _entry(path, found)
@@ -264,11 +265,16 @@ def _unpack(data: IO[bytes], path: str, tree: Tree) -> None:
                 # It would remember each of them, and there may be millions.
                 archive.members = []  # type: ignore[attr-defined]
                 kind = _TAR_KINDS.get(member.type, "thing of an unknown kind")
-                target = f"{path}/{member.linkname}" if kind == "hard link" else member.linkname
+                target = _below(path, member.linkname) if kind == "hard link" else member.linkname
                 size = member.size if kind == "file" else 0
-                entry = Entry(f"{path}/{member.name}", kind, member.mode, member.uid, member.gid, member.mtime, size, target)
+                entry = Entry(_below(path, member.name), kind, member.mode, member.uid, member.gid, member.mtime, size, target)
                 tree.add(entry, archive.extractfile(member) if kind == "file" else None)
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise LiveBackupError(
             f"libguestfs sent an archive that cannot be read: {foreign(str(error))}.", code="guest_files_failed"
         ) from error
+
+
+def _below(path: str, name: str) -> str:
+    """The path of what an archive of a directory calls by this name, such as ./fstab."""
+    return f"{path.rstrip('/')}/{name.removeprefix('./')}"
