@@ -15,7 +15,7 @@ description:
   - Lists files and directories in the guest's file systems, or copies them to a directory of the module's host.
   - The set may be full, incremental, differential or encrypted, and may be on a backup server. Nothing is restored for it, and the
     domain need not exist.
-  - libguestfs reads the file systems in a virtual machine of its own. The host mounts nothing, and the set is not changed. So a harmful
+  - libguestfs reads the file systems in its own virtual machine. The host mounts nothing, and the set is not changed. So a harmful
     file system cannot attack the host's kernel.
   - libguestfs knows LVM, and the file systems that its kernel has, such as ext4, XFS and btrfs, and often NTFS. It cannot read what the
     guest itself has encrypted.
@@ -75,6 +75,12 @@ options:
     description: Without O(dest), the maximum number of entries in RV(files).
     type: int
     default: 1000
+  scratch_dir:
+    description:
+      - An existing directory on the module's host, for files without a name. They hold what mounting a file system writes, which is
+        little. They disappear when the module ends, however it ends.
+    type: path
+    default: /var/tmp
   timeout:
     description: For a O(target) over ssh, the maximum time in seconds. The files are read over one connection.
     type: int
@@ -186,6 +192,7 @@ def main() -> None:
             "dest": {"type": "path"},
             "keep_owner": {"type": "bool", "default": True},
             "limit": {"type": "int", "default": 1000},
+            "scratch_dir": {"type": "path", "default": "/var/tmp"},
             "timeout": {"type": "int", "default": 86400},
         },
         mutually_exclusive=[ONE_KEY],

@@ -23,7 +23,6 @@ from typing import IO, Any, NamedTuple
 
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
-from .._image.qemu_nbd import EXPORT
 from .tree import Entry, Tree
 
 try:
@@ -204,7 +203,7 @@ class GuestFiles:
 
 @contextmanager
 def guest_files(disks: Mapping[str, Path]) -> Iterator[GuestFiles]:
-    """The files on disks that are served at sockets, by the names of the domain's disks."""
+    """The files on disks that are served at sockets, by the names of the domain's disks. Each has an overlay for what is written to it."""
     require_libguestfs()
     guest = guestfs.GuestFS(python_return_dict=True)
     with closing(guest):
@@ -212,7 +211,9 @@ def guest_files(disks: Mapping[str, Path]) -> Iterator[GuestFiles]:
             # Through libvirt it would run as QEMU's user, who may not read the set.
             guest.set_backend("direct")
             for socket in disks.values():
-                guest.add_drive_opts(EXPORT, readonly=True, format="raw", protocol="nbd", server=[f"unix:{socket}"])
+                # For a drive that is read-only it would open the disk before it returns, and keep Python's lock: a thread of ours that
+                # serves an image from another host would never answer.
+                guest.add_drive_opts("", format="raw", protocol="nbd", server=[f"unix:{socket}"])
             guest.launch()
         yield GuestFiles(guest, list(disks))
 
@@ -271,7 +272,7 @@ def _unpack(data: IO[bytes], path: str, tree: Tree) -> None:
                 tree.add(entry, archive.extractfile(member) if kind == "file" else None)
     except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
         raise LiveBackupError(
-            f"libguestfs sent an archive that cannot be read: {foreign(str(error))}.", code="guest_files_failed"
+            f"libguestfs sent files in a form that cannot be read: {foreign(str(error))}.", code="guest_files_failed"
         ) from error
 
 

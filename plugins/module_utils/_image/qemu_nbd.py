@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any
 
 from .._base.errors import LiveBackupError
 from .._base.files import scratch_directory
@@ -22,7 +21,7 @@ from .key import Key, secret_object
 from .nbd_disk import ServedDisk
 from .qcow2 import ENCRYPT
 
-EXPORT = "disk"
+_EXPORT = "disk"
 # More than we connect. QEMU before 6.0 knows no 0, for any number.
 _CLIENTS = 64
 
@@ -56,7 +55,7 @@ def start_server(
 def served_changes(image: Path, bitmap: str, check: Callable[[], None] = lambda: None) -> Iterator[ServedDisk]:
     """What a bitmap of a qcow2 image calls dirty, of a disk that nobody writes to. QEMU's lock keeps it so while this lasts."""
     arguments = ["--read-only", "--format=qcow2", f"--bitmap={bitmap}", str(image)]
-    with _served(arguments, None) as path, ServedDisk(path, EXPORT, bitmap, check=check) as disk:
+    with _served(arguments, None) as path, ServedDisk(path, _EXPORT, bitmap, check=check) as disk:
         yield disk
 
 
@@ -64,19 +63,12 @@ def served_changes(image: Path, bitmap: str, check: Callable[[], None] = lambda:
 def served_for_writing(image: Path, key: Key, check: Callable[[], None]) -> Iterator[ServedDisk]:
     """The disk in an encrypted image alone, without what it builds on."""
     node = {"driver": "qcow2", "encrypt": ENCRYPT, "backing": None, "file": {"driver": "file", "filename": str(image)}}
-    with _served([f"json:{json.dumps(node)}"], key) as path, ServedDisk(path, EXPORT, check=check) as disk:
+    with _served([f"json:{json.dumps(node)}"], key) as path, ServedDisk(path, _EXPORT, check=check) as disk:
         yield disk
 
 
 @contextmanager
-def served_image(node: dict[str, Any], descriptors: tuple[int, ...], key: Key | None) -> Iterator[Path]:
-    """The socket at which others read an image, a node of QEMU's block layer, as the export EXPORT."""
-    with _served(["--read-only", f"json:{json.dumps(node)}"], key, descriptors) as path:
-        yield path
-
-
-@contextmanager
-def _served(arguments: list[str], key: Key | None, descriptors: tuple[int, ...] = ()) -> Iterator[Path]:
+def _served(arguments: list[str], key: Key | None) -> Iterator[Path]:
     """The socket of a server, which ends with this."""
     require_qemu_nbd()
     with ExitStack() as stack:
@@ -86,8 +78,8 @@ def _served(arguments: list[str], key: Key | None, descriptors: tuple[int, ...] 
             # It listens before the server runs, so there is nothing to wait for.
             listening.bind(str(path))
             listening.listen()
-            told = [*secret.options, f"--shared={_CLIENTS}", f"--export-name={EXPORT}", *arguments]
-            server = start_server(told, listening, descriptors=(*descriptors, *secret.descriptors))
+            told = [*secret.options, f"--shared={_CLIENTS}", f"--export-name={_EXPORT}", *arguments]
+            server = start_server(told, listening, descriptors=secret.descriptors)
             # If the server ends, whoever reads there is to know.
         try:
             yield path

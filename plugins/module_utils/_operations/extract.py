@@ -13,12 +13,14 @@ from typing import Any
 
 from .._base.clock import Clock, rfc3339
 from .._base.errors import LiveBackupError
+from .._base.files import scratch_directory
+from .._base.filesystem import MIB
 from .._base.text import foreign
 from .._files.guest import GuestFiles, guest_files, require_libguestfs
 from .._files.tree import Entry, Tree
 from .._image.qcow2 import layered
-from .._image.qemu_nbd import served_image
 from .._proof.images import expected_images, header_problem
+from .._proof.scratch import Scratch
 from .._sets.catalogue import GoodSet
 from .._sets.layout import check_backup_id
 from .._sets.secret_files import key_for
@@ -26,8 +28,11 @@ from .._target.target import Target
 from .key import key_of
 from .target import target_of
 
+# A file system whose journal is not finished writes as much as that has.
+_MOST_WRITTEN = 4096 * MIB
 
-def extract_files(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, Any]:
+
+def extract_files(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """List what is at some paths of the guest, or copy it below `dest`."""
     if params["backup_id"]:
         check_backup_id(params["backup_id"])
@@ -38,7 +43,8 @@ def extract_files(params: dict[str, Any], check_mode: bool, _clock: Clock) -> di
     target = target_of(params)
     with ExitStack() as stack:
         found = stack.enter_context(target.reading(params["domain"], params["backup_id"]))
-        disks = stack.enter_context(_served_disks(params, target, found))
+        scratch = Scratch(Path(params["scratch_dir"]), _MOST_WRITTEN, clock)
+        disks = stack.enter_context(_served_disks(params, target, found, scratch))
         files = stack.enter_context(guest_files(disks))
         mounted = files.mount(params["filesystem"])
         result: dict[str, Any] = {"backup_id": found["backup_id"], "domain": found["domain"], "filesystems": files.reported(mounted)}
@@ -84,13 +90,14 @@ def _reported(one: Entry) -> dict[str, Any]:
 
 
 @contextmanager
-def _served_disks(params: dict[str, Any], target: Target, found: GoodSet) -> Iterator[dict[str, Path]]:
+def _served_disks(params: dict[str, Any], target: Target, found: GoodSet, scratch: Scratch) -> Iterator[dict[str, Path]]:
     """The sockets at which the disks of a set are served, each with what its image builds on."""
     manifest = found["manifest"]
     key = key_for(manifest, key_of(params))
     with ExitStack() as stack:
+        directory = stack.enter_context(scratch_directory())
         image_of = stack.enter_context(target.images(params["domain"], found, params["timeout"]))
-        sockets = {}
+        sockets: dict[str, Path] = {}
         for disk in manifest["disks"]:
             images = []
             for expected in expected_images(disk):
@@ -100,5 +107,6 @@ def _served_disks(params: dict[str, Any], target: Target, found: GoodSet) -> Ite
                     raise LiveBackupError(f"Backup set {found['backup_id']} is damaged: {expected.file}: {problem}.", code="set_damaged")
             node = layered([image.node for image in images], disk["format"], encrypted=key is not None)
             lent = tuple(one for image in images for one in image.descriptors)
-            sockets[disk["target"]] = stack.enter_context(served_image(node, lent, key))
+            sockets[disk["target"]] = directory / f"{len(sockets)}.socket"
+            stack.enter_context(scratch.served(node, disk["capacity"], sockets[disk["target"]], None, key, lent))
         yield sockets

@@ -73,9 +73,18 @@ class Scratch:
 
     @contextmanager
     def served(
-        self, image: dict[str, Any], capacity: int, path: Path, user: tuple[int, int] | None, key: Key | None = None
+        self,
+        image: dict[str, Any],
+        capacity: int,
+        path: Path,
+        user: tuple[int, int] | None,
+        key: Key | None = None,
+        descriptors: tuple[int, ...] = (),
     ) -> Iterator[None]:
-        """Serve an image, a node of QEMU's block layer, below an overlay of its own, on a socket that only QEMU's user may use."""
+        """Serve an image, a node of QEMU's block layer, below an overlay of its own, on a socket that only QEMU's user may use.
+
+        The node may name `descriptors`, which the server inherits.
+        """
         require_qemu_nbd()
         with tempfile.TemporaryFile(dir=self._directory) as file, socket.socket(socket.AF_UNIX) as listening:
             overlay = lent_descriptor(file.fileno())
@@ -87,7 +96,7 @@ class Scratch:
                 if user:
                     os.chown(path, *user)
                 listening.listen()
-                server = self._start(_node(overlay, image), overlay, listening, key)
+                server = self._start(_node(overlay, image), (overlay, *descriptors), listening, key)
                 # If the server ends, whoever reads there is to know.
                 listening.close()
                 self._files.append(overlay)
@@ -102,11 +111,11 @@ class Scratch:
             finally:
                 os.close(overlay)
 
-    def _start(self, node: str, overlay: int, listening: socket.socket, key: Key | None = None) -> subprocess.Popen[bytes]:
+    def _start(self, node: str, descriptors: tuple[int, ...], listening: socket.socket, key: Key | None = None) -> subprocess.Popen[bytes]:
         # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
         modestly = ["nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
         with secret_object(key) as secret:
-            return start_server([*secret.options, node], listening, tuple(modestly), (overlay, *secret.descriptors))
+            return start_server([*secret.options, node], listening, tuple(modestly), (*descriptors, *secret.descriptors))
 
     def problem(self) -> LiveBackupError | None:
         """The error for which the proof is to be given up. It is about this host, not about the set."""

@@ -18,6 +18,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors i
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import mib
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import is_self_contained, read_header
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import check_image
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations import verify as _verify
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof import images as _image_check
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
@@ -157,7 +158,7 @@ def test_the_header_that_is_judged_is_the_one_that_qemu_sees(ssh: object, tmp_pa
     make(image)
     make(other, "-o", f"data_file={tmp_path}/secret")
     (tmp_path / "secret").unlink()
-    with FarEnd(parse(f"ssh://far{tmp_path}", None, [])) as far_end, _target._image(far_end, str(image)) as shown:
+    with FarEnd(parse(f"ssh://far{tmp_path}", None, [])) as far_end, _target._image(far_end, str(image), 60) as shown:
         with image.open("r+b") as file:
             file.write(other.read_bytes()[:4096])
         header = read_header(image.read_bytes())
@@ -227,7 +228,7 @@ def test_a_server_that_dies_or_stops(far: Path, monkeypatch: pytest.MonkeyPatch,
         return read(far_end, path, offset, length)
 
     monkeypatch.setattr(FarEnd, "read", strike)
-    monkeypatch.setattr(_target, "_MOST_SECONDS", 60 if number == signal.SIGKILL else 0.5)
+    monkeypatch.setattr(_verify, "_MOST_SECONDS", 60 if number == signal.SIGKILL else 0.5)
     words = "The program at far ended with status -9" if number == signal.SIGKILL else "far was given up after 0.5 s"
     with pytest.raises(LiveBackupError, match=words):
         verify("ssh://far", far)
