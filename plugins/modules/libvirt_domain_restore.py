@@ -86,8 +86,26 @@ options:
       - A failed start is an error. The next run does not try it again, because the domain is restored by then.
     type: bool
     default: false
+  places:
+    description:
+      - Where single disks go, by the names of the disks, such as V(vda). These places override O(directory) and the old places.
+      - A place is an absolute path, or a dictionary with C(pool) and C(volume).
+      - A path may be that of a file, a block device or an existing directory.
+      - A volume of a pool that is a directory is created. In other pools, such as LVM, the volume must exist. A pool must be active.
+    type: dict
+    default: {}
+  networks:
+    description: >-
+      What libvirt's networks are called on this host, if they have other names here. Maps names in the set to names on this host.
+    type: dict
+    default: {}
+  bridges:
+    description: What bridges are called on this host. Maps names in the set to names on this host.
+    type: dict
+    default: {}
 seealso:
   - module: virtops.live_backup.backup_set_verify
+  - module: virtops.live_backup.backup_set_extract
 """
 
 EXAMPLES = r"""
@@ -111,6 +129,17 @@ EXAMPLES = r"""
     ssh_key: /etc/live_backup/id_ed25519
     name: db1-test
     directory: /var/lib/libvirt/images
+
+- name: Restore a domain on another host, which has other storage and networks
+  virtops.live_backup.libvirt_domain_restore:
+    domain: db1
+    target: ssh://backup@vault.example.com/srv/backup
+    exclusive: true
+    places:
+      vda: /dev/vg0/db1
+      vdb: {pool: fast, volume: db1-data.qcow2}
+    networks: {lan: default}
+    bridges: {br0: br-guests}
 """
 
 RETURN = r"""
@@ -192,6 +221,9 @@ def main() -> None:
             "again": {"type": "bool", "default": False},
             "format": {"type": "str", "choices": ["original", "qcow2", "raw"], "default": "original"},
             "start": {"type": "bool", "default": False},
+            "places": {"type": "dict", "default": {}},
+            "networks": {"type": "dict", "default": {}},
+            "bridges": {"type": "dict", "default": {}},
         },
         mutually_exclusive=[ONE_KEY],
     )

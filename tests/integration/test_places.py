@@ -212,6 +212,51 @@ def test_a_volume_of_a_pool(method: str, machine: Callable[..., Machine], backup
     made.start()
 
 
+def test_places_and_networks_that_somebody_names(
+    machine: Callable[..., Machine], backup_of: Callable[..., Backup], pool: tuple[str, Path]
+) -> None:
+    """Beside the running original: a device, a new volume, a directory; and what the host calls otherwise is found first."""
+    made = machine()
+    images = [random_image(made.directory / f"{number}.raw", seed=number) for number in (1, 2, 3)]
+    made.define(*map(file_disk, images))
+    network = "<interface type='network'><source network='lan'/><model type='virtio'/></interface></devices>"
+    text = made.directory / "domain.xml"
+    text.write_text(text.read_text().replace("</devices>", network))
+    made.hypervisor.virsh("define", text)
+    (made.directory / "net.xml").write_text(f"<network><name>{made.name}-net</name></network>")
+    made.hypervisor.virsh("net-define", made.directory / "net.xml")
+    backup = backup_of(made)
+    back_up(backup, "offline")
+    device, new = made.hypervisor.loop_device(4 * MIB), made.directory / "new"
+    new.mkdir()
+    copy = Machine(made.hypervisor, made.directory, f"{made.name}-copy")
+    options: dict[str, Any] = {"name": copy.name}
+    places: dict[str, Any] = {"vda": str(device), "vdb": {"pool": pool[0], "volume": "b.qcow2"}, "vdc": str(new)}
+    try:
+        assert "a place for each" in restore(backup, **options, places={"vda": str(device)})["msg"]
+        assert "places names vdz" in restore(backup, **options, places={**places, "vdz": "/x"})["msg"]
+        assert "absolute path" in restore(backup, **options, places={**places, "vda": "x"})["msg"]
+        lacking = restore(backup, **options, places={**places, "vdb": {"pool": "absent", "volume": "x"}}, exclusive=True)
+        assert "there is no network lan" in lacking["missing"] and any("'absent'" in one for one in lacking["missing"]), lacking
+        options.update(places=places, networks={"lan": f"{made.name}-net"})
+        assert restore(backup, **options)["code"] == "exclusive_needed"
+        restored = restore(backup, **options, exclusive=True)
+        expected = [str(device), str(pool[1] / "b.qcow2"), str(new / f"{copy.name}.vdc.raw")]
+        assert [disk["path"] for disk in restored["disks"]] == expected, restored
+        copy.uuid = restored["domain"]["uuid"]
+        sources = re.findall("<source ([^>]*)/>", copy.xml())
+        assert sources[:3] == [f"dev='{device}'", f"pool='{pool[0]}' volume='b.qcow2'", f"file='{expected[2]}'"], sources
+        assert sources[3].startswith(f"network='{made.name}-net'")
+        assert Path(device).read_bytes()[: 2 * MIB] == images[0].read_bytes()
+        assert same(pool[1] / "b.qcow2", "raw", images[1], "raw") and same(expected[2], "raw", images[2], "raw")
+        assert "b.qcow2" in made.hypervisor.virsh("vol-list", pool[0])
+        assert not restore(backup, **options, exclusive=True)["changed"]
+    finally:
+        made.hypervisor.virsh("undefine", copy.name, check=False)
+        made.hypervisor.virsh("net-undefine", f"{made.name}-net")
+        made.hypervisor.remove_loop_device(device)
+
+
 def test_a_link_is_followed_both_ways(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
     made = machine()
     (made.directory / "data").mkdir()

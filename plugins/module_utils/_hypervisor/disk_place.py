@@ -75,7 +75,7 @@ def device_size(path: str | Path) -> int:
 
 
 @dataclass(frozen=True)
-class OldPlace:
+class NewPlace:
     """Where a disk is restored to.
 
     `path` is what is written, after all links; `named` is what the domain's XML names, unless that names `volume`, a pool and its volume.
@@ -90,13 +90,13 @@ class OldPlace:
     differences: tuple[str, ...] = ()
 
 
-def old_place(target: str, source: NotedPlace, volume_place: VolumePlace) -> OldPlace:
+def old_place(target: str, source: NotedPlace, volume_place: VolumePlace) -> NewPlace:
     """The old place of a disk, as a manifest notes it, compared with what is there now."""
     volume = (source.pool, source.volume) if source.pool else None
     named = volume_place(*volume)[1] if volume else source.path
     problems = list(_wrong_source(target, source, named))
     if problems:
-        return OldPlace("", named, volume=volume, problems=tuple(problems))
+        return NewPlace("", named, volume=volume, problems=tuple(problems))
     path = os.path.realpath(named)
     differences = []
     if volume and named != source.path:
@@ -113,7 +113,16 @@ def old_place(target: str, source: NotedPlace, volume_place: VolumePlace) -> Old
         differences.append(f"{named} was on the file system mounted at {source.mount}, and is now on the one at {mount}")
     if source.device_size and _is_block(path) and device_size(path) != source.device_size:
         differences.append(f"{named} had {source.device_size} bytes, and has {device_size(path)} now")
-    return OldPlace(path, named, _is_block(path), volume, tuple(problems), tuple(differences))
+    return NewPlace(path, named, _is_block(path), volume, tuple(problems), tuple(differences))
+
+
+def chosen_place(path: str, volume: tuple[str, str] | None = None) -> NewPlace:
+    """A place that the user names: a path, or that of a `volume`, a pool and a name in it."""
+    if not path and volume:
+        why = f"no storage pool {volume[0]!r} of this host has a place for volume {volume[1]!r}. Start the pool, or create the volume in it"
+        return NewPlace("", path, volume=volume, problems=(why,))
+    real = os.path.realpath(path)
+    return NewPlace(real, path, _is_block(real), volume, tuple(place_problems(real)))
 
 
 def _wrong_source(target: str, source: NotedPlace, named: str) -> Iterator[str]:

@@ -77,7 +77,18 @@ def _options(params: dict[str, Any], found: GoodSet) -> RestoreOptions:
     name = params["name"] or found["domain"]
     if not re.fullmatch(r"[^/\n]+", name):
         raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")
+    for target, place in params["places"].items():
+        _require_place(target, place)
     return RestoreOptions(**{**known(RestoreOptions, params), "name": name, "key": key_of(params)})
+
+
+def _require_place(target: str, place: Any) -> None:
+    is_volume = isinstance(place, dict) and set(place) == {"pool", "volume"} and all(isinstance(one, str) for one in place.values())
+    if not is_volume and not (isinstance(place, str) and place.startswith("/")):
+        raise LiveBackupError(
+            f"places must give disk {target} an absolute path, or a pool and a volume as in {{'pool': 'fast', 'volume': 'db1.qcow2'}}.",
+            code="option_invalid",
+        )
 
 
 def _require_directory(directory: str) -> None:

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -83,6 +84,22 @@ def restored_xml(text: str, guest: Guest, *, disks: dict[str, Place], nvram: str
         _detach(root, devices, removed)
     put_stamp(root, guest.stamp)
     return Restored(etree.tostring(root, encoding="unicode"), removed)
+
+
+def reconnected(text: str, networks: Mapping[str, str], bridges: Mapping[str, str]) -> str:
+    """The XML with other networks and bridges, by their names in the set."""
+    if not networks and not bridges:
+        return text
+    root = parse_xml(text)
+    for source in root.findall("devices/interface/source"):
+        for attribute, others in (("network", networks), ("bridge", bridges)):
+            name = source.get(attribute)
+            # The bridge of a network is libvirt's word about it, and follows from it.
+            if name in others and (attribute == "network" or not source.get("network")):
+                source.set(attribute, others[name])
+                for of_the_old in ("portid", "portgroup") + ("bridge",) * (attribute == "network"):
+                    source.attrib.pop(of_the_old, None)
+    return etree.tostring(root, encoding="unicode")
 
 
 def sources_of_others(text: str, restored: list[str]) -> dict[str, str]:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -19,7 +19,7 @@ from .._base.filesystem import free_bytes, inode_problem, mib
 from .._base.text import foreign
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import PREFIX, checkpoint_names
-from .._hypervisor.disk_place import NotedPlace, OldPlace, device_size, old_place, place_problems
+from .._hypervisor.disk_place import NewPlace, NotedPlace, chosen_place, device_size, old_place, place_problems
 from .._hypervisor.domain_xml import VolumePlace, parse_domain, parse_xml
 from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes_of
 from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
@@ -33,7 +33,7 @@ from .._sets.layout import NVRAM, file_name
 from .._sets.schema import Below, ImageEntry, Manifest
 from .._sets.secret_files import key_for, secret_file
 from .definition import read_definition
-from .domain_xml import Guest, Place, Restored, needs, restored_xml, sources_of_others
+from .domain_xml import Guest, Place, Restored, needs, reconnected, restored_xml, sources_of_others
 
 # As many characters are shown at most of one thing that is missing or removed.
 _MOST_SHOWN = 1000
@@ -53,6 +53,10 @@ class RestoreOptions:
     exclusive: bool
     again: bool
     start: bool
+    # Where single disks go: a path, or the `pool` and the `volume`. What networks and bridges of the set are called here.
+    places: Mapping[str, Any] = field(default_factory=dict)
+    networks: Mapping[str, str] = field(default_factory=dict)
+    bridges: Mapping[str, str] = field(default_factory=dict)
     key: Key | None = None
 
 
@@ -64,7 +68,7 @@ class Image:
     file: str
     source_format: str
     digest: str
-    place: OldPlace
+    place: NewPlace
     format: str
     capacity: int
     needed: int
@@ -110,17 +114,13 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     is_copy = name != found["domain"]
     key = key_for(manifest, options.key)
     text = read_definition(backup, key)
-    if is_copy and not options.directory:
-        raise LiveBackupError(
-            f"The old places of the disks belong to {found['domain']!r}: name a directory for the disks of {name!r}.",
-            code="option_needed",
-        )
+    _require_places(manifest, options, is_copy=is_copy)
     existing = lookup_name(connection, name)
     if existing is not None:
         require_replaceable(existing, overwrite=options.overwrite)
     guest = Guest(name, existing.UUIDString() if existing is not None else str(uuid4()) if is_copy else found["uuid"], is_copy, stamp)
     images = [*_disk_images(backup, manifest, options, key, volumes_of(connection)), *_nvram_image(manifest, text, guest, key)]
-    made = _new_xml(text, guest, images)
+    made = _new_xml(text, guest, images, options)
     missing = [*_missing(connection, made.xml), *_missing_disks(made.xml, [image.target for image in images])]
     missing += [problem for image in images for problem in image.place.problems]
     missing += [*_taken(connection, images, guest, overwrite=options.overwrite), *_too_small(images)]
@@ -143,8 +143,26 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     return Plan(guest, str(backup), images, made.xml, removed, existing is not None, not_captured, key)
 
 
-def _new_xml(text: str, guest: Guest, images: list[Image]) -> Restored:
-    """The XML to define, on this host's files."""
+def _require_places(manifest: Manifest, options: RestoreOptions, *, is_copy: bool) -> None:
+    """Fail unless each disk has a place that is not another domain's, and only disks of the set have one."""
+    disks = [disk["target"] for disk in manifest["disks"]]
+    unknown = [target for target in options.places if target not in disks]
+    if unknown:
+        raise LiveBackupError(
+            f"places names {', '.join(sorted(unknown))}, and the set has the disks {', '.join(disks)}. Nothing was restored.",
+            code="option_invalid",
+        )
+    if is_copy and not options.directory and not set(disks) <= {*options.places}:
+        raise LiveBackupError(
+            f"The old places of the disks belong to {manifest['domain']['name']!r}. Name a directory for the disks of {options.name!r}, or "
+            "a place for each.",
+            code="option_needed",
+        )
+
+
+def _new_xml(text: str, guest: Guest, images: list[Image], options: RestoreOptions) -> Restored:
+    """The XML to define, on this host's files and networks."""
+    text = reconnected(text, options.networks, options.bridges)
     places = {one.target: Place(one.place.named, one.format, one.place.is_block, one.place.volume) for one in images if one.target}
     emulator = parse_xml(text).findtext("devices/emulator") or ""
     there = [path for path in (*sources_of_others(text, [*places]).values(), emulator) if path and os.path.exists(path)]
@@ -191,14 +209,25 @@ def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, key:
         source = NotedPlace.from_json(disk["source"])
         kept = source.format if source.format in ("raw", "qcow2") else "qcow2"
         image_format = kept if options.format == "original" else options.format
-        if options.directory:
-            path = str(Path(options.directory) / f"{file_name(options.name)}.{file_name(disk['target'])}.{image_format}")
-            place = OldPlace(path, path)
+        name = f"{file_name(options.name)}.{file_name(disk['target'])}.{image_format}"
+        if disk["target"] in options.places:
+            place = _chosen(options.places[disk["target"]], name, volumes)
+        elif options.directory:
+            path = str(Path(options.directory) / name)
+            place = NewPlace(path, path)
         else:
             place = old_place(disk["target"], source, volumes)
         needed = _needed(images_of(backup, disk), disk, image_format, key)
         below = tuple(chain_below(disk))
         yield Image(disk["target"], disk["file"], disk["format"], disk["digest"], place, image_format, disk["capacity"], needed, below)
+
+
+def _chosen(place: Any, name: str, volumes: VolumePlace) -> NewPlace:
+    """The place that the user names for a disk; in a directory the file has this name."""
+    if isinstance(place, Mapping):
+        volume = (place["pool"], place["volume"])
+        return chosen_place(volumes(*volume)[1], volume)
+    return chosen_place(str(Path(place, name)) if os.path.isdir(place) else place)
 
 
 def _needed(files: list[Path], disk: ImageEntry, image_format: str, key: Key | None) -> int:
@@ -225,7 +254,7 @@ def _nvram_image(manifest: Manifest, text: str, guest: Guest, key: Key | None) -
             old = parse_domain(text).nvram
             path = str(NVRAM_DIRECTORY / f"{file_name(guest.name)}_VARS.fd") if guest.is_copy or not old else old
             problems = tuple(place_problems(path)) if path.startswith("/") else ()
-            yield Image("", name, "", file["digest"], OldPlace(path, path, problems=problems), "", file["size"], file["size"])
+            yield Image("", name, "", file["digest"], NewPlace(path, path, problems=problems), "", file["size"], file["size"])
 
 
 def _missing(connection: libvirt.virConnect, xml: str) -> Iterator[str]:
@@ -243,7 +272,18 @@ def _missing(connection: libvirt.virConnect, xml: str) -> Iterator[str]:
     if not any(domain.get("type") == kind for guest in guests for domain in guest.findall("arch/domain")):
         yield f"it cannot run domains of type {kind} for {arch}"
     machines = {element.text for guest in guests for element in guest.iter("machine")}
-    yield from (f"its QEMU has no machine type {machine}" for machine in wanted["machine"] if machine not in machines)
+    yield from (
+        f"its QEMU has no machine type {machine}{_others_like(machine, machines)}"
+        for machine in wanted["machine"]
+        if machine not in machines
+    )
+
+
+def _others_like(machine: str, machines: set[str]) -> str:
+    """The machine types of the same family that this host has, as an addition to a sentence."""
+    family = machine.rpartition("-")[0]
+    found = sorted(one for one in machines if family and one.rpartition("-")[0] == family)
+    return f" (it has {', '.join(found)})" if found else ""
 
 
 def _missing_disks(xml: str, restored: list[str]) -> Iterator[str]:

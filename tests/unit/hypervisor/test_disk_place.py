@@ -11,7 +11,13 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import filesystem as _filesystem
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import mount_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import disk_place as _disk_place
-from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.disk_place import NotedPlace, OldPlace, noted_place, old_place
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.disk_place import (
+    NewPlace,
+    NotedPlace,
+    chosen_place,
+    noted_place,
+    old_place,
+)
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import Image, parse_domain
 
 
@@ -25,7 +31,7 @@ def noted(inner: str, attributes: str = "type='file'", volume: tuple[str, str] =
     return noted_place(disk).to_json()
 
 
-def place(source: dict[str, Any], volumes: Any = no_volumes) -> OldPlace:
+def place(source: dict[str, Any], volumes: Any = no_volumes) -> NewPlace:
     return old_place("vda", NotedPlace.from_json(source), volumes)
 
 
@@ -39,7 +45,7 @@ def image(tmp_path: Path) -> Path:
 def test_a_plain_file_goes_where_it_was(image: Path) -> None:
     source = noted(f"<source file='{image}'/>")
     assert source == {"path": str(image), "format": "raw", "type": "file", "mount": mount_of(image)}
-    assert place(source) == OldPlace(str(image), str(image), False, None, (), ())
+    assert place(source) == NewPlace(str(image), str(image), False, None, (), ())
     image.unlink()
     assert place(source).problems == ()
 
@@ -49,7 +55,7 @@ def test_a_link_is_followed_both_ways(image: Path, tmp_path: Path) -> None:
     link.symlink_to(image)
     source = noted(f"<source file='{link}'/>")
     assert source["path"] == str(link) and source["real_path"] == str(image)
-    assert place(source) == OldPlace(str(image), str(link), False, None, (), ())
+    assert place(source) == NewPlace(str(image), str(link), False, None, (), ())
     link.unlink()
     [problem] = place(source).problems
     assert problem == f"{link} leads to {link} now; at the backup it was {image}. Fix the link, or name a directory"
@@ -86,7 +92,7 @@ def test_what_is_refused(source: dict[str, Any], words: str) -> None:
 def test_a_volume_goes_where_its_pool_has_it_now(image: Path, tmp_path: Path) -> None:
     source = noted("<source pool='p' volume='v'/>", "type='volume'", ("file", str(image)))
     assert (source["path"], source["pool"], source["volume"], source["type"]) == (str(image), "p", "v", "file")
-    assert place(source, lambda _pool, _volume: ("file", str(image))) == OldPlace(str(image), str(image), False, ("p", "v"), (), ())
+    assert place(source, lambda _pool, _volume: ("file", str(image))) == NewPlace(str(image), str(image), False, ("p", "v"), (), ())
     moved = place(source, lambda _pool, _volume: ("file", f"{tmp_path}/moved"))
     assert moved.path == f"{tmp_path}/moved" and not moved.problems
     assert moved.differences == (f"volume 'v' of pool 'p' was {image} and is {tmp_path}/moved now",)
@@ -113,7 +119,7 @@ def test_a_device_is_known_by_its_name(tmp_path: Path, monkeypatch: pytest.Monke
     name.unlink()
     name.symlink_to("dm-7")
     monkeypatch.setattr(_disk_place, "_is_block", lambda path: path == f"{tmp_path}/dm-7")
-    assert place(source) == OldPlace(f"{tmp_path}/dm-7", str(name), True, None, (), ())
+    assert place(source) == NewPlace(f"{tmp_path}/dm-7", str(name), True, None, (), ())
 
 
 def test_the_size_of_a_device(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,3 +135,27 @@ def test_a_slice_is_not_the_whole_of_its_file(image: Path) -> None:
     source = noted(f"<source file='{image}'><slices><slice type='storage' offset='8' size='16'/></slices></source>")
     assert source["elsewhere"] == f"the disk is not the whole of {image}: its <source> has slices"
     assert Image("file", str(image), "raw").only_qemu == ()
+
+
+def test_a_place_that_somebody_names(image: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link"
+    link.symlink_to(image)
+    assert chosen_place(str(image)) == NewPlace(str(image), str(image))
+    assert chosen_place(str(link)) == NewPlace(str(image), str(link))
+    volume = ("fast", "new.qcow2")
+    assert chosen_place(str(tmp_path / "new.qcow2"), volume) == NewPlace(
+        str(tmp_path / "new.qcow2"), str(tmp_path / "new.qcow2"), volume=volume
+    )
+
+
+@pytest.mark.parametrize(
+    ("path", "volume", "words"),
+    [
+        ("", ("fast", "x"), "no storage pool 'fast' of this host has a place for volume 'x'"),
+        ("/dev/vg0/absent", ("vg0", "absent"), "/dev/vg0/absent is below /dev, and is not a block device"),
+        ("/dev/absent", None, "/dev/absent is below /dev, and is not a block device"),
+    ],
+)
+def test_a_place_that_cannot_be(path: str, volume: tuple[str, str] | None, words: str) -> None:
+    [problem] = chosen_place(path, volume).problems
+    assert words in problem

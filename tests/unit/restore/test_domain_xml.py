@@ -11,7 +11,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.stamp import set_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof.boot_xml import Size, boot_size, boot_xml, proof_directory
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Guest, Place, needs, restored_xml
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Guest, Place, needs, reconnected, restored_xml
 
 from ..support.raising import raises_code
 
@@ -128,6 +128,20 @@ def test_restored_again_it_names_the_last_set() -> None:
     newer = {**STAMP, "backup_id": "night-2"}
     again = restored_xml(made.xml, Guest("db1", UUID, False, newer), disks=DISKS, nvram="", there=[])
     assert set_of(again.xml) == newer and again.xml.count("night-") == 1
+
+
+def test_networks_and_bridges_have_the_names_of_this_host() -> None:
+    made = reconnected(DOMAIN, {"lan": "default", "br0": "wrong", "absent": "x"}, {"br0": "br1", "lan": "wrong"})
+    assert (needs(made)["network"], needs(made)["bridge"]) == (["default"], ["br1"])
+    assert reconnected(DOMAIN, {}, {}) == DOMAIN
+
+
+def test_what_follows_from_the_old_network_goes() -> None:
+    running = DOMAIN.replace("<source network='lan'", "<source network='lan' portid='5' bridge='virbr7' portgroup='dmz'")
+    assert running != DOMAIN
+    for bridges in ({}, {"virbr7": "br1"}):
+        source = ElementTree.fromstring(reconnected(running, {"lan": "default"}, bridges)).find("devices/interface/source[@network]")
+        assert source is not None and source.attrib == {"network": "default"}
 
 
 def test_what_a_host_needs() -> None:
