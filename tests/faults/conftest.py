@@ -11,6 +11,7 @@ import pytest
 from tests.integration.conftest import backup_of, make_guest, make_shared_guest
 from tests.rig.guest import Guest
 from tests.rig.oracle import judge
+from tests.rig.shapes import SHAPES
 
 __all__ = ["backup_of", "make_guest", "make_shared_guest"]
 pytest_plugins = ["tests.rig.fixtures"]
@@ -45,10 +46,14 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 
 @pytest.fixture(scope="module")
 def guests(make_shared_guest: Callable[..., Guest]) -> Iterator[Callable[[str], Guest]]:
-    """A guest of each shape, made anew where a test has spoiled it."""
+    """A guest of each shape, made anew where a test has spoiled it. The others stand still meanwhile: each takes a part of a processor."""
     made: dict[str, tuple[Guest, str]] = {}
 
     def get(shape: str) -> Guest:
+        for other, _disks in made.values():
+            wanted = other.shape is SHAPES[shape]
+            if not other.shape.still and other.state() == ("paused" if wanted else "running"):
+                other.hypervisor.virsh("resume" if wanted else "suspend", other.uuid)
         if shape in made:
             guest, disks = made[shape]
             left = [path for path in guest.hypervisor.directory.rglob("*") if path.suffix in (".overlay", ".claim")]
@@ -64,7 +69,7 @@ def guests(make_shared_guest: Callable[..., Guest]) -> Iterator[Callable[[str], 
 
     yield get
     for guest, _disks in made.values():
-        if guest.state() == guest.state_when_up:
+        if guest.state() in ("running", "paused"):
             durable = guest.durable()
             guest.destroy()
             verdict = judge(guest.images, durable)

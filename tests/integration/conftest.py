@@ -207,7 +207,7 @@ def make_guest(hypervisor: Hypervisor) -> Iterator[Callable[..., Guest]]:
 @pytest.fixture(scope="module")
 def make_shared_guest(hypervisor: Hypervisor) -> Iterator[Callable[..., Guest]]:
     """Makes guests that write at leisure, and live until the module's tests are done."""
-    yield from _guests(hypervisor, rate=100)
+    yield from _guests(hypervisor, rate=50)
 
 
 def _guests(hypervisor: Hypervisor, **defaults: Any) -> Iterator[Callable[..., Guest]]:
