@@ -19,6 +19,7 @@ description:
     file system cannot attack the host's kernel.
   - libguestfs knows LVM, and the file systems that its kernel has, such as ext4, XFS and btrfs, and often NTFS. It cannot read what the
     guest itself has encrypted.
+  - Needs root on the module's host.
   - Does not compare the set's digests. M(virtops.live_backup.backup_set_verify) does that.
 requirements:
   - python3-guestfs (Debian, Ubuntu) or python3-libguestfs (EL)
@@ -59,15 +60,17 @@ options:
     type: str
   dest:
     description:
-      - An existing directory of the module's host. Each path appears below it with its whole name, as in C(<dest>/etc/fstab).
+      - An existing directory of the module's host. Each path appears below it with its whole name, as in C(<dest>/etc/fstab). Only the user
+        who runs the module may enter the directories above it.
       - Nothing outside of this directory is written, whatever the names and the links in the guest are.
       - Files that are there already and differ are replaced. Other files stay.
+      - If the module fails, files that it has written may be incomplete. It names what it could not read.
       - If it is not set, the files are only listed.
     type: path
   keep_owner:
     description:
       - Whether the files get the numeric owner and group that they have in the guest. Otherwise they belong to the user who runs the
-        module.
+        module. A file system without owners needs V(false).
       - Modes and the times of files are kept. The bits setuid and setgid, extended attributes and ACLs are not.
     type: bool
     default: true
@@ -162,7 +165,8 @@ copied:
   sample: {entries: 12, changed: 12, bytes: 48231, skipped: 1}
 skipped:
   description: >-
-    The first 100 entries that were left out, with the reason. Devices, pipes and sockets are always left out.
+    The first 100 entries that were left out, with the reason. Devices and pipes are always left out. Sockets are left out too, and not
+    counted.
   returned: success, with O(dest)
   type: list
   elements: dict

@@ -58,7 +58,7 @@ options:
   directory:
     description:
       - An existing directory for the disks, as C(<name>.<disk>.<format>). The default is the place of each disk when it was backed up.
-      - Required with another O(name).
+      - Required with another O(name), unless O(places) names a place for each disk.
     type: path
   overwrite:
     description: Whether the disks and the definition of an existing domain of that name may be replaced. The domain must be shut off.
@@ -90,8 +90,9 @@ options:
     description:
       - Where single disks go, by the names of the disks, such as V(vda). These places override O(directory) and the old places.
       - A place is an absolute path, or a dictionary with C(pool) and C(volume).
-      - A path may be that of a file, a block device or an existing directory.
-      - A volume of a pool that is a directory is created. In other pools, such as LVM, the volume must exist. A pool must be active.
+      - A path may be that of a file, a block device or an existing directory. On a block device, O(format=original) means V(raw).
+      - A volume of a pool that is a directory is created. In other pools, such as LVM, the volume must exist.
+      - What exists, such as a block device, is written only with O(overwrite).
     type: dict
     default: {}
   networks:
@@ -134,6 +135,7 @@ EXAMPLES = r"""
   virtops.live_backup.libvirt_domain_restore:
     domain: db1
     target: ssh://backup@vault.example.com/srv/backup
+    overwrite: true
     exclusive: true
     places:
       vda: /dev/vg0/db1

@@ -51,8 +51,24 @@ _TAR_KINDS = {
     tarfile.CHRTYPE: "character device",
     tarfile.FIFOTYPE: "named pipe",
 }
+_CUT = "What libguestfs sent is not whole."
+# As many characters of what it says are heard at most. It names each file that tar could not read.
+_MOST_SAID = 1000
+# As many bytes of a name are read at most. Linux knows 4096.
+_MOST_NAME = 1 << 20
 # Names whose facts are asked for at once: libguestfs' messages are bounded.
 _AT_ONCE = 500
+
+
+class _Member(tarfile.TarInfo):
+    """An entry whose name has a bounded length."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+        member = super().frombuf(buf, encoding, errors)
+        if member.type not in _TAR_KINDS and member.size > _MOST_NAME:
+            raise ValueError("the name of an entry has no end")
+        return member
 
 
 class FileSystem(NamedTuple):
@@ -157,9 +173,7 @@ class GuestFiles:
             with _explained(f"{path} cannot be read"):
                 self._guest.ls0(path, f"/dev/fd/{file.fileno()}")
             file.seek(0)
-            names = [name.decode("utf-8", "surrogateescape") for name in islice(_names(file), most)]
-        # The binding passes no other names.
-        known = [name for name in names if name.encode("utf-8", "ignore").decode() == name]
+            known = list(islice(_names(file), most))
         found: list[Entry] = []
         for start in range(0, len(known), _AT_ONCE):
             part = known[start : start + _AT_ONCE]
@@ -172,7 +186,10 @@ class GuestFiles:
         """Copy what is at a path, and all below it, into a tree, with its whole path."""
         top = self.entry(path)
         if top.kind == "directory":
-            self._streamed(lambda out: self._guest.tar_out(path, out, numericowner=True), lambda data: _unpack(data, path, tree))
+            with _explained(f"{path} cannot be read"):
+                # tar runs outside of the guest's root directory, where an absolute link would lead to the appliance's own files.
+                real = self._guest.realpath(path)
+            self._streamed(lambda out: self._guest.tar_out(real, out, numericowner=True), lambda data: _unpack(data, path, tree))
         elif top.kind == "file":
             self._streamed(lambda out: self._guest.download(path, out), lambda data: tree.add(top, data))
         elif top.kind == "link":
@@ -187,14 +204,20 @@ class GuestFiles:
         with ThreadPoolExecutor(1) as pool, os.fdopen(reading, "rb") as data:
 
             def run() -> None:
-                with os.fdopen(writing, "wb"), _explained("The files cannot be read"):
+                with os.fdopen(writing, "wb"), _explained("Not all files could be read, so what is below dest may be incomplete"):
                     write(f"/dev/fd/{writing}")
 
             done = pool.submit(run)
             try:
                 read(data)
-                while data.read(1 << 20):
-                    pass
+                while rest := data.read(1 << 20):
+                    if rest.strip(b"\0"):
+                        raise LiveBackupError(f"{_CUT} There is more behind its end.", code="guest_files_failed")
+            except LiveBackupError:
+                if not data.read(1):
+                    # It has ended, so its error is the cause of ours.
+                    done.result()
+                raise
             finally:
                 # That ends the writer, too.
                 data.close()
@@ -233,7 +256,9 @@ def _explained(what: str = "The guest's file systems cannot be read") -> Iterato
     try:
         yield
     except RuntimeError as error:
-        raise LiveBackupError(f"{what}: libguestfs says {foreign(str(error))}.", code="guest_files_failed") from error
+        said = foreign(str(error), _MOST_SAID)
+        code = "guest_file_missing" if said.endswith("No such file or directory") else "guest_files_failed"
+        raise LiveBackupError(f"{what}: libguestfs says {said}.", code) from error
     except UnicodeError as error:
         raise LiveBackupError(f"{what}: its name is not UTF-8. Copy the directory that it is in.", code="guest_files_failed") from error
 
@@ -250,18 +275,18 @@ def _entry(path: str, found: Mapping[str, int]) -> Entry:
     )
 
 
-def _names(file: IO[bytes]) -> Iterator[bytes]:
-    """What ends in a NUL, piece by piece."""
+def _names(file: IO[bytes]) -> Iterator[str]:
+    """Names that end in a NUL each. Those that are not UTF-8 are left out: the binding cannot pass them."""
     rest = b""
     while piece := file.read(1 << 16):
         *whole, rest = (rest + piece).split(b"\0")
-        yield from whole
+        yield from (name.decode() for name in whole if name.decode("utf-8", "ignore").encode() == name)
 
 
 def _unpack(data: IO[bytes], path: str, tree: Tree) -> None:
     """Write what a tar archive of a directory contains."""
     try:
-        with tarfile.open(fileobj=data, mode="r|", errors="surrogateescape", encoding="utf-8") as archive:
+        with tarfile.open(fileobj=data, mode="r|", errors="surrogateescape", encoding="utf-8", tarinfo=_Member) as archive:
             for member in archive:
                 # It would remember each of them, and there may be millions.
                 archive.members = []  # type: ignore[attr-defined]
@@ -270,10 +295,8 @@ def _unpack(data: IO[bytes], path: str, tree: Tree) -> None:
                 size = member.size if kind == "file" else 0
                 entry = Entry(_below(path, member.name), kind, member.mode, member.uid, member.gid, member.mtime, size, target)
                 tree.add(entry, archive.extractfile(member) if kind == "file" else None)
-    except (tarfile.TarError, ValueError, OverflowError, EOFError) as error:
-        raise LiveBackupError(
-            f"libguestfs sent files in a form that cannot be read: {foreign(str(error))}.", code="guest_files_failed"
-        ) from error
+    except (tarfile.TarError, ValueError, OverflowError, EOFError, RecursionError) as error:
+        raise LiveBackupError(f"{_CUT} It cannot be read: {foreign(str(error))}.", code="guest_files_failed") from error
 
 
 def _below(path: str, name: str) -> str:

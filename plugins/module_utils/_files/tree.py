@@ -37,6 +37,7 @@ _NUMBERS = range(2**32 - 1)
 _MOST_TIME = 1 << 40
 # What concerns one entry. Any other error concerns all.
 _OF_ONE = {errno.ENAMETOOLONG, errno.ENOTDIR, errno.ELOOP, errno.EISDIR, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL, errno.EILSEQ}
+_OF_ONE |= {errno.EXDEV, errno.EMLINK, errno.EFBIG}
 # How a directory is opened below another one.
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW
 
@@ -117,9 +118,8 @@ class Tree:
     @contextmanager
     def _opened(self, parts: list[str]) -> Iterator[int | None]:
         """A directory below, which is made if it is not there; None if it would be made."""
-        opened: int | None = None
-        with suppress(FileNotFoundError):
-            opened = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY)
+        is_there = not self._check_mode or self._directory.exists()
+        opened: int | None = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY) if is_there else None
         try:
             for part in parts:
                 if opened is None:
@@ -154,7 +154,11 @@ class Tree:
         with _existing(directory, name) as old:
             same, differing = _compare(old, pieces) if old is not None and os.fstat(old).st_size == entry.size else (0, b"")
             if old is not None and same == os.fstat(old).st_size == entry.size:
-                return self._settle(old, entry, with_time=True)
+                if not self._differs(old, entry, with_time=True):
+                    return False
+                # Another name of the same file, here or elsewhere, must keep its owner and mode.
+                if os.fstat(old).st_nlink == 1:
+                    return self._settle(old, entry, with_time=True)
             if not self._check_mode:
                 with _replacing(directory, name) as new:
                     _write(new, chain(_read(old, same), [differing], pieces), entry.size)
@@ -168,11 +172,13 @@ class Tree:
             return False
         if "\0" in entry.target or not entry.target:
             raise Refused("it names nothing")
+        _require_no_directory(status)
         if not self._check_mode:
             with _renaming(directory, name) as temporary:
                 os.symlink(entry.target, temporary, dir_fd=directory)
                 if self._keep_owner:
-                    os.chown(temporary, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
+                    with _owned():
+                        os.chown(temporary, entry.uid, entry.gid, dir_fd=directory, follow_symlinks=False)
         return True
 
     def _add_hard_link(self, directory: int, name: str, entry: Entry, _data: IO[bytes] | None) -> bool:
@@ -186,6 +192,7 @@ class Tree:
             status = _status(directory, name)
             if status is not None and (status.st_dev, status.st_ino) == (found.st_dev, found.st_ino):
                 return False
+            _require_no_directory(status)
             if not self._check_mode:
                 with _renaming(directory, name) as temporary:
                     os.link(first, temporary, src_dir_fd=other, dst_dir_fd=directory, follow_symlinks=False)
@@ -193,20 +200,29 @@ class Tree:
 
     def _settle(self, opened: int, entry: Entry, *, with_time: bool = False) -> bool:
         """Give a file or directory the owner, mode and time that it has in the guest; whether it had others."""
-        status = os.fstat(opened)
-        owner = (entry.uid, entry.gid) if self._keep_owner else (status.st_uid, status.st_gid)
-        mode = entry.mode & _MODE
-        # tar may know fractions of a second. Not every file system does.
-        time = int(entry.mtime) if with_time and 0 <= entry.mtime < _MOST_TIME else int(status.st_mtime)
-        if ((status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode), int(status.st_mtime)) == (owner, mode, time):
+        if not self._differs(opened, entry, with_time=with_time):
             return False
         if not self._check_mode:
+            owner, mode, time = self._wanted(os.fstat(opened), entry, with_time=with_time)
             # A new owner takes bits of the mode away.
-            os.fchown(opened, *owner)
+            with _owned():
+                os.fchown(opened, *owner)
             os.fchmod(opened, mode)
             if with_time:
                 os.utime(opened, (time, time))
         return True
+
+    def _differs(self, opened: int, entry: Entry, *, with_time: bool = False) -> bool:
+        status = os.fstat(opened)
+        found = (status.st_uid, status.st_gid), stat.S_IMODE(status.st_mode), int(status.st_mtime)
+        return found != self._wanted(status, entry, with_time=with_time)
+
+    def _wanted(self, status: os.stat_result, entry: Entry, *, with_time: bool) -> tuple[tuple[int, int], int, int]:
+        """The owner, mode and time to have, which are those that are there where the guest's are not kept."""
+        owner = (entry.uid, entry.gid) if self._keep_owner else (status.st_uid, status.st_gid)
+        # tar may know fractions of a second. Not every file system does.
+        time = int(entry.mtime) if with_time and 0 <= entry.mtime < _MOST_TIME else int(status.st_mtime)
+        return owner, entry.mode & _MODE, time
 
 
 def _parts(path: str) -> list[str]:
@@ -224,13 +240,28 @@ def _status(directory: int, name: str) -> os.stat_result | None:
         return None
 
 
+def _require_no_directory(status: os.stat_result | None) -> None:
+    if status is not None and stat.S_ISDIR(status.st_mode):
+        raise Refused("a directory is in its place")
+
+
+@contextmanager
+def _owned() -> Iterator[None]:
+    try:
+        yield
+    except PermissionError as error:
+        raise LiveBackupError(
+            "dest does not keep the owners of files. Set keep_owner to false, or name a directory on a local file system.",
+            code="permission",
+        ) from error
+
+
 @contextmanager
 def _existing(directory: int, name: str) -> Iterator[int | None]:
     """A regular file that is there already, open to be read; None if there is none."""
     status = _status(directory, name)
+    _require_no_directory(status)
     if status is None or not stat.S_ISREG(status.st_mode):
-        if status is not None and stat.S_ISDIR(status.st_mode):
-            raise Refused("a directory is in its place")
         yield None
         return
     opened = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK, dir_fd=directory)
@@ -297,9 +328,9 @@ def _read(old: int | None, length: int) -> Iterator[bytes]:
 
 def _write(new: int, pieces: Iterator[bytes], size: int) -> None:
     """Write a file, with holes for zeroes."""
+    os.ftruncate(new, size)
     place = 0
     for piece in pieces:
         if piece and not is_zero(memoryview(piece)):
             write_at(new, memoryview(piece), place)
         place += len(piece)
-    os.ftruncate(new, size)

@@ -14,8 +14,8 @@ from typing import Any
 from .._base.clock import Clock, rfc3339
 from .._base.errors import LiveBackupError
 from .._base.files import scratch_directory
-from .._base.filesystem import MIB
-from .._base.text import foreign
+from .._base.filesystem import MIB, not_mounted
+from .._base.text import one_line
 from .._files.guest import GuestFiles, guest_files, require_libguestfs
 from .._files.tree import Entry, Tree
 from .._image.qcow2 import layered
@@ -28,6 +28,8 @@ from .._target.target import Target
 from .key import key_of
 from .target import target_of
 
+# The end of the year 9999.
+_MOST_TIME = 253402300799
 # A file system whose journal is not finished writes as much as that has.
 _MOST_WRITTEN = 4096 * MIB
 
@@ -37,8 +39,10 @@ def extract_files(params: dict[str, Any], check_mode: bool, clock: Clock) -> dic
     if params["backup_id"]:
         check_backup_id(params["backup_id"])
     paths, dest = [_path(one) for one in params["paths"]], params["dest"]
-    if dest is not None and not Path(dest).is_dir():
-        raise LiveBackupError(f"dest {dest} is not a directory on this host. Create it.", code="directory_missing")
+    if params["limit"] < 1:
+        raise LiveBackupError("limit must be at least 1.", code="option_invalid")
+    if dest is not None:
+        _require_dest(dest, check_mode=check_mode)
     require_libguestfs()
     target = target_of(params)
     with ExitStack() as stack:
@@ -55,12 +59,27 @@ def extract_files(params: dict[str, Any], check_mode: bool, clock: Clock) -> dic
         for path in paths:
             files.copy(path, tree)
     written = tree.written
+    if written.skipped:
+        result.setdefault("warnings", []).append(f"{written.skipped} entries were left out. The result names the first of them as skipped.")
     return {
         "changed": written.changed > 0,
         **result,
         "copied": {"entries": written.entries, "changed": written.changed, "bytes": written.bytes, "skipped": written.skipped},
         "skipped": written.reasons,
     }
+
+
+def _require_dest(dest: str, *, check_mode: bool) -> None:
+    """Fail unless files can be copied there. In check mode an earlier task may not have created it yet."""
+    if not dest.startswith("/") or Path(dest) == Path("/"):
+        raise LiveBackupError(f"dest {dest!r} is not an absolute path of a directory below the root directory.", code="option_invalid")
+    if not check_mode and not Path(dest).is_dir():
+        raise LiveBackupError(f"dest {dest} is not a directory on this host. Create it.", code="directory_missing")
+    unmounted = not_mounted(dest)
+    if unmounted:
+        raise LiveBackupError(
+            f"dest {dest} is on {unmounted}, which /etc/fstab lists, and which is not mounted. Mount it.", code="not_mounted"
+        )
 
 
 def _path(path: str) -> str:
@@ -73,19 +92,19 @@ def _path(path: str) -> str:
 def _listed(files: GuestFiles, paths: list[str], most: int) -> dict[str, Any]:
     listed: list[Entry] = []
     for path in paths:
-        listed += files.listed(path, most + 1 - len(listed))
+        listed += files.listed(path, max(0, most + 1 - len(listed)))
     return {"files": [_reported(one) for one in listed[:most]], "truncated": len(listed) > most}
 
 
 def _reported(one: Entry) -> dict[str, Any]:
     return {
-        "path": foreign(one.path, len(one.path)),
+        "path": one_line(one.path),
         "type": one.kind,
         "size": one.size,
         "mode": f"{one.mode:04o}",
         "uid": one.uid,
         "gid": one.gid,
-        "mtime": rfc3339(one.mtime),
+        "mtime": rfc3339(min(max(one.mtime, 0), _MOST_TIME)),
     }
 
 

@@ -79,12 +79,19 @@ def _options(params: dict[str, Any], found: GoodSet) -> RestoreOptions:
         raise LiveBackupError(f"{name!r} is not a name for a domain.", code="option_invalid")
     for target, place in params["places"].items():
         _require_place(target, place)
+    for option in ("networks", "bridges"):
+        if not all(isinstance(one, str) and one for one in params[option].values()):
+            raise LiveBackupError(
+                f"{option} must map names in the set to names on this host, as in {{'lan': 'default'}}.", code="option_invalid"
+            )
     return RestoreOptions(**{**known(RestoreOptions, params), "name": name, "key": key_of(params)})
 
 
 def _require_place(target: str, place: Any) -> None:
-    is_volume = isinstance(place, dict) and set(place) == {"pool", "volume"} and all(isinstance(one, str) for one in place.values())
-    if not is_volume and not (isinstance(place, str) and place.startswith("/")):
+    is_volume = isinstance(place, dict) and set(place) == {"pool", "volume"}
+    is_volume = is_volume and all(isinstance(one, str) and re.fullmatch("[^/]+", one) for one in place.values())
+    is_path = isinstance(place, str) and place.startswith("/") and (not place.endswith("/") or Path(place).is_dir())
+    if not is_volume and not is_path:
         raise LiveBackupError(
             f"places must give disk {target} an absolute path, or a pool and a volume as in {{'pool': 'fast', 'volume': 'db1.qcow2'}}.",
             code="option_invalid",

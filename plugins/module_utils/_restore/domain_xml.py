@@ -97,8 +97,9 @@ def reconnected(text: str, networks: Mapping[str, str], bridges: Mapping[str, st
             # The bridge of a network is libvirt's word about it, and follows from it.
             if name in others and (attribute == "network" or not source.get("network")):
                 source.set(attribute, others[name])
-                for of_the_old in ("portid", "portgroup") + ("bridge",) * (attribute == "network"):
-                    source.attrib.pop(of_the_old, None)
+                source.attrib.pop("portid", None)
+                if attribute == "network":
+                    source.attrib.pop("bridge", None)
     return etree.tostring(root, encoding="unicode")
 
 

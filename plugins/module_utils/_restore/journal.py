@@ -21,7 +21,8 @@ _MOST_OF_NAME = 100
 def new_journal(plan: Plan, options: RestoreOptions, left: Journal | None, *, fetches: bool) -> Journal:
     """What the next run must know of a restore. `left` is the one before it, which has broken devices."""
     moves = [move for move in moves_of(plan) if move is not None]
-    fetched_into = str(Path(moves[0].path).parent) if moves else "/var/tmp"
+    directories = [str(Path(image.path).parent) for image in plan.images if image.target and not image.place.is_block]
+    fetched_into = next(iter(directories), "/var/tmp")
     return Journal(
         name=plan.guest.name,
         uuid=plan.guest.uuid,

@@ -115,6 +115,8 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     key = key_for(manifest, options.key)
     text = read_definition(backup, key)
     _require_places(manifest, options, is_copy=is_copy)
+    _require_known("networks", options.networks, needs(text)["network"])
+    _require_known("bridges", options.bridges, needs(text)["bridge"])
     existing = lookup_name(connection, name)
     if existing is not None:
         require_replaceable(existing, overwrite=options.overwrite)
@@ -123,7 +125,7 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     made = _new_xml(text, guest, images, options)
     missing = [*_missing(connection, made.xml), *_missing_disks(made.xml, [image.target for image in images])]
     missing += [problem for image in images for problem in image.place.problems]
-    missing += [*_taken(connection, images, guest, overwrite=options.overwrite), *_too_small(images)]
+    missing += [*_taken(connection, images, guest, overwrite=options.overwrite), *_kept(made.xml, images), *_too_small(images)]
     # The set's XML and manifest say what is in them.
     shown = (missing, made.removed, manifest["not_captured"])
     missing, removed, not_captured = ([foreign(one, _MOST_SHOWN) for one in some] for some in shown)
@@ -146,17 +148,21 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
 def _require_places(manifest: Manifest, options: RestoreOptions, *, is_copy: bool) -> None:
     """Fail unless each disk has a place that is not another domain's, and only disks of the set have one."""
     disks = [disk["target"] for disk in manifest["disks"]]
-    unknown = [target for target in options.places if target not in disks]
-    if unknown:
-        raise LiveBackupError(
-            f"places names {', '.join(sorted(unknown))}, and the set has the disks {', '.join(disks)}. Nothing was restored.",
-            code="option_invalid",
-        )
+    _require_known("places", options.places, disks)
     if is_copy and not options.directory and not set(disks) <= {*options.places}:
         raise LiveBackupError(
             f"The old places of the disks belong to {manifest['domain']['name']!r}. Name a directory for the disks of {options.name!r}, or "
             "a place for each.",
             code="option_needed",
+        )
+
+
+def _require_known(option: str, given: Mapping[str, Any], known: list[str]) -> None:
+    unknown = [name for name in given if name not in known]
+    if unknown:
+        raise LiveBackupError(
+            f"{option} names {', '.join(sorted(unknown))}, and the set has {', '.join(known) or 'none'}. Nothing was restored.",
+            code="option_invalid",
         )
 
 
@@ -212,6 +218,9 @@ def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, key:
         name = f"{file_name(options.name)}.{file_name(disk['target'])}.{image_format}"
         if disk["target"] in options.places:
             place = _chosen(options.places[disk["target"]], name, volumes)
+            if place.is_block and options.format == "original":
+                # It is known to hold a raw disk of its size. How much a qcow2 image will need, nobody knows.
+                image_format = "raw"
         elif options.directory:
             path = str(Path(options.directory) / name)
             place = NewPlace(path, path)
@@ -315,7 +324,7 @@ def _taken(connection: libvirt.virConnect, images: list[Image], guest: Guest, *,
         if path.exists():
             users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {guest.name!r}")]
             yield from (f"{who} names {path}" for who in users)
-            others = _builds_on(connection, path, guest.name)
+            others = _builds_on(connection, path, guest.name, {image.target for image in images})
             yield from (f"{path} is a disk of domain {other!r}, or in the backing chain of one" for other in others)
     for domain in connection.listAllDomains():
         if domain.UUIDString() == guest.uuid and domain.name() != guest.name:
@@ -333,17 +342,24 @@ def _used_by_host(device: Path) -> bool:
     return False
 
 
-def _builds_on(connection: libvirt.virConnect, path: Path, name: str) -> Iterator[str]:
-    """Other domains that have a file as a disk or below one: no XML of theirs need name it."""
+def _kept(xml: str, images: list[Image]) -> Iterator[str]:
+    """What the restored domain itself needs as it is."""
+    kept = [*sources_of_others(xml, [image.target for image in images]).values(), *needs(xml)["file"]]
+    for image in images:
+        if any(os.path.exists(one) and os.path.exists(image.path) and os.path.samefile(one, image.path) for one in kept if one):
+            yield f"{image.path} is also another disk or the firmware of the domain, which stays"
+
+
+def _builds_on(connection: libvirt.virConnect, path: Path, name: str, restored: set[str]) -> Iterator[str]:
+    """The domains that have a file as a disk or below one: no XML of theirs need name it. The disks that are restored do not count."""
     for domain in connection.listAllDomains():
-        if domain.name() != name:
-            disks = read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks
-            for image, image_format in [(disk.chain[0].path, disk.chain[0].format) for disk in disks if disk.chain]:
-                if Path(image).is_file():
-                    if any(os.path.exists(one) and path.samefile(one) for one in _chain(image, image_format)):
-                        yield domain.name()
-                elif image and os.path.exists(image) and path.samefile(image):
-                    yield domain.name()
+        for disk in read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks:
+            if not disk.chain or (domain.name() == name and disk.target in restored):
+                continue
+            image = disk.chain[0].path
+            files = _chain(image, disk.chain[0].format) if Path(image).is_file() else [image]
+            if any(one and os.path.exists(one) and path.samefile(one) for one in files):
+                yield domain.name()
 
 
 def _chain(image: str, image_format: str) -> list[str]:

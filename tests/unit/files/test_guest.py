@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import io
 import stat
+import tarfile
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,8 @@ class Appliance:
     def __init__(self, found: dict[str, str], systems: dict[str, dict[str, str]] | None = None, broken: tuple[str, ...] = ()) -> None:
         self.found, self.systems, self.broken = found, systems or {}, broken
         self.mounted: list[tuple[str, str]] = []
+        self.packed: list[str] = []
+        self.sent, self.said = b"", ""
         self.names = [b"a", b"b", "\udcff".encode("utf-8", "surrogateescape")]
 
     def list_devices(self) -> list[str]:
@@ -47,10 +51,23 @@ class Appliance:
     def lstatnslist(self, _directory: str, names: list[str]) -> list[dict[str, int]]:
         for name in names:
             name.encode("utf-8")
-        return [status({"missing": -1, "d": stat.S_IFDIR, "l": stat.S_IFLNK}.get(name, stat.S_IFREG)) for name in names]
+        return [
+            status({"missing": -1, "d": stat.S_IFDIR, "link": stat.S_IFDIR, "l": stat.S_IFLNK}.get(name, stat.S_IFREG)) for name in names
+        ]
 
     def ls0(self, _path: str, out: str) -> None:
         Path(out).write_bytes(b"".join(name + b"\0" for name in self.names))
+
+    def realpath(self, path: str) -> str:
+        return path.replace("/link", "/real")
+
+    def tar_out(self, path: str, out: str, numericowner: bool) -> None:
+        assert numericowner
+        self.packed.append(path)
+        with open(out, "wb") as file:
+            file.write(self.sent)
+        if self.said:
+            raise RuntimeError(self.said)
 
     def readlink(self, _path: str) -> str:
         raise UnicodeDecodeError("utf-8", b"\xff", 0, 1, "invalid start byte")
@@ -130,6 +147,8 @@ def test_listing_is_bounded_and_leaves_out_what_the_binding_cannot_name() -> Non
     assert [one.path for one in files.listed("/", 10)] == ["/a", "/b"]
     appliance.names = [str(number).encode() for number in range(5000)]
     assert [one.path for one in files.listed("/d", 1100)][-1] == "/d/1099"
+    appliance.names = [b"\xff", b"a", b"\xfe", b"b", b"c"]
+    assert [one.path for one in files.listed("/d", 2)] == ["/d/a", "/d/b"]
     [one] = files.listed("/x", 10)
     assert (one.path, one.kind, one.size, one.mode, one.uid, one.gid, one.mtime) == ("/x", "file", 4, 0o640, 1, 2, 3)
 
@@ -142,6 +161,42 @@ def test_paths_that_there_are_not_and_links_that_cannot_be_told(tmp_path: Path) 
             files.copy(path, tree)
         assert caught.value.code == code and path in caught.value.msg
     assert list(tmp_path.iterdir()) == []
+
+
+def packed(*names: str) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as archive:
+        for name in names:
+            member = tarfile.TarInfo(f"./{name}")
+            member.size = 5000
+            archive.addfile(member, io.BytesIO(b"x" * 5000))
+    return out.getvalue()
+
+
+def test_a_directory_is_read_where_its_links_lead_in_the_guest(tmp_path: Path) -> None:
+    files, appliance = files_of(FOUND)
+    appliance.sent = packed("one", "two")
+    tree = Tree(tmp_path, keep_owner=False, check_mode=False)
+    files.copy("/link", tree)
+    assert appliance.packed == ["/real"] and sorted(path.name for path in (tmp_path / "link").iterdir()) == ["one", "two"]
+
+
+@pytest.mark.parametrize("sent", [b"", packed("one")[:700], packed("one")])
+def test_what_libguestfs_says_is_the_cause(sent: bytes, tmp_path: Path) -> None:
+    """And not that what came is cut off."""
+    files, appliance = files_of(FOUND)
+    appliance.sent, appliance.said = sent, "tar: ./one: Read error at byte 512\nInput/output error"
+    with pytest.raises(LiveBackupError, match="may be incomplete: libguestfs says tar: ./one: Read error at byte 512"):
+        files.copy("/d", Tree(tmp_path, keep_owner=False, check_mode=False))
+
+
+def test_what_is_cut_off_without_a_word_is_an_error(tmp_path: Path) -> None:
+    files, appliance = files_of(FOUND)
+    whole = packed(*map(str, range(20)))
+    third = 2 * (512 + 5120)
+    appliance.sent = whole[:third] + b"\xff" * 512 + whole[third + 512 :]
+    with pytest.raises(LiveBackupError, match="is not whole"):
+        files.copy("/d", Tree(tmp_path, keep_owner=False, check_mode=False))
 
 
 @pytest.mark.parametrize("path", ["", "etc", "/etc/../x", "/./etc", "//etc", "/etc//x", "/a\0b"])

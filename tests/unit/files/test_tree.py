@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import stat
@@ -16,7 +17,7 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._files import guest as _guest
+from ansible_collections.virtops.live_backup.plugins.module_utils._files import guest as _guest, tree as _tree
 from ansible_collections.virtops.live_backup.plugins.module_utils._files.tree import Entry, Tree
 
 DATA = bytes(range(256)) * 1000
@@ -145,16 +146,43 @@ def test_hard_links_stay_links(place: Path) -> None:
     assert (place / "one").stat().st_ino == (place / "two").stat().st_ino
 
 
-@pytest.mark.parametrize("kind", ["directory", "link"])
-def test_what_is_in_the_place_of_another_kind(place: Path, kind: str) -> None:
+@pytest.mark.parametrize("check", [True, False])
+def test_what_is_in_the_place_of_another_kind(place: Path, check: bool) -> None:
     (place / "x").mkdir()
     (place / "x/kept").touch()
     (place / "y").touch()
-    tree = tree_of(place)
+    tree = tree_of(place, check=check)
     add(tree, "/x")
     tree.add(entry("/x", "link", target="y"))
     tree.add(entry("/y", "directory"))
     assert tree.written.skipped == 3 and (place / "x/kept").exists() and (place / "y").is_file()
+
+
+def test_names_of_one_file_that_become_two_files_keep_apart(place: Path) -> None:
+    add(tree_of(place), "/one", mode=0o644)
+    os.link(place / "one", place / "two")
+    for changed in (1, 0):
+        tree = tree_of(place)
+        add(tree, "/one", mode=0o644)
+        add(tree, "/two", mode=0o600)
+        assert tree.written.changed == changed
+    assert [stat.S_IMODE((place / name).stat().st_mode) for name in ("one", "two")] == [0o644, 0o600]
+
+
+def test_a_place_that_has_gone_is_an_error(place: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        add(tree_of(place / "gone"), "/x")
+
+
+def test_a_place_without_owners_says_what_to_do(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_arguments: Any, **_options: Any) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(_tree.os, "fchown", refuse)
+    monkeypatch.setattr(_tree.os, "chown", refuse)
+    for one in (entry("/x", uid=7), entry("/d", "directory", uid=7), entry("/l", "link", target="x", uid=7)):
+        with pytest.raises(LiveBackupError, match="keep_owner"):
+            tree_of(place, keep_owner=True).add(one, io.BytesIO())
 
 
 @pytest.mark.parametrize("more", [{"uid": -1}, {"gid": 2**40}, {"size": -5}])
@@ -225,6 +253,32 @@ def test_garbage_ends_in_words(garbage: bytes, at: int) -> None:
                 _guest._unpack(io.BytesIO(data), "/top", tree_of(Path(scratch)))
             except LiveBackupError as error:
                 assert error.code == "guest_files_failed"
+
+
+@pytest.mark.parametrize("kind", [tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK, tarfile.XHDTYPE, tarfile.XGLTYPE])
+def test_a_name_without_end_is_not_read(place: Path, kind: bytes) -> None:
+    member = tarfile.TarInfo("name")
+    member.type, member.size = kind, 1 << 40
+
+    class Endless(io.RawIOBase):
+        passed = 0
+
+        def read(self, size: int = -1) -> bytes:
+            self.passed += size
+            return header + b"x" * (size - 512) if self.passed == size else b"x" * size
+
+    header, stream = member.tobuf(tarfile.GNU_FORMAT), Endless()
+    with pytest.raises(LiveBackupError, match="has no end"):
+        _guest._unpack(stream, "/", tree_of(place))
+    assert stream.passed < 1 << 20
+
+
+def test_names_upon_names_end_in_words(place: Path) -> None:
+    member = tarfile.TarInfo("name")
+    member.type, member.size = tarfile.GNUTYPE_LONGNAME, 1
+    one = member.tobuf(tarfile.GNU_FORMAT) + b"x".ljust(512, b"\0")
+    with pytest.raises(LiveBackupError):
+        _guest._unpack(io.BytesIO(one * 5000), "/", tree_of(place))
 
 
 def test_very_many_entries_need_no_memory(place: Path) -> None:

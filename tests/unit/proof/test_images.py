@@ -8,6 +8,7 @@ import signal
 import struct
 import subprocess
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -212,6 +213,18 @@ def far(ssh: object, tmp_path: Path) -> Path:
     """A target with a set of sound images."""
     replace_images(make_set(tmp_path / "target"), make)
     return tmp_path / "target"
+
+
+def test_several_threads_read_at_once(ssh: object, tmp_path: Path) -> None:
+    """The images of several disks are open at the same time."""
+    content = {str(tmp_path / str(number)): bytes([number]) * (100_000 + number) for number in range(4)}
+    for path, data in content.items():
+        Path(path).write_bytes(data)
+    with FarEnd(parse(f"ssh://far{tmp_path}", None, [])) as far_end, ThreadPoolExecutor(8) as pool:
+        sizes = [pool.submit(far_end.size, path) for path in [*content] * 20]
+        reads = [pool.submit(far_end.read, path, 50_000, 100) for path in [*content] * 20]
+        assert [one.result() for one in sizes] == [len(data) for data in [*content.values()] * 20]
+        assert [bytes(one.result()) for one in reads] == [data[:100] for data in [*content.values()] * 20]
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])

@@ -141,7 +141,7 @@ def test_what_follows_from_the_old_network_goes() -> None:
     assert running != DOMAIN
     for bridges in ({}, {"virbr7": "br1"}):
         source = ElementTree.fromstring(reconnected(running, {"lan": "default"}, bridges)).find("devices/interface/source[@network]")
-        assert source is not None and source.attrib == {"network": "default"}
+        assert source is not None and source.attrib == {"network": "default", "portgroup": "dmz"}
 
 
 def test_what_a_host_needs() -> None:

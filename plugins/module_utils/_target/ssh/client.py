@@ -165,9 +165,10 @@ class FarEnd:
             os.fsync(file.fileno())
 
     def size(self, path: str) -> int:
-        """The bytes of a file there."""
-        size = self._begin_send(path, offset=0, length=0)
-        list(self._pieces(0, 0))
+        """The bytes of a file there. Several threads may ask."""
+        with self._lock:
+            size = self._begin_send(path, offset=0, length=0)
+            list(self._pieces(0, 0))
         return size
 
     def read(self, path: str, offset: int, length: int) -> bytearray:
