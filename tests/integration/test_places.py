@@ -257,6 +257,23 @@ def test_places_and_networks_that_somebody_names(
         made.hypervisor.remove_loop_device(device)
 
 
+def test_a_place_that_the_domain_itself_needs(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
+    """Its other disks are not in the set, and their bases neither; they stay as they are."""
+    made = machine()
+    images = [random_image(made.directory / f"{number}.raw", seed=number) for number in (1, 2, 3)]
+    run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", images[2], "-F", "raw", made.directory / "over.qcow2"])
+    made.define(file_disk(images[0]), file_disk(images[1]), file_disk(made.directory / "over.qcow2", "qcow2"))
+    backup = backup_of(made)
+    back_up(backup, "offline", exclude_disks=["vdb", "vdc"])
+    for image in images[1:]:
+        refused = restore(backup, places={"vda": str(image)})
+        assert refused["code"] == "host_unsuitable" and "is a disk of domain" in refused["msg"], refused
+        assert image.read_bytes() == random_image(made.directory / "same", seed=int(image.stem)).read_bytes()
+    made.hypervisor.virsh("undefine", made.uuid)
+    lost = restore(backup, places={"vda": str(images[1])})
+    assert f"{images[1]} is also another disk" in lost["msg"], lost
+
+
 def test_a_link_is_followed_both_ways(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
     made = machine()
     (made.directory / "data").mkdir()
