@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import signal
 from collections.abc import Iterator
 from functools import partial
 from itertools import count
@@ -40,9 +39,7 @@ def cut(disk: FaultyDisk, hypervisor: Hypervisor, process: Inside | None = None)
     """The power fails, comes again, and the host starts."""
     disk.cut()
     if process is not None:
-        # nsenter stops itself when it sees the module stopped, and would never let it go.
         process.kill()
-        os.kill(process.pid, signal.SIGCONT)
         process.wait()
     hypervisor.power_off()
     disk.again()

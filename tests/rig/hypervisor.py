@@ -159,7 +159,6 @@ class Hypervisor:
             # The kernel takes every process of a PID namespace down with its first one, and the mounts with the last.
             os.kill(pid, signal.SIGKILL)
             wait_until(lambda: start_time(pid) is None, 30, f"the processes of {self.name} to end")
-        (self.directory / "ready").unlink(missing_ok=True)
 
     def down(self) -> None:
         """Power off and remove every trace; the cache stays."""
@@ -181,6 +180,7 @@ class Hypervisor:
             if not config.exists():
                 config.write_text(text.format(uuid=uuid.uuid4()), encoding="utf-8")
         log, ready = self.directory / "init.log", self.directory / "ready"
+        ready.unlink(missing_ok=True)
         with log.open("wb") as output:
             subprocess.run(
                 # setsid --fork: it outlives us, and is no child that we would have to reap.
