@@ -278,10 +278,9 @@ def _renaming(directory: int, name: str) -> Iterator[str]:
     try:
         yield temporary
         os.rename(temporary, name, src_dir_fd=directory, dst_dir_fd=directory)
-    except BaseException:
+    finally:
         with suppress(FileNotFoundError):
             os.unlink(temporary, dir_fd=directory)
-        raise
 
 
 @contextmanager
