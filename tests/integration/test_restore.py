@@ -481,7 +481,7 @@ def test_what_is_in_the_way(everyday: Guest, backup_of: Callable[..., Backup], t
     for options, message in [
         ({}, "give the restored one another name"),
         ({"overwrite": True}, "is running"),
-        ({"name": "other"}, "name a directory"),
+        ({"name": "other"}, "Name a directory"),
         ({"name": "other", "directory": "/no/where"}, "does not exist"),
         ({"backup_id": "../night-1"}, "not allowed"),
         ({"backup_id": "night-2"}, "There is no set night-2"),

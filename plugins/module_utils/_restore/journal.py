@@ -12,7 +12,8 @@ from pathlib import Path
 from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Move
 from .._image.qcow2 import whole_sectors
-from .plan import Image, Plan, RestoreOptions
+from .image import Image
+from .plan import Plan, RestoreOptions
 
 # As many bytes of an image's name are in the names of the files beside it.
 _MOST_OF_NAME = 100

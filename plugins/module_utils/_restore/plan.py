@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -15,25 +14,26 @@ from typing import Any
 from uuid import uuid4
 
 from .._base.errors import LiveBackupError
-from .._base.filesystem import free_bytes, inode_problem, mib
 from .._base.text import foreign
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import PREFIX, checkpoint_names
-from .._hypervisor.disk_place import NewPlace, NotedPlace, chosen_place, device_size, old_place, place_problems
+from .._hypervisor.disk_place import NewPlace, NotedPlace, chosen_place, old_place, place_problems
 from .._hypervisor.domain_xml import VolumePlace, parse_domain, parse_xml
-from .._hypervisor.domains import lookup_name, names_image, read_domain, volumes_of
+from .._hypervisor.domains import lookup_name, volumes_of
 from .._hypervisor.numbers import VIR_DOMAIN_SHUTOFF_MIGRATED
 from .._image.digest import data_bytes
 from .._image.key import Key
 from .._image.qcow2 import require_chain
-from .._image.qemu_img import Node, backing_chain, measure
+from .._image.qemu_img import Node, measure
 from .._sets.catalogue import GoodSet
 from .._sets.chain import bytes_of, chain_below, images_of
 from .._sets.layout import NVRAM, file_name
-from .._sets.schema import Below, ImageEntry, Manifest
+from .._sets.schema import ImageEntry, Manifest
 from .._sets.secret_files import key_for, secret_file
 from .definition import read_definition
 from .domain_xml import Guest, Place, Restored, needs, reconnected, restored_xml, sources_of_others
+from .image import Image
+from .obstacles import kept, lacking, missing_disks, taken, too_small
 
 # As many characters are shown at most of one thing that is missing or removed.
 _MOST_SHOWN = 1000
@@ -58,26 +58,6 @@ class RestoreOptions:
     networks: Mapping[str, str] = field(default_factory=dict)
     bridges: Mapping[str, str] = field(default_factory=dict)
     key: Key | None = None
-
-
-@dataclass(frozen=True)
-class Image:
-    """One file of the set and where it goes; `target` is the disk's, empty for the NVRAM."""
-
-    target: str
-    file: str
-    source_format: str
-    digest: str
-    place: NewPlace
-    format: str
-    capacity: int
-    needed: int
-    below: tuple[Below, ...] = ()
-
-    @property
-    def path(self) -> str:
-        """What is written."""
-        return self.place.path
 
 
 @dataclass(frozen=True)
@@ -123,9 +103,9 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     guest = Guest(name, existing.UUIDString() if existing is not None else str(uuid4()) if is_copy else found["uuid"], is_copy, stamp)
     images = [*_disk_images(backup, manifest, options, key, volumes_of(connection)), *_nvram_image(manifest, text, guest, key)]
     made = _new_xml(text, guest, images, options)
-    missing = [*_missing(connection, made.xml), *_missing_disks(made.xml, [image.target for image in images])]
+    missing = [*lacking(connection, made.xml), *missing_disks(made.xml, [image.target for image in images])]
     missing += [problem for image in images for problem in image.place.problems]
-    missing += [*_taken(connection, images, guest, overwrite=options.overwrite), *_kept(made.xml, images), *_too_small(images)]
+    missing += [*taken(connection, images, guest, overwrite=options.overwrite), *kept(made.xml, images), *too_small(images)]
     # The set's XML and manifest say what is in them.
     shown = (missing, made.removed, manifest["not_captured"])
     missing, removed, not_captured = ([foreign(one, _MOST_SHOWN) for one in some] for some in shown)
@@ -264,128 +244,3 @@ def _nvram_image(manifest: Manifest, text: str, guest: Guest, key: Key | None) -
             path = str(NVRAM_DIRECTORY / f"{file_name(guest.name)}_VARS.fd") if guest.is_copy or not old else old
             problems = tuple(place_problems(path)) if path.startswith("/") else ()
             yield Image("", name, "", file["digest"], NewPlace(path, path, problems=problems), "", file["size"], file["size"])
-
-
-def _missing(connection: libvirt.virConnect, xml: str) -> Iterator[str]:
-    """What the host lacks that the domain names."""
-    wanted = needs(xml)
-    networks = {network.name() for network in connection.listAllNetworks()}
-    pools = {pool.name() for pool in connection.listAllStoragePools()}
-    yield from (f"there is no network {name}" for name in wanted["network"] if name not in networks)
-    yield from (f"there is no bridge {name}" for name in wanted["bridge"] if not Path("/sys/class/net", name).exists())
-    yield from (f"there is no storage pool {name}" for name in wanted["pool"] if name not in pools)
-    yield from (f"there is no file {path}" for path in wanted["file"] if not os.path.exists(path))
-    capabilities = parse_xml(connection.getCapabilities())
-    [kind], [arch] = wanted["type"], wanted["arch"]
-    guests = [guest for guest in capabilities.findall("guest") if guest.find("arch").get("name") == arch]
-    if not any(domain.get("type") == kind for guest in guests for domain in guest.findall("arch/domain")):
-        yield f"it cannot run domains of type {kind} for {arch}"
-    machines = {element.text for guest in guests for element in guest.iter("machine")}
-    yield from (
-        f"its QEMU has no machine type {machine}{_others_like(machine, machines)}"
-        for machine in wanted["machine"]
-        if machine not in machines
-    )
-
-
-def _others_like(machine: str, machines: set[str]) -> str:
-    """The machine types of the same family that this host has, as an addition to a sentence."""
-    family = machine.rpartition("-")[0]
-    found = sorted(one for one in machines if family and one.rpartition("-")[0] == family)
-    return f" (it has {', '.join(found)})" if found else ""
-
-
-def _missing_disks(xml: str, restored: list[str]) -> Iterator[str]:
-    for target, path in sources_of_others(xml, restored).items():
-        if path and not os.path.exists(path):
-            yield f"there is no {path}, which is disk {target} and not in the set"
-
-
-def _taken(connection: libvirt.virConnect, images: list[Image], guest: Guest, *, overwrite: bool) -> Iterator[str]:
-    """What must not be written over."""
-    paths = [image.path for image in images]
-    yield from (f"{path} is named for two disks" for path in sorted({path for path in paths if paths.count(path) > 1}))
-    for image in images:
-        path = Path(image.path)
-        if image.place.problems:
-            continue
-        if not path.is_absolute():
-            yield f"{path} is not an absolute path"
-        elif not path.parent.is_dir():
-            yield f"there is no directory {path.parent}"
-        elif len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
-            yield f"the name of {path} is too long for its file system"
-        elif not image.place.is_block and (path.is_symlink() or (path.exists() and not path.is_file())):
-            yield f"{path} is not a regular file"
-        elif os.path.lexists(path) and not overwrite:
-            yield f"{path} exists (overwrite replaces it, restore_overwrite in the playbook)"
-        if image.place.is_block and _used_by_host(path):
-            yield f"{path} is in use by this host (mounted, or part of a volume group or RAID)"
-        if path.exists():
-            users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {guest.name!r}")]
-            yield from (f"{who} names {path}" for who in users)
-            others = _builds_on(connection, path, guest.name, {image.target for image in images})
-            yield from (f"{path} is a disk of domain {other!r}, or in the backing chain of one" for other in others)
-    for domain in connection.listAllDomains():
-        if domain.UUIDString() == guest.uuid and domain.name() != guest.name:
-            yield f"domain {domain.name()!r} has its UUID (restore under another name to have both)"
-
-
-def _used_by_host(device: Path) -> bool:
-    """Linux gives a device exclusively to nobody who comes after the host itself has it in use."""
-    try:
-        os.close(os.open(device, os.O_RDWR | os.O_EXCL))
-    except OSError as error:
-        if error.errno != errno.EBUSY:
-            raise
-        return True
-    return False
-
-
-def _kept(xml: str, images: list[Image]) -> Iterator[str]:
-    """What the restored domain itself needs as it is."""
-    kept = [*sources_of_others(xml, [image.target for image in images]).values(), *needs(xml)["file"]]
-    for image in images:
-        if any(os.path.exists(one) and os.path.exists(image.path) and os.path.samefile(one, image.path) for one in kept if one):
-            yield f"{image.path} is also another disk or the firmware of the domain, which stays"
-
-
-def _builds_on(connection: libvirt.virConnect, path: Path, name: str, restored: set[str]) -> Iterator[str]:
-    """The domains that have a file as a disk or below one: no XML of theirs need name it. The disks that are restored do not count."""
-    for domain in connection.listAllDomains():
-        for disk in read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks:
-            if not disk.chain or (domain.name() == name and disk.target in restored):
-                continue
-            image = disk.chain[0].path
-            files = _chain(image, disk.chain[0].format) if Path(image).is_file() else [image]
-            if any(one and os.path.exists(one) and path.samefile(one) for one in files):
-                yield domain.name()
-
-
-def _chain(image: str, image_format: str) -> list[str]:
-    """The files of an image. What another domain's damaged image builds on cannot be known, and must not keep this one from a restore."""
-    try:
-        return [one["filename"] for one in backing_chain(image, image_format)]
-    except LiveBackupError:
-        return [image]
-
-
-def _too_small(images: list[Image]) -> Iterator[str]:
-    """The file systems and devices that are too small: old disks stay until the new ones are whole."""
-    needed: dict[int, tuple[Path, int]] = {}
-    for image in images:
-        directory = Path(image.path).parent
-        if image.place.is_block and not image.place.problems:
-            size = device_size(image.path)
-            least = image.needed if image.format == "qcow2" else image.capacity
-            if size < least:
-                yield f"{image.path} has {size} bytes, and the disk needs {least}"
-        elif directory.is_dir() and not image.place.problems:
-            device = directory.stat().st_dev
-            needed[device] = directory, needed.get(device, (directory, 0))[1] + image.needed
-    for directory, amount in needed.values():
-        if free_bytes(directory) < amount:
-            yield f"{directory} has {mib(free_bytes(directory))} free, and {mib(amount)} are needed"
-        problem = inode_problem(directory)
-        if problem:
-            yield problem

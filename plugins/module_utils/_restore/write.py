@@ -21,7 +21,7 @@ from .._image.qcow2 import require_chain
 from .._image.qemu_img import How, Node, bitmaps_of, convert, remove_bitmap
 from .._sets.layout import NVRAM
 from .._sets.secret_files import read_secret
-from .plan import Image
+from .image import Image
 
 
 def write_image(set_path: Path, image: Image, move: Move | None, key: Key | None, clock: Clock) -> None:
