@@ -14,7 +14,7 @@ from typing import Any
 from .._base.clock import Clock, rfc3339
 from .._base.errors import LiveBackupError
 from .._base.files import scratch_directory
-from .._base.filesystem import MIB, not_mounted
+from .._base.filesystem import MIB
 from .._base.text import one_line
 from .._files.guest import GuestFiles, guest_files, require_libguestfs
 from .._files.tree import Entry, Tree
@@ -25,6 +25,7 @@ from .._sets.catalogue import GoodSet
 from .._sets.layout import check_backup_id
 from .._sets.secret_files import key_for
 from .._target.target import Target
+from .directory import require_directory
 from .key import key_of
 from .target import target_of
 
@@ -73,13 +74,8 @@ def _require_dest(dest: str, *, check_mode: bool) -> None:
     """Fail unless files can be copied there. In check mode an earlier task may not have created it yet."""
     if not dest.startswith("/") or Path(dest) == Path("/"):
         raise LiveBackupError(f"dest {dest!r} is not an absolute path of a directory below the root directory.", code="option_invalid")
-    if not check_mode and not Path(dest).is_dir():
-        raise LiveBackupError(f"dest {dest} is not a directory on this host. Create it.", code="directory_missing")
-    unmounted = not_mounted(dest)
-    if unmounted:
-        raise LiveBackupError(
-            f"dest {dest} is on {unmounted}, which /etc/fstab lists, and which is not mounted. Mount it.", code="not_mounted"
-        )
+    if not check_mode or Path(dest).exists():
+        require_directory("dest", dest)
 
 
 def _path(path: str) -> str:

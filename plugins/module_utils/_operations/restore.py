@@ -18,7 +18,6 @@ from uuid import uuid4
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import not_mounted
 from .._base.records import known
 from .._claim.find import require_same_uri
 from .._claim.lock import hold
@@ -26,7 +25,6 @@ from .._claim.owner import require_no_backup, require_no_restore
 from .._claim.restore_journal import Journal, restore_of
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import connect
-from .._hypervisor.disk_place import is_below_dev
 from .._hypervisor.domains import lookup_name, read_domain
 from .._hypervisor.stamp import set_of
 from .._image.lock import images_locked
@@ -38,6 +36,7 @@ from .._restore.write import write_image
 from .._sets.catalogue import GoodSet
 from .._sets.layout import check_backup_id
 from .._target.target import Target
+from .directory import require_directory
 from .key import key_of
 from .target import target_of
 
@@ -47,7 +46,7 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
     if params["backup_id"]:
         check_backup_id(params["backup_id"])
     if params["directory"]:
-        _require_directory(params["directory"])
+        require_directory("directory", params["directory"])
     target = target_of(params)
     with ExitStack() as stack:
         found = stack.enter_context(target.reading(params["domain"], params["backup_id"]))
@@ -95,18 +94,6 @@ def _require_place(target: str, place: Any) -> None:
         raise LiveBackupError(
             f"places must give disk {target} an absolute path, or a pool and a volume as in {{'pool': 'fast', 'volume': 'db1.qcow2'}}.",
             code="option_invalid",
-        )
-
-
-def _require_directory(directory: str) -> None:
-    if not Path(directory).is_dir():
-        raise LiveBackupError(f"directory {directory} does not exist on this host.", code="directory_missing")
-    if is_below_dev(f"{directory}/disk"):
-        raise LiveBackupError(f"directory {directory} is below /dev, which a restart empties. Name another.", code="option_invalid")
-    unmounted = not_mounted(directory)
-    if unmounted:
-        raise LiveBackupError(
-            f"directory {directory} is on {unmounted}, which /etc/fstab lists, and which is not mounted. Mount it.", code="not_mounted"
         )
 
 

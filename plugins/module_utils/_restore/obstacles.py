@@ -100,9 +100,9 @@ def _used_by_host(device: Path) -> bool:
 
 def kept(xml: str, images: list[Image]) -> Iterator[str]:
     """What the restored domain itself needs as it is."""
-    kept = [*sources_of_others(xml, [image.target for image in images]).values(), *needs(xml)["file"]]
+    staying = [*sources_of_others(xml, [image.target for image in images]).values(), *needs(xml)["file"]]
     for image in images:
-        if any(os.path.exists(one) and os.path.exists(image.path) and os.path.samefile(one, image.path) for one in kept if one):
+        if any(os.path.exists(one) and os.path.exists(image.path) and os.path.samefile(one, image.path) for one in staying if one):
             yield f"{image.path} is also another disk or the firmware of the domain, which stays"
 
 
