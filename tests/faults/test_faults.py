@@ -65,11 +65,10 @@ def test_libvirtd_dies_within(
 
 @pytest.mark.parametrize("then", ["nothing", "the guest shuts down"])
 def test_libvirt_does_not_know_of_the_overlays(
-    then: str, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path
+    then: str, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path
 ) -> None:
     """What libvirtd leaves that is killed between QEMU's switch to the overlays and its own note of it."""
-    # In the QEMU of another test there may be nodes left that keep the disks from being switched.
-    guest = make_guest("two-disks", rate=100)
+    guest = guests("two-disks")
     backup = backup_of(guest, backup_id=f"unknown-{next(_numbers)}")
     before = backup.chain()
     run = Run(backup)

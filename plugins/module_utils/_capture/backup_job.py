@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
@@ -17,6 +16,7 @@ from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import checkpoint_xml
 from .._hypervisor.connection import explained
 from .._hypervisor.jobs import JobWatch, abort_and_wait, block_jobs, completed_job, judge_job, running_backup, running_job
+from .._hypervisor.processes import qemu_has_open
 from .._hypervisor.qemu_monitor import close_in_qemu, end_lost_backup, open_nodes, stop_lost_server
 from .._hypervisor.versions import HostVersions
 from .method import Left, Repair, paused_repair
@@ -73,7 +73,7 @@ def job_repairs(domain: libvirt.virDomain, left: Left) -> Iterator[Repair]:
         yield Repair("backup job", evidence, "abort it", lambda: end_job(domain, left.uri, claim, left.clock))
     if failed:
         yield from paused_repair(domain, claim)
-    yield from _open_file_repairs(domain, claim, left.clock)
+    yield from open_file_repairs(domain, claim, left.clock)
 
 
 def _await_late_begin(domain: libvirt.virDomain, clock: Clock) -> None:
@@ -96,14 +96,14 @@ def _failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:
     return job is not None and not job["success"] and not judge_job(job, claim.started, 0, clock.wall())
 
 
-def _open_file_repairs(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> Iterator[Repair]:
-    """Files that QEMU has open though no job writes them: libvirt's daemon was killed as the backup began."""
+def open_file_repairs(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> Iterator[Repair]:
+    """Files that QEMU has open though no job writes them: libvirt's daemon was killed as the backup began or ended."""
     with explained(f"examine domain {claim.domain!r}"):
-        if claim.step != "begin" or running_backup(domain):
+        if running_backup(domain):
             return
     for target, path in claim.plan.job_files.items():
         with explained(f"examine domain {claim.domain!r}"):
-            left = Path(path).exists() and open_nodes(domain, path)
+            left = qemu_has_open(claim.domain, path) and open_nodes(domain, path)
         if left:
             evidence = f"QEMU has {path} open, and no job writes it"
             yield Repair("open file", evidence, "close it", partial(_close, domain, claim, target, clock))

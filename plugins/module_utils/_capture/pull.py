@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +34,7 @@ from .._image.data import Pace
 from .._image.key import Key
 from .._image.nbd_disk import ServedDisk, missing_library
 from .._overlay.space import Growing, GrowingFile
-from .backup_job import begin_job, end_job, is_running, job_repairs, missing_versions, no_checkpoints, still_copies
+from .backup_job import begin_job, end_job, is_running, job_repairs, missing_versions, no_checkpoints, open_file_repairs, still_copies
 from .growing import Kind, check_places, place_for
 from .method import Left, Repair, paused_repair
 from .options import BeginOptions
@@ -109,8 +110,8 @@ class Pull:
                 if is_running(domain, claim):
                     end_job(domain, claim.uri, claim, clock)
                 claim.progress.job = _good_job(domain, claim, clock)
-            # Its scratch file was full, and all could be read nevertheless.
-            for repair in paused_repair(domain, claim):
+            # Its scratch file was full, or libvirt's daemon was killed as it ended, and all could be read nevertheless.
+            for repair in chain(paused_repair(domain, claim), open_file_repairs(domain, claim, clock)):
                 repair.do()
         _remove_files(claim)
         claim.progress.ended = True

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import html
+import os
 import secrets
 from pathlib import Path
 
@@ -56,6 +57,16 @@ def qemu_lives(domain: str, uuid: str) -> bool:
         return pid is not None and uuid.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def qemu_has_open(domain: str, path: str) -> bool:
+    """Whether the QEMU of a domain has a file open, which may be deleted by now. True also where that cannot be seen."""
+    real = os.path.realpath(path)
+    try:
+        opened = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{qemu_pid(domain)}/fd")]
+    except (FileNotFoundError, ProcessLookupError):  # it has just closed one, or is not the system's
+        return True
+    return real in opened or f"{real} (deleted)" in opened
 
 
 def daemon_instance() -> str:

@@ -37,8 +37,11 @@ def images_of_disks(domain: libvirt.virDomain) -> list[str]:
 
 def open_nodes(domain: libvirt.virDomain, path: str) -> tuple[str, ...]:
     """The names by which QEMU has a file open, in the order in which they can be closed: the format before the file below it."""
-    nodes = [node for node in ask(domain, "query-named-block-nodes") if _path(node["file"]) == path]
-    names = [node["node-name"] for node in sorted(nodes, key=lambda node: node["drv"] in ("file", "host_device"))]
+    nodes = {node["node-name"]: node for node in ask(domain, "query-named-block-nodes")}
+    below = [name for name, node in nodes.items() if _path(node["file"]) == path]
+    # What a format has open with a long chain below it, QEMU describes without its end. libvirt names both alike.
+    above = [format_name for name in below if (format_name := name.replace("-storage", "-format")) in nodes]
+    names = sorted({*below, *above}, key=lambda name: nodes[name]["drv"] in ("file", "host_device"))
     # What QEMU named itself goes with what it is for.
     return tuple(name for name in names if not name.startswith("#"))
 

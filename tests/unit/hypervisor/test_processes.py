@@ -6,6 +6,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -33,3 +34,16 @@ def test_another_process_may_have_its_number_by_now(monkeypatch: pytest.MonkeyPa
 def test_no_number_is_recorded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(_process, "qemu_pid", lambda domain: None)
     assert not _process.qemu_lives("db1", UUID)
+
+
+def test_what_a_qemu_has_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_process, "qemu_pid", lambda domain: os.getpid())
+    (tmp_path / "link").symlink_to(tmp_path)
+    path = tmp_path / "link" / "vda.scratch"
+    with path.open("w"):
+        assert _process.qemu_has_open("db1", str(path))
+        path.unlink()
+        assert _process.qemu_has_open("db1", str(path)), "QEMU keeps a file that is deleted"
+    assert not _process.qemu_has_open("db1", str(path))
+    monkeypatch.setattr(_process, "qemu_pid", lambda domain: None)
+    assert _process.qemu_has_open("db1", str(path)), "QEMU itself is asked then"

@@ -61,6 +61,15 @@ def test_an_overlay_that_a_disk_is_on(image: str, answers: Callable[..., Any]) -
     assert _in_qemu.in_qemu(Domain(), OVERLAY) == InQemu(True, "ready", ("f", "s"))
 
 
+def test_a_format_that_qemu_describes_without_its_end_is_closed_before_its_file(answers: Callable[..., Any]) -> None:
+    cut = "json:" + json.dumps({"backing": {"driver": "raw"}, "driver": "qcow2"})[:30]
+    named = nodes(
+        ("libvirt-21-storage", "file", OVERLAY.path), ("libvirt-21-format", "qcow2", cut), ("libvirt-2-format", "raw", OVERLAY.base)
+    )
+    answers(query_named_block_nodes=named)
+    assert _monitor.open_nodes(Domain(), OVERLAY.path) == ("libvirt-21-format", "libvirt-21-storage")
+
+
 @pytest.mark.parametrize("image", ["/images/elsewhere.raw", COPY_ON_READ[:60]])
 def test_nothing_is_decided_where_it_is_on_neither(image: str, answers: Callable[..., Any]) -> None:
     answers(query_block=drives(image))
