@@ -86,6 +86,20 @@ options:
       - A failed start is an error. The next run does not try it again, because the domain is restored by then.
     type: bool
     default: false
+  live:
+    description:
+      - Whether to start the domain at once, on disks that read from the set. Their data is moved to their places while the guest runs.
+      - The module ends when nothing reads from the set any more. If it dies, the guest keeps running, and the next run continues.
+      - The set is compared with its digests while its data is moved. If it is damaged, the guest is paused and the module fails.
+      - If the set or its server can no longer be read, the guest is paused until it can be. What the guest has written is kept.
+      - Needs each disk in a qcow2 file. O(start) is implied.
+    type: bool
+    default: false
+  bandwidth:
+    description:
+      - With O(live), the most bytes per second that are moved for each disk, such as V(100M). The default is no limit.
+      - What the guest itself reads is not limited.
+    type: bytes
   places:
     description:
       - Where single disks go, by the names of the disks, such as V(vda). These places override O(directory) and the old places.
@@ -130,6 +144,14 @@ EXAMPLES = r"""
     ssh_key: /etc/live_backup/id_ed25519
     name: db1-test
     directory: /var/lib/libvirt/images
+
+- name: Start a domain at once from its backup, and move its disks meanwhile
+  virtops.live_backup.libvirt_domain_restore:
+    domain: db1
+    target: ssh://backup@vault.example.com/srv/backup
+    format: qcow2
+    live: true
+    bandwidth: 200M
 
 - name: Restore a domain on another host, which has other storage and networks
   virtops.live_backup.libvirt_domain_restore:
@@ -185,6 +207,11 @@ missing:
   type: list
   elements: str
   sample: [there is no network lan]
+rto_seconds:
+  description: The seconds from the start of the module until the domain was started.
+  returned: success, with O(live)
+  type: float
+  sample: 3.4
 verified:
   description: Whether the written data was compared with the set's digests. V(false) in check mode, and if there was nothing to do.
   returned: success
@@ -223,6 +250,8 @@ def main() -> None:
             "again": {"type": "bool", "default": False},
             "format": {"type": "str", "choices": ["original", "qcow2", "raw"], "default": "original"},
             "start": {"type": "bool", "default": False},
+            "live": {"type": "bool", "default": False},
+            "bandwidth": {"type": "bytes"},
             "places": {"type": "dict", "default": {}},
             "networks": {"type": "dict", "default": {}},
             "bridges": {"type": "dict", "default": {}},

@@ -28,6 +28,7 @@ _ODD = """ %41 ö,"double" 'single' $HOME `id` & <b> \\n;*?"""
 
 SHAPES = {
     "one-raw": Shape("one raw disk", ("raw",)),
+    "two-qcow2": Shape("two qcow2 disks", ("qcow2", "qcow2")),
     "two-disks": Shape("a raw and a qcow2 disk, the everyday guest", _TWO),
     "several": Shape("raw, qcow2, and an ext4 disk written through the file system: what can be frozen", (*_TWO, "ext4")),
     "no-agent": Shape("two disks, no channel for the guest agent", _TWO, channel=False),

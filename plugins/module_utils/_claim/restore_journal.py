@@ -28,8 +28,9 @@ from .._sets.layout import file_name
 from . import places
 
 # Nothing has its name yet; files get their names and devices are written; the domain is defined; all is put back; the files are
-# back, and a device, which cannot be put back, holds a part of the set.
-PHASES = ("write", "swap", "defined", "undo", "broken")
+# back, and a device, which cannot be put back, holds a part of the set. In a live restore the domain is defined on disks that read from
+# the set, until all of it is moved to them.
+PHASES = ("write", "swap", "live", "defined", "undo", "broken")
 # What of a stamp says which set it is.
 _OF_SET = ("uuid", "backup_id", "instant")
 # What tells a file from another at the same path: its inode, size, and the time of its last write in nanoseconds.
@@ -66,6 +67,24 @@ class Device:
 
 
 @dataclass
+class Live:
+    """What a live restore reads from while the domain runs: the set of this domain, at a target.
+
+    `disks` has the image of each disk by its name. What was not moved to it yet is served at a socket of that name in `directory`.
+    `bandwidth` is in bytes a second, 0 for no limit. `proven` is whether the set was compared with its digests meanwhile.
+    """
+
+    target: str
+    ssh_key: str | None
+    ssh_options: list[str]
+    domain: str
+    directory: str
+    disks: dict[str, str]
+    bandwidth: int
+    proven: bool = False
+
+
+@dataclass
 class Journal:
     """A restore under way, or interrupted.
 
@@ -87,6 +106,7 @@ class Journal:
     result: dict[str, Any]
     broken: list[str]
     phase: str = "write"
+    live: Live | None = None
 
     @property
     def file(self) -> Path:
@@ -177,7 +197,8 @@ def _read(path: Path) -> Journal | None:
             code="journal_damaged",
         )
     moves, devices = [Move(**one) for one in data.pop("moves")], [Device(**one) for one in data.pop("devices")]
-    return Journal(**data, moves=moves, devices=devices)
+    live = data.pop("live", None)
+    return Journal(**data, moves=moves, devices=devices, live=Live(**live) if live else None)
 
 
 def _of_old_version(data: dict[str, Any]) -> Journal:
@@ -219,6 +240,16 @@ def _object(**properties: Schema) -> Schema:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+_LIVE = _object(
+    target=_STRING,
+    ssh_key={"type": ["string", "null"]},
+    ssh_options={"type": "array", "items": _STRING},
+    domain=_STRING,
+    directory=_STRING,
+    disks={"type": "object", "additionalProperties": _STRING},
+    bandwidth={"type": "integer"},
+    proven=_YES_OR_NO,
+)
 _DEVICE = _object(path=_STRING, file=_STRING, source_format=_STRING, format=_STRING, size={"type": "integer"})
 # Not in a journal of an older version.
 _DEVICE["properties"]["written"] = {"type": "object"}
@@ -243,3 +274,5 @@ _SCHEMA = _object(
     broken={"type": "array", "items": _STRING},
     phase={"enum": list(PHASES)},
 )
+# Not in a journal of an older version.
+_SCHEMA["properties"]["live"] = {**_LIVE, "type": ["object", "null"]}

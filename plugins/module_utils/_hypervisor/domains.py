@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -95,3 +96,12 @@ def _descriptions(domain: libvirt.virDomain) -> Iterator[tuple[str, str]]:
             yield f"The saved memory of domain {name!r}", domain.managedSaveGetXMLDesc()
     for snapshot in domain.listAllSnapshots():
         yield f"Snapshot {snapshot.getName()!r} of domain {name!r}", snapshot.getXMLDesc()
+
+
+def host_qemu_user(connection: libvirt.virConnect) -> tuple[int, int] | None:
+    """The user and group that QEMU runs as, as libvirt tells it."""
+    for label in parse_xml(connection.getCapabilities()).findall("host/secmodel[model='dac']/baselabel"):
+        ids = re.fullmatch(r"\+(\d+):\+(\d+)", label.text or "")
+        if ids:
+            return int(ids[1]), int(ids[2])
+    return None

@@ -18,12 +18,12 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from .._base.child import fork
 from .._base.errors import LiveBackupError, advised
 from .._base.filesystem import free_bytes, inode_problem, not_mounted, require_safe
 from .processes import qemu_pid
 
 ANSWER_SECONDS = 30
-_MOST_DESCRIPTORS = 4096
 
 
 @dataclass(frozen=True)
@@ -44,21 +44,8 @@ def probe_target(target: Path, domain: str, qemu_user: tuple[int, int] | None, *
 
 def _in_child(question: Callable[[], TargetFacts], target: str) -> TargetFacts:
     """The answer of a child process, which is left behind if it hangs."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            # A child that hangs must hold nothing open that somebody waits for: Ansible waits for the end of our output.
-            nothing = os.open(os.devnull, os.O_RDWR)
-            for stream in (0, 1, 2):
-                os.dup2(nothing, stream)
-            os.closerange(3, writer)
-            os.closerange(writer + 1, _MOST_DESCRIPTORS)
-            os.write(writer, _answer(question))
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as pipe:
+    child = fork(lambda writer: os.write(writer, _answer(question)))
+    with child.answer as pipe:
         ready, _out, _err = select.select([pipe], [], [], ANSWER_SECONDS)
         if not ready:
             raise LiveBackupError(
@@ -67,7 +54,7 @@ def _in_child(question: Callable[[], TargetFacts], target: str) -> TargetFacts:
                 code="target_no_answer",
             )
         answer = pipe.read()
-    os.waitpid(child, 0)
+    os.waitpid(child.pid, 0)
     if not answer:
         raise LiveBackupError(f"Target {target} could not be examined: the process that examined it died.", code="target_no_answer")
     told = json.loads(answer)

@@ -308,6 +308,17 @@ def rebase_unsafe(image: Path, backing: str) -> None:
     _run("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, image)
 
 
+def create_above(path: Path, size: int, backing: Backing) -> None:
+    """Make an image that shows its backing file, which need not be there yet."""
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW, 0o600))
+    _run("create", "-q", "-f", "qcow2", "-u", "-b", backing.name, "-F", backing.format, path, str(size))
+
+
+def flatten(image: Path) -> None:
+    """Copy to an image that nobody uses what its backing file shows, so that it needs none."""
+    _run("rebase", "-q", "-f", "qcow2", "-b", "", image)
+
+
 def are_identical(one: str | Path, one_format: str, other: str | Path, other_format: str) -> bool:
     """Whether two images hold the same disk."""
     command = _command("compare", "-s", *_reads(one, one_format), *_reads(other, other_format, "-F"), one, other)

@@ -21,7 +21,8 @@ from .key import Key, secret_object
 from .nbd_disk import ServedDisk
 from .qcow2 import ENCRYPT
 
-_EXPORT = "disk"
+# What the disk is called that a server serves.
+EXPORT = "disk"
 # More than we connect. QEMU before 6.0 knows no 0, for any number.
 _CLIENTS = 64
 
@@ -55,7 +56,7 @@ def start_server(
 def served_changes(image: Path, bitmap: str, check: Callable[[], None] = lambda: None) -> Iterator[ServedDisk]:
     """What a bitmap of a qcow2 image calls dirty, of a disk that nobody writes to. QEMU's lock keeps it so while this lasts."""
     arguments = ["--read-only", "--format=qcow2", f"--bitmap={bitmap}", str(image)]
-    with _served(arguments, None) as path, ServedDisk(path, _EXPORT, bitmap, check=check) as disk:
+    with _served(arguments, None) as path, ServedDisk(path, EXPORT, bitmap, check=check) as disk:
         yield disk
 
 
@@ -63,29 +64,45 @@ def served_changes(image: Path, bitmap: str, check: Callable[[], None] = lambda:
 def served_for_writing(image: Path, key: Key, check: Callable[[], None]) -> Iterator[ServedDisk]:
     """The disk in an encrypted image alone, without what it builds on."""
     node = {"driver": "qcow2", "encrypt": ENCRYPT, "backing": None, "file": {"driver": "file", "filename": str(image)}}
-    with _served([f"json:{json.dumps(node)}"], key) as path, ServedDisk(path, _EXPORT, check=check) as disk:
+    with _served([f"json:{json.dumps(node)}"], key) as path, ServedDisk(path, EXPORT, check=check) as disk:
         yield disk
+
+
+@contextmanager
+def serving(
+    path: Path,
+    arguments: list[str],
+    user: tuple[int, int] | None = None,
+    limits: tuple[str, ...] = (),
+    descriptors: tuple[int, ...] = (),
+) -> Iterator[subprocess.Popen[bytes]]:
+    """A server at a new socket that only root and this user may use. It ends with this."""
+    require_qemu_nbd()
+    with socket.socket(socket.AF_UNIX) as listening:
+        # It listens before the server runs, so there is nothing to wait for.
+        listening.bind(str(path))
+        path.chmod(0o600)
+        if user:
+            os.chown(path, *user)
+        listening.listen()
+        server = start_server(arguments, listening, limits, descriptors)
+        # If the server ends, whoever reads there is to know.
+    try:
+        yield server
+    finally:
+        server.kill()
+        server.wait()
 
 
 @contextmanager
 def _served(arguments: list[str], key: Key | None) -> Iterator[Path]:
     """The socket of a server, which ends with this."""
-    require_qemu_nbd()
     with ExitStack() as stack:
         path = stack.enter_context(scratch_directory()) / "nbd"
         secret = stack.enter_context(secret_object(key))
-        with socket.socket(socket.AF_UNIX) as listening:
-            # It listens before the server runs, so there is nothing to wait for.
-            listening.bind(str(path))
-            listening.listen()
-            told = [*secret.options, f"--shared={_CLIENTS}", f"--export-name={_EXPORT}", *arguments]
-            server = start_server(told, listening, descriptors=secret.descriptors)
-            # If the server ends, whoever reads there is to know.
-        try:
-            yield path
-        finally:
-            server.kill()
-            server.wait()
+        told = [*secret.options, f"--shared={_CLIENTS}", f"--export-name={EXPORT}", *arguments]
+        stack.enter_context(serving(path, told, descriptors=secret.descriptors))
+        yield path
 
 
 def changed_bytes(image: Path, bitmap: str) -> int:

@@ -18,12 +18,11 @@ from .._base.filesystem import MIB
 from .._base.text import one_line
 from .._files.guest import GuestFiles, guest_files, require_libguestfs
 from .._files.tree import Entry, Tree
-from .._image.qcow2 import layered
-from .._proof.images import expected_images, header_problem
 from .._proof.scratch import Scratch
 from .._sets.catalogue import GoodSet
 from .._sets.layout import check_backup_id
 from .._sets.secret_files import key_for
+from .._target.images import opened_disks
 from .._target.target import Target
 from .directory import require_directory
 from .key import key_of
@@ -107,21 +106,13 @@ def _reported(one: Entry) -> dict[str, Any]:
 @contextmanager
 def _served_disks(params: dict[str, Any], target: Target, found: GoodSet, scratch: Scratch) -> Iterator[dict[str, Path]]:
     """The sockets at which the disks of a set are served, each with what its image builds on."""
-    manifest = found["manifest"]
-    key = key_for(manifest, key_of(params))
+    key = key_for(found["manifest"], key_of(params))
     with ExitStack() as stack:
         directory = stack.enter_context(scratch_directory())
-        image_of = stack.enter_context(target.images(params["domain"], found, params["timeout"]))
+        disks = stack.enter_context(opened_disks(target, found, key, params["timeout"]))
         sockets: dict[str, Path] = {}
-        for disk in manifest["disks"]:
-            images = []
-            for expected in expected_images(disk):
-                images.append(stack.enter_context(image_of(expected.file)))
-                problem = header_problem(images[-1], expected, encrypted="encryption" in manifest)
-                if problem:
-                    raise LiveBackupError(f"Backup set {found['backup_id']} is damaged: {expected.file}: {problem}.", code="set_damaged")
-            node = layered([image.node for image in images], disk["format"], encrypted=key is not None)
-            lent = tuple(one for image in images for one in image.descriptors)
+        for disk in found["manifest"]["disks"]:
+            node, lent = disks[disk["target"]]
             sockets[disk["target"]] = directory / f"{len(sockets)}.socket"
             stack.enter_context(scratch.served(node, disk["capacity"], sockets[disk["target"]], None, key, lent))
         yield sockets

@@ -32,13 +32,13 @@ from .._restore.files import end, note_identities, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
 from .._restore.journal import moves_of, new_journal
 from .._restore.plan import Plan, RestoreOptions, plan_restore, require_replaceable
-from .._restore.write import write_image
+from .._restore.write import write_image, write_live_image
 from .._sets.catalogue import GoodSet
 from .._sets.layout import check_backup_id
-from .._target.target import Target
+from .._target.target import TargetAddress, open_target
 from .directory import require_directory
 from .key import key_of
-from .target import target_of
+from .target import address_of
 
 
 def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -47,7 +47,8 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
         check_backup_id(params["backup_id"])
     if params["directory"]:
         require_directory("directory", params["directory"])
-    target = target_of(params)
+    began, address = clock.boottime(), address_of(params)
+    target = open_target(address)
     with ExitStack() as stack:
         found = stack.enter_context(target.reading(params["domain"], params["backup_id"]))
         options = _options(params, found)
@@ -65,11 +66,11 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
                 return _unchanged(connection, options.name)
             # The set may have been restored before: what defines the domain now is this restore.
             plan = plan_restore(connection, found, options, {**stamp, "restore": uuid4().hex})
-        if not check_mode:
-            _restore(plan, left, target, options, clock)
-        elif left is None:
-            require_no_restore(*_wanted(plan))
-    return {"changed": True, "planned": check_mode, "verified": not check_mode, **plan.reported()}
+        if check_mode:
+            if left is None:
+                require_no_restore(*_wanted(plan))
+            return {"changed": True, "planned": True, "verified": False, **plan.reported()}
+        return {"changed": True, "planned": False, "verified": True, **_restore(plan, left, address, options, began, clock)}
 
 
 def _options(params: dict[str, Any], found: GoodSet) -> RestoreOptions:
@@ -83,7 +84,8 @@ def _options(params: dict[str, Any], found: GoodSet) -> RestoreOptions:
             raise LiveBackupError(
                 f"{option} must map names in the set to names on this host, as in {{'lan': 'default'}}.", code="option_invalid"
             )
-    return RestoreOptions(**{**known(RestoreOptions, params), "name": name, "key": key_of(params)})
+    given = {**known(RestoreOptions, params), "name": name, "bandwidth": params["bandwidth"] or 0, "key": key_of(params)}
+    return RestoreOptions(**given)
 
 
 def _require_place(target: str, place: Any) -> None:
@@ -102,34 +104,45 @@ def _completed(left: Journal, options: RestoreOptions, stamp: dict[str, str], cl
     require_same_uri(left.uri, options.uri, left.words)
     left.uri = options.uri
     with hold(left.uuid, clock):
-        return left.phase != "broken" and complete_or_undo(left, stamp, options.overwrite, options.key) and left.is_of(stamp)
+        return left.phase != "broken" and complete_or_undo(left, stamp, clock, options.overwrite, options.key) and left.is_of(stamp)
 
 
-def _restore(plan: Plan, left: Journal | None, target: Target, options: RestoreOptions, clock: Clock) -> None:
-    """Write the disks beside their places, swap them with the old ones, and define the domain."""
+def _restore(
+    plan: Plan, left: Journal | None, address: TargetAddress, options: RestoreOptions, began: float, clock: Clock
+) -> dict[str, Any]:
+    """Write the disks beside their places, swap them with the old ones, and define the domain; what was restored.
+
+    In a live restore the disks that are written read from the set, until all of it is moved to them.
+    """
+    target = open_target(address)
+    fetches = not target.is_here and not options.live
     with hold(plan.guest.uuid, clock), ExitStack() as stack:
         if left is None:
             require_no_restore(*_wanted(plan))
         require_no_backup(*_wanted(plan))
-        journal = new_journal(plan, options, left, fetches=not target.is_here)
+        journal = new_journal(plan, options, address, left, fetches=fetches)
         journal.save()
         with undoing(journal):
-            if not target.is_here:
+            if fetches:
                 needed = sum(image.needed for image in plan.images)
                 reading = target.reading(options.domain, plan.guest.stamp["backup_id"], Path(journal.fetched_into), needed)
                 journal.set_path = stack.enter_context(reading)["path"]
                 journal.save()
             for image, move in zip(plan.images, moves_of(plan)):
-                write_image(Path(journal.set_path), image, move, plan.key, clock)
+                if journal.live is not None and move is not None and image.target:
+                    write_live_image(image, move, Path(journal.live.directory))
+                else:
+                    write_image(Path(journal.set_path), image, move, plan.key, clock)
             note_identities(journal)
         with undoing(journal):
             stack.enter_context(images_locked([Path(move.path) for move in journal.moves if move.old]))
             _require_unchanged(options.uri, plan)
         journal.set_phase("swap")
         swap(journal, plan.key)
-        complete(journal)
+        complete(journal, plan.key, clock, began)
         if left is not None and left.uuid != plan.guest.uuid:
             end(left)
+    return journal.result
 
 
 def _wanted(plan: Plan) -> tuple[str, str, str, list[str]]:

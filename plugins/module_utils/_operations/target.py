@@ -12,4 +12,8 @@ from .._target.target import Target, TargetAddress, open_target
 
 
 def target_of(params: dict[str, Any]) -> Target:
-    return open_target(TargetAddress(params["target"], params["ssh_key"], params["ssh_options"]))
+    return open_target(address_of(params))
+
+
+def address_of(params: dict[str, Any]) -> TargetAddress:
+    return TargetAddress(params["target"], params["ssh_key"], params["ssh_options"])

@@ -16,11 +16,11 @@ from .._base.filesystem import MIB
 from .._claim.owner import require_no_restore
 from .._image.key import Key
 from .._proof.boot import Boot, Terms, boot_set
-from .._proof.images import expected_images, image_problems
 from .._sets.chain import ancestors_of
 from .._sets.layout import check_backup_id
 from .._sets.schema import Manifest
 from .._sets.secret_files import key_for
+from .._target.images import expected_images, image_problems
 from .target import target_of
 
 # For how long an image on another host may keep us. The tables of a disk of a terabyte are some 150 MB, which are read twice.

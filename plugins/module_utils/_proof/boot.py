@@ -27,7 +27,8 @@ from .._base.files import scratch_directory, write_durably
 from .._base.memory import memory_available
 from .._hypervisor.bindings import libvirt, libvirt_qemu
 from .._hypervisor.connection import LibvirtFailure, connect, explained, libvirt_failure
-from .._hypervisor.domain_xml import parse_domain, parse_xml
+from .._hypervisor.domain_xml import parse_domain
+from .._hypervisor.domains import host_qemu_user
 from .._hypervisor.events import POLL_SECONDS, across_restarts, turns
 from .._hypervisor.numbers import (
     VIR_DOMAIN_EVENT_STOPPED,
@@ -90,7 +91,7 @@ def boot_set(uri: str, path: Path, manifest: Manifest, key: Key | None, terms: T
     size = boot_size(text, terms.max_memory, terms.max_vcpus)
     with ExitStack() as stack:
         connection = stack.enter_context(connect(uri))
-        user = _qemu_user(connection)
+        user = host_qemu_user(connection)
         directory = stack.enter_context(scratch_directory())
         # Others pass through and cannot list it.
         directory.chmod(0o711)
@@ -115,15 +116,6 @@ def boot_set(uri: str, path: Path, manifest: Manifest, key: Key | None, terms: T
         _give_way(domain)
         problem, timed_out = _wait(connection, domain, _Signs(scratch, console, ends), terms, began + terms.timeout, clock)
         return Boot(None if problem else round((clock.boottime() - began) * 1000), problem, timed_out, tail(console.lines()))
-
-
-def _qemu_user(connection: libvirt.virConnect) -> tuple[int, int] | None:
-    """The user and group that QEMU runs as, as libvirt tells it."""
-    for label in parse_xml(connection.getCapabilities()).findall("host/secmodel[model='dac']/baselabel"):
-        ids = re.fullmatch(r"\+(\d+):\+(\d+)", label.text or "")
-        if ids:
-            return int(ids[1]), int(ids[2])
-    return None
 
 
 @contextmanager

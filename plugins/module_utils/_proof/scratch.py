@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from .._base.memory import memory_available, memory_total
 from .._image.key import Key, secret_object
 from .._image.qcow2 import whole_sectors
 from .._image.qemu_img import create_overlay
-from .._image.qemu_nbd import require_qemu_nbd, start_server
+from .._image.qemu_nbd import serving
 from .._overlay.space import Growth, Space, is_threatened, least_space
 
 # About a third of what another process gets of a busy processor, so that a busy host does not make each proof time out.
@@ -85,37 +84,24 @@ class Scratch:
 
         The node may name `descriptors`, which the server inherits.
         """
-        require_qemu_nbd()
-        with tempfile.TemporaryFile(dir=self._directory) as file, socket.socket(socket.AF_UNIX) as listening:
+        with tempfile.TemporaryFile(dir=self._directory) as file, secret_object(key) as secret:
             overlay = lent_descriptor(file.fileno())
             try:
                 create_overlay(overlay, whole_sectors(capacity))
-                # It listens before the server runs, so there is nothing to wait for.
-                listening.bind(str(path))
-                path.chmod(0o600)
-                if user:
-                    os.chown(path, *user)
-                listening.listen()
-                server = self._start(_node(overlay, image), (overlay, *descriptors), listening, key)
-                # If the server ends, whoever reads there is to know.
-                listening.close()
-                self._files.append(overlay)
-                self._servers.append(server)
-                try:
-                    yield
-                finally:
-                    server.kill()
-                    server.wait()
-                    self._servers.remove(server)
-                    self._files.remove(overlay)
+                # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write
+                # fails.
+                modestly = ("nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}")
+                lent = (overlay, *descriptors, *secret.descriptors)
+                with serving(path, [*secret.options, _node(overlay, image)], user, modestly, lent) as server:
+                    self._files.append(overlay)
+                    self._servers.append(server)
+                    try:
+                        yield
+                    finally:
+                        self._servers.remove(server)
+                        self._files.remove(overlay)
             finally:
                 os.close(overlay)
-
-    def _start(self, node: str, descriptors: tuple[int, ...], listening: socket.socket, key: Key | None = None) -> subprocess.Popen[bytes]:
-        # Even if nobody can watch, the kernel lets none of the files become longer. QEMU's threads block its signal, so the write fails.
-        modestly = ["nice", "-n", str(NICE), "prlimit", f"--fsize={self._size}"]
-        with secret_object(key) as secret:
-            return start_server([*secret.options, node], listening, tuple(modestly), (*descriptors, *secret.descriptors))
 
     def problem(self) -> LiveBackupError | None:
         """The error for which the proof is to be given up. It is about this host, not about the set."""

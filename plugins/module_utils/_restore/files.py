@@ -27,6 +27,7 @@ from .._image.key import Key
 from .._image.qcow2 import header_of
 from .._image.qemu_img import How, Node, convert
 from .._target.ssh.target import FETCHED
+from .serve import stop_serving
 
 # Linux's number of the ioctl that zeroes a part of a block device (linux/fs.h), and how much is zeroed at a time.
 _BLKZEROOUT = 0x127F
@@ -134,7 +135,7 @@ def undo(journal: Journal, overwrite: bool = False) -> None:
     A device cannot be put back: then the journal stays, and with it the restore owns the domain.
     """
     _require_mounts(journal)
-    if journal.phase == "swap":
+    if journal.phase in ("swap", "live"):
         # From here on it can only be undone: what is back in its place must not be taken for what is new.
         journal.set_phase("undo")
     problems = [problem for move in journal.moves if (problem := _put_back(move, journal.phase, overwrite))]
@@ -199,6 +200,8 @@ def end(journal: Journal) -> None:
     if journal.fetched_into:
         # Of a run that was killed; our own is in use and goes last.
         remove_scratch(Path(journal.fetched_into), FETCHED)
+    if journal.live is not None:
+        stop_serving(journal.live)
     journal.remove()
 
 

@@ -28,6 +28,7 @@ from .._hypervisor.stamp import set_of
 from .._image.key import Key
 from .._image.lock import images_locked
 from .files import end, remove_old, swap, undo, was_used
+from .live import start_and_move, stops_at_errors
 from .plan import require_replaceable
 
 
@@ -50,26 +51,27 @@ def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
             f"restore was interrupted. Restore this or another set. If the disk is not needed any more, remove {journal.file}.",
             code="device_partly_restored",
         )
-    completes = journal.phase in ("swap", "defined") and _may_complete(journal, journal.stamp)
+    completes = journal.phase in ("swap", "live", "defined") and _may_complete(journal, journal.stamp)
     if not check_mode:
         with restore_lock(journal.name, clock), hold(journal.uuid, clock):
             now = restore_of(journal.uuid)
             if now is None:
                 raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.", code="changed_meanwhile")
-            completes = complete_or_undo(replace(now, start=False, uri=journal.uri), now.stamp)
+            completes = complete_or_undo(replace(now, start=False, uri=journal.uri), now.stamp, clock)
     return "complete it" if completes else "undo it"
 
 
-def complete_or_undo(journal: Journal, stamp: dict[str, str], overwrite: bool = False, key: Key | None = None) -> bool:
+def complete_or_undo(journal: Journal, stamp: dict[str, str], clock: Clock, overwrite: bool = False, key: Key | None = None) -> bool:
     """Complete an interrupted restore, or undo it; whether it is completed.
 
     `stamp` is the set that is wanted now. With `overwrite` it is undone although the domain was used since.
     """
+    began = clock.boottime()
     with connect(journal.uri) as connection:
         if journal.phase == "swap" and is_restored(connection, journal.name, journal.stamp):
             # Only the journal does not know yet that it was defined.
             journal.set_phase("defined")
-        if journal.phase in ("swap", "undo"):
+        if journal.phase in ("swap", "undo") or (journal.phase == "live" and overwrite and not journal.is_of(stamp)):
             # Some disks may be new and some old: nobody may have used them, nor begin to.
             existing = lookup_name(connection, journal.name)
             if existing is not None:
@@ -77,6 +79,10 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str], overwrite: bool = 
     places = [Path(move.path) for move in journal.moves if os.path.isfile(move.path)]
     with images_locked(places if journal.phase in ("swap", "undo") else []):
         used = was_used(journal, overwrite)
+        if journal.phase == "live" and overwrite and not journal.is_of(stamp):
+            # What it wrote on the set that is not wanted any more is to be replaced.
+            undo(journal, overwrite)
+            return False
         if journal.phase in ("write", "undo") or (journal.phase == "swap" and (used or not _may_complete(journal, stamp))):
             undo(journal, overwrite)
             return False
@@ -84,7 +90,7 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str], overwrite: bool = 
             swap(journal, key)
     # Another set is wanted instead, whose disks this one's domain would have in use.
     journal.start = journal.start and journal.is_of(stamp)
-    complete(journal)
+    complete(journal, key, clock, began)
     return True
 
 
@@ -95,27 +101,16 @@ def _may_complete(journal: Journal, stamp: dict[str, str]) -> bool:
     )
 
 
-def complete(journal: Journal) -> None:
-    """Define the domain on its new disks, remove the old ones, and start it if asked to."""
+def complete(journal: Journal, key: Key | None, clock: Clock, began: float) -> None:
+    """Define the domain on its new disks, remove the old ones, and start it if asked to. In a live restore it is started before that."""
+    if journal.phase == "swap":
+        _define(journal)
+    if journal.live is not None and journal.phase == "live":
+        start_and_move(journal, journal.live, key, clock, began)
+        # Who has shut it off since then wants it to be off.
+        journal.start = False
+        journal.set_phase("defined")
     with connect(journal.uri) as connection:
-        if journal.phase == "swap":
-            try:
-                with explained(f"define domain {journal.name!r}"):
-                    connection.defineXML(journal.xml)
-            except (LiveBackupError, Interrupted) as error:
-                # It may have been defined all the same: then, and where libvirt cannot answer, the next run completes it.
-                with connect(journal.uri) as again:
-                    if not is_restored(again, journal.name, journal.stamp):
-                        undo(journal)
-                        raise _undone(journal, explain(error, "define it")) from error
-                raise
-            restored = connection.lookupByName(journal.name)
-            for checkpoint in checkpoint_names(restored):
-                if checkpoint.startswith(PREFIX):
-                    forget_checkpoint(restored, checkpoint)
-            # The old disks go: after a power cut their definition must not be back.
-            sync_existing(DEFINITIONS)
-            journal.set_phase("defined")
         remove_old(journal)
         for pool in journal.pools:
             _refresh(connection, pool)
@@ -125,6 +120,28 @@ def complete(journal: Journal) -> None:
         if journal.start and domain is not None and not domain.isActive():
             with explained(f"start domain {journal.name!r}, which was restored"):
                 domain.create()
+
+
+def _define(journal: Journal) -> None:
+    text = journal.xml if journal.live is None else stops_at_errors(journal.xml, list(journal.live.disks))
+    with connect(journal.uri) as connection:
+        try:
+            with explained(f"define domain {journal.name!r}"):
+                connection.defineXML(text)
+        except (LiveBackupError, Interrupted) as error:
+            # It may have been defined all the same: then, and where libvirt cannot answer, the next run completes it.
+            with connect(journal.uri) as again:
+                if not is_restored(again, journal.name, journal.stamp):
+                    undo(journal)
+                    raise _undone(journal, explain(error, "define it")) from error
+            raise
+        restored = connection.lookupByName(journal.name)
+        for checkpoint in checkpoint_names(restored):
+            if checkpoint.startswith(PREFIX):
+                forget_checkpoint(restored, checkpoint)
+        # The old disks go: after a power cut their definition must not be back.
+        sync_existing(DEFINITIONS)
+        journal.set_phase("defined" if journal.live is None else "live")
 
 
 def _refresh(connection: libvirt.virConnect, pool: str) -> None:

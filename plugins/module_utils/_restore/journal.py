@@ -7,30 +7,34 @@
 from __future__ import annotations
 
 import os
+from dataclasses import asdict
 from pathlib import Path
 
 from .._base.filesystem import mount_of
-from .._claim.restore_journal import Device, Journal, Move
+from .._claim.restore_journal import Device, Journal, Live, Move
 from .._image.qcow2 import whole_sectors
+from .._target.target import TargetAddress
 from .image import Image
 from .plan import Plan, RestoreOptions
+from .serve import serving_directory
 
 # As many bytes of an image's name are in the names of the files beside it.
 _MOST_OF_NAME = 100
 
 
-def new_journal(plan: Plan, options: RestoreOptions, left: Journal | None, *, fetches: bool) -> Journal:
+def new_journal(plan: Plan, options: RestoreOptions, address: TargetAddress, left: Journal | None, *, fetches: bool) -> Journal:
     """What the next run must know of a restore. `left` is the one before it, which has broken devices."""
     moves = [move for move in moves_of(plan) if move is not None]
     directories = [str(Path(image.path).parent) for image in plan.images if image.target and not image.place.is_block]
     fetched_into = next(iter(directories), "/var/tmp")
+    live = _live(plan, options, address) if options.live else None
     return Journal(
         name=plan.guest.name,
         uuid=plan.guest.uuid,
         uri=options.uri,
         stamp=plan.guest.stamp,
         xml=plan.xml,
-        start=options.start,
+        start=options.start or options.live,
         set_path=plan.backup,
         fetched_into=fetched_into if fetches else "",
         moves=moves,
@@ -38,7 +42,14 @@ def new_journal(plan: Plan, options: RestoreOptions, left: Journal | None, *, fe
         pools=sorted({image.place.volume[0] for image in plan.images if image.place.volume}),
         result=plan.reported(),
         broken=[] if left is None else left.broken,
+        live=live,
     )
+
+
+def _live(plan: Plan, options: RestoreOptions, address: TargetAddress) -> Live:
+    disks = {image.target: image.path for image in plan.images if image.target}
+    directory = str(serving_directory(plan.guest.stamp["restore"]))
+    return Live(**asdict(address), domain=options.domain, directory=directory, disks=disks, bandwidth=options.bandwidth)
 
 
 def moves_of(plan: Plan) -> list[Move | None]:

@@ -57,6 +57,9 @@ class RestoreOptions:
     places: Mapping[str, Any] = field(default_factory=dict)
     networks: Mapping[str, str] = field(default_factory=dict)
     bridges: Mapping[str, str] = field(default_factory=dict)
+    # Whether the domain starts at once, on the set, and how many bytes a second its disks are moved with, 0 for no limit.
+    live: bool = False
+    bandwidth: int = 0
     key: Key | None = None
 
 
@@ -115,6 +118,8 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
             code="host_unsuitable",
             missing=missing,
         )
+    if options.live:
+        _require_live(images)
     devices = [image.path for image in images if image.place.is_block]
     if devices and not options.exclusive:
         raise LiveBackupError(
@@ -135,6 +140,18 @@ def _require_places(manifest: Manifest, options: RestoreOptions, *, is_copy: boo
             "a place for each.",
             code="option_needed",
         )
+
+
+def _require_live(images: list[Image]) -> None:
+    """Fail where a disk cannot have the image that a live restore needs, which shows the set where nothing was written yet."""
+    for image in images:
+        if image.target and (image.place.is_block or image.format != "qcow2"):
+            what = f"goes to the device {image.path}" if image.place.is_block else f"is {image.format}"
+            raise LiveBackupError(
+                f"A live restore needs each disk in a qcow2 file, and disk {image.target} {what}. Use format qcow2 and a place that is a "
+                "file, or restore it without live. Nothing was restored.",
+                code="option_invalid",
+            )
 
 
 def _require_known(option: str, given: Mapping[str, Any], known: list[str]) -> None:

@@ -17,11 +17,13 @@ from .._image.copy import Copying, copy_image
 from .._image.data import Pace
 from .._image.digest import file_digest, image_digest
 from .._image.key import Key
-from .._image.qcow2 import require_chain
-from .._image.qemu_img import How, Node, bitmaps_of, convert, remove_bitmap
+from .._image.qcow2 import require_chain, whole_sectors
+from .._image.qcow2_writer import Backing
+from .._image.qemu_img import How, Node, bitmaps_of, convert, create_above, remove_bitmap
 from .._sets.layout import NVRAM
 from .._sets.secret_files import read_secret
 from .image import Image
+from .serve import backing_of
 
 
 def write_image(set_path: Path, image: Image, move: Move | None, key: Key | None, clock: Clock) -> None:
@@ -48,6 +50,12 @@ def write_image(set_path: Path, image: Image, move: Move | None, key: Key | None
             for name in bitmaps_of(move.temporary):
                 remove_bitmap(move.temporary, name)
         sync_path(Path(move.temporary))
+
+
+def write_live_image(image: Image, move: Move, served_in: Path) -> None:
+    """Write an empty image beside its place, which reads from the set when that is served."""
+    create_above(Path(move.temporary), whole_sectors(image.capacity), Backing(backing_of(served_in, image.target), "raw"))
+    sync_path(Path(move.temporary))
 
 
 def _write_disk(files: list[Path], image: Image, move: Move | None, key: Key | None, clock: Clock) -> list[str]:

@@ -48,7 +48,6 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._module import
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import list_sets as _list_sets, prune as _prune
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof import boot as _boot
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof.boot_xml import boot_size, boot_xml
-from ansible_collections.virtops.live_backup.plugins.module_utils._proof.images import Expected, image_problems
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore import domain_xml as _restore_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.definition import read_definition
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import find_set, list_sets
@@ -65,6 +64,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout i
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.proofs import read_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import PERIODS, plan_retention
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.images import Expected, image_problems
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.records import SetImage
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _ssh_copy
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.address import parse

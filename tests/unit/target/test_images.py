@@ -21,8 +21,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 i
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import check_image
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import verify as _verify
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
-from ansible_collections.virtops.live_backup.plugins.module_utils._proof import images as _image_check
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
+from ansible_collections.virtops.live_backup.plugins.module_utils._target import images as _image_check
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import target as _target
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.address import parse
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.client import FarEnd

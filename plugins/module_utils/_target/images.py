@@ -14,18 +14,21 @@ See docs/internals/proof.md.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
 
 from .._base.errors import LiveBackupError
 from .._base.filesystem import mib
 from .._base.memory import memory_available
 from .._base.text import foreign
 from .._image.key import Key
-from .._image.qcow2 import read_header, whole_sectors
+from .._image.qcow2 import layered, read_header, whole_sectors
 from .._image.qemu_img import check_image
+from .._sets.catalogue import GoodSet
 from .._sets.chain import chain_below
 from .._sets.schema import ImageEntry
-from .._target.records import SetImage
+from .records import SetImage
+from .target import Target
 
 
 class Expected(NamedTuple):
@@ -44,6 +47,35 @@ def expected_images(disk: ImageEntry) -> Iterator[Expected]:
     yield Expected(disk["file"], disk["format"], disk["capacity"], "".join(names[:1]))
     for number, one in enumerate(below, 1):
         yield Expected(one["file"], "qcow2", one["capacity"], "".join(names[number : number + 1]))
+
+
+class OpenedDisk(NamedTuple):
+    """A disk of a set as a node of QEMU's block layer, and the descriptors that this node names."""
+
+    node: dict[str, Any]
+    descriptors: tuple[int, ...]
+
+
+@contextmanager
+def opened_disks(target: Target, found: GoodSet, key: Key | None, seconds: float) -> Iterator[dict[str, OpenedDisk]]:
+    """The disks of a set with all that they build on, by their names. Fails where a header does not agree with the manifest.
+
+    Another host is given up after so many seconds.
+    """
+    manifest = found["manifest"]
+    with ExitStack() as stack:
+        image_of = stack.enter_context(target.images(found["domain"], found, seconds))
+        disks = {}
+        for disk in manifest["disks"]:
+            images = []
+            for expected in expected_images(disk):
+                images.append(stack.enter_context(image_of(expected.file)))
+                problem = header_problem(images[-1], expected, encrypted="encryption" in manifest)
+                if problem:
+                    raise LiveBackupError(f"Backup set {found['backup_id']} is damaged: {expected.file}: {problem}.", code="set_damaged")
+            node = layered([image.node for image in images], disk["format"], encrypted=key is not None)
+            disks[disk["target"]] = OpenedDisk(node, tuple(one for image in images for one in image.descriptors))
+        yield disks
 
 
 def image_problems(image: SetImage, expected: Expected, *, encrypted: bool = False, key: Key | None = None) -> list[str]:

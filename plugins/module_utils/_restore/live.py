@@ -1,0 +1,193 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""A live restore: the domain starts on disks that read from the set, and what they read is moved to them meanwhile.
+
+See docs/internals/restore.md.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from .._base.clock import Clock
+from .._base.errors import LiveBackupError
+from .._base.files import sync_path
+from .._base.threads import DaemonThreads
+from .._claim.restore_journal import Journal, Live
+from .._hypervisor.bindings import etree, libvirt
+from .._hypervisor.connection import connect, explained
+from .._hypervisor.domain_xml import parse_xml
+from .._hypervisor.domains import active, host_qemu_user, lookup
+from .._hypervisor.events import across_restarts, turns
+from .._hypervisor.jobs import block_jobs
+from .._image.key import Key
+from .._image.qcow2 import header_of
+from .._image.qemu_img import flatten
+from .._sets.catalogue import SetFacts
+from .._sets.secret_files import key_for
+from .._target.target import Target, TargetAddress, open_target
+from .serve import is_served, serve
+
+# How often the move of one disk, and the guest that an error has stopped, are started again.
+_TRIES = 5
+
+
+def stops_at_errors(text: str, disks: list[str]) -> str:
+    """A domain's XML whose guest is paused when one of these disks cannot be read, instead of being given the error."""
+    return _with_policy(text, dict.fromkeys(disks, "stop"))
+
+
+def start_and_move(journal: Journal, live: Live, key: Key | None, clock: Clock, began: float) -> None:
+    """Start the domain on the set, move its disks away from it, and compare the set with its digests meanwhile.
+
+    A domain that is shut off, and not to be started, has its disks moved as they are. `began` is when this run did.
+    """
+    target = open_target(TargetAddress(live.target, live.ssh_key, live.ssh_options))
+    backup_id = journal.stamp["backup_id"]
+    if _on_set(live):
+        with target.reading(live.domain, backup_id) as found, connect(journal.uri) as connection:
+            user = host_qemu_user(connection)
+            serve_again = partial(serve, live, target, found, user, key_for(found["manifest"], key))
+            serve_again()
+            if journal.start:
+                _start(connection, journal)
+                journal.result["rto_seconds"] = round(clock.boottime() - began, 1)
+            comparing = _compared(target, journal, live)
+            across_restarts(journal.uri, math.inf, clock, _Move(journal, live, serve_again, comparing, clock).watch)
+    else:
+        comparing = _compared(target, journal, live)
+    _require_same(comparing.result(), journal)
+    for path in live.disks.values():
+        sync_path(Path(path))
+    live.proven = True
+    journal.save()
+    with connect(journal.uri) as connection:
+        domain = lookup(connection, journal.uuid)
+        if domain is not None:
+            text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+            with explained(f"define domain {journal.name!r}"):
+                connection.defineXML(_with_policy(text, _policies(journal.xml, list(live.disks))))
+
+
+def _on_set(live: Live) -> list[str]:
+    """The disks that still read from the set, by the headers of their images."""
+    return [target for target, path in live.disks.items() if header_of(path).backing]
+
+
+def _start(connection: libvirt.virConnect, journal: Journal) -> None:
+    domain = connection.lookupByUUIDString(journal.uuid)
+    if not domain.isActive():
+        with explained(f"start domain {journal.name!r} on its backup"):
+            domain.create()
+
+
+def _compared(target: Target, journal: Journal, live: Live) -> Future[SetFacts | None]:
+    """Will be what is known of the set's files by their digests; None where they were compared before."""
+    threads = DaemonThreads(1)
+    call: Callable[[], Any] = partial(target.check, live.domain, journal.stamp["backup_id"], deep=False)
+    comparing = threads.submit(call if not live.proven else lambda: None)
+    threads.close()
+    return comparing
+
+
+def _require_same(found: SetFacts | None, journal: Journal) -> None:
+    """Pause the domain and fail if the set is not what was backed up."""
+    if found is not None and found["findings"]:
+        with connect(journal.uri) as connection:
+            domain = active(lookup(connection, journal.uuid))
+            with suppress(libvirt.libvirtError):  # it has just ended
+                if domain is not None:
+                    domain.suspend()
+        raise LiveBackupError(
+            f"Backup {journal.stamp['backup_id']} of domain {journal.name!r} is not what was backed up: {'; '.join(found['findings'])}. "
+            "The domain was started on it, and is paused now if it ran. Its disks hold damaged data. Shut it off, and restore another "
+            "set with overwrite.",
+            code="set_damaged",
+        )
+
+
+class _Move:
+    """The move of the disks away from the set, looked at after each event."""
+
+    def __init__(
+        self, journal: Journal, live: Live, serve_again: Callable[[], None], comparing: Future[SetFacts | None], clock: Clock
+    ) -> None:
+        self._journal = journal
+        self._live = live
+        self._serve_again = serve_again
+        self._comparing = comparing
+        self._clock = clock
+        self._tries: Counter[str] = Counter()
+
+    def watch(self, connection: libvirt.virConnect, answered: Callable[[], None]) -> None:
+        """Return when no disk needs the set any more."""
+        domain = active(lookup(connection, self._journal.uuid))
+        if domain is None:
+            self._flatten()
+            return
+        events = (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2)
+        with turns(connection, domain, events, self._clock) as turn:
+            while self._is_moving(domain):
+                answered()
+                turn()
+                if not domain.isActive():
+                    self._flatten()
+                    return
+
+    def _is_moving(self, domain: libvirt.virDomain) -> bool:
+        """Whether a disk is still to be moved. What does not go on is started again."""
+        moving = [job["disk"] for job in block_jobs(domain, list(self._live.disks))]
+        left = _on_set(self._live)
+        # An error is told when the disks are moved: they need not wait for what the comparison needs.
+        if self._comparing.done() and self._comparing.exception() is None:
+            _require_same(self._comparing.result(), self._journal)
+        if left and not is_served(self._live):
+            self._serve_again()
+        if domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]:
+            self._try("The guest", domain.resume)
+        for disk in left:
+            if disk not in moving:
+                flags = libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES
+                self._try(f"Disk {disk}", partial(domain.blockPull, disk, self._live.bandwidth, flags))
+        return bool(left or moving)
+
+    def _try(self, what: str, start: Callable[[], Any]) -> None:
+        self._tries[what] += 1
+        if self._tries[what] > _TRIES:
+            raise LiveBackupError(
+                f"{what} of domain {self._journal.name!r} was stopped by errors {_TRIES} times while its disks were moved from backup "
+                f"{self._journal.stamp['backup_id']}. What is wrong stands in QEMU's log. When that is fixed, run the restore again.",
+                code="move_failed",
+            )
+        start()
+
+    def _flatten(self) -> None:
+        """Move the disks of a domain that is shut off."""
+        for disk in _on_set(self._live):
+            self._serve_again()
+            flatten(Path(self._live.disks[disk]))
+
+
+def _policies(text: str, disks: list[str]) -> dict[str, str | None]:
+    """What a domain's XML says of errors of reading, by disk."""
+    drivers = {disk.find("target").get("dev"): disk.find("driver") for disk in parse_xml(text).findall("devices/disk")}
+    return {name: None if drivers.get(name) is None else drivers[name].get("rerror_policy") for name in disks}
+
+
+def _with_policy(text: str, policies: dict[str, str | None]) -> str:
+    root = parse_xml(text)
+    for disk in root.findall("devices/disk"):
+        name, driver = disk.find("target").get("dev"), disk.find("driver")
+        if name in policies and driver is not None:
+            driver.attrib.pop("rerror_policy", None)
+            driver.attrib.update({"rerror_policy": policy} if (policy := policies[name]) else {})
+    return etree.tostring(root, encoding="unicode")
