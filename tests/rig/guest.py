@@ -145,7 +145,8 @@ class Guest:
             self.hypervisor.virsh("destroy", "--graceful", self.uuid)
             return
         off = "shut off" if self.shape.persistent else "undefined"
-        self.hypervisor.virsh("shutdown", "--mode", "agent", self.uuid)
+        # The agent may end before it has answered, which is an error for libvirt.
+        self.hypervisor.virsh("shutdown", "--mode", "agent", self.uuid, check=False)
         wait_until(lambda: self.state() == off, 60, f"{self.name} to shut down")
 
     def undefine(self) -> None:

@@ -115,6 +115,14 @@ def read_header(data: bytes) -> Header | None:
     )
 
 
+def without_backing(data: bytes) -> bytes:
+    """The first bytes of an image, such that it names no backing file."""
+    fields = read_fields(data)
+    if fields is None:
+        return data
+    return FIELDS.pack(*fields._replace(backing_offset=0, backing_length=0)) + data[FIELDS.size :]
+
+
 def read_fields(data: bytes) -> Fields | None:
     """The fields of a header as they are; None where the bytes are not those of qcow2."""
     if not data.startswith(MAGIC) or len(data) < FIELDS.size:

@@ -61,7 +61,7 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
             broken = {finding.partition(":")[0] for finding in findings}
             for expected in (one for disk in manifest["disks"] for one in expected_images(disk)):
                 if expected.file not in broken:
-                    with image_of(expected.file) as image:
+                    with image_of(expected.file, expected.format) as image:
                         problems = image_problems(image, expected, encrypted=encrypted, key=key)
                     findings += [f"{expected.file}: {problem}" for problem in problems]
             if params["level"] == "boot" and not findings:

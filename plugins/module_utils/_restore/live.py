@@ -37,8 +37,12 @@ from .._sets.secret_files import key_for
 from .._target.target import Target, TargetAddress, open_target
 from .serve import is_served, serve
 
-# How often the move of one disk, and the guest that an error has stopped, are started again.
-_TRIES = 5
+# How often the move of one disk, and the guest that an error has stopped, are started again, and after how many seconds. QEMU connects to
+# a server again when something is to be read, and fails that.
+_TRIES = 12
+_TRY_SECONDS = 1.0
+# How many of these tries one server gets.
+_TRIES_OF_SERVER = 3
 
 
 def stops_at_errors(text: str, disks: list[str]) -> str:
@@ -119,7 +123,7 @@ class _Move:
     """The move of the disks away from the set, looked at after each event."""
 
     def __init__(
-        self, journal: Journal, live: Live, serve_again: Callable[[], None], comparing: Future[SetFacts | None], clock: Clock
+        self, journal: Journal, live: Live, serve_again: Callable[..., None], comparing: Future[SetFacts | None], clock: Clock
     ) -> None:
         self._journal = journal
         self._live = live
@@ -127,6 +131,7 @@ class _Move:
         self._comparing = comparing
         self._clock = clock
         self._tries: Counter[str] = Counter()
+        self._not_before: dict[str, float] = {}
 
     def watch(self, connection: libvirt.virConnect, answered: Callable[[], None]) -> None:
         """Return when no disk needs the set any more."""
@@ -161,6 +166,9 @@ class _Move:
         return bool(left or moving)
 
     def _try(self, what: str, start: Callable[[], Any]) -> None:
+        if self._clock.boottime() < self._not_before.get(what, 0):
+            return
+        self._not_before[what] = self._clock.boottime() + _TRY_SECONDS
         self._tries[what] += 1
         if self._tries[what] > _TRIES:
             raise LiveBackupError(
@@ -168,6 +176,9 @@ class _Move:
                 f"{self._journal.stamp['backup_id']}. What is wrong stands in QEMU's log. When that is fixed, run the restore again.",
                 code="move_failed",
             )
+        if self._tries[what] % _TRIES_OF_SERVER == 0:
+            # It may run and have lost what it reads from.
+            self._serve_again(anew=True)
         start()
 
     def _flatten(self) -> None:

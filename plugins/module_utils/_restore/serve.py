@@ -25,7 +25,7 @@ from pathlib import Path
 from .._base.child import fork
 from .._base.errors import LiveBackupError
 from .._base.files import SCRATCH
-from .._claim.restore_journal import Live
+from .._claim.restore_journal import Live, identity
 from .._image.key import Key, secret_object
 from .._image.qemu_nbd import EXPORT, serving
 from .._sets.catalogue import GoodSet
@@ -54,9 +54,9 @@ def is_served(live: Live) -> bool:
     return all(_answers(Path(live.directory, target)) for target in live.disks)
 
 
-def serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | None, key: Key | None) -> None:
-    """Have the disks served to QEMU's user, if they are not. It goes on after this process has ended."""
-    if is_served(live):
+def serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | None, key: Key | None, anew: bool = False) -> None:
+    """Have the disks served to QEMU's user, if they are not, or `anew`. It goes on after this process has ended."""
+    if is_served(live) and not anew:
         return
     stop_serving(live)
     directory = Path(live.directory)
@@ -82,11 +82,13 @@ def stop_serving(live: Live) -> None:
 def _serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | None, key: Key | None, writer: int) -> None:
     """Serve until the directory is gone; first write an empty object, or the error."""
     os.setsid()
+    own = identity(live.directory)[:1]
     try:
         with _served(live, target, found, user, key):
             os.write(writer, b"{}\n")
             os.close(writer)
-            while os.path.isdir(live.directory):
+            # Who serves anew makes another one.
+            while identity(live.directory)[:1] == own:
                 time.sleep(_LOOK_SECONDS)
     except LiveBackupError as error:
         os.write(writer, json.dumps({"msg": error.msg, "code": error.code}).encode())

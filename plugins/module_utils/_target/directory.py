@@ -75,10 +75,10 @@ class DirectoryTarget:
     @contextmanager
     def images(
         self, _domain: str, found: SetFacts | GoodSet, _seconds: float
-    ) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
+    ) -> Iterator[Callable[[str, str], AbstractContextManager[SetImage]]]:
         path = Path(found["path"])
         with reading(path.parent):
-            yield lambda name: _image(path / name)
+            yield lambda name, _image_format: _image(path / name)
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         note_proof(str(self._directory), path, level, outcome, findings, rto_ms)

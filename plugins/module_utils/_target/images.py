@@ -69,7 +69,7 @@ def opened_disks(target: Target, found: GoodSet, key: Key | None, seconds: float
         for disk in manifest["disks"]:
             images = []
             for expected in expected_images(disk):
-                images.append(stack.enter_context(image_of(expected.file)))
+                images.append(stack.enter_context(image_of(expected.file, expected.format)))
                 problem = header_problem(images[-1], expected, encrypted="encryption" in manifest)
                 if problem:
                     raise LiveBackupError(f"Backup set {found['backup_id']} is damaged: {expected.file}: {problem}.", code="set_damaged")

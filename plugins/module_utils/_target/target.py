@@ -82,8 +82,8 @@ class Target(Protocol):
 
     def images(
         self, domain: str, found: SetFacts | GoodSet, seconds: float
-    ) -> AbstractContextManager[Callable[[str], AbstractContextManager[SetImage]]]:
-        """What opens an image of a set by its file's name. The set is not removed in the meantime.
+    ) -> AbstractContextManager[Callable[[str, str], AbstractContextManager[SetImage]]]:
+        """What opens an image of a set by its file's name and its format. The set is not removed in the meantime.
 
         Another host is given up if an image is open there for so many seconds.
         """

@@ -237,9 +237,8 @@ def test_a_server_ends_with_its_proof_even_if_that_dies_as_it_starts_it(
         if parent != "lives":
             # As it looks then: its parent is another process.
             monkeypatch.setattr(_qemu_nbd.os, "getpid", lambda: 1)
-        server = Scratch(tmp_path, GIB, FakeClock())._start(
-            _boot_scratch._node(overlay, image_node([tmp_path / "image"], "raw")), (overlay,), listening
-        )
+        node = _boot_scratch._node(overlay, image_node([tmp_path / "image"], "raw"))
+        server = _qemu_nbd.start_server([node], listening, descriptors=(overlay,))
     try:
         if parent == "lives":
             with pytest.raises(subprocess.TimeoutExpired):

@@ -292,12 +292,12 @@ def test_images_are_shown_as_they_are(place: Place) -> None:
     found = target.check("db1", None, deep=False)
     with target.images("db1", found, 60) as image_of:
         for name in ("vda.qcow2", "vdb.qcow2"):
-            with image_of(name) as image:
+            with image_of(name, "qcow2") as image:
                 known = (one / name).read_bytes()
                 assert image.size == len(known) and known.startswith(image.header) and len(image.header) == HEADER_BYTES
         (one / "vdb.qcow2").unlink()
         (one / "vdb.qcow2").symlink_to(one / "vda.qcow2")
-        with pytest.raises((LiveBackupError, OSError)), image_of("vdb.qcow2"):
+        with pytest.raises((LiveBackupError, OSError)), image_of("vdb.qcow2", "qcow2"):
             pass
 
 

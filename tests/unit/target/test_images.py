@@ -159,7 +159,7 @@ def test_the_header_that_is_judged_is_the_one_that_qemu_sees(ssh: object, tmp_pa
     make(image)
     make(other, "-o", f"data_file={tmp_path}/secret")
     (tmp_path / "secret").unlink()
-    with FarEnd(parse(f"ssh://far{tmp_path}", None, [])) as far_end, _target._image(far_end, str(image), 60) as shown:
+    with FarEnd(parse(f"ssh://far{tmp_path}", None, [])) as far_end, _target._image(far_end, str(image), "qcow2", 60) as shown:
         with image.open("r+b") as file:
             file.write(other.read_bytes()[:4096])
         header = read_header(image.read_bytes())

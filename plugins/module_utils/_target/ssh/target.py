@@ -22,7 +22,7 @@ from ..._base.filesystem import require_free
 from ..._image.data import Pace
 from ..._image.digest import OpenImage
 from ..._image.nbd_server import served
-from ..._image.qcow2 import HEADER_BYTES, whole_sectors
+from ..._image.qcow2 import HEADER_BYTES, whole_sectors, without_backing
 from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from ..._sets.chain import ancestors_of, bytes_of, chain_below
 from ..._sets.check import check_files, note_proof
@@ -169,10 +169,12 @@ class SshTarget:
         return self._alone(check_files, domain=domain, backup_id=backup_id, deep=deep)
 
     @contextmanager
-    def images(self, domain: str, found: SetFacts | GoodSet, seconds: float) -> Iterator[Callable[[str], AbstractContextManager[SetImage]]]:
+    def images(
+        self, domain: str, found: SetFacts | GoodSet, seconds: float
+    ) -> Iterator[Callable[[str, str], AbstractContextManager[SetImage]]]:
         with self.connection() as far_end:
             path = self._call(far_end, open_set, domain=domain, backup_id=found["backup_id"])["path"]
-            yield lambda name: _image(far_end, f"{path}/{name}", seconds)
+            yield lambda name, image_format: _image(far_end, f"{path}/{name}", image_format, seconds)
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         self._alone(note_proof, path=path, level=level, outcome=outcome, findings=findings, rto_ms=rto_ms)
@@ -201,13 +203,16 @@ def _naming(name: SetName) -> dict[str, str]:
 
 
 @contextmanager
-def _image(far_end: FarEnd, path: str, seconds: float) -> Iterator[SetImage]:
+def _image(far_end: FarEnd, path: str, image_format: str, seconds: float) -> Iterator[SetImage]:
     with far_end.within(seconds):
         size = far_end.size(path)
         header = bytes(far_end.read(path, 0, min(size, HEADER_BYTES)))
+        # QEMU fails to open an image that names another one beside it, where "beside" means nothing, though it is given that other one
+        # (bdrv_open_backing_file in block.c).
+        shown = without_backing(header) if image_format == "qcow2" else header
 
         def read(offset: int, length: int) -> bytes:
-            known = header[offset : offset + length]
+            known = shown[offset : offset + length]
             if len(known) == length:
                 return known
             return known + far_end.read(path, offset + len(known), length - len(known))
