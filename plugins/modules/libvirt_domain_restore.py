@@ -97,7 +97,7 @@ options:
     default: false
   bandwidth:
     description:
-      - With O(live), the most bytes per second that are moved for each disk, such as V(100M). The default is no limit.
+      - With O(live), the maximum speed of the move in bytes per second, such as V(100M). By default there is no limit.
       - What the guest itself reads is not limited.
     type: bytes
   places:
@@ -145,7 +145,7 @@ EXAMPLES = r"""
     name: db1-test
     directory: /var/lib/libvirt/images
 
-- name: Start a domain at once from its backup, and move its disks meanwhile
+- name: Start a domain at once from its backup, and move its disks while it runs
   virtops.live_backup.libvirt_domain_restore:
     domain: db1
     target: ssh://backup@vault.example.com/srv/backup

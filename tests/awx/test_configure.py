@@ -115,7 +115,7 @@ def test_a_schedule_answers_nothing_for_the_inventory(awx: Controller) -> None:
     passed = {name for survey in awx.surveys.values() for name in defaults(survey)}
     assert passed == {
         "backup_quiesce", "backup_verify", "backup_timeout", "backup_verify_timeout", "status_max_age",
-        "restore_format", "restore_overwrite", "restore_start",
+        "restore_format", "restore_overwrite", "restore_start", "restore_live",
     }  # fmt: skip
 
 

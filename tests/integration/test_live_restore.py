@@ -15,10 +15,10 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 i
 from tests.rig.guest import MIB, Guest
 from tests.rig.hypervisor import Hypervisor, Inside
 from tests.rig.oracle import judge
-from tests.rig.shell import wait_until
+from tests.rig.shell import processes, wait_until
 from tests.rig.sshd import Sshd
 
-from .conftest import Backup, result_of
+from .conftest import ALL, KILLED, Backup, result_of
 from .test_encryption import KEY, NAMED
 from .test_restore import restore
 
@@ -70,15 +70,7 @@ def test_live(backed_up: Backup) -> None:
 
 def servers(backup: Backup) -> list[int]:
     """The processes that serve the set."""
-    found = []
-    for directory in Path("/proc").glob("[0-9]*"):
-        try:
-            command = (directory / "cmdline").read_bytes()
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if command.startswith(b"qemu-nbd") and os.fsencode(backup.target) in command:
-            found.append(int(directory.name))
-    return found
+    return processes("qemu-nbd", str(backup.target))
 
 
 def begun(backup: Backup, **options: object) -> Inside:
@@ -98,7 +90,11 @@ def kill_servers(backup: Backup) -> None:
     wait_until(lambda: servers(backup) == [], 10, "the servers to end with the process that started them")
 
 
-@pytest.mark.parametrize("who", ["the module", "the server", "the module and the server", "libvirtd", "QEMU", "the module and QEMU"])
+# The last one is what a host does that dies.
+DEATHS = ["the module", "the server", "the module and the server", "libvirtd", "QEMU", "the module, the server and QEMU"]
+
+
+@pytest.mark.parametrize("who", DEATHS if ALL else DEATHS[1::2])
 def test_somebody_dies(who: str, backed_up: Backup) -> None:
     guest = backed_up.guest
     process = begun(backed_up)
@@ -163,6 +159,7 @@ def test_a_damaged_set_stops_its_guest(make_guest: Callable[..., Guest], backup_
     restored = restore(backup, backup_id="night-1", overwrite=True, live=True)
     assert restored.get("changed"), restored
     assert_alone(backup, guest)
+    assert guest.state() == "running"
     guest.destroy()
     verdict = judge(guest.images)
     assert verdict.ok and verdict.number > 0, str(verdict)
@@ -208,4 +205,52 @@ def test_a_chain_on_a_server(
     hypervisor.virsh("undefine", copy)
     assert not any(header_of(image).backing for image in images)
     verdict = judge([(image, "qcow2") for image in images], durable)
+    assert verdict.ok, str(verdict)
+
+
+# Where the module can die, in its order.
+KILLS = [
+    "after _operations.restore.write_live_image",
+    "after pathlib.Path.rename",
+    "before defineXML",
+    "after defineXML",
+    "before _restore.live.serve",
+    "after _restore.live.serve",
+    "before create",
+    "after create",
+    "before blockPull",
+    "after blockPull",
+    "after blockPull#2",
+    "before _restore.live.sync_path",
+    "before defineXML#2",
+    "after defineXML#2",
+    "before _restore.finish.remove_old",
+    "before _restore.files.stop_serving",
+    "after _restore.files.stop_serving",
+]
+
+
+@pytest.mark.parametrize(
+    ("point", "then"), [(point, ("recover", "the same again")[number % 2]) for number, point in enumerate(KILLS)][:: 1 if ALL else 7]
+)
+def test_it_is_killed(point: str, then: str, backed_up: Backup) -> None:
+    guest = backed_up.guest
+    durable = guest.durable()
+    given = {"domain": guest.name, "target": str(backed_up.target), "live": True, "bandwidth": 16 * MIB}
+    process = backed_up.start_module("libvirt_domain_restore", fault=f"KILL {point}", **given)
+    assert process.wait(timeout=120) in KILLED
+    if then == "recover":
+        recovered = backed_up.recover()
+        assert "failed" not in recovered, recovered
+        assert not backed_up.recover().get("changed")
+    restored = restore(backed_up, live=True)
+    assert "failed" not in restored, restored
+    assert_alone(backed_up, guest)
+    assert list(guest.directory.glob(".*.restoring")) == []
+    if guest.state() == "shut off":
+        guest.start()
+    guest.wait_durable(durable + 5, timeout=120)
+    durable = guest.durable()
+    guest.shutdown_inside()
+    verdict = judge(guest.images, durable)
     assert verdict.ok, str(verdict)

@@ -182,8 +182,8 @@ def test_two_proofs_side_by_side(everyday: Guest, backup_of: Callable[..., Backu
 
 
 KILLS = [
-    "before _proof.scratch.Scratch._start",
-    "after _proof.scratch.Scratch._start",
+    "before _image.qemu_nbd.start_server",
+    "after _image.qemu_nbd.start_server",
     "before createXML",
     "after createXML",
     "before destroy",

@@ -376,10 +376,11 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     assert planned.status == 0 and "would be restored from backup night-3" in planned.output, planned.output
     assert "the digests of its images were not compared" in planned.output, planned.output
     printed = guest.console()
-    restored = player.run(restore_start=True, **book)
+    at_once = {"restore_live": True, "restore_format": "qcow2", "restore_bandwidth": "64M"}
+    restored = player.run(**at_once, **book)
     assert restored.status == 0 and restored.recap["hv"]["changed"] == 1, restored.output
     guest.wait_writes_after(printed)
-    again = player.run(restore_start=True, **book)
+    again = player.run(**at_once, **book)
     assert again.status == 0 and again.recap["hv"]["changed"] == 0, again.output
 
     refused = player.run(book="virtops.live_backup.prune", backup_keep={"last": 1, "montly": 12})

@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 
@@ -37,6 +39,17 @@ def wait_until(condition: Callable[[], bool], timeout: float, what: str, interva
         if time.monotonic() > deadline:
             raise RigError(f"waited {timeout:g} s in vain: {what}")
         time.sleep(interval)
+
+
+def processes(program: str, word: str) -> list[int]:
+    """The processes whose command line begins with the one and has the other in it."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        with suppress(FileNotFoundError, ProcessLookupError):
+            text = os.fsdecode(path.read_bytes())
+            if text.startswith(program) and word in text:
+                found.append(int(path.parent.name))
+    return found
 
 
 def family(pid: int) -> list[int]:

@@ -144,6 +144,10 @@ class Journal:
         self.phase = phase
         self.save()
 
+    def note_defined(self) -> None:
+        """The domain is defined on its new disks."""
+        self.set_phase("defined" if self.live is None else "live")
+
     def remove(self) -> None:
         self.file.unlink(missing_ok=True)
         temporary_of(self.file).unlink(missing_ok=True)

@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError, advised
-from .._base.files import write_out
+from .._base.files import has_writer, write_out
 from .._base.progress import tell
 from .._capture.backup_job import ABORT_SECONDS
 from .._capture.methods import METHODS
@@ -32,6 +32,8 @@ from .._recovery.repairs import undoing
 from .._sets.layout import check_backup_id
 
 _FOREVER = float("inf")
+# How long QEMU may take to close what it has written.
+_CLOSE_SECONDS = 10
 
 
 def wait_for_job(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
@@ -107,19 +109,24 @@ def _await(claim: Claim, params: dict[str, Any], clock: Clock) -> Job | None:
         if problem and not ended:
             problem, code = f"has not finished within {params['timeout']} s and was aborted", "timed_out"
         if not problem:
-            problem, code = _lost(opened, watch.seen), "target_lost_writes"
+            problem, code = _lost(opened, watch.seen, clock), "target_lost_writes"
     if problem:
         with undoing(uri, claim, clock, partial(explain, action="wait for it")):
             raise LiveBackupError(*advised(f"The backup of domain {claim.domain!r} {problem}. Nothing was published", code=code), job=job)
     return job
 
 
-def _lost(opened: Sequence[BinaryIO], told: bool) -> str:
+def _lost(opened: Sequence[BinaryIO], told: bool, clock: Clock) -> str:
     """What the target's file system lost of the images; empty if they have reached the disk.
 
     `told` is whether they were open while QEMU wrote. If not, a late error may have been told to QEMU alone, as it closed them: then the
     page cache still holds what it wrote, and the disk does not.
     """
+    # libvirt calls the job completed before QEMU closes the images, and writes their headers again
+    # (qemuBlockJobProcessEventConcludedBackup in qemu_blockjob.c).
+    give_up_at = clock.boottime() + _CLOSE_SECONDS
+    while not told and any(has_writer(Path(image.name)) for image in opened) and clock.boottime() < give_up_at:
+        clock.sleep(0.1)
     try:
         for image in opened:
             written = "" if told else open_digest(image.fileno())

@@ -70,7 +70,7 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str], clock: Clock, over
     with connect(journal.uri) as connection:
         if journal.phase == "swap" and is_restored(connection, journal.name, journal.stamp):
             # Only the journal does not know yet that it was defined.
-            journal.set_phase("defined")
+            journal.note_defined()
         if journal.phase in ("swap", "undo") or (journal.phase == "live" and overwrite and not journal.is_of(stamp)):
             # Some disks may be new and some old: nobody may have used them, nor begin to.
             existing = lookup_name(connection, journal.name)
@@ -141,7 +141,7 @@ def _define(journal: Journal) -> None:
                 forget_checkpoint(restored, checkpoint)
         # The old disks go: after a power cut their definition must not be back.
         sync_existing(DEFINITIONS)
-        journal.set_phase("defined" if journal.live is None else "live")
+        journal.note_defined()
 
 
 def _refresh(connection: libvirt.virConnect, pool: str) -> None:

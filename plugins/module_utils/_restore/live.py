@@ -157,13 +157,14 @@ class _Move:
             _require_same(self._comparing.result(), self._journal)
         if left and not is_served(self._live):
             self._serve_again()
-        if domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]:
+        paused = domain.state()[:2] == [libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR]
+        if paused:
             self._try("The guest", domain.resume)
-        for disk in left:
-            if disk not in moving:
-                flags = libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES
-                self._try(f"Disk {disk}", partial(domain.blockPull, disk, self._live.bandwidth, flags))
-        return bool(left or moving)
+        # One after the other: QEMU 7.2 crashes when it is to begin a pull while another one ends (bdrv_refresh_filename in block.c).
+        if left and not moving:
+            flags = libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES
+            self._try(f"Disk {left[0]}", partial(domain.blockPull, left[0], self._live.bandwidth, flags))
+        return bool(left or moving or paused)
 
     def _try(self, what: str, start: Callable[[], Any]) -> None:
         if self._clock.boottime() < self._not_before.get(what, 0):
@@ -173,7 +174,7 @@ class _Move:
         if self._tries[what] > _TRIES:
             raise LiveBackupError(
                 f"{what} of domain {self._journal.name!r} was stopped by errors {_TRIES} times while its disks were moved from backup "
-                f"{self._journal.stamp['backup_id']}. What is wrong stands in QEMU's log. When that is fixed, run the restore again.",
+                f"{self._journal.stamp['backup_id']}. QEMU's log has the cause. Fix it, and run the same restore again.",
                 code="move_failed",
             )
         if self._tries[what] % _TRIES_OF_SERVER == 0:

@@ -22,6 +22,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim.overlay
 from ansible_collections.virtops.live_backup.plugins.module_utils._image import qemu_img as _qemu_img
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.key import Key
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import image_node, read_header
+from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_nbd import served_for_writing
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import way_back as _commit
 from ansible_collections.virtops.live_backup.plugins.module_utils._proof.scratch import Scratch
@@ -87,11 +88,9 @@ def guesses(command: list[str]) -> str:
         # A raw image has nothing below it.
         known = [node.get("driver") == "raw" or node.get("driver") and "backing" in node for node in described if "file" in node]
         return "" if all(known) else str(command)
-    if tool == "qemu-nbd":
-        wanted = ["--format"]
-    else:
-        wanted = [*FORMATS[arguments[0]], *(["-F"] if "-b" in arguments else [])]
     told = {option: arguments[index + 1] for index, option in enumerate(arguments[:-1])}
+    # No backing file has no format.
+    wanted = ["--format"] if tool == "qemu-nbd" else [*FORMATS[arguments[0]], *(["-F"] if told.get("-b") else [])]
     return "" if all(told.get(option, "-").isalnum() for option in wanted) else str(command)
 
 
@@ -139,6 +138,11 @@ def _serve_for_writing(directory: Path) -> None:
         disk.flush()
 
 
+def _flatten(directory: Path) -> None:
+    Q.create_above(directory / "above.qcow2", 1 << 20, Backing(str(image(directory, "base.raw", "raw")), "raw"))
+    Q.flatten(directory / "above.qcow2")
+
+
 KEY = Key(b"a key that is long enough to be one")
 Q = _qemu_img
 # Every function that runs a tool, by its name, and how it is called.
@@ -154,6 +158,8 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "rebase_unsafe": lambda at: Q.rebase_unsafe(Path(overlay_of(at).path), "../elsewhere"),
     "remove_bitmap": lambda at: Q.remove_bitmap(with_bitmap(image(at, "a")), "b"),
     "create_overlay": _serve,
+    "create_above": _flatten,
+    "flatten": _flatten,
     "_require_header": lambda at: _commit._require_header(overlay_of(at)),
     "served": _serve,
     "_run_encrypting": _serve_for_writing,

@@ -179,7 +179,7 @@ def test_libvirt_refuses_the_definition(tmp_path: Path, journal: Journal, broken
     libvirt.host.before["defineXML"] = refuse
     journal.broken = broken
     with pytest.raises(LiveBackupError) as failed:
-        _finish.complete(journal)
+        _finish.complete(journal, None, FakeClock(), 0)
     words = f"define domain 'db1': unsupported configuration. The files are as they were{lost}"
     assert words in failed.value.msg and failed.value.libvirt_error and failed.value.code == "libvirt_refused"
     assert files(tmp_path) == {"old": "old"}
