@@ -36,7 +36,7 @@ def assert_alone(backup: Backup, guest: Guest) -> None:
     """No image refers to the set, nothing serves it, and no journal is left."""
     for image, _format in guest.images:
         assert not header_of(image).backing
-    assert "nbd" not in guest.xml() + guest.xml("--inactive") and "rerror_policy" not in guest.xml("--inactive")
+    assert "nbd" not in guest.xml() + guest.xml("--inactive") and "error_policy" not in guest.xml("--inactive")
     assert backup.claims() == []
     served = backup.hypervisor.outside("/run/live_backup")
     wait_until(lambda: not served.exists() or not list(served.glob("restore-*")), 10, "the directory of the sockets to go")

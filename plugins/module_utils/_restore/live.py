@@ -41,13 +41,17 @@ from .serve import is_served, serve
 # a server again when something is to be read, and fails that.
 _TRIES = 12
 _TRY_SECONDS = 1.0
+_POLICIES = ("error_policy", "rerror_policy")
 # How many of these tries one server gets.
 _TRIES_OF_SERVER = 3
 
 
 def stops_at_errors(text: str, disks: list[str]) -> str:
-    """A domain's XML whose guest is paused when one of these disks cannot be read, instead of being given the error."""
-    return _with_policy(text, dict.fromkeys(disks, "stop"))
+    """A domain's XML whose guest is paused when one of these disks cannot be read, instead of being given the error.
+
+    What it writes can fail by that, too: a part of a cluster needs the rest of it.
+    """
+    return _with_policies(text, {name: dict.fromkeys(_POLICIES, "stop") for name in disks})
 
 
 def start_and_move(journal: Journal, live: Live, key: Key | None, clock: Clock, began: float) -> None:
@@ -79,7 +83,7 @@ def start_and_move(journal: Journal, live: Live, key: Key | None, clock: Clock, 
         if domain is not None:
             text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
             with explained(f"define domain {journal.name!r}"):
-                connection.defineXML(_with_policy(text, _policies(journal.xml, list(live.disks))))
+                connection.defineXML(_with_policies(text, _policies(journal.xml, list(live.disks))))
 
 
 def _on_set(live: Live) -> list[str]:
@@ -189,17 +193,19 @@ class _Move:
             flatten(Path(self._live.disks[disk]))
 
 
-def _policies(text: str, disks: list[str]) -> dict[str, str | None]:
-    """What a domain's XML says of errors of reading, by disk."""
+def _policies(text: str, disks: list[str]) -> dict[str, dict[str, str]]:
+    """What a domain's XML says of errors of reading and writing, by disk."""
     drivers = {disk.find("target").get("dev"): disk.find("driver") for disk in parse_xml(text).findall("devices/disk")}
-    return {name: None if drivers.get(name) is None else drivers[name].get("rerror_policy") for name in disks}
+    had = {name: {} if drivers.get(name) is None else drivers[name].attrib for name in disks}
+    return {name: {key: value for key, value in one.items() if key in _POLICIES} for name, one in had.items()}
 
 
-def _with_policy(text: str, policies: dict[str, str | None]) -> str:
+def _with_policies(text: str, policies: dict[str, dict[str, str]]) -> str:
     root = parse_xml(text)
     for disk in root.findall("devices/disk"):
         name, driver = disk.find("target").get("dev"), disk.find("driver")
         if name in policies and driver is not None:
-            driver.attrib.pop("rerror_policy", None)
-            driver.attrib.update({"rerror_policy": policy} if (policy := policies[name]) else {})
+            for key in _POLICIES:
+                driver.attrib.pop(key, None)
+            driver.attrib.update(policies[name])
     return etree.tostring(root, encoding="unicode")

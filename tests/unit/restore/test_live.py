@@ -35,9 +35,9 @@ XML = """<domain><devices>
 def test_its_guest_is_paused_at_errors_until_the_end() -> None:
     disks = ["vda", "vdb"]
     running = _live.stops_at_errors(XML, disks)
-    assert _live._policies(running, disks) == {"vda": "stop", "vdb": "stop"} and running.count("rerror_policy") == 2
-    after = _live._with_policy(running, _live._policies(XML, disks))
-    assert _live._policies(after, disks) == {"vda": None, "vdb": "report"} and "cache=" in after
+    assert _live._policies(running, disks) == dict.fromkeys(disks, {"error_policy": "stop", "rerror_policy": "stop"})
+    after = _live._with_policies(running, _live._policies(XML, disks))
+    assert _live._policies(after, disks) == {"vda": {}, "vdb": {"rerror_policy": "report"}} and "cache=" in after
 
 
 @pytest.mark.parametrize(
