@@ -94,7 +94,7 @@ def kill_servers(backup: Backup) -> None:
 DEATHS = ["the module", "the server", "the module and the server", "libvirtd", "QEMU", "the module, the server and QEMU"]
 
 
-@pytest.mark.parametrize("who", DEATHS if ALL else DEATHS[1::2])
+@pytest.mark.parametrize("who", DEATHS if ALL else DEATHS[3::2])
 def test_somebody_dies(who: str, backed_up: Backup) -> None:
     guest = backed_up.guest
     process = begun(backed_up)
@@ -166,11 +166,11 @@ def test_a_damaged_set_stops_its_guest(make_guest: Callable[..., Guest], backup_
     assert durable
 
 
-@pytest.mark.parametrize("encrypted", [False, True])
+@pytest.mark.parametrize("encrypted", [False, True] if ALL else [True])
 def test_a_chain_on_a_server(
     encrypted: bool, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor, tmp_path: Path
 ) -> None:
-    """As a copy of another name, in another directory; the connection to the server dies."""
+    """As a copy of another name, in another directory."""
     guest = make_guest("two-disks", size=64 * MIB, fill=32 * MIB, rate=100)
     (vault := tmp_path / "vault").mkdir()
     (staging := hypervisor.directory / "staging").mkdir(exist_ok=True)
@@ -197,7 +197,6 @@ def test_a_chain_on_a_server(
         process = backup.start_module("libvirt_domain_restore", **options, format="qcow2", bandwidth=4 * MIB)
         images = [place / f"{copy}.{disk}.qcow2" for disk in ("vda", "vdb")]
         wait_until(lambda: "running" in hypervisor.virsh("list", "--all").partition(copy)[2] or process.poll() is not None, 60, "a start")
-        sshd.cut()
         restored = result_of(process)
 
         assert restored.get("changed") and [disk["path"] for disk in restored["disks"]] == [str(image) for image in images], restored

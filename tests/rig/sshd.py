@@ -108,7 +108,8 @@ class Sshd:
             os.kill(child, signal.SIGKILL)
 
     def _children(self) -> list[int]:
-        done = subprocess.run(["pgrep", "--parent", str(self._process.pid)], capture_output=True, text=True, check=False)
+        listener = self._process.pid if self._hypervisor is None else family(self._process.pid)[1]
+        done = subprocess.run(["pgrep", "--parent", str(listener)], capture_output=True, text=True, check=False)
         return [int(pid) for pid in done.stdout.split()]
 
     def _answers(self) -> bool:
