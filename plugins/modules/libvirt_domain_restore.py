@@ -14,7 +14,7 @@ author:
 description:
   - Writes the disks of a backup set and its NVRAM, defines the domain, and starts it on request.
   - Before it writes anything, it names everything that this host lacks, such as networks, firmware, the machine type or free disk space.
-  - Compares the written data with the set's digests. It never defines a domain on an image that differs from the backup.
+  - Compares the written data with the set's digests. Without O(live), it never defines a domain on an image that differs from the backup.
   - Writes new disks beside their places. Old disks stay until the new ones are in place and the domain is defined on them.
   - The next run, or M(virtops.live_backup.libvirt_backup_recover), completes or undoes an interrupted restore. Until then the domain
     is neither backed up nor proven, and none of its sets is removed.
@@ -89,7 +89,7 @@ options:
   live:
     description:
       - Whether to start the domain at once, on disks that read from the set. Their data is moved to their places while the guest runs.
-      - The module ends when nothing reads from the set any more. If it dies, the guest keeps running, and the next run continues.
+      - The module ends when nothing reads from the set any more. If the module dies, the guest keeps running, and the next run continues.
       - The set is compared with its digests while its data is moved. If it is damaged, the guest is paused and the module fails.
       - If the set or its server can no longer be read, the guest is paused until it can be. What the guest has written is kept.
       - Needs each disk in a qcow2 file. O(start) is implied.

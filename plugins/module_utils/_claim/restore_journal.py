@@ -71,7 +71,9 @@ class Live:
     """What a live restore reads from while the domain runs: the set of this domain, at a target.
 
     `disks` has the image of each disk by its name. What was not moved to it yet is served at a socket of that name in `directory`.
-    `bandwidth` is in bytes a second, 0 for no limit. `proven` is whether the set was compared with its digests meanwhile.
+    `bandwidth` is in bytes a second, 0 for no limit. `old_xml` defined the domain before, empty if there was none. `instance` is the run of
+    QEMU that moves the disks. `flushing` is whether the guest was paused for a moment, `moved` are the disks that are complete on their
+    storage. `proven` is whether the set was compared with its digests meanwhile.
     """
 
     target: str
@@ -81,7 +83,16 @@ class Live:
     directory: str
     disks: dict[str, str]
     bandwidth: int
+    old_xml: str = ""
+    instance: str = ""
+    flushing: bool = False
+    moved: list[str] = field(default_factory=list)
     proven: bool = False
+
+    @property
+    def left(self) -> list[str]:
+        """The disks that may still need the set."""
+        return [disk for disk in self.disks if disk not in self.moved]
 
 
 @dataclass
@@ -188,6 +199,8 @@ def _read(path: Path) -> Journal | None:
         if isinstance(data, dict) and "told" in data:
             return _of_old_version(data)
         problems = list(violations(data, _SCHEMA, "it"))
+        if not problems and data["phase"] == "live" and not data.get("live"):
+            problems = ["it does not say what is served"]
     except OSError as error:
         if error.errno in (errno.ENOENT, errno.ENAMETOOLONG):
             return None
@@ -252,6 +265,10 @@ _LIVE = _object(
     directory=_STRING,
     disks={"type": "object", "additionalProperties": _STRING},
     bandwidth={"type": "integer"},
+    old_xml=_STRING,
+    instance=_STRING,
+    flushing=_YES_OR_NO,
+    moved={"type": "array", "items": _STRING},
     proven=_YES_OR_NO,
 )
 _DEVICE = _object(path=_STRING, file=_STRING, source_format=_STRING, format=_STRING, size={"type": "integer"})

@@ -303,9 +303,9 @@ def remove_bitmap(image: str | Path, name: str) -> None:
     _run("bitmap", "--remove", *_reads(image, "qcow2"), "--", image, name)
 
 
-def rebase_unsafe(image: Path, backing: str) -> None:
-    """Have a qcow2 image name another backing file, of qcow2 format too. Neither backing file is opened."""
-    _run("rebase", "-u", "-f", "qcow2", "-F", "qcow2", "-b", backing, image)
+def rebase_unsafe(image: Path, backing: Backing) -> None:
+    """Have a qcow2 image name another backing file. Neither backing file is opened."""
+    _run("rebase", "-u", "-f", "qcow2", "-F", backing.format, "-b", backing.name, image)
 
 
 def create_above(path: Path, size: int, backing: Backing) -> None:

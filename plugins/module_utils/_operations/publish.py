@@ -30,6 +30,7 @@ from .._image.copy import Copying, copy_image
 from .._image.data import Pace
 from .._image.digest import Measured, file_digest
 from .._image.qcow2 import header_of
+from .._image.qcow2_writer import Backing
 from .._image.qemu_img import rebase_unsafe
 from .._recovery.repairs import end_claim, undoing
 from .._sets.chain import ancestors_of
@@ -226,7 +227,7 @@ def _put_on_parent(image: Path, backing: str) -> None:
     if header_of(image).data_file:
         raise LiveBackupError(f"{image} is not an image that a backup makes: it has a data file.", code="image_invalid")
     if header_of(image).backing != backing:
-        rebase_unsafe(image, backing)
+        rebase_unsafe(image, Backing(backing, "qcow2"))
     require_backing(image, backing)
     sync_path(image)
 

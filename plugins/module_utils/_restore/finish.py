@@ -71,19 +71,19 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str], clock: Clock, over
         if journal.phase == "swap" and is_restored(connection, journal.name, journal.stamp):
             # Only the journal does not know yet that it was defined.
             journal.note_defined()
-        if journal.phase in ("swap", "undo") or (journal.phase == "live" and overwrite and not journal.is_of(stamp)):
+        # What the domain wrote on a set that is not wanted any more is to be replaced.
+        is_given_up = journal.phase == "live" and overwrite and not journal.is_of(stamp)
+        if journal.phase in ("swap", "undo") or is_given_up:
             # Some disks may be new and some old: nobody may have used them, nor begin to.
             existing = lookup_name(connection, journal.name)
             if existing is not None:
                 require_replaceable(existing, overwrite=True)
+        if is_given_up:
+            _define_old(connection, journal)
     places = [Path(move.path) for move in journal.moves if os.path.isfile(move.path)]
-    with images_locked(places if journal.phase in ("swap", "undo") else []):
+    with images_locked(places if journal.phase in ("swap", "undo") or is_given_up else []):
         used = was_used(journal, overwrite)
-        if journal.phase == "live" and overwrite and not journal.is_of(stamp):
-            # What it wrote on the set that is not wanted any more is to be replaced.
-            undo(journal, overwrite)
-            return False
-        if journal.phase in ("write", "undo") or (journal.phase == "swap" and (used or not _may_complete(journal, stamp))):
+        if is_given_up or journal.phase in ("write", "undo") or (journal.phase == "swap" and (used or not _may_complete(journal, stamp))):
             undo(journal, overwrite)
             return False
         if journal.phase == "swap":
@@ -122,9 +122,27 @@ def complete(journal: Journal, key: Key | None, clock: Clock, began: float) -> N
                 domain.create()
 
 
+def _define_old(connection: libvirt.virConnect, journal: Journal) -> None:
+    """Define the domain as it was before a live restore: what is put back now is not what its metadata would say."""
+    old_xml = "" if journal.live is None else journal.live.old_xml
+    existing = lookup_name(connection, journal.name)
+    with explained(f"define domain {journal.name!r} as it was"):
+        if old_xml:
+            connection.defineXML(old_xml)
+        elif existing is not None:
+            existing.undefineFlags(libvirt.VIR_DOMAIN_UNDEFINE_KEEP_NVRAM)
+    sync_existing(DEFINITIONS)
+
+
 def _define(journal: Journal) -> None:
-    text = journal.xml if journal.live is None else stops_at_errors(journal.xml, list(journal.live.disks))
+    text = journal.xml
     with connect(journal.uri) as connection:
+        if journal.live is not None:
+            text = stops_at_errors(text, list(journal.live.disks))
+            existing = lookup_name(connection, journal.name)
+            if existing is not None and not journal.live.old_xml:
+                journal.live.old_xml = existing.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
+                journal.save()
         try:
             with explained(f"define domain {journal.name!r}"):
                 connection.defineXML(text)

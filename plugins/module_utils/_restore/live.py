@@ -29,13 +29,15 @@ from .._hypervisor.domain_xml import parse_xml
 from .._hypervisor.domains import active, host_qemu_user, lookup
 from .._hypervisor.events import across_restarts, turns
 from .._hypervisor.jobs import block_jobs
+from .._hypervisor.processes import qemu_instance
 from .._image.key import Key
 from .._image.qcow2 import header_of
-from .._image.qemu_img import flatten
-from .._sets.catalogue import SetFacts
+from .._image.qcow2_writer import Backing
+from .._image.qemu_img import flatten, rebase_unsafe
+from .._sets.catalogue import GoodSet, SetFacts
 from .._sets.secret_files import key_for
 from .._target.target import Target, TargetAddress, open_target
-from .serve import is_served, serve
+from .serve import backing_of, is_served, serve
 
 # How often the move of one disk, and the guest that an error has stopped, are started again, and after how many seconds. QEMU connects to
 # a server again when something is to be read, and fails that.
@@ -60,42 +62,52 @@ def start_and_move(journal: Journal, live: Live, key: Key | None, clock: Clock, 
     A domain that is shut off, and not to be started, has its disks moved as they are. `began` is when this run did.
     """
     target = open_target(TargetAddress(live.target, live.ssh_key, live.ssh_options))
-    backup_id = journal.stamp["backup_id"]
-    if _on_set(live):
-        with target.reading(live.domain, backup_id) as found, connect(journal.uri) as connection:
-            user = host_qemu_user(connection)
+    comparing = _compared(target, journal, live)
+    with connect(journal.uri) as connection:
+        user = host_qemu_user(connection)
+    if live.left:
+        with target.reading(live.domain, journal.stamp["backup_id"]) as found:
+            _require_same_set(found, journal)
             serve_again = partial(serve, live, target, found, user, key_for(found["manifest"], key))
             serve_again()
-            if journal.start:
-                _start(connection, journal)
-                journal.result["rto_seconds"] = round(clock.boottime() - began, 1)
-            comparing = _compared(target, journal, live)
+            _start(journal, clock, began)
             across_restarts(journal.uri, math.inf, clock, _Move(journal, live, serve_again, comparing, clock).watch)
-    else:
-        comparing = _compared(target, journal, live)
+    elif journal.start:
+        _start(journal, clock, began)
     _require_same(comparing.result(), journal)
-    for path in live.disks.values():
-        sync_path(Path(path))
     live.proven = True
     journal.save()
     with connect(journal.uri) as connection:
         domain = lookup(connection, journal.uuid)
-        if domain is not None:
+        if domain is not None and domain.isPersistent():
             text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
             with explained(f"define domain {journal.name!r}"):
                 connection.defineXML(_with_policies(text, _policies(journal.xml, list(live.disks))))
 
 
-def _on_set(live: Live) -> list[str]:
-    """The disks that still read from the set, by the headers of their images."""
-    return [target for target, path in live.disks.items() if header_of(path).backing]
+def _require_same_set(found: SetFacts | GoodSet, journal: Journal) -> None:
+    """Fail where another set has the name by now: a disk of two sets would be of two instants."""
+    if not journal.is_of({key: str(found[key]) for key in ("uuid", "backup_id", "instant")}):
+        raise LiveBackupError(
+            f"Backup {journal.stamp['backup_id']} of domain {journal.name!r} is another one now than the one that its live restore was "
+            "started with. Its disks still need that one. Put it back, or restore another set with overwrite.",
+            code="set_damaged",
+        )
 
 
-def _start(connection: libvirt.virConnect, journal: Journal) -> None:
-    domain = connection.lookupByUUIDString(journal.uuid)
-    if not domain.isActive():
-        with explained(f"start domain {journal.name!r} on its backup"):
-            domain.create()
+def _is_alone(live: Live, disk: str) -> bool:
+    """Whether a disk's image names no backing file any more. Until that is flushed, a crash may take back what was moved."""
+    return not header_of(live.disks[disk]).backing
+
+
+def _start(journal: Journal, clock: Clock, began: float) -> None:
+    with connect(journal.uri) as connection:
+        domain = lookup(connection, journal.uuid)
+        # One that was undefined since is not ours to start.
+        if journal.start and domain is not None and not domain.isActive():
+            with explained(f"start domain {journal.name!r} on its backup"):
+                domain.create()
+            journal.result["rto_seconds"] = round(clock.boottime() - began, 1)
 
 
 def _compared(target: Target, journal: Journal, live: Live) -> Future[SetFacts | None]:
@@ -109,6 +121,8 @@ def _compared(target: Target, journal: Journal, live: Live) -> Future[SetFacts |
 
 def _require_same(found: SetFacts | None, journal: Journal) -> None:
     """Pause the domain and fail if the set is not what was backed up."""
+    if found is not None:
+        _require_same_set(found, journal)
     if found is not None and found["findings"]:
         with connect(journal.uri) as connection:
             domain = active(lookup(connection, journal.uuid))
@@ -143,6 +157,7 @@ class _Move:
         if domain is None:
             self._flatten()
             return
+        self._require_same_run()
         events = (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_BLOCK_JOB_2)
         with turns(connection, domain, events, self._clock) as turn:
             while self._is_moving(domain):
@@ -151,11 +166,26 @@ class _Move:
                 if not domain.isActive():
                     self._flatten()
                     return
+        self._flush(domain)
+
+    def _require_same_run(self) -> None:
+        """Fail where QEMU has ended since, and may have lost what it had moved last, and runs again."""
+        instance = qemu_instance(self._journal.name)
+        if instance == self._live.instance:
+            return
+        if any(_is_alone(self._live, disk) for disk in self._live.left):
+            raise LiveBackupError(
+                f"Domain {self._journal.name!r} was restarted before its disks were complete on their storage. Shut it off, and run the "
+                "same restore again, which completes them.",
+                code="move_failed",
+            )
+        self._live.instance = instance
+        self._journal.save()
 
     def _is_moving(self, domain: libvirt.virDomain) -> bool:
         """Whether a disk is still to be moved. What does not go on is started again."""
         moving = [job["disk"] for job in block_jobs(domain, list(self._live.disks))]
-        left = _on_set(self._live)
+        left = [disk for disk in self._live.left if not _is_alone(self._live, disk)]
         # An error is told when the disks are moved: they need not wait for what the comparison needs.
         if self._comparing.done() and self._comparing.exception() is None:
             _require_same(self._comparing.result(), self._journal)
@@ -169,6 +199,28 @@ class _Move:
             flags = libvirt.VIR_DOMAIN_BLOCK_PULL_BANDWIDTH_BYTES
             self._try(f"Disk {left[0]}", partial(domain.blockPull, left[0], self._live.bandwidth, flags))
         return bool(left or moving or paused)
+
+    def _flush(self, domain: libvirt.virDomain) -> None:
+        """Have QEMU write what it keeps of the images' tables: a block pull ends without that (stream_prepare in block/stream.c)."""
+        if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED and not self._live.flushing:
+            raise LiveBackupError(
+                f"Domain {self._journal.name!r} is paused, so its disks cannot be completed. Resume it, and run the same restore again.",
+                code="move_failed",
+            )
+        self._live.flushing = True
+        self._journal.save()
+        # QEMU flushes all disks when it stops its processors.
+        with explained(f"flush the disks of domain {self._journal.name!r}"):
+            domain.suspend()
+            domain.resume()
+        self._note_moved(self._live.left)
+
+    def _note_moved(self, disks: list[str]) -> None:
+        for disk in disks:
+            sync_path(Path(self._live.disks[disk]))
+        self._live.moved += disks
+        self._live.flushing = False
+        self._journal.save()
 
     def _try(self, what: str, start: Callable[[], Any]) -> None:
         if self._clock.boottime() < self._not_before.get(what, 0):
@@ -188,9 +240,15 @@ class _Move:
 
     def _flatten(self) -> None:
         """Move the disks of a domain that is shut off."""
-        for disk in _on_set(self._live):
-            self._serve_again()
-            flatten(Path(self._live.disks[disk]))
+        for disk in self._live.left:
+            image = Path(self._live.disks[disk])
+            if _is_alone(self._live, disk):
+                # Its QEMU may have ended before it wrote all that it had moved: what is missing is in the set.
+                rebase_unsafe(image, Backing(backing_of(Path(self._live.directory), disk), "raw"))
+            # A server may run and have lost what it reads from.
+            self._serve_again(anew=True)
+            flatten(image)
+            self._note_moved([disk])
 
 
 def _policies(text: str, disks: list[str]) -> dict[str, dict[str, str]]:

@@ -15,16 +15,16 @@ import json
 import os
 import select
 import shutil
+import signal
 import socket
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from .._base.child import fork
-from .._base.errors import LiveBackupError
-from .._base.files import SCRATCH
+from .._base.errors import LiveBackupError, from_os_error
 from .._claim.restore_journal import Live, identity
 from .._image.key import Key, secret_object
 from .._image.qemu_nbd import EXPORT, serving
@@ -32,6 +32,8 @@ from .._sets.catalogue import GoodSet
 from .._target.images import opened_disks
 from .._target.target import Target
 
+# Not where the directories are that are removed when nobody holds them. Gone when the host starts.
+SERVED = Path("/run/live_backup.restore")
 # Another host has this long to open the images.
 _START_SECONDS = 120
 _LOOK_SECONDS = 1
@@ -41,17 +43,21 @@ _CLIENTS = 8
 
 def serving_directory(restore: str) -> Path:
     """Where the disks of this restore are served; no other restore has the same."""
-    return SCRATCH / f"restore-{restore}"
+    return SERVED / restore
 
 
 def backing_of(directory: Path, target: str) -> str:
     """What an image names that reads from the set, as QEMU understands it."""
-    return f"nbd+unix:///{EXPORT}?socket={directory / target}"
+    return f"nbd+unix:///{EXPORT}?socket={_socket(directory, target)}"
+
+
+def _socket(directory: str | Path, target: str) -> Path:
+    return Path(directory, f"{target}.socket")
 
 
 def is_served(live: Live) -> bool:
     """Whether all disks are served."""
-    return all(_answers(Path(live.directory, target)) for target in live.disks)
+    return all(_answers(_socket(live.directory, target)) for target in live.disks)
 
 
 def serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | None, key: Key | None, anew: bool = False) -> None:
@@ -60,14 +66,18 @@ def serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | No
         return
     stop_serving(live)
     directory = Path(live.directory)
-    directory.mkdir(mode=0o711, parents=True)
-    # Others pass through and cannot list it, whatever the umask is.
-    directory.chmod(0o711)
+    SERVED.mkdir(exist_ok=True)
+    directory.mkdir()
+    for one in (SERVED, directory):
+        # Others pass through and cannot list it, whatever the umask is.
+        one.chmod(0o711)
     child = fork(lambda writer: _serve(live, target, found, user, key, writer))
     with child.answer as answer:
         ready, _out, _err = select.select([answer], [], [], _START_SECONDS)
         said = json.loads(answer.readline() or b"null") if ready else None
     if said is None:
+        with suppress(ProcessLookupError):
+            os.kill(child.pid, signal.SIGKILL)
         raise LiveBackupError("The process that serves the disks of the set did not start.", code="set_not_served")
     if said:
         raise LiveBackupError(said["msg"], said["code"])
@@ -75,8 +85,9 @@ def serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | No
 
 def stop_serving(live: Live) -> None:
     """Let whoever serves the disks end."""
-    if Path(live.directory).is_relative_to(SCRATCH):
-        shutil.rmtree(live.directory, ignore_errors=True)
+    directory = Path(live.directory)
+    if directory.parent == SERVED and directory.name not in ("", ".."):
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 def _serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | None, key: Key | None, writer: int) -> None:
@@ -90,8 +101,9 @@ def _serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | N
             # Who serves anew makes another one.
             while identity(live.directory)[:1] == own:
                 time.sleep(_LOOK_SECONDS)
-    except LiveBackupError as error:
-        os.write(writer, json.dumps({"msg": error.msg, "code": error.code}).encode())
+    except (LiveBackupError, OSError) as error:
+        said = error if isinstance(error, LiveBackupError) else from_os_error(error)
+        os.write(writer, json.dumps({"msg": said.msg, "code": said.code}).encode())
 
 
 @contextmanager
@@ -103,7 +115,7 @@ def _served(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | 
             node, lent = disks[name]
             image = f"json:{json.dumps(node)}"
             told = [*secret.options, "--read-only", f"--shared={_CLIENTS}", f"--export-name={EXPORT}", image]
-            stack.enter_context(serving(Path(live.directory, name), told, user, descriptors=(*lent, *secret.descriptors)))
+            stack.enter_context(serving(_socket(live.directory, name), told, user, descriptors=(*lent, *secret.descriptors)))
         yield
 
 

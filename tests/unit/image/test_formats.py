@@ -155,7 +155,7 @@ CALLS: dict[str, Callable[[Path], object]] = {
     "convert": lambda at: Q.convert(Path(overlay_of(at).path), "qcow2", at / "copy", "raw"),
     "commit": lambda at: Q.commit(overlay_of(at).path, lambda: None, 1),
     "are_identical": lambda at: Q.are_identical(overlay_of(at).path, "qcow2", at / "base.raw", "raw"),
-    "rebase_unsafe": lambda at: Q.rebase_unsafe(Path(overlay_of(at).path), "../elsewhere"),
+    "rebase_unsafe": lambda at: Q.rebase_unsafe(Path(overlay_of(at).path), Backing("../elsewhere", "qcow2")),
     "remove_bitmap": lambda at: Q.remove_bitmap(with_bitmap(image(at, "a")), "b"),
     "create_overlay": _serve,
     "create_above": _flatten,

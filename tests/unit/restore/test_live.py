@@ -12,7 +12,6 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore_journal import Live
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.disk_place import NewPlace
-from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import header_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import create_above, flatten
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore import live as _live, plan as _plan, serve as _serve
@@ -58,7 +57,7 @@ def test_each_disk_must_be_a_qcow2_file(image_format: str, is_block: bool, word:
 @pytest.fixture
 def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Live, Target, GoodSet]]:
     """A set with a disk of data, and where it is to be served."""
-    monkeypatch.setattr(_serve, "SCRATCH", tmp_path)
+    monkeypatch.setattr(_serve, "SERVED", tmp_path / "served")
     data = tmp_path / "data"
     data.write_bytes(bytes(range(256)) * 4096)
     convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(data)]
@@ -78,13 +77,13 @@ def test_the_disks_are_served_until_they_need_no_set(served: tuple[Live, Target,
     with pytest.raises(LiveBackupError):
         flatten(new)
     _serve.serve(live, target, found, None, None)
-    socket = Path(live.directory, "vda")
+    socket = Path(live.directory, "vda.socket")
     first = socket.stat().st_ino
     _serve.serve(live, target, found, None, None)
     assert _serve.is_served(live) and socket.stat().st_ino == first, "who serves it goes on"
-    assert _live._on_set(live) == ["vda"]
+    assert not _live._is_alone(live, "vda")
     flatten(new)
-    assert _live._on_set(live) == [] and header_of(new).self_contained
+    assert _live._is_alone(live, "vda")
     subprocess.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", str(new), str(tmp_path / "data")], check=True)
     _serve.serve(live, target, found, None, None, anew=True)
     assert _serve.is_served(live)
@@ -98,6 +97,10 @@ def test_an_error_of_the_server_is_told(served: tuple[Live, Target, GoodSet]) ->
     image = Path(found["path"], "vda.qcow2")
     image.write_bytes(image.read_bytes()[:4] + bytes(1000))
     with raises_code("set_damaged") as refused:
+        _serve.serve(live, target, found, None, None)
+    assert "vda.qcow2" in refused.value.msg
+    image.unlink()
+    with raises_code("os_error") as refused:
         _serve.serve(live, target, found, None, None)
     assert "vda.qcow2" in refused.value.msg
     assert not _serve.is_served(live)
