@@ -99,7 +99,8 @@ def _failed(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> bool:
 def open_file_repairs(domain: libvirt.virDomain, claim: Claim, clock: Clock) -> Iterator[Repair]:
     """Files that QEMU has open though no job writes them: libvirt's daemon was killed as the backup began or ended."""
     with explained(f"examine domain {claim.domain!r}"):
-        if running_backup(domain):
+        # What a push has written, libvirt's daemon closes when it is back and sees the job's end.
+        if running_backup(domain) or (claim.step != "begin" and not claim.plan.socket):
             return
     for target, path in claim.plan.job_files.items():
         with explained(f"examine domain {claim.domain!r}"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 
 from .._base.errors import LiveBackupError
@@ -60,12 +61,12 @@ def qemu_lives(domain: str, uuid: str) -> bool:
 
 
 def qemu_has_open(domain: str, path: str) -> bool:
-    """Whether the QEMU of a domain has a file open, which may be deleted by now. True also where that cannot be seen."""
-    real = os.path.realpath(path)
-    try:
-        opened = [os.readlink(entry.path) for entry in os.scandir(f"/proc/{qemu_pid(domain)}/fd")]
-    except (FileNotFoundError, ProcessLookupError):  # it has just closed one, or is not the system's
-        return True
+    """Whether the QEMU of a domain of the system's libvirt has a file open, which may be deleted by now."""
+    real, opened = os.path.realpath(path), []
+    with suppress(FileNotFoundError, ProcessLookupError):  # it has ended
+        for entry in os.scandir(f"/proc/{qemu_pid(domain)}/fd"):
+            with suppress(FileNotFoundError, ProcessLookupError):  # it has just closed this one
+                opened.append(os.readlink(entry.path))
     return real in opened or f"{real} (deleted)" in opened
 
 

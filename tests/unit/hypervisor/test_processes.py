@@ -46,4 +46,4 @@ def test_what_a_qemu_has_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         assert _process.qemu_has_open("db1", str(path)), "QEMU keeps a file that is deleted"
     assert not _process.qemu_has_open("db1", str(path))
     monkeypatch.setattr(_process, "qemu_pid", lambda domain: None)
-    assert _process.qemu_has_open("db1", str(path)), "QEMU itself is asked then"
+    assert not _process.qemu_has_open("db1", str(path))

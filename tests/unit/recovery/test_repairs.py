@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._capture import backup_job as _backup_job
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture.freeze import Watchdog
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.claim import Claim, read_claim, save_claim
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.lock import hold
@@ -68,8 +69,9 @@ def test_job_partial_set_and_claim_go_in_this_order(dead: Backup) -> None:
     assert dead.recover() == NOTHING
 
 
-def test_a_file_that_qemu_has_open_and_no_job_writes(backup: Backup) -> None:
+def test_a_file_that_qemu_has_open_and_no_job_writes(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     """libvirtd was killed as the push began."""
+    monkeypatch.setattr(_backup_job, "qemu_has_open", lambda _domain, path: bool(backup.domain.unused.get(path)))
     begun = backup.begin()
     die(backup, step="begin")
     backup.domain.job = None
