@@ -267,6 +267,7 @@ def test_nothing_of_a_guest_that_writes_nothing_is_lost_with_its_qemu(
     restored = restore(backup, name=copy, directory=str(place), live=True, format="qcow2")
     assert restored.get("changed"), restored
     backup.hypervisor.run(["sh", "-c", f"kill -KILL $(cat /run/libvirt/qemu/{copy}.pid)"])
+    wait_until(lambda: "shut off" in backup.hypervisor.virsh("domstate", copy), 60, "libvirt to notice")
     verdict = judge([(Path(disk["path"]), "qcow2") for disk in restored["disks"]], guest.durable())
     assert verdict.ok, str(verdict)
     backup.hypervisor.virsh("undefine", copy)
