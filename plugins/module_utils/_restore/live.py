@@ -63,9 +63,9 @@ def start_and_move(journal: Journal, live: Live, key: Key | None, clock: Clock, 
     """
     target = open_target(TargetAddress(live.target, live.ssh_key, live.ssh_options))
     comparing = _compared(target, journal, live)
-    with connect(journal.uri) as connection:
-        user = host_qemu_user(connection)
     if live.left:
+        with connect(journal.uri) as connection:
+            user = host_qemu_user(connection)
         with target.reading(live.domain, journal.stamp["backup_id"]) as found:
             _require_same_set(found, journal)
             serve_again = partial(serve, live, target, found, user, key_for(found["manifest"], key))
@@ -121,9 +121,10 @@ def _compared(target: Target, journal: Journal, live: Live) -> Future[SetFacts |
 
 def _require_same(found: SetFacts | None, journal: Journal) -> None:
     """Pause the domain and fail if the set is not what was backed up."""
-    if found is not None:
-        _require_same_set(found, journal)
-    if found is not None and found["findings"]:
+    if found is None:
+        return
+    _require_same_set(found, journal)
+    if found["findings"]:
         with connect(journal.uri) as connection:
             domain = active(lookup(connection, journal.uuid))
             with suppress(libvirt.libvirtError):  # it has just ended
@@ -203,6 +204,8 @@ class _Move:
     def _flush(self, domain: libvirt.virDomain) -> None:
         """Have QEMU write what it keeps of the images' tables: a block pull ends without that (stream_prepare in block/stream.c)."""
         if domain.state()[0] == libvirt.VIR_DOMAIN_PAUSED and not self._live.flushing:
+            # Nobody is advised to resume a guest that is paused for its damaged disks.
+            _require_same(self._comparing.result(), self._journal)
             raise LiveBackupError(
                 f"Domain {self._journal.name!r} is paused, so its disks cannot be completed. Resume it, and run the same restore again.",
                 code="move_failed",
