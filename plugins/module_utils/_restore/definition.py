@@ -44,12 +44,13 @@ def require_definition(text: str, where: str) -> None:
 def _problems(root: Any) -> Iterator[str]:
     if root.tag != "domain":
         yield "it does not describe a domain"
+    # A restore writes the first of each. libvirt writes one only, and another one would go on to the new definition.
+    for path in ("name", "uuid", "os", "os/type", "devices"):
+        if len(root.findall(path)) != 1:
+            yield f"it has {len(root.findall(path))} elements {path}, not one"
     for path in ("name", "uuid", "os/type"):
         if not root.findtext(path):
             yield f"it has no {path}"
-    for path in ("os", "os/type", "devices"):
-        if len(root.findall(path)) != 1:
-            yield f"it has {len(root.findall(path))} elements {path}, not one"
     for disk in root.findall("devices/disk"):
         if disk.find("target") is None or not disk.find("target").get("dev"):
             yield "it has a disk without a target"
