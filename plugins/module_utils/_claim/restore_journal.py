@@ -25,6 +25,7 @@ from .._base.filesystem import mount_of
 from .._base.schema import Schema, violations
 from .._image.fingerprint import Fingerprint
 from .._sets.layout import file_name
+from .._target.target import TargetAddress
 from . import places
 
 # Nothing has its name yet; files get their names and devices are written; the domain is defined; all is put back; the files are
@@ -68,7 +69,7 @@ class Device:
 
 @dataclass
 class Live:
-    """What a live restore reads from while the domain runs: the set of this domain, at a target.
+    """What a live restore reads from while the domain runs: the set of this domain.
 
     `disks` has the image of each disk by its name. What was not moved to it yet is served at a socket of that name in `directory`.
     `bandwidth` is in bytes a second, 0 for no limit. `old_xml` defined the domain before, empty if there was none. `instance` is the run of
@@ -76,9 +77,6 @@ class Live:
     storage. `proven` is whether the set was compared with its digests meanwhile.
     """
 
-    target: str
-    ssh_key: str | None
-    ssh_options: list[str]
     domain: str
     directory: str
     disks: dict[str, str]
@@ -99,8 +97,8 @@ class Live:
 class Journal:
     """A restore under way, or interrupted.
 
-    `stamp` names the set, and by `restore` this restore of it. `set_path` is the directory that its files are read from. `broken` are the
-    devices that may hold a part of a set.
+    `stamp` names the set, and by `restore` this restore of it. `address` is the target that has it, empty in an older version's journal.
+    `set_path` is the directory that its files are read from. `broken` are the devices that may hold a part of a set.
     """
 
     name: str
@@ -118,6 +116,7 @@ class Journal:
     broken: list[str]
     phase: str = "write"
     live: Live | None = None
+    address: TargetAddress = field(default_factory=lambda: TargetAddress(""))
 
     @property
     def file(self) -> Path:
@@ -214,8 +213,17 @@ def _read(path: Path) -> Journal | None:
             code="journal_damaged",
         )
     moves, devices = [Move(**one) for one in data.pop("moves")], [Device(**one) for one in data.pop("devices")]
-    live = data.pop("live", None)
-    return Journal(**data, moves=moves, devices=devices, live=Live(**live) if live else None)
+    live, address = data.pop("live", None), data.pop("address", {"target": ""})
+    if live and "target" in live:
+        # An older version kept it there.
+        address = {key: live.pop(key) for key in ("target", "ssh_key", "ssh_options")}
+    return Journal(
+        **data,
+        moves=moves,
+        devices=devices,
+        live=Live(**live) if live else None,
+        address=TargetAddress(**address),
+    )
 
 
 def _of_old_version(data: dict[str, Any]) -> Journal:
@@ -257,10 +265,8 @@ def _object(**properties: Schema) -> Schema:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
+_ADDRESS = _object(target=_STRING, ssh_key={"type": ["string", "null"]}, ssh_options={"type": "array", "items": _STRING})
 _LIVE = _object(
-    target=_STRING,
-    ssh_key={"type": ["string", "null"]},
-    ssh_options={"type": "array", "items": _STRING},
     domain=_STRING,
     directory=_STRING,
     disks={"type": "object", "additionalProperties": _STRING},
@@ -297,3 +303,4 @@ _SCHEMA = _object(
 )
 # Not in a journal of an older version.
 _SCHEMA["properties"]["live"] = {**_LIVE, "type": ["object", "null"]}
+_SCHEMA["properties"]["address"] = _ADDRESS

@@ -30,7 +30,7 @@ from .._hypervisor.stamp import set_of
 from .._image.lock import images_locked
 from .._restore.files import end, note_identities, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
-from .._restore.journal import moves_of, new_journal
+from .._restore.journal import moves_of, new_journal, note_at_target
 from .._restore.plan import Plan, RestoreOptions, plan_restore, require_replaceable
 from .._restore.write import write_image, write_live_image
 from .._sets.catalogue import GoodSet
@@ -123,6 +123,7 @@ def _restore(
         journal = new_journal(plan, options, address, left, fetches=fetches)
         journal.save()
         with undoing(journal):
+            note_at_target(journal, options.domain)
             if fetches:
                 needed = sum(image.needed for image in plan.images)
                 reading = target.reading(options.domain, plan.guest.stamp["backup_id"], Path(journal.fetched_into), needed)

@@ -27,6 +27,7 @@ from .._image.key import Key
 from .._image.qcow2 import header_of
 from .._image.qemu_img import How, Node, convert
 from .._target.ssh.target import FETCHED
+from .journal import forget_at_target
 from .serve import stop_serving
 
 # Linux's number of the ioctl that zeroes a part of a block device (linux/fs.h), and how much is zeroed at a time.
@@ -202,6 +203,7 @@ def end(journal: Journal) -> None:
         remove_scratch(Path(journal.fetched_into), FETCHED)
     if journal.live is not None:
         stop_serving(journal.live)
+    forget_at_target(journal)
     journal.remove()
 
 

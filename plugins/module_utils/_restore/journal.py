@@ -7,13 +7,15 @@
 from __future__ import annotations
 
 import os
-from dataclasses import asdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
+from .._base.errors import LiveBackupError, from_os_error
 from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Live, Move
 from .._image.qcow2 import whole_sectors
-from .._target.target import TargetAddress
+from .._target.target import TargetAddress, open_target
 from .image import Image
 from .plan import Plan, RestoreOptions
 from .serve import serving_directory
@@ -27,7 +29,7 @@ def new_journal(plan: Plan, options: RestoreOptions, address: TargetAddress, lef
     moves = [move for move in moves_of(plan) if move is not None]
     directories = [str(Path(image.path).parent) for image in plan.images if image.target and not image.place.is_block]
     fetched_into = next(iter(directories), "/var/tmp")
-    live = _live(plan, options, address) if options.live else None
+    live = _live(plan, options) if options.live else None
     return Journal(
         name=plan.guest.name,
         uuid=plan.guest.uuid,
@@ -43,13 +45,38 @@ def new_journal(plan: Plan, options: RestoreOptions, address: TargetAddress, lef
         result=plan.reported(),
         broken=[] if left is None else left.broken,
         live=live,
+        address=address,
     )
 
 
-def _live(plan: Plan, options: RestoreOptions, address: TargetAddress) -> Live:
+def _live(plan: Plan, options: RestoreOptions) -> Live:
     disks = {image.target: image.path for image in plan.images if image.target}
     directory = str(serving_directory(plan.guest.stamp["restore"]))
-    return Live(**asdict(address), domain=options.domain, directory=directory, disks=disks, bandwidth=options.bandwidth)
+    return Live(options.domain, directory, disks, options.bandwidth)
+
+
+def note_at_target(journal: Journal, domain: str) -> None:
+    """Have the set kept at its target, whoever removes sets there. A target that cannot be written restores all the same."""
+    words = f"{journal.words} on host {os.uname().nodename}"
+    with _unnoted(journal):
+        open_target(journal.address).note_restore(domain, journal.stamp["backup_id"], journal.stamp["restore"], words)
+
+
+def forget_at_target(journal: Journal) -> None:
+    """The set is not needed any more."""
+    if journal.address.target:
+        with _unnoted(journal):
+            open_target(journal.address).forget_restore(journal.stamp["restore"])
+
+
+@contextmanager
+def _unnoted(journal: Journal) -> Iterator[None]:
+    try:
+        yield
+    except (LiveBackupError, OSError) as error:
+        why = from_os_error(error).msg if isinstance(error, OSError) else error.msg
+        words = f"{journal.address.target} has no right note of this restore: {why}"
+        journal.result["warnings"] = [*journal.result.get("warnings", []), words]
 
 
 def moves_of(plan: Plan) -> list[Move | None]:

@@ -36,7 +36,7 @@ from .._image.qcow2_writer import Backing
 from .._image.qemu_img import flatten, rebase_unsafe
 from .._sets.catalogue import GoodSet, SetFacts
 from .._sets.secret_files import key_for
-from .._target.target import Target, TargetAddress, open_target
+from .._target.target import Target, open_target
 from .serve import backing_of, is_served, serve
 
 # How often the move of one disk, and the guest that an error has stopped, are started again, and after how many seconds. QEMU connects to
@@ -61,7 +61,7 @@ def start_and_move(journal: Journal, live: Live, key: Key | None, clock: Clock, 
 
     A domain that is shut off, and not to be started, has its disks moved as they are. `began` is when this run did.
     """
-    target = open_target(TargetAddress(live.target, live.ssh_key, live.ssh_options))
+    target = open_target(journal.address)
     comparing = _compared(target, journal, live)
     if live.left:
         with connect(journal.uri) as connection:

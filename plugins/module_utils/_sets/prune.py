@@ -19,6 +19,7 @@ from .catalogue import REMOVING, SetFacts, list_sets, sets_in
 from .chain import ancestors_of
 from .locks import removing, require_owner
 from .proofs import proof_file
+from .restores import unfinished_restore
 from .retention import Keep, Plan, plan_retention
 
 
@@ -82,6 +83,8 @@ def prune_sets(target: str, domains: list[str], keep: Keep, check_mode: bool) ->
 def _plan(sets: list[SetFacts], keep: Keep) -> tuple[Plan, list[SetFacts], list[SetFacts]]:
     """The plan, the sets that go by it, and those whose removal was interrupted; nothing goes where there is a problem."""
     reason = next((keep["held"][one["uuid"]] for one in sets if one["uuid"] in keep["held"]), "")
+    # Another host's restore is known by its note only.
+    reason = reason or unfinished_restore(Path(sets[0]["directory"]))
     if reason:
         plan = Plan({one["backup_id"]: ["nothing is removed"] for one in sets if _is_set(one)}, [], reason)
     else:

@@ -23,6 +23,7 @@ from .._sets.locks import reading, reading_set
 from .._sets.prune import Pruned, prune_sets
 from .._sets.publish import NextSet, give_name, next_set
 from .._sets.receive import space_for
+from .._sets.restores import forget_restore, note_restore
 from .._sets.retention import Keep
 from .records import MadeSet, Published, SetImage, Unfinished, require_good
 
@@ -82,6 +83,12 @@ class DirectoryTarget:
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         note_proof(str(self._directory), path, level, outcome, findings, rto_ms)
+
+    def note_restore(self, domain: str, backup_id: str, restore: str, words: str) -> None:
+        note_restore(str(self._directory), domain, backup_id, restore, words)
+
+    def forget_restore(self, restore: str) -> None:
+        forget_restore(str(self._directory), restore)
 
     def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
         return consolidate_set(str(self._directory), domain, backup_id, check_mode)

@@ -91,6 +91,12 @@ class Target(Protocol):
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         """Record how the proof of a set went."""
 
+    def note_restore(self, domain: str, backup_id: str, restore: str, words: str) -> None:
+        """Note the restore of that id, in words, so that nothing of the domain is removed until it is forgotten."""
+
+    def forget_restore(self, restore: str) -> None:
+        """The restore of that id is over."""
+
     def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
         """Make a full set of one that builds on others."""
 

@@ -372,7 +372,7 @@ def _journal() -> dict[str, Any]:
     move = Move("/img/a", "/img/.a.n1.restoring", "/img/.a.n1.replaced", "/", [1, 2, 3], [])
     stamp = {"uuid": UUID, "backup_id": "n1", "instant": INSTANT}
     device = Device("/dev/x", "vdb.qcow2", "qcow2", "raw", 1 << 20)
-    live = Live("/t", None, [], "db1", "/run/live_backup/restore-1f", {"vda": "/img/a"}, 0)
+    live = Live("db1", "/run/live_backup/restore-1f", {"vda": "/img/a"}, 0)
     known = ("db1", UUID, "qemu:///system", stamp, "<domain/>", False, "/t/db1/n1", "", [move], [device], [], {}, [])
     return asdict(Journal(*known, live=live))
 

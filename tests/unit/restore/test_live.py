@@ -63,7 +63,7 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Li
     convert = ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", str(data)]
     replace_images(make_set(tmp_path), lambda path: subprocess.run([*convert, str(path)], check=True), capacity=MIB)
     target = open_target(TargetAddress(str(tmp_path)))
-    live = Live(str(tmp_path), None, [], "db1", str(_serve.serving_directory("1f")), {"vda": str(tmp_path / "new.qcow2")}, 0)
+    live = Live("db1", str(_serve.serving_directory("1f")), {"vda": str(tmp_path / "new.qcow2")}, 0)
     with target.reading("db1", None) as found:
         yield live, target, found
     _serve.stop_serving(live)

@@ -45,6 +45,8 @@ def answers(tmp_path: Path) -> dict[str, Any]:
         "note_proof": proof,
         "prune_sets": {**prune_sets(str(target), [], {"rules": {"last": 1}, "ids": [], "held": {}}, True), "problems": ["no"]},
         "space_for": {"free": 1},
+        "note_restore": {},
+        "forget_restore": {},
         "begin_set": {"path": "/a"},
         "error": {"error": "no", "errno": 2, "file": "/a", "code": "set_in_use"},
     }

@@ -324,6 +324,43 @@ def test_the_proof_of_a_set_is_noted(place: Place) -> None:
 
 
 @pytest.mark.parametrize("check_mode", [True, False])
+def test_what_a_restore_needs_is_not_removed(place: Place, check_mode: bool) -> None:
+    """Who removes it may be another host, which has no journal of that restore."""
+    for name, uuid in (("db1", UUID), ("app", OTHER)):
+        for year in (2021, 2022):
+            make_set(place.root, f"y{year}", instant=f"{year}-01-01T00:00:00.000Z", name=name, uuid=uuid)
+    target = place.open()
+    target.note_restore("db1", "y2021", "ab" * 16, "the restore of domain 'db1'\x1b[2J on host hv1")
+    target.note_restore("db1", "y2021", "ab" * 16, "the restore of domain 'db1'\x1b[2J on host hv1")
+    found = target.prune([], LAST, check_mode)
+    assert [one["path"] for one in found["removed"]] == [str(place.root / "app/y2021")]
+    [problem] = found["problems"]
+    assert problem.startswith("Nothing of domain 'db1' was removed: the restore of domain 'db1'") and "\x1b" not in problem
+    assert "on host hv1 is not finished. Run playbook recover there" in problem and f"{place.root}/db1/.restore-{'ab' * 16}" in problem
+    assert {one["backup_id"]: one["reasons"] for one in found["kept"] if one["domain"] == "db1"} == {
+        "y2021": ["nothing is removed"],
+        "y2022": ["nothing is removed"],
+    }
+    target.forget_restore("cd" * 16)
+    assert target.prune([], LAST, check_mode)["problems"]
+    target.forget_restore("ab" * 16)
+    target.forget_restore("ab" * 16)
+    found = target.prune([], LAST, check_mode)
+    assert found["problems"] == [] and str(place.root / "db1/y2021") in [one["path"] for one in found["removed"]]
+
+
+@pytest.mark.parametrize("restore", ["../../outside", "*", "", "ab" * 15])
+def test_only_a_restores_own_note_is_written_or_removed(place: Place, restore: str) -> None:
+    make_set(place.root)
+    before = content(place.root)
+    with raises_code("option_invalid"):
+        place.open().note_restore("db1", "night-1", restore, "words")
+    with raises_code("option_invalid"):
+        place.open().forget_restore(restore)
+    assert content(place.root) == before
+
+
+@pytest.mark.parametrize("check_mode", [True, False])
 def test_what_no_rule_keeps_is_removed(place: Place, check_mode: bool) -> None:
     for year in (2020, 2021, 2022):
         make_set(place.root, f"y{year}", instant=f"{year}-01-01T00:00:00.000Z")

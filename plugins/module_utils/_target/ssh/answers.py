@@ -65,6 +65,8 @@ ANSWERS: dict[str, Schema] = {
     "open_set": _FOUND,
     "check_files": _FOUND,
     "note_proof": {**PROOF, "required": []},
+    "note_restore": _NOTHING,
+    "forget_restore": _NOTHING,
     "prune_sets": _object(
         changed=_BOOL,
         kept=_objects(_object(**_NAMED, reasons=_TEXTS)),

@@ -45,6 +45,7 @@ from ..._sets.locks import reading_set
 from ..._sets.prune import prune_sets
 from ..._sets.publish import next_set
 from ..._sets.receive import begin_set, discard_unfinished, finish_set, leave_set, note_sent, resume_set, space_for
+from ..._sets.restores import forget_restore, note_restore
 
 # What a login shell may print comes before this.
 MARK = "live_backup server"
@@ -64,8 +65,9 @@ def open_set(target: str, domain: str, backup_id: str | None) -> SetFacts:
 
 
 _ABOUT_SETS: list[Callable[..., Any]] = [list_sets, find_set, check_files, note_proof, prune_sets, open_set, consolidate_set]
+_RESTORING: list[Callable[..., Any]] = [note_restore, forget_restore]
 _RECEIVING: list[Callable[..., Any]] = [space_for, next_set, begin_set, leave_set, resume_set, note_sent, finish_set]
-CALLS = {one.__name__: one for one in _ABOUT_SETS + _RECEIVING}
+CALLS = {one.__name__: one for one in _ABOUT_SETS + _RESTORING + _RECEIVING}
 
 
 def call(function: str, arguments: dict[str, Any]) -> Any:

@@ -33,6 +33,7 @@ from ..._sets.prune import Pruned, prune_sets
 from ..._sets.publish import NextSet, next_set
 from ..._sets.read import GUIDE, SUMS, read_manifest
 from ..._sets.receive import begin_set, finish_set, leave_set, note_sent, resume_set, space_for
+from ..._sets.restores import forget_restore, note_restore
 from ..._sets.retention import Keep
 from ..._sets.schema import Manifest
 from ..records import MadeSet, Published, SetImage, SetName, Unfinished, require_good
@@ -178,6 +179,12 @@ class SshTarget:
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         self._alone(note_proof, path=path, level=level, outcome=outcome, findings=findings, rto_ms=rto_ms)
+
+    def note_restore(self, domain: str, backup_id: str, restore: str, words: str) -> None:
+        self._alone(note_restore, domain=domain, backup_id=backup_id, restore=restore, words=words)
+
+    def forget_restore(self, restore: str) -> None:
+        self._alone(forget_restore, restore=restore)
 
     def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
         return self._alone(consolidate_set, domain=domain, backup_id=backup_id, check_mode=check_mode)
