@@ -37,7 +37,7 @@ def assert_alone(backup: Backup, guest: Guest) -> None:
     for image, _format in guest.images:
         assert not header_of(image).backing
     assert "nbd" not in guest.xml() + guest.xml("--inactive") and "error_policy" not in guest.xml("--inactive")
-    assert backup.claims() == []
+    assert backup.claims() == [] and list(backup.target.glob("*/.restore-*")) == []
     served = backup.hypervisor.outside("/run/live_backup.restore")
     wait_until(lambda: not served.exists() or not list(served.iterdir()), 10, "the directory of the sockets to go")
 

@@ -20,6 +20,7 @@ from xml.etree import ElementTree
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import file_digest, image_digest
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
 from tests.rig.guest import MIB, Guest
 from tests.rig.hypervisor import Inside
 from tests.rig.oracle import judge
@@ -236,8 +237,9 @@ def test_a_copy_beside_the_original(everyday: Guest, backup_of: Callable[..., Ba
 
 
 def left_of_a_restore(backup: Backup) -> list[str]:
-    """Files of an interrupted restore, and journals."""
-    files = [str(path) for path in backup.hypervisor.directory.rglob(".*") if path.suffix in (".restoring", ".replaced")]
+    """Files of an interrupted restore, its notes at targets, and journals."""
+    hidden = backup.hypervisor.directory.rglob(".*")
+    files = [str(path) for path in hidden if path.suffix in (".restoring", ".replaced") or path.name.startswith(".restore-")]
     return files + [str(path) for path in backup.claims()]
 
 
@@ -326,6 +328,9 @@ def test_a_half_restored_domain_is_not_taken_for_a_sound_one(make_guest: Callabl
         backup.module("backup_set_verify", **given),
     ):
         assert refused["failed"] and "from backup night-1 is not finished" in refused["msg"], refused
+    # The server of the sets, or another host, has no journal.
+    pruned = prune_sets(str(backup.target), [], {"rules": {"last": 1}, "ids": [], "held": {}}, check_mode=False)
+    assert pruned["removed"] == [] and "from backup night-1 on host" in pruned["problems"][0], pruned
     listed = backup.module("libvirt_domain_info", domains=[guest.name])
     assert listed["restores"][0]["backup_id"] == listed["domains"][0]["restore"]["backup_id"] == "night-1", listed
     planned = backup.recover(check=True)

@@ -30,7 +30,7 @@ from .._hypervisor.stamp import set_of
 from .._image.lock import images_locked
 from .._restore.files import end, note_identities, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
-from .._restore.journal import moves_of, new_journal, note_at_target
+from .._restore.journal import forget_at_target, moves_of, new_journal, note_at_target
 from .._restore.plan import Plan, RestoreOptions, plan_restore, require_replaceable
 from .._restore.write import write_image, write_live_image
 from .._sets.catalogue import GoodSet
@@ -121,6 +121,9 @@ def _restore(
             require_no_restore(*_wanted(plan))
         require_no_backup(*_wanted(plan))
         journal = new_journal(plan, options, address, left, fetches=fetches)
+        if left is not None:
+            # Its journal may be the file that is written now, and nobody would know its note any more.
+            forget_at_target(left)
         journal.save()
         with undoing(journal):
             note_at_target(journal, options.domain)
