@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 from contextlib import suppress
 from pathlib import Path
 
@@ -19,6 +20,8 @@ _HELD_BYTES = 1024 * 1024
 # The module fcntl has it since Python 3.10.
 _F_SETPIPE_SZ = 1031
 _TAIL_CHARACTERS = 2000
+# The end of a line. systemd goes back to the line before, to draw it again.
+_END = re.compile(rb"\n(?!\x1bM|\x1b?\Z)")
 
 
 class Console:
@@ -29,16 +32,18 @@ class Console:
             os.mkfifo(f"{path}.{end}", 0o600)
         self._descriptor = os.open(f"{path}.out", os.O_RDONLY | os.O_NONBLOCK)
         fcntl.fcntl(self._descriptor, _F_SETPIPE_SZ, _HELD_BYTES)
-        self._kept = b""
-        self._lines: list[str] = []
+        # The lines that nothing changes any more, and what came after them.
+        self._ended: list[str] = []
+        self._open = b""
 
     def lines(self) -> list[str]:
         """The lines that a terminal would show of what was kept and what is new."""
-        new = self._read()
-        if new:
-            self._lines = screen(self._kept + new)
-            self._kept = (self._kept + new)[-_KEPT_BYTES:]
-        return self._lines
+        text = self._open + self._read()
+        end = max((found.end() for found in _END.finditer(text)), default=0)
+        ended = self._ended + (screen(text[: end - 1]) if end else [])
+        self._ended = "\n".join(ended)[-_KEPT_BYTES:].split("\n") if ended else []
+        self._open = text[end:][-_KEPT_BYTES:]
+        return ended + (screen(text[end:]) if text else [])
 
     def close(self) -> None:
         os.close(self._descriptor)

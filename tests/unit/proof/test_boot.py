@@ -91,6 +91,19 @@ def test_the_end_of_a_console_is_what_a_terminal_shows(console: Console, tmp_pat
     assert tail(console.lines()) == "\n".join([*shown, *shown, *shown, "20 %"])
 
 
+def test_a_line_that_is_drawn_again_and_again_pushes_nothing_out(console: Console, tmp_path: Path) -> None:
+    """systemd draws a job that goes on three times a second, for minutes."""
+    say(tmp_path, b"Cannot open /dev/vda1\r\n[ *** ] Job running (0s)\r\n")
+    for second in range(900):
+        for part in (b"\x1b", b"M\r\x1b[K[\x1b[0;31m*\x1b[0;1;31m*\x1b[0m\x1b[0;31m*   \x1b[0m] Job running (%ds)\r\n" % second):
+            say(tmp_path, part)
+            os.close(saying.pop())
+            console.lines()
+    assert console.lines() == ["Cannot open /dev/vda1", "[***   ] Job running (899s)", ""]
+    say(tmp_path, b"Give root password\r\n")
+    assert tail(console.lines()) == "Cannot open /dev/vda1\n[***   ] Job running (899s)\nGive root password"
+
+
 @pytest.mark.parametrize("lines", [[], [""], ["", " "]])
 def test_a_console_that_shows_nothing(lines: list[str]) -> None:
     assert tail(lines) == ""
