@@ -106,15 +106,16 @@ def _plan_words(row: Mapping[str, Any], begun: Mapping[str, Any], recovered: Map
         repairs = recovered["repairs"]
         what, actions = (", ".join(repair[key] for repair in repairs) for key in ("what", "action"))
         return f"first needs {what} of an interrupted run repaired: {actions}"
+    lacks = f"not in the set: {', '.join(begun['not_captured'])}" if begun["not_captured"] else ""
     if begun["published"]:
-        return "is published already"
+        return "; ".join(word for word in ("is published already", lacks) if word)
     skipped = ", ".join(f"{disk['target']}: {disk['reason']}" for disk in begun["skipped_disks"])
     words = [
         f"{row['method']}, since {row['method_reason']}",
         _level_words(begun),
         f"disks {', '.join(disk['target'] for disk in begun['disks'])}",
         f"skipped {skipped}" if skipped else "",
-        f"not in the set: {', '.join(begun['not_captured'])}" if begun["not_captured"] else "",
+        lacks,
         f"{begun['consistency']}-consistent if all goes well",
         f"needs up to {bytes_to_human(begun['bytes_needed'])}, {bytes_to_human(begun['bytes_free'])} are free",
     ]

@@ -49,6 +49,7 @@ def _words(done: Mapping[str, Any]) -> str:
     would = "would be restored" if done["planned"] else "restored"
     words = [
         f"{done['domain']['name']}: {would if done['changed'] else 'was restored already'} from backup {done['backup_id']}",
+        "" if done["changed"] else " (restore_again=true restores it once more)",
         f", disks {', '.join(disk['path'] for disk in done['disks'])}",
         "; the digests of its images were not compared" if done["planned"] else "",
         f"; without {', '.join(done['removed'])}" if done["removed"] else "",

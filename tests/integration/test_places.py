@@ -315,6 +315,40 @@ def test_the_same_set_once_more_is_interrupted(machine: Callable[..., Machine], 
     assert [image.read_bytes() for image in images] == saved and backup.claims() == []
 
 
+def test_a_plan_says_that_a_backup_is_in_the_way(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
+    made = machine()
+    made.define(file_disk(random_image(made.directory / "a.raw")))
+    backup = backup_of(made)
+    back_up(backup, "offline")
+    backup.backup_id = "night-2"
+    module(backup, "libvirt_backup_begin", **backup.asked, method="offline")
+    refused = restore(backup, backup_id="night-1")
+    assert refused["code"] == "recovery_needed" and "backup night-2" in refused["msg"], refused
+    assert backup.recover(take_over=True).get("changed")
+    restored = restore(backup, backup_id="night-1")
+    assert restored.get("changed"), restored
+
+
+def test_a_backup_of_a_restored_domain_does_not_say_that_it_is_restored(
+    machine: Callable[..., Machine], backup_of: Callable[..., Backup]
+) -> None:
+    """Else its definition, put back by hand, would say so of disks that may hold anything."""
+    made = machine()
+    image = random_image(made.directory / "a.raw")
+    made.define(file_disk(image))
+    saved = image.read_bytes()
+    backup = backup_of(made)
+    back_up(backup, "offline")
+    assert restore(backup)["changed"]
+    backup.backup_id = "night-2"
+    definition = (back_up(backup, "offline") / "domain.xml").read_text(encoding="utf-8")
+    made.hypervisor.virsh("undefine", made.uuid)
+    (made.directory / "domain.xml").write_text(definition, encoding="utf-8")
+    made.hypervisor.virsh("define", str(made.directory / "domain.xml"))
+    image.write_bytes(bytes(len(saved)))
+    assert restore(backup, backup_id="night-1")["changed"] and image.read_bytes() == saved
+
+
 def test_a_device_that_is_gone_does_not_become_a_file(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
     made = machine()
     device = made.hypervisor.loop_device(2 * MIB)

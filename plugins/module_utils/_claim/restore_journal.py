@@ -187,6 +187,17 @@ def all_journals() -> list[Journal]:
     return [one for one in found if one is not None]
 
 
+def damaged_journals() -> dict[str, str]:
+    """What is wrong with the journals that cannot be read, by the UUIDs of their domains."""
+    found = {}
+    for path in places.CLAIMS.glob("restore-*.journal"):
+        try:
+            _read(path)
+        except LiveBackupError as error:
+            found[path.name[len("restore-") : -len(".journal")]] = error.msg.rstrip(".")
+    return found
+
+
 def restore_of(domain: str) -> Journal | None:
     """The unfinished restore of the domain of that name or UUID."""
     return _read(journal_file(domain.lower())) or next((one for one in all_journals() if domain in (one.name, one.uuid)), None)

@@ -283,6 +283,9 @@ def _secrets(root: Any) -> tuple[str, ...]:
         found.append("its NVRAM, which is not a file")
     if root.find("devices/tpm/backend[@type='emulator']") is not None:
         found.append("the state of its virtual TPM (/var/lib/libvirt/swtpm)")
+    if root.xpath("devices/tpm/backend[not(@type='emulator')]"):
+        found.append("what its TPM holds, which is outside")
+    found += ["passed-through network card"] * len(root.findall("devices/interface[@type='hostdev']"))
     found += [f"shared folder {folder.find('source').get('dir', '')}" for folder in root.findall("devices/filesystem[source]")]
     found += [f"passed-through device ({device.get('type')})" for device in root.findall("devices/hostdev")]
     found += ["persistent memory (nvdimm)"] * len(root.findall("devices/memory[@model='nvdimm']"))

@@ -19,6 +19,7 @@ from uuid import uuid4
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.records import known
+from .._base.text import foreign
 from .._claim.find import require_same_uri
 from .._claim.lock import hold
 from .._claim.owner import require_no_backup, require_no_restore
@@ -63,12 +64,11 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
             left = restore_of(options.name)
         with connect(options.uri) as connection:
             if left is None and not options.again and is_restored(connection, options.name, stamp):
-                return _unchanged(connection, options.name)
+                return _unchanged(connection, options.name, found["manifest"]["not_captured"])
             # The set may have been restored before: what defines the domain now is this restore.
             plan = plan_restore(connection, found, options, {**stamp, "restore": uuid4().hex})
         if check_mode:
-            if left is None:
-                require_no_restore(*_wanted(plan))
+            _require_free(plan, left)
             return {"changed": True, "planned": True, "verified": False, **plan.reported()}
         return {"changed": True, "planned": False, "verified": True, **_restore(plan, left, address, options, began, clock)}
 
@@ -117,9 +117,7 @@ def _restore(
     target = open_target(address)
     fetches = not target.is_here and not options.live
     with hold(plan.guest.uuid, clock), ExitStack() as stack:
-        if left is None:
-            require_no_restore(*_wanted(plan))
-        require_no_backup(*_wanted(plan))
+        _require_free(plan, left)
         journal = new_journal(plan, options, address, left, fetches=fetches)
         if left is not None:
             # Its journal may be the file that is written now, and nobody would know its note any more.
@@ -149,9 +147,12 @@ def _restore(
     return journal.result
 
 
-def _wanted(plan: Plan) -> tuple[str, str, str, list[str]]:
-    """What a backup, or another restore, must not own. The journal of that would be in the way of this one's."""
-    return f"restore domain {plan.guest.name!r}", plan.guest.uuid, plan.guest.name, [image.path for image in plan.images]
+def _require_free(plan: Plan, left: Journal | None) -> None:
+    """Fail while a backup, or another restore, owns the domain or a place. Its journal would be in the way of this one's."""
+    wanted = (f"restore domain {plan.guest.name!r}", plan.guest.uuid, plan.guest.name, [image.path for image in plan.images])
+    if left is None:
+        require_no_restore(*wanted)
+    require_no_backup(*wanted)
 
 
 def _require_unchanged(uri: str, plan: Plan) -> None:
@@ -166,7 +167,7 @@ def _require_unchanged(uri: str, plan: Plan) -> None:
             require_replaceable(existing, overwrite=True)
 
 
-def _unchanged(connection: libvirt.virConnect, name: str) -> dict[str, Any]:
+def _unchanged(connection: libvirt.virConnect, name: str, not_captured: list[str]) -> dict[str, Any]:
     domain = connection.lookupByName(name)
     disks = [
         {"target": disk.target, "path": disk.chain[0].path, "format": disk.chain[0].format}
@@ -182,5 +183,5 @@ def _unchanged(connection: libvirt.virConnect, name: str) -> dict[str, Any]:
         "disks": disks,
         "removed": [],
         "differences": [],
-        "not_captured": [],
+        "not_captured": [foreign(one) for one in not_captured],
     }

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim.owner i
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore_journal import Journal, Move
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.list_domains import domain_info
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.prune import prune
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations.untrack import untrack
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 
 from ..support.backup import REMOTE, UUID, Backup
@@ -89,6 +91,37 @@ def test_its_sets_are_neither_removed_nor_proven(backup: Backup, clock: FakeCloc
             verify_set(verify, False, clock)
     journal.remove()
     assert prune(params, False, clock)["removed"] == []
+
+
+def test_nothing_is_removed_while_its_journal_is_damaged(backup: Backup, clock: FakeClock) -> None:
+    """Nobody knows whether it needs a set."""
+    published(backup)
+    journal_of(backup).file.write_text("{}", encoding="utf-8")
+    params = {**PRUNE, **REMOTE, "target": str(backup.target), "domains": ["*"], "keep_ids": [], "keep_last": 0, "keep_daily": 1}
+    with pytest.raises(LiveBackupError, match="Nothing of domain 'db1' was removed: The journal .* is damaged"):
+        prune(params, False, clock)
+
+
+def test_its_disks_are_neither_copied_nor_untracked(backup: Backup, clock: FakeClock, tmp_path: Path) -> None:
+    disk = next(iter(backup.domain.disks.values()))
+    image, other = tmp_path / "image", tmp_path / "other"
+    for path in (image, other):
+        path.write_bytes(b"data")
+    journal = journal_of(backup, path=str(image), uuid=OTHER, name="copy")
+    for source, dest in ((image, tmp_path / "new"), (other, image)):
+        with pytest.raises(LiveBackupError, match="Cannot copy .* from backup night-1 is not finished"):
+            backup.copy(domain=None, src=str(source), dest=str(dest))
+    journal.remove()
+    journal_of(backup, path=disk)
+    for check in (True, False):
+        with pytest.raises(LiveBackupError, match="Cannot untrack domain 'db1': .* from backup night-1 is not finished"):
+            untrack({"uri": "qemu:///system", "domain": "db1"}, check, clock)
+
+
+def test_a_restore_of_another_libvirt_is_not_ended(backup: Backup) -> None:
+    journal_of(backup)
+    with pytest.raises(LiveBackupError, match="The libvirt URI of the restore of domain 'db1' .* is qemu:///system, not qemu:///session"):
+        backup.recover(uri="qemu:///session")
 
 
 def test_it_is_listed(backup: Backup, clock: FakeClock) -> None:

@@ -124,8 +124,10 @@ def test_a_plan_says_what_it_needs() -> None:
 
 
 def test_a_plan_of_what_is_published() -> None:
-    row = result(ABOUT, ended(begun={**BEGUN, "changed": False, "published": True}, published=SKIPPED, verified=SKIPPED))
-    assert (row["changed"], row["msg"]) == (False, "db1: is published already")
+    row = result(
+        ABOUT, ended(begun={**BEGUN, "changed": False, "published": True, "not_captured": ["its TPM"]}, published=SKIPPED, verified=SKIPPED)
+    )
+    assert (row["changed"], row["msg"]) == (False, "db1: is published already; not in the set: its TPM")
 
 
 def test_a_plan_that_first_needs_a_repair() -> None:
@@ -238,7 +240,11 @@ DONE: dict[str, Any] = {
     ("more", "words"),
     [
         ({}, "copy: restored from backup night-1, disks /d/vda"),
-        ({"changed": False}, "copy: was restored already from backup night-1, disks /d/vda"),
+        (
+            {"changed": False, "not_captured": ["its TPM"]},
+            "copy: was restored already from backup night-1 (restore_again=true restores it once more), disks /d/vda; "
+            "not in the set: its TPM",
+        ),
         (
             {"planned": True},
             "copy: would be restored from backup night-1, disks /d/vda; the digests of its images were not compared",

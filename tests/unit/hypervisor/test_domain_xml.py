@@ -210,7 +210,12 @@ LUKS = "<encryption format='luks'><secret type='passphrase' {}/></encryption>"
     ("devices", "parts"),
     [
         ("", []),
-        (TPM.format("passthrough"), []),
+        (TPM.format("passthrough"), ["what its TPM holds, which is outside"]),
+        (TPM.format("external"), ["what its TPM holds, which is outside"]),
+        ("<hostdev type='mdev' mode='subsystem'/>", ["passed-through device (mdev)"]),
+        ("<interface type='hostdev'/><interface type='network'/>", ["passed-through network card"]),
+        ("<filesystem><source dir='/srv'/></filesystem>", ["shared folder /srv"]),
+        ("<memory model='nvdimm'/>", ["persistent memory"]),
         (TPM.format("emulator"), ["virtual TPM"]),
         (disk_xml(SOURCE + LUKS.format("uuid='s-1'")), ["secret s-1"]),
         (disk_xml("<source file='/a'>" + LUKS.format("usage='luks/db1'") + "</source>"), ["secret luks/db1"]),
