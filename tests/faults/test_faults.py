@@ -28,6 +28,16 @@ ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
 
 
+def test_the_run_is_complete(request: pytest.FixtureRequest) -> None:
+    """So many kill points, each method, and each kind of failure."""
+    found: dict[str, set[object]] = {}
+    for item in request.session.items:
+        for name, value in item.user_properties:
+            found.setdefault(name, set()).add(value)
+    assert len(found["kill point"]) >= (200 if ALL else 20) and found["method"] >= {"push", "pull", "legacy", "offline"}
+    assert len(found["failure kind"]) >= (17 if ALL else 8)
+
+
 @pytest.mark.parametrize("point", TABLE if ALL else SAMPLE[::4], ids=str)
 def test_killed(point: Point, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)

@@ -88,6 +88,8 @@ SHARES = {
 SAMPLE, FULL = 2_000, 100_000
 assert sum(SHARES.values()) == 100
 tried: Counter[str] = Counter()
+# How many inputs each test has to try.
+wanted: dict[str, int] = {}
 
 
 def inputs(family: str, *strategies: st.SearchStrategy[Any]) -> Callable[[Callable[..., None]], Callable[..., None]]:
@@ -95,6 +97,7 @@ def inputs(family: str, *strategies: st.SearchStrategy[Any]) -> Callable[[Callab
 
     def decorate(test: Callable[..., None]) -> Callable[..., None]:
         count = SHARES[family] * (FULL if ALL else SAMPLE) // 100
+        wanted[test.__name__] = count
         limits = settings(max_examples=count, suppress_health_check=list(HealthCheck), print_blob=False)
         return limits(given(*strategies)(test))
 
@@ -106,6 +109,8 @@ def counted(request: pytest.FixtureRequest, record_property: Callable[[str, obje
     before = tried.total()
     yield
     record_property("inputs", tried.total() - before)
+    # A strategy that is exhausted early proves less than it says.
+    assert tried.total() - before >= wanted.get(request.node.originalname, 0)
 
 
 @pytest.fixture(scope="module")
