@@ -67,7 +67,7 @@ def taken(connection: libvirt.virConnect, images: list[Image], guest: Guest, *, 
             continue
         if not path.is_absolute():
             yield f"{path} is not an absolute path"
-        elif not path.parent.is_dir():
+        elif not os.path.isdir(path.parent):
             yield f"there is no directory {path.parent}"
         elif len(os.fsencode(path.name)) > os.pathconf(path.parent, "PC_NAME_MAX"):
             yield f"the name of {path} is too long for its file system"
@@ -77,7 +77,8 @@ def taken(connection: libvirt.virConnect, images: list[Image], guest: Guest, *, 
             yield f"{path} exists (overwrite replaces it, restore_overwrite in the playbook)"
         if image.place.is_block and _used_by_host(path):
             yield f"{path} is in use by this host (mounted, or part of a volume group or RAID)"
-        if path.exists():
+        # Path.exists() fails where a name is too long.
+        if os.path.exists(path):
             users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {guest.name!r}")]
             yield from (f"{who} names {path}" for who in users)
             others = _builds_on(connection, path, guest.name, {image.target for image in images})
