@@ -49,6 +49,7 @@ def be_impatient(keepalive: tuple[int, int] = (1, 1)) -> None:
     """Give up after seconds."""
     connection, signals = (importlib.import_module(UTILS + name) for name in ("_hypervisor.connection", "_base.signals"))
     connection.KEEPALIVE, connection.OPEN_SECONDS, signals.DEAF_SECONDS = keepalive, 2.0, 3.0
+    connection.CALL_SECONDS, connection._LOOK_SECONDS = 4.0, 0.5
 
 
 def arm(signal_name: str, when: str, call: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -16,8 +17,11 @@ from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
+from tests.unit.collection.test_collection import WITHOUT_LIBVIRT
 
-from .conftest import ALL, Backup, result_of
+from .conftest import ALL, REPOSITORY, Backup, result_of
+
+MODULES = REPOSITORY / "plugins/modules"
 
 CRAWL = "64K"
 
@@ -45,6 +49,9 @@ def claim_of(backup: Backup) -> dict[str, Any]:
 
 
 def test_every_module_says_that_libvirtd_hangs(backup: Backup) -> None:
+    backup.run()
+    published = {"domain": backup.guest.name, "backup_id": backup.backup_id, "target": str(backup.target)}
+    backup.backup_id = "night-2"
     one = {"domain": backup.guest.name, "backup_id": backup.backup_id}
     modules: dict[str, dict[str, Any]] = {
         "libvirt_domain_info": {},
@@ -56,11 +63,17 @@ def test_every_module_says_that_libvirtd_hangs(backup: Backup) -> None:
         "libvirt_blockcommit": one,
         "backup_set_publish": {**one, "target": str(backup.target)},
         "libvirt_backup_recover": {"domain": backup.guest.name},
+        "libvirt_backup_untrack": {"domain": backup.guest.name},
+        "libvirt_domain_restore": {**published, "overwrite": True},
+        "backup_set_verify": {**published, "level": "boot", "console_pattern": "login:"},
+        "hypervisor_check": {"target": str(backup.target)},
     }
+    assert set(modules) == {path.stem for path in MODULES.glob("*.py")} - WITHOUT_LIBVIRT
     backup.hypervisor.hang_libvirtd()
     under_way = {name: backup.start_module(name, fault="impatient", **options) for name, options in modules.items()}
     results = {name: result_of(process) for name, process in under_way.items()}
     backup.hypervisor.wake_libvirtd()
+    shutil.rmtree(backup.target / backup.guest.name)
     for name, result in results.items():
         assert result.get("failed") and "has not answered for 2 s" in result["msg"], (name, result)
     backup.assert_nothing_left()
@@ -84,6 +97,34 @@ def test_a_begin_that_meets_it_is_undone_as_soon_as_it_goes_on(backup: Backup, m
     backup.hypervisor.wake_libvirtd()
     result = result_of(process)
     assert result["failed"] and "could not be removed" not in result["msg"], result
+    assert backup.chain() == chain
+    backup.assert_nothing_left()
+
+
+# What asks QEMU something, the steps before it, and what it is given.
+ASKING: dict[str, tuple[list[Callable[[Backup], dict[str, Any]]], dict[str, Any]]] = {
+    "libvirt_backup_begin": ([], {"method": "push"}),
+    "libvirt_disk_snapshot": ([], {}),
+    "sparse_copy": ([Backup.snapshot], {"target": None}),
+    "libvirt_backup_recover": ([Backup.snapshot], {"target": None, "backup_id": None, "take_over": True}),
+}
+
+
+@pytest.mark.parametrize("module", ASKING)
+def test_a_qemu_that_hangs_is_given_up(backup: Backup, module: str) -> None:
+    """libvirtd gives signs of life all the time."""
+    chain, qemu = backup.chain(), backup.guest.qemu_pid()
+    before, more = ASKING[module]
+    for step in before:
+        assert step(backup)["changed"]
+    options = {name: value for name, value in {**backup.asked, **more}.items() if value is not None}
+    os.kill(qemu, signal.SIGSTOP)
+    try:
+        result = result_of(backup.start_module(module, fault="impatient", **options))
+        assert result.get("failed") and "A call of libvirt's took too long" in result["msg"], result
+    finally:
+        os.kill(qemu, signal.SIGCONT)
+    assert "failed" not in backup.recover(take_over=True)
     assert backup.chain() == chain
     backup.assert_nothing_left()
 

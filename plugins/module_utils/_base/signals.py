@@ -18,10 +18,16 @@ from types import FrameType
 
 from .errors import Interrupted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
+_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)
 # How long the main thread may not hear of a signal: longer than a call of libvirt's may take, such as 30 s for a domain's lock.
 DEAF_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
+_LATE = "A call of libvirt's took too long, and was given up. Its QEMU, or a storage that QEMU uses, may hang."
+
+
+def give_up() -> None:
+    """End the work of this process as a signal does, since the main thread is in a call that does not end."""
+    os.kill(os.getpid(), signal.SIGALRM)
 
 
 @contextmanager
@@ -45,7 +51,7 @@ def interruptible(last_words: Callable[[str], None]) -> Iterator[Callable[[], No
             reading.recv(4096)
         if not came:
             came = True
-            raise Interrupted(f"It was interrupted by signal {signal.Signals(number).name}.")
+            raise Interrupted(_LATE if number == signal.SIGALRM else f"It was interrupted by signal {signal.Signals(number).name}.")
 
     def settle() -> None:
         nonlocal came
@@ -73,20 +79,22 @@ def interruptible(last_words: Callable[[str], None]) -> Iterator[Callable[[], No
 def _guard(reading: socket.socket, done: threading.Event, lock: threading.Lock, last_words: Callable[[str], None]) -> None:
     while True:
         select.select([reading], [], [])
-        since = time.monotonic()
+        since, late = time.monotonic(), bytes([signal.SIGALRM])
+        with suppress(BlockingIOError):
+            why = _LATE if reading.recv(1, socket.MSG_PEEK) == late else "It was interrupted by a signal."
         while select.select([reading], [], [], 0)[0]:
             if done.wait(_LOOK_SECONDS):
                 return
             if time.monotonic() - since > DEAF_SECONDS:
                 with lock:
                     if not done.is_set():
-                        _end(last_words)
+                        _end(last_words, why)
 
 
-def _end(last_words: Callable[[str], None]) -> None:
+def _end(last_words: Callable[[str], None], why: str) -> None:
     try:
         last_words(
-            "It was interrupted by a signal. It ended without cleaning up, because libvirt or a storage had not answered for "
+            f"{why} It ended without cleaning up, because libvirt or a storage had not answered for "
             f"{DEAF_SECONDS:g} s. If a backup was under way, wait until that answers again. Then run libvirt_backup_recover (playbook "
             "virtops.live_backup.recover)."
         )

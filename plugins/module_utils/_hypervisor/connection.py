@@ -9,7 +9,9 @@ from __future__ import annotations
 import operator
 import os
 import re
+import sys
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import TimeoutError as TooLate
 from contextlib import contextmanager, suppress
@@ -17,6 +19,7 @@ from functools import cache, partial
 from urllib.parse import urlsplit
 
 from .._base.errors import Advice, Interrupted, LiveBackupError, advised, from_os_error
+from .._base.signals import give_up
 from .._base.text import foreign
 from .._base.threads import DaemonThreads
 from .bindings import libvirt, require_libraries
@@ -27,6 +30,11 @@ from .numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OK, VIR_ERR_OPERATION_TIMEOUT, V
 KEEPALIVE = (5, 6)
 # How long the daemon may take to accept a connection, which nothing watches before it is there.
 OPEN_SECONDS = 45.0
+# How long a call may take. libvirt waits without an end for a QEMU that hangs, and its daemon gives signs of life meanwhile.
+CALL_SECONDS = 600.0
+_LOOK_SECONDS = 5.0
+# What waits for a guest's agent, as long as the agent was given.
+_OF_AGENT = ("fsFreeze", "fsThaw")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ADVICE = {
     VIR_ERR_OPERATION_TIMEOUT: Advice(
@@ -120,6 +128,7 @@ def connect(uri: str, *, readonly: bool = False) -> Iterator[libvirt.virConnect]
     # exception that it raises would become a SystemError of the binding.
     libvirt.registerErrorHandler(operator.is_, None)
     _run_event_loop()
+    _watch_calls()
     # Python hears of no signal while its main thread is in a call of libvirt's, and of every one while it waits for another thread.
     opening = DaemonThreads(1)
     opened = opening.submit(partial(libvirt.openReadOnly if readonly else libvirt.open, uri))
@@ -160,6 +169,31 @@ def _run_event_loop() -> None:
             libvirt.virEventRunDefaultImpl()
 
     threading.Thread(target=run, daemon=True).start()
+
+
+@cache
+def _watch_calls() -> None:
+    """Give up when the main thread is in one and the same call of libvirt's for too long: nothing else ends that."""
+
+    def run() -> None:
+        call, since, never = None, time.monotonic(), threading.Event()
+        while not never.wait(_LOOK_SECONDS):
+            before, call = call, _call_of(threading.main_thread())
+            if call is None or call != before:
+                since = time.monotonic()
+            elif time.monotonic() - since > CALL_SECONDS:
+                give_up()
+                return
+
+    threading.Thread(target=run, daemon=True).start()
+
+
+def _call_of(thread: threading.Thread) -> tuple[int, int, str] | None:
+    """What tells a call of libvirt's that a thread is in from others; None outside of them. The frame itself would keep domains alive."""
+    frame = sys._current_frames().get(thread.ident or 0)
+    if frame is None or frame.f_code.co_filename != libvirt.__file__ or frame.f_code.co_name in _OF_AGENT:
+        return None
+    return id(frame), frame.f_lasti, frame.f_code.co_name
 
 
 def find_domain(connection: libvirt.virConnect, domain: str) -> libvirt.virDomain:
