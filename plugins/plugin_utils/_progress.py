@@ -26,7 +26,7 @@ _END_SECONDS = 1.0
 def words(progress: dict[str, Any], before: dict[str, Any], seconds: float) -> str:
     """One line: each disk's share, bytes, rate and time left, from what was told now and so many seconds before."""
     if progress["waits_for"]:
-        return f"{progress['domain']}: waits for its turn; under way are {', '.join(progress['waits_for'])}"
+        return f"{progress['domain']}: waits for {progress['waits_for']}"
     parts = []
     for disk, (done, total) in sorted(progress["disks"].items()):
         rate = max(0, done - before.get("disks", {}).get(disk, [done])[0]) / seconds if seconds > 0 else 0

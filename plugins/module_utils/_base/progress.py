@@ -19,13 +19,13 @@ from .files import temporary_of
 Amounts = dict[str, tuple[int, int]]
 
 
-def tell(domain: str, amounts: Callable[[], Amounts], waits_for: list[str] | None = None) -> None:
-    """Tell how far the work on a domain is, or for which domains it waits; `amounts` is called only if somebody wants to know."""
+def tell(domain: str, amounts: Callable[[], Amounts], waits_for: str = "") -> None:
+    """Tell how far the work on a domain is, or what it waits for; `amounts` is called only if somebody wants to know."""
     path = _wanted()
     # It is for the eyes alone: a full or missing /run must not end a backup.
     with suppress(OSError):
         if path:
-            _write(path, {"domain": domain, "disks": amounts(), "waits_for": waits_for or []})
+            _write(path, {"domain": domain, "disks": amounts(), "waits_for": waits_for})
 
 
 def end() -> None:

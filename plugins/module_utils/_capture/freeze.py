@@ -17,6 +17,7 @@ from typing import IO, cast
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
+from .._base.progress import tell
 from .._claim.places import claim_file, thaw_mark
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import LibvirtFailure, explained
@@ -177,6 +178,7 @@ def _why_not_freeze(domain: libvirt.virDomain, wish: Wish) -> str:
 def _waiting_for_agent(domain: libvirt.virDomain, watchdog: Watchdog, limits: Limits) -> Iterator[None]:
     """Wait for the agent as long as permitted, and afterwards as long as before. A guest that is still frozen is the watchdog's."""
     domain.agentSetResponseTimeout(limits.agent, 0)
+    tell(domain.name(), dict, waits_for=f"its guest agent, for up to {limits.agent} s")
     try:
         yield
     finally:

@@ -34,7 +34,7 @@ def turn(uuid: str, name: str, parallel: int, clock: Clock) -> Iterator[Callable
             if len(others) < parallel or read_claim(uuid) is not None:
                 break
             held.close()
-            tell(name, dict, waits_for=others)
+            tell(name, dict, waits_for=f"its turn; under way are {', '.join(others)}")
             clock.sleep(_LOOK_SECONDS)
         yield held.close
 

@@ -19,8 +19,8 @@ from ..support.backup import Backup
 GIB = 1 << 30
 
 
-def told(waits_for: list[str] | None = None, **disks: list[int]) -> dict[str, Any]:
-    return {"domain": "db1", "disks": disks, "waits_for": waits_for or []}
+def told(waits_for: str = "", **disks: list[int]) -> dict[str, Any]:
+    return {"domain": "db1", "disks": disks, "waits_for": waits_for}
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def told(waits_for: list[str] | None = None, **disks: list[int]) -> dict[str, An
         (told(vdb=[512, 512], vda=[5, 0]), {}, "db1: vda 5 B; vdb 100 %, 512 B of 512 B"),
         (told(vda=[999, 1000]), told(vda=[999, 1000]), "db1: vda 99 %, 999 B of 1000 B"),
         (told(vda=[2000, 1000]), {}, "db1: vda 100 %, 2.0 KiB of 1000 B"),
-        (told(["db2", "web1"]), {}, "db1: waits for its turn; under way are db2, web1"),
+        (told("its turn; under way are db2, web1"), {}, "db1: waits for its turn; under way are db2, web1"),
     ],
 )
 def test_words(now: dict[str, Any], before: dict[str, Any], line: str) -> None:

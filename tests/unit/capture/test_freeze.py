@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 
 import pytest
 
@@ -55,6 +57,16 @@ def test_the_agent_has_the_time_of_its_hooks(agent: Backup, options: dict[str, i
         libvirt.host.before[method] = lambda: waits.append(agent.domain.agent_timeout)
     agent.begin(**options)
     assert waits == [expected, expected]
+
+
+def test_who_waits_for_the_agent_says_so(agent: Backup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its hooks may take minutes, and nothing else happens until they end."""
+    monkeypatch.setenv("LIVE_BACKUP_PROGRESS", str(tmp_path / "progress"))
+    seen: list[str] = []
+    for method in ("fsFreeze", "fsThaw"):
+        libvirt.host.before[method] = lambda: seen.append(json.loads((tmp_path / "progress").read_text(encoding="utf-8"))["waits_for"])
+    agent.begin(hook_timeout=240)
+    assert seen == ["its guest agent, for up to 240 s"] * 2
 
 
 @pytest.mark.parametrize("name", ["freeze_timeout", "hook_timeout"])

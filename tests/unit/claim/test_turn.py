@@ -102,7 +102,7 @@ def test_who_waits_says_for_whom(backup: Backup, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(_turn, "tell", lambda domain, amounts, waits_for: told.append((domain, waits_for)))
     under_way(backup, "u-1", 2)
     backup.begin(parallel=1)
-    assert told[0] == ("db1", ["domain-u-1"])
+    assert told[0] == ("db1", "its turn; under way are domain-u-1")
 
 
 @pytest.mark.parametrize(("agent", "timeout", "frozen_ms"), [("absent", 5, 0), ("answers", 5, 1000), ("answers", 1, 500)])
