@@ -182,12 +182,21 @@ def test_a_definition_that_a_migration_left_behind(fleet: Fleet) -> None:
     """It is shut off here, and runs elsewhere."""
     here, there = fleet.hypervisors
     guest = guests(fleet)["g11@hv1"]
-    backup = Backup(here, guest, fleet.directory, "night-1")
+    target = fleet.directory / "left-behind"
+    target.mkdir()
+    backup = Backup(here, guest, target, "night-0")
+    backup.run()
+    backup.backup_id = "night-1"
     fleet.migrate(guest, there, undefine=False)
     assert guest.state() == "shut off"
+    inodes = [image.stat().st_ino for image, _format in guest.images]
     for check in (True, False):
         refused = backup.begin(method="offline", check=check)
         assert refused["failed"] and "was migrated away" in refused["msg"], refused
+        given = {"domain": guest.name, "target": str(target), "overwrite": True}
+        refused = backup.module("libvirt_domain_restore", check=check, **given)
+        assert refused["failed"] and "was migrated away" in refused["msg"], refused
+    assert [image.stat().st_ino for image, _format in guest.images] == inodes
     assert backup.claims() == []
     fleet.migrate(Guest(there, guest.directory), here)
     backup.assert_at_rest()

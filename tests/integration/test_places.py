@@ -21,7 +21,7 @@ from xml.sax.saxutils import escape, quoteattr
 import pytest
 
 from tests.rig.hypervisor import Hypervisor
-from tests.rig.shell import run
+from tests.rig.shell import run, wait_until
 
 from .conftest import Backup
 
@@ -313,6 +313,21 @@ def test_the_same_set_once_more_is_interrupted(machine: Callable[..., Machine], 
     assert [image.read_bytes() for image in images] == [saved[0], bytes(len(saved[0]))]
     assert backup.recover()["changed"]
     assert [image.read_bytes() for image in images] == saved and backup.claims() == []
+
+
+def test_a_domain_that_crashed_is_restored(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
+    """libvirt's numbers for crashed and migrated are beside each other."""
+    made = machine()
+    image = random_image(made.directory / "a.raw")
+    saved = image.read_bytes()
+    made.define(file_disk(image))
+    backup = backup_of(made)
+    back_up(backup, "offline")
+    made.start()
+    made.hypervisor.run(["sh", "-c", f"kill -KILL $(cat /run/libvirt/qemu/{made.name}.pid)"])
+    wait_until(lambda: "crashed" in made.hypervisor.virsh("domstate", made.uuid, "--reason"), 30, "libvirt to see the crash")
+    image.write_bytes(bytes(len(saved)))
+    assert restore(backup).get("changed") and image.read_bytes() == saved
 
 
 def test_a_plan_says_that_a_backup_is_in_the_way(machine: Callable[..., Machine], backup_of: Callable[..., Backup]) -> None:
