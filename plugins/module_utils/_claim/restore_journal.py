@@ -208,6 +208,9 @@ def _read(path: Path) -> Journal | None:
         data = json.loads(path.read_bytes())
         if isinstance(data, dict) and "told" in data:
             return _of_old_version(data)
+        if isinstance(data, dict) and isinstance(data.get("live"), dict) and "target" in data["live"]:
+            # An older version kept it there.
+            data["address"] = {key: data["live"].pop(key, None) for key in ("target", "ssh_key", "ssh_options")}
         problems = list(violations(data, _SCHEMA, "it"))
         if not problems and data["phase"] == "live" and not data.get("live"):
             problems = ["it does not say what is served"]
@@ -225,9 +228,6 @@ def _read(path: Path) -> Journal | None:
         )
     moves, devices = [Move(**one) for one in data.pop("moves")], [Device(**one) for one in data.pop("devices")]
     live, address = data.pop("live", None), data.pop("address", {"target": ""})
-    if live and "target" in live:
-        # An older version kept it there.
-        address = {key: live.pop(key) for key in ("target", "ssh_key", "ssh_options")}
     return Journal(
         **data,
         moves=moves,

@@ -3,14 +3,17 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore_journal import Live
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim import places
+from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore_journal import Journal, Live, restore_of
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.disk_place import NewPlace
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2_writer import Backing
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import create_above, flatten
@@ -20,6 +23,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogu
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import Target, TargetAddress, open_target
 from tests.rig.shell import processes, wait_until
 
+from ..support.backup import UUID
 from ..support.raising import raises_code
 from ..support.sets import make_set, replace_images
 
@@ -67,6 +71,20 @@ def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Li
     with target.reading("db1", None) as found:
         yield live, target, found
     _serve.stop_serving(live)
+
+
+def test_the_journal_of_an_older_live_restore_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It said where the set is beside what is served."""
+    monkeypatch.setattr(places, "CLAIMS", tmp_path)
+    address = {"target": "ssh://far/sets", "ssh_key": "/key", "ssh_options": ["Port=2222"]}
+    live = Live("db1", "/run/live_backup.restore/1f", {"vda": "/img/a"}, 0)
+    stamp = {"uuid": UUID, "backup_id": "n1", "instant": "2026-11-22T18:45:12.345Z", "restore": "1f"}
+    journal = Journal("db1", UUID, "qemu:///system", stamp, "<domain/>", True, "/t", "", [], [], [], {}, [], "live", live)
+    known = asdict(journal)
+    del known["address"]
+    journal.file.write_text(json.dumps({**known, "live": {**known["live"], **address}}), encoding="utf-8")
+    found = restore_of(UUID)
+    assert found is not None and found.address == TargetAddress(**address) and found.live == live
 
 
 def test_the_disks_are_served_until_they_need_no_set(served: tuple[Live, Target, GoodSet], tmp_path: Path) -> None:
