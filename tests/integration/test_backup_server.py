@@ -22,9 +22,10 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._operations.pr
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import RULES
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.address import TargetAddress
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _ssh_copy, program as _far_program
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.client import FarEnd
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress, open_target
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import open_target
 from tests.rig.shell import family, run
 from tests.rig.sshd import Sshd
 from tests.unit.support.sets import INSTANT, make_set, replace_images

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from .._image.key import Key
-from .._target.target import TargetAddress
+from .._target.address import TargetAddress
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from .._base.records import known
 from .._hypervisor.disk_place import NotedPlace
 from .._image.fingerprint import Fingerprint
 from .._sets.schema import Below
-from .._target.target import TargetAddress
+from .._target.address import TargetAddress
 from .overlays import Overlay, PlannedSpace
 
 

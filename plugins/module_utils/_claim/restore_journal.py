@@ -25,7 +25,7 @@ from .._base.filesystem import mount_of
 from .._base.schema import Schema, violations
 from .._image.fingerprint import Fingerprint
 from .._sets.layout import file_name
-from .._target.target import TargetAddress
+from .._target.address import TargetAddress
 from . import places
 
 # Nothing has its name yet; files get their names and devices are written; the domain is defined; all is put back; the files are

@@ -36,7 +36,8 @@ from .._restore.plan import Plan, RestoreOptions, plan_restore, require_replacea
 from .._restore.write import write_image, write_live_image
 from .._sets.catalogue import GoodSet
 from .._sets.layout import check_backup_id
-from .._target.target import TargetAddress, open_target
+from .._target.address import TargetAddress
+from .._target.target import open_target
 from .directory import require_directory
 from .key import key_of
 from .target import address_of

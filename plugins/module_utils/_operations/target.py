@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._target.target import Target, TargetAddress, open_target
+from .._target.address import TargetAddress
+from .._target.target import Target, open_target
 
 
 def target_of(params: dict[str, Any]) -> Target:

@@ -15,7 +15,8 @@ from .._base.errors import LiveBackupError, from_os_error
 from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Live, Move
 from .._image.qcow2 import whole_sectors
-from .._target.target import TargetAddress, open_target
+from .._target.address import TargetAddress
+from .._target.target import open_target
 from .image import Image
 from .plan import Plan, RestoreOptions
 from .serve import serving_directory

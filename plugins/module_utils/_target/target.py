@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -21,19 +20,11 @@ from .._sets.layout import check_target
 from .._sets.prune import Pruned
 from .._sets.publish import NextSet
 from .._sets.retention import Keep
+from .address import TargetAddress
 from .directory import DirectoryTarget
 from .records import MadeSet, Published, SetImage, Unfinished
 from .ssh.address import SCHEME, parse
 from .ssh.target import SshTarget
-
-
-@dataclass(frozen=True)
-class TargetAddress:
-    """The options that say where the sets are, and how to get there."""
-
-    target: str
-    ssh_key: str | None = None
-    ssh_options: list[str] = field(default_factory=list)
 
 
 class Target(Protocol):

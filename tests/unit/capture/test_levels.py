@@ -15,7 +15,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.co
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.disk_place import NotedPlace
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import begin
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.address import TargetAddress
 
 from ..support.clock import FakeClock
 from ..support.raising import raises_code

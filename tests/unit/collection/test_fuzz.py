@@ -65,13 +65,14 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout i
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.proofs import read_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import PERIODS, plan_retention
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.address import TargetAddress
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.images import Expected, image_problems
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.records import SetImage
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _ssh_copy
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.address import parse
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.client import FarEnd
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.server import FRAME, MARK
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress, open_target
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import open_target
 from tests.fuzz.guard import guarded
 from tests.fuzz.strategies import HEADERS, NAMES, NO_JSON, XML, documents
 

@@ -20,7 +20,8 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_im
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore import live as _live, plan as _plan, serve as _serve
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.image import Image
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import GoodSet
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import Target, TargetAddress, open_target
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.address import TargetAddress
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import Target, open_target
 from tests.rig.shell import processes, wait_until
 
 from ..support.backup import UUID

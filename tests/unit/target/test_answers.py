@@ -17,9 +17,10 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._operations.pr
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import find_set, list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.check import check_files, note_proof
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.address import TargetAddress
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import answers as _answers, server as _far_end
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.answers import ANSWERS, unexpected
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import TargetAddress, open_target
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import open_target
 
 from ..support.backup import UUID
 from ..support.clock import FakeClock

@@ -17,14 +17,10 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 i
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import SENDER, SetPaths, make_partial
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import Keep
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.address import TargetAddress
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.records import MadeSet, SetName
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import target as _ssh_target
-from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import (
-    Target,
-    TargetAddress,
-    open_server,
-    open_target,
-)
+from ansible_collections.virtops.live_backup.plugins.module_utils._target.target import Target, open_server, open_target
 
 from ..support import sets
 from ..support.backup import UUID
