@@ -57,9 +57,19 @@ options:
       - A regular expression of Python for what the guest's first serial port shows when the guest is up.
       - Without it, the guest agent must answer.
     type: str
+  command:
+    description:
+      - For O(level=boot), a program and its arguments that the guest agent runs in the guest when it is up (C(guest-exec)).
+      - Name the program by its full path. No shell is used, unless you name one.
+      - The set is proven if the program ends with status 0. If it ends with another status, the set is not good. What it printed is in the
+        finding.
+      - If the agent refuses to run it, the module fails, and the set counts as neither proven nor bad.
+    type: list
+    elements: str
+    default: []
   timeout:
     description:
-      - Maximum time in seconds until the guest is up.
+      - Maximum time in seconds until the guest is up and O(command) has ended.
       - A guest that is not up in time proves nothing. The module fails, and the set counts as not proven, whatever was proven before.
     type: int
     default: 300
@@ -106,6 +116,13 @@ EXAMPLES = r"""
     console_pattern: 'login: $'
     timeout: 120
   register: proof
+
+- name: Boot a set, and ask its database
+  virtops.live_backup.backup_set_verify:
+    domain: db1
+    target: /srv/backup
+    level: boot
+    command: [/usr/bin/pg_isready, --timeout=60]
 
 - name: Show how long a restored domain takes to start
   ansible.builtin.debug:
@@ -177,6 +194,7 @@ def main() -> None:
             "backup_id": {"type": "str"},
             "level": {"type": "str", "choices": ["check", "deep", "boot"], "default": "check"},
             "console_pattern": {"type": "str"},
+            "command": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 300},
             "scratch_dir": {"type": "path", "default": "/var/tmp"},
             "scratch_size": {"type": "bytes", "default": "10G"},

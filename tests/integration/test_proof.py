@@ -227,3 +227,21 @@ def test_a_raw_disk_that_is_no_whole_sectors(make_guest: Callable[..., Guest], b
     set_image = Path(backups["legacy"].target) / guest.name / "legacy"
     [disk] = [one for one in json.loads((set_image / "manifest.json").read_bytes())["disks"] if one["target"] == "vda"]
     run(["qemu-img", "compare", "-f", disk["format"], "-F", "raw", set_image / disk["file"], image])
+
+
+def test_a_command_in_the_guest_decides(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    backup.run()
+    shell = ["/bin/sh", "-c"]
+    refused = verify(backup, level="boot", command=["/no/such/program"])
+    assert refused["code"] == "proof_command_refused" and "did not run '/no/such/program'" in refused["msg"], refused
+    # It says nothing about the set.
+    assert proof_of(backup) == (True, None)
+    failed = verify(backup, level="boot", command=[*shell, "echo the database is broken >&2; exit 3"])
+    assert failed["code"] == "proof_failed" and failed["findings"] == [
+        "boot: its command '/bin/sh' ended with status 3: the database is broken"
+    ], failed
+    assert not proof_of(backup)[0]
+    # Its root file system is in memory: what it writes there does not need the set's disks.
+    proven = verify(backup, level="boot", command=[*shell, "sleep 2; test -d /proc/self"])
+    assert proven.get("verified") and proof_of(backup)[0], proven

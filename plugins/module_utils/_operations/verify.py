@@ -115,6 +115,7 @@ def _words(outcome: str, findings: list[str], boot: Boot) -> str:
 def _terms(params: dict[str, Any]) -> Terms:
     return Terms(
         pattern=params["console_pattern"],
+        command=params["command"],
         timeout=params["timeout"],
         scratch_dir=Path(params["scratch_dir"]),
         scratch_size=params["scratch_size"],

@@ -45,6 +45,7 @@ from .._sets.layout import NVRAM
 from .._sets.schema import Manifest
 from .._sets.secret_files import read_secret, secret_file
 from .boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
+from .command import GuestCommand
 from .console import Console, tail
 from .scratch import NICE, Scratch, memory_problem, spare_memory
 
@@ -55,9 +56,13 @@ _END_SECONDS = 60
 
 @dataclass(frozen=True)
 class Terms:
-    """What a proof may take, and what it waits for: a pattern on the console, or without one the guest's agent."""
+    """What a proof may take, and what it waits for: a pattern on the console, or without one the guest's agent.
+
+    When that is there, the `command` must end well in the guest, if there is one.
+    """
 
     pattern: str | None
+    command: list[str]
     timeout: float
     scratch_dir: Path
     scratch_size: int
@@ -82,12 +87,9 @@ def boot_set(uri: str, path: Path, manifest: Manifest, key: Key | None, terms: T
     """Start the set, wait until its guest agent answers or the console shows the pattern, and end it. An encrypted one needs its key."""
     began = clock.boottime()
     text = read_definition(path, key)
-    if terms.pattern is None and parse_domain(text).agent == "absent":
-        raise LiveBackupError(
-            f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so name what it prints on its first serial port "
-            "when it is up, as console_pattern.",
-            code="option_needed",
-        )
+    if (terms.pattern is None or terms.command) and parse_domain(text).agent == "absent":
+        what = "it cannot run a command" if terms.command else "name what its first serial port shows when it is up, as console_pattern"
+        raise LiveBackupError(f"Domain {manifest['domain']['name']!r} has no channel for a guest agent, so {what}.", code="option_needed")
     size = boot_size(text, terms.max_memory, terms.max_vcpus)
     with ExitStack() as stack:
         connection = stack.enter_context(connect(uri))
@@ -202,6 +204,7 @@ def _wait(
 ) -> tuple[str, bool]:
     """Why it is not up, and whether only the time was over; empty as soon as it is up."""
     events = (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE)
+    command, up = GuestCommand(terms.command), False
     with turns(connection, domain, events, clock) as turn:
         while clock.boottime() < deadline:
             if not connection.isAlive():
@@ -210,13 +213,15 @@ def _wait(
             given_up = signs.scratch.problem()
             if given_up is not None:
                 raise given_up
-            if signs.is_up(domain, terms.pattern, clock):
-                return "", False
+            up = up or signs.is_up(domain, terms.pattern, clock)
+            outcome = None if not up else command.outcome(domain) if terms.command else ""
+            if outcome is not None:
+                return outcome, False
             if signs.ends:
                 return _stopped(signs.ends[0]), False
             turn()
-    waited = f"within {terms.timeout:g} s"
-    return f"its {'guest agent did not answer' if terms.pattern is None else f'console did not show {terms.pattern!r}'} {waited}", True
+    missed = "guest agent did not answer" if terms.pattern is None else f"console did not show {terms.pattern!r}"
+    return f"its {f'command {terms.command[0]!r} did not end' if up else missed} within {terms.timeout:g} s", True
 
 
 def _stopped(detail: int) -> str:
