@@ -347,8 +347,10 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     backup = backup_of(guest)
     player = Player(backup.hypervisor, backup.target)
     options = {"backup_domains": [guest.name], "backup_keep": {"last": 2}}
+    command = {guest.name: ["/bin/sh", "-c", "exit 0"], "another": ["/no/such/program"]}
     for number in range(1, 4):
-        played = player.run(backup_id=f"night-{number}", backup_verify="boot" if number == 3 else "check", **options)
+        level = "boot" if number == 3 else "check"
+        played = player.run(backup_id=f"night-{number}", backup_verify=level, backup_verify_command=command, **options)
         assert played.rows[guest.name]["status"] == "published", played.output
         assert played.tasks <= TASKS, played.output
     assert sorted(path.name for path in (backup.target / guest.name).glob("night-*")) == ["night-2", "night-3"]
