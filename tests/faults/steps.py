@@ -89,7 +89,11 @@ def died(process: Inside, seconds: float = 120) -> bool:
 
 def is_stopped(process: Inside) -> bool:
     """Whether a module has stopped, or ended."""
-    return process.poll() is not None or Path(f"/proc/{process.command_pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        return process.poll() is not None or Path(f"/proc/{process.command_pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        # It ended between these two.
+        return False
 
 
 def assert_sets_whole(run: Run) -> list[str]:
