@@ -109,6 +109,12 @@ def assert_sets_whole(run: Run) -> list[str]:
     return [path.name for path in seen]
 
 
+def images_of(run: Run, name: str) -> list[tuple[Path, str]]:
+    """The images of a set, as the oracle wants them."""
+    directory = run.place / run.backup.guest.name / name
+    return [(directory / disk["file"], disk["format"]) for disk in json.loads((directory / "manifest.json").read_text())["disks"]]
+
+
 def happen(backup: Backup, what: str) -> None:
     """What a table names beside a death."""
     guest = backup.guest
