@@ -103,10 +103,8 @@ class FaultyDisk:
 
     def _mount(self, directory: Path, *make: str) -> None:
         for disk, place in self._places.items():
-            # It keeps its number over a boot, as disks of a host mostly do.
-            find = ["--find"] if make else [self._devices[disk]]
-            device = run(["losetup", "--show", *find, directory / disk]).strip()
-            self._devices[disk] = device
+            # Another one than before, perhaps: the numbers are the whole machine's.
+            device = self._devices[disk] = run(["losetup", "--find", "--show", directory / disk]).strip()
             if make:
                 run([*make, device])
             place.mkdir(exist_ok=True)
