@@ -89,7 +89,11 @@ def died(process: Inside, seconds: float = 120) -> bool:
 
 def is_stopped(process: Inside) -> bool:
     """Whether a module has stopped, or ended."""
-    return process.poll() is not None or Path(f"/proc/{process.command_pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    try:
+        return process.poll() is not None or Path(f"/proc/{process.command_pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
+    except (FileNotFoundError, ProcessLookupError):
+        # It ended between these two.
+        return False
 
 
 def assert_sets_whole(run: Run) -> list[str]:
@@ -103,6 +107,12 @@ def assert_sets_whole(run: Run) -> list[str]:
     assert [one["path"] for one in listed["sets"] if one["status"] == "damaged"] == []
     assert sorted(one["backup_id"] for one in listed["sets"] if one["status"] == "good") == sorted(path.name for path in seen)
     return [path.name for path in seen]
+
+
+def images_of(run: Run, name: str) -> list[tuple[Path, str]]:
+    """The images of a set, as the oracle wants them."""
+    directory = run.place / run.backup.guest.name / name
+    return [(directory / disk["file"], disk["format"]) for disk in json.loads((directory / "manifest.json").read_text())["disks"]]
 
 
 def happen(backup: Backup, what: str) -> None:

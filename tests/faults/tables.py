@@ -107,7 +107,7 @@ CALLS: dict[str, dict[str, dict[str, str]]] = {
 BESIDE_OFF = ("nothing", "libvirtd is killed and started", "the domain is started")
 
 
-def _modules(module: str, call: str) -> tuple[str, ...]:
+def modules_of(module: str, call: str) -> tuple[str, ...]:
     """Where a call may come: a commit that is ready late is pivoted by the module after the copy."""
     commits = any(part in call for part in ("_overlay.", "os.unlink", "blockJobAbort"))
     return (COPY, COMMIT) if module == COPY and commits else (module,)
@@ -127,7 +127,7 @@ class Kill:
 
     @property
     def modules(self) -> tuple[str, ...]:
-        return _modules(self.module, self.call)
+        return modules_of(self.module, self.call)
 
     @property
     def fault(self) -> str:
@@ -257,71 +257,6 @@ PRUNES = _cuts("prune", "prune", PRUNE)
 PROOFS = _cuts("verify", "verify", PROOF)
 RECOVERIES = [row for what, calls in RECOVERY.items() for row in _cuts("recover", what, calls)]
 FAR_ENDS = [row for method, calls in FAR_END.items() for row in _cuts(f"{method} to a server", method, calls)]
-
-
-@dataclass(frozen=True)
-class PowerCut:
-    """One row: the module that is stopped at a call, or has ended, when the power fails."""
-
-    method: str
-    module: str
-    at: str
-    fault: str
-    # Whether the set is there for certain then.
-    published: bool = False
-
-    @property
-    def modules(self) -> tuple[str, ...]:
-        return _modules(self.module, self.fault)
-
-    def __str__(self) -> str:
-        return f"{self.method}: {self.at}"
-
-
-_STOPS: dict[str, dict[str, dict[str, str]]] = {
-    "legacy": {
-        SNAPSHOT: {
-            "before the snapshot": "before snapshotCreateXML",
-            "after the snapshot": "after snapshotCreateXML",
-            "before the bases are noted": "before _capture.capture._save_definition",
-            "after the snapshot's step": "",
-        },
-        COPY: {
-            "before the name of a copy": "before pathlib.Path.rename",
-            "after the start of a commit": "after blockCommit",
-            "before a pivot is noted": "after blockJobAbort",
-            "before a deletion": "before _overlay.way_back.Way._delete",
-            "after a deletion": "after os.unlink",
-            "after a deletion is synced": "after _overlay.way_back.Way._delete",
-            "after the copy's step": "",
-        },
-        COMMIT: {"after the commit": ""},
-    },
-    "push": {
-        BEGIN: {
-            "after the claim": "after _claim.step.save_claim",
-            "after the mark of the partial set": "after _sets.layout.make_partial",
-            "after the start of the job": "after backupBegin",
-            "after the begin": "",
-        },
-        WAIT: {"after the wait": ""},
-        PUBLISH: {
-            "after an image is settled": "after _operations.publish._settle",
-            "after the manifest": "after _sets.publish.write_durably#2",
-            "after the sums": "after _sets.publish.write_durably#3",
-            "before the name is synced": "after pathlib.Path.rename",
-            "after the name is synced": "after _target.directory.DirectoryTarget.publish",
-            "before the removal of the claim": "before _recovery.repairs.remove_claim",
-        },
-    },
-    "offline": {BEGIN: {"after the begin": ""}, COPY: {"before the name of a copy": "before pathlib.Path.rename", "after the copy": ""}},
-}
-CUTS = [
-    PowerCut(method, module, at, fault and f"STOP {fault}", at in ("after the name is synced", "before the removal of the claim"))
-    for method, modules in _STOPS.items()
-    for module, stops in modules.items()
-    for at, fault in stops.items()
-] + [PowerCut(method, PUBLISH, "after the publishing", "", True) for method in _STOPS]
 
 
 # Where a restore dies: its journal, its new files, their names, the definition.

@@ -19,9 +19,10 @@ from tests.integration.conftest import Backup, at_length, result_of
 from tests.rig.faulty import FaultyDirectory
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, rig_root
+from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 
-from .steps import Run, assert_sets_whole, end_lease, heal_and_check, is_stopped
+from .steps import Run, assert_sets_whole, carry_on, contents, end_lease, heal_and_check, images_of, is_stopped
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
@@ -83,27 +84,29 @@ def fails_and_heals(host: Host, method: str, directory: FaultyDirectory, fault: 
 
 
 @pytest.mark.failure_kind("EIO while a disk is read")
-@pytest.mark.parametrize("method", ["push", "legacy", "offline"] if ALL else ["legacy"])
+@pytest.mark.parametrize("method", ["push", "pull", "legacy", "offline"] if ALL else ["legacy"])
 def test_a_disk_cannot_be_read(method: str, host: Host, tmp_path: Path) -> None:
-    fails_and_heals(host, method, host.images, "read EIO vda.raw", "nput/output error", tmp_path)
+    says = "does not serve disk vda any more" if method == "pull" else "nput/output error"
+    fails_and_heals(host, method, host.images, "read EIO vda.raw", says, tmp_path)
 
 
 @pytest.mark.failure_kind("EIO at a sync")
 @pytest.mark.parametrize(
-    ("method", "what"), [("push", ".qcow2"), ("legacy", ".tmp"), ("offline", "manifest"), ("push", "claim")][:: 1 if ALL else 2]
+    ("method", "what"),
+    [("push", ".qcow2"), ("pull", ".tmp"), ("legacy", ".tmp"), ("offline", "manifest"), ("push", "claim")][:: 1 if ALL else 2],
 )
 def test_a_sync_fails(method: str, what: str, host: Host, tmp_path: Path) -> None:
     fails_and_heals(host, method, host.targets, f"fsync EIO {what}", "nput/output error", tmp_path)
 
 
 @pytest.mark.failure_kind("EDQUOT")
-@pytest.mark.parametrize("method", ["push", "offline"] if ALL else ["push"])
+@pytest.mark.parametrize("method", ["push", "pull", "offline"] if ALL else ["push"])
 def test_a_quota_is_used_up(method: str, host: Host, tmp_path: Path) -> None:
     fails_and_heals(host, method, host.targets, "write EDQUOT .qcow2", "uota exceeded", tmp_path)
 
 
 @pytest.mark.failure_kind("ESTALE")
-@pytest.mark.parametrize("method", ["push", "legacy"] if ALL else ["push"])
+@pytest.mark.parametrize("method", ["push", "pull", "legacy"] if ALL else ["push"])
 def test_the_target_is_stale(method: str, host: Host, tmp_path: Path) -> None:
     """Its server has come again as another one, in the middle: before the set is published."""
     run = host.run(method)
@@ -135,6 +138,117 @@ def test_only_qemu_was_told_of_a_late_error(host: Host, tmp_path: Path) -> None:
     assert result.get("failed") and "is not what QEMU wrote" in result["msg"], result
     assert assert_sets_whole(run) == []
     heal_and_check(run, before, durable, tmp_path)
+
+
+@pytest.mark.failure_kind("EIO at a base in a commit")
+@pytest.mark.parametrize("fault", ["write EIO vda.raw", "fsync EIO vda.raw", "write EIO vdb.qcow2"] if ALL else ["write EIO vda.raw"])
+def test_a_base_cannot_be_written(fault: str, host: Host, tmp_path: Path) -> None:
+    """No write of the guest is lost: its overlay stays until a commit succeeds."""
+    run = host.run("legacy")
+    before = run.backup.chain()
+    assert "failed" not in result_of(run.start(run.modules[0]))
+    host.guest.write(20)
+    durable = host.guest.durable()
+    with host.images.fails(fault):
+        message = failed(run)
+        assert "no write is lost" in message or "nput/output error" in message, message
+        recovered = run.backup.recover()
+        assert recovered.get("failed") and run.backup.claims() != [], recovered
+    assert assert_sets_whole(run) == []
+    end_lease(run.backup)
+    heal_and_check(run, before, durable, tmp_path)
+
+
+@dataclass(frozen=True)
+class Restoring:
+    """A guest that is shut off, and a set of it, of the instant `wanted`."""
+
+    run: Run
+    wanted: int
+
+    def restore(self) -> dict[str, Any]:
+        guest, target = self.run.backup.guest, str(self.run.backup.target)
+        return self.run.backup.module("libvirt_domain_restore", target=target, domain=guest.name, overwrite=True)
+
+
+def about_to_restore(host: Host) -> Restoring:
+    run = host.run("push")
+    run.to_its_end()
+    host.guest.write(5)
+    host.guest.destroy()
+    # A zero may be written where there was one: the oracle counts that.
+    return Restoring(run, judge(images_of(run, "night-1")).number)
+
+
+def restores_and_goes_on(restored: Restoring, scratch: Path) -> None:
+    result = restored.restore()
+    assert "failed" not in result, result
+    guest = restored.run.backup.guest
+    verdict = judge(guest.images)
+    assert verdict.ok and verdict.number == restored.wanted, verdict
+    assert restored.run.backup.claims() == []
+    assert [path for path in guest.directory.iterdir() if path.suffix in (".restoring", ".replaced")] == []
+    guest.start()
+    carry_on(restored.run, guest.durable(), scratch)
+
+
+_IN_A_RESTORE = [
+    ("targets", "read EIO vda.qcow2", "nput/output error"),
+    ("images", "write EIO vdb.qcow2.vdb", "nput/output error"),
+    ("images", "fsync EIO .vda.raw.vda", "nput/output error"),
+    ("images", "write EDQUOT .restoring", "uota exceeded"),
+    ("images", "write ENOSPC .restoring", "o space left"),
+    ("targets", "read ESTALE vda.qcow2", "tale file handle"),
+]
+
+
+@pytest.mark.failure_kind("storage fails in a restore")
+@pytest.mark.parametrize(("place", "fault", "says"), _IN_A_RESTORE if ALL else _IN_A_RESTORE[2:3])
+def test_a_restore_fails(place: str, fault: str, says: str, host: Host, tmp_path: Path) -> None:
+    """It is undone: the disks are what they were, and nothing is left."""
+    restored = about_to_restore(host)
+    backup = restored.run.backup
+    before = contents(backup)
+    with getattr(host, place).fails(fault):
+        result = restored.restore()
+    assert result.get("failed") and says in result["msg"], result
+    assert contents(backup) == before
+    assert backup.claims() == []
+    assert [path for path in host.guest.directory.iterdir() if path.suffix in (".restoring", ".replaced")] == []
+    restores_and_goes_on(restored, tmp_path)
+
+
+_HALF_WAY = [("rename EIO /vdb.qcow2", "complete it"), ("fsyncdir EIO", "undo it")]
+
+
+@pytest.mark.failure_kind("storage fails in a restore")
+@pytest.mark.parametrize(("fault", "then"), _HALF_WAY if ALL else _HALF_WAY[:1])
+def test_a_restore_cannot_be_undone(fault: str, then: str, host: Host, tmp_path: Path) -> None:
+    """Its disks may be of two instants: it owns the domain until a recovery ends it."""
+    restored = about_to_restore(host)
+    backup = restored.run.backup
+    with host.images.fails(fault):
+        for result in (restored.restore(), backup.recover()):
+            print(result["msg"])
+            assert result["failed"] and "nput/output error" in result["msg"], result
+    assert [path.suffix for path in backup.claims()] == [".journal"]
+    recovered = backup.recover()
+    assert [repair["action"] for repair in recovered["repairs"]] == [then], recovered
+    verdict = judge(host.guest.images)
+    assert verdict.ok and (verdict.number == restored.wanted) == (then == "complete it"), verdict
+    restores_and_goes_on(restored, tmp_path)
+
+
+@pytest.mark.failure_kind("EIO while a set is read")
+def test_a_set_cannot_be_verified(host: Host) -> None:
+    """It is not proven, and why is said; as soon as it can be read, it is."""
+    run = host.run("push")
+    run.to_its_end()
+    asked = {"domain": host.guest.name, "backup_id": "night-1"}
+    with host.targets.fails("read EIO vda.qcow2"):
+        result = run.follow("backup_set_verify", **asked)
+    assert not result["verified"] and "nput/output error" in json.dumps(result), result
+    assert run.follow("backup_set_verify", **asked)["verified"]
 
 
 _KILLED = """#!/bin/sh

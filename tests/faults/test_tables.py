@@ -7,7 +7,6 @@ The guests stand still, so that a row costs some seconds of one processor.
 from __future__ import annotations
 
 import fcntl
-import json
 import os
 import shutil
 from collections.abc import Callable, Iterator
@@ -24,7 +23,7 @@ from tests.rig.shell import wait_until
 from tests.rig.sshd import Sshd
 
 from .points import BESIDE
-from .steps import Run, assert_sets_whole, carry_on, died, end_lease, happen, heal_and_check
+from .steps import Run, assert_sets_whole, carry_on, died, end_lease, happen, heal_and_check, images_of
 from .tables import FAR_ENDS, KILLS, PROOFS, PRUNES, RECOVERIES, RESTORES, Cut, Kill
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
@@ -183,11 +182,6 @@ def test_a_restore_is_killed(
     assert left == [] and run.backup.claims() == []
     guest.start()
     carry_on(run, guest.durable(), tmp_path)
-
-
-def images_of(run: Run, name: str) -> list[tuple[Path, str]]:
-    directory = run.place / run.backup.guest.name / name
-    return [(directory / disk["file"], disk["format"]) for disk in json.loads((directory / "manifest.json").read_text())["disks"]]
 
 
 @pytest.fixture(scope="module")

@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 
@@ -63,16 +64,23 @@ class FaultyDirectory:
 
 
 class FaultyDisk:
-    """An ext4 whose disk fails when it is told to, and forgets what was not synced when its power is cut."""
+    """An ext4 whose disk fails when it is told to, and forgets what was not synced when its power is cut.
 
-    def __init__(self, path: Path, size: int) -> None:
+    What is `below` has disks of its own, with the same power: what is synced there says nothing of what is here.
+    """
+
+    def __init__(self, path: Path, size: int, *below: str) -> None:
         self.path = path
         path.mkdir(parents=True)
         self._directory = FaultyDirectory(path.with_name(f"{path.name}.disk"), volatile=True)
         self.fails = self._directory.fails
-        for directory in (self._directory.source, self._directory.durable):
-            with (directory / "disk").open("wb") as file:
-                file.truncate(size)
+        # In the order of their mounts.
+        self._places = {f"disk-{number}": path / name for number, name in enumerate(("", *below))}
+        self._devices: dict[str, str] = {}
+        for disk in self._places:
+            for directory in (self._directory.source, self._directory.durable):
+                with (directory / disk).open("wb") as file:
+                    file.truncate(size)
 
     def __enter__(self) -> FaultyDisk:
         self._directory.__enter__()
@@ -94,14 +102,21 @@ class FaultyDisk:
         self._mount(self._directory.durable)
 
     def _mount(self, directory: Path, *make: str) -> None:
-        self._device = run(["losetup", "--find", "--show", directory / "disk"]).strip()
-        if make:
-            run([*make, self._device])
-        # Only what is synced is on the disk: neither after some seconds, nor since a file replaced another one.
-        run(["mount", "-o", "commit=900,noauto_da_alloc", self._device, self.path])
+        for disk, place in self._places.items():
+            # Another one than before, perhaps: the numbers are the whole machine's.
+            device = self._devices[disk] = run(["losetup", "--find", "--show", directory / disk]).strip()
+            if make:
+                run([*make, device])
+            place.mkdir(exist_ok=True)
+            # Only what is synced is on the disk: neither after some seconds, nor since a file replaced another one.
+            run(["mount", "-o", "commit=900,noauto_da_alloc", device, place])
 
     def _unmount(self) -> None:
-        # The mounts of a hypervisor that was powered off go after its processes.
-        unmount = ["umount", str(self.path)]
-        wait_until(lambda: subprocess.run(unmount, capture_output=True, check=False).returncode == 0, 30, f"{self.path} to be unmounted")
-        run(["losetup", "--detach", self._device])
+        for disk, place in reversed(self._places.items()):
+            # The mounts of a hypervisor that was powered off go after its processes.
+            wait_until(partial(_is_unmounted, place), 30, f"{place} to be unmounted")
+            run(["losetup", "--detach", self._devices[disk]])
+
+
+def _is_unmounted(place: Path) -> bool:
+    return subprocess.run(["umount", place], capture_output=True, check=False).returncode == 0

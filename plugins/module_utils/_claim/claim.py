@@ -24,7 +24,7 @@ from typing import Any
 
 from .._base.clock import boot_id
 from .._base.errors import LiveBackupError
-from .._base.files import sync_path, temporary_of, write_durably
+from .._base.files import sync_existing, sync_path, temporary_of, write_durably
 from .._base.filesystem import allocated
 from .._base.records import known
 from .._base.schema import violations
@@ -177,6 +177,8 @@ def remove_claim(claim: Claim) -> None:
     for copy in map(Path, claim.copies):
         copy.unlink(missing_ok=True)
         temporary_of(copy).unlink(missing_ok=True)
+        # Without the claim nobody would look for it.
+        sync_existing(copy.parent)
     claim.file().unlink(missing_ok=True)
     _reserve(claim.uuid).unlink(missing_ok=True)
     temporary_of(claim.file()).unlink(missing_ok=True)

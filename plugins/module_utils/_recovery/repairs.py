@@ -18,6 +18,7 @@ from functools import partial
 
 from .._base.clock import Clock, boot_id
 from .._base.errors import Interrupted, LiveBackupError
+from .._base.files import sync_existing
 from .._capture.freeze import thaw
 from .._capture.levels import checkpoint_repairs
 from .._capture.method import Left, Repair
@@ -195,4 +196,7 @@ def end_claim(claim: Claim) -> None:
     paths = claim.paths
     (paths.final / TOKEN).unlink(missing_ok=True)
     release_domain_directory(paths.directory, claim.uuid)
+    # What is back after a power cut would be nobody's without the claim.
+    for directory in (paths.final, paths.directory, paths.directory.parent):
+        sync_existing(directory)
     remove_claim(claim)

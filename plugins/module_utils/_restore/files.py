@@ -18,7 +18,7 @@ from itertools import count
 from pathlib import Path
 
 from .._base.errors import LiveBackupError
-from .._base.files import remove_scratch, sync_path, temporary_of
+from .._base.files import remove_scratch, sync_existing, sync_path, temporary_of
 from .._base.filesystem import mount_of
 from .._claim.restore_journal import Device, Journal, Move, identity
 from .._hypervisor.disk_place import device_size
@@ -194,6 +194,8 @@ def remove_old(journal: Journal) -> None:
     for move in journal.moves:
         if move.old and identity(move.aside) == move.old:
             Path(move.aside).unlink()
+        # A run that was killed may not have come to this. Without the journal what is back after a power cut would be nobody's.
+        sync_existing(Path(move.path).parent)
 
 
 def end(journal: Journal) -> None:
