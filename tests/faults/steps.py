@@ -147,6 +147,27 @@ def monitor(guest: Guest, command: str, **arguments: Any) -> Any:
     return answer["return"]
 
 
+def claim_of(backup: Backup) -> dict[str, Any]:
+    """The claim of a domain that has one."""
+    [claim] = [json.loads(path.read_text()) for path in backup.claims() if path.suffix == ".json"]
+    return claim
+
+
+def kill_watchdogs(backup: Backup) -> None:
+    for watchdog in backup.watchdogs():
+        os.kill(backup.hypervisor.outside_pid(int(watchdog)), signal.SIGKILL)
+
+
+def kill_with_watchdogs(run: Run, module: str, at: str) -> None:
+    """Let a module die at a call, and whoever watches it."""
+    process = run.start(module, f"STOP {at}")
+    wait_until(lambda: is_stopped(process), 60, f"{module} to stop {at}")
+    kill_watchdogs(run.backup)
+    process.kill()
+    os.kill(process.pid, signal.SIGCONT)
+    assert died(process), f"{module} never came to {at}"
+
+
 def end_lease(backup: Backup) -> None:
     """It may have died between two steps, when its lease still runs. Within a step it has none: that is dead at once."""
     for path in backup.claims():

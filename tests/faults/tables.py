@@ -249,14 +249,14 @@ class Cut:
         return f"{self.what}: {self.when} {self.at}"
 
 
-def _cuts(method: str, what: str, calls: dict[str, str]) -> list[Cut]:
+def cuts(method: str, what: str, calls: dict[str, str]) -> list[Cut]:
     return [Cut(method, what, at, call, when) for (at, call), when in product(calls.items(), ("before", "after"))]
 
 
-PRUNES = _cuts("prune", "prune", PRUNE)
-PROOFS = _cuts("verify", "verify", PROOF)
-RECOVERIES = [row for what, calls in RECOVERY.items() for row in _cuts("recover", what, calls)]
-FAR_ENDS = [row for method, calls in FAR_END.items() for row in _cuts(f"{method} to a server", method, calls)]
+PRUNES = cuts("prune", "prune", PRUNE)
+PROOFS = cuts("verify", "verify", PROOF)
+RECOVERIES = [row for what, calls in RECOVERY.items() for row in cuts("recover", what, calls)]
+FAR_ENDS = [row for method, calls in FAR_END.items() for row in cuts(f"{method} to a server", method, calls)]
 
 
 @dataclass(frozen=True)
@@ -365,8 +365,8 @@ DEVICE = {
     "the definition": "defineXML",
 }
 RESTORES = [
-    *_cuts("restore", "restore", RESTORE),
-    *_cuts("restore", "undoing a restore", UNDO),
-    *_cuts("restore", "recovering a restore", COMPLETION),
-    *_cuts("restore", "restore of a device", DEVICE),
+    *cuts("restore", "restore", RESTORE),
+    *cuts("restore", "undoing a restore", UNDO),
+    *cuts("restore", "recovering a restore", COMPLETION),
+    *cuts("restore", "restore of a device", DEVICE),
 ]

@@ -21,7 +21,7 @@ from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, rig_root
 from tests.rig.shell import wait_until
 
-from .steps import Run, assert_sets_whole, end_lease, heal_and_check, is_stopped
+from .steps import Run, assert_sets_whole, end_lease, heal_and_check, is_stopped, kill_with_watchdogs
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
@@ -180,13 +180,7 @@ def test_the_watchdog_is_killed(guests: Callable[[str], Guest], backup_of: Calla
     guest = guests("several")
     run = Run(backup_of(guest, backup_id="frozen"))
     before = run.backup.chain()
-    process = run.start(run.modules[0], "STOP after fsFreeze")
-    wait_until(lambda: is_stopped(process), 60, "the freeze")
-    for watchdog in run.backup.watchdogs():
-        os.kill(guest.hypervisor.outside_pid(int(watchdog)), signal.SIGKILL)
-    process.kill()
-    os.kill(process.pid, signal.SIGCONT)
-    process.wait()
+    kill_with_watchdogs(run, run.modules[0], "after fsFreeze")
     assert guest.frozen()
     durable = guest.durable()
     assert any("frozen" in repair["what"] for repair in run.backup.recover(check=True)["repairs"])
