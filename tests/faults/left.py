@@ -148,7 +148,6 @@ _PULL_IN_QEMU = {
     "a record of the checkpoint": "_hypervisor.checkpoints._is_deleted",
 }
 _PULL_AT_REST = {
-    "the first scratch file": "pathlib.Path.unlink",
     "forgetting the checkpoint": "_hypervisor.checkpoints.forget_checkpoint",
     "the bitmap": "_hypervisor.checkpoints.remove_bitmap",
 }
