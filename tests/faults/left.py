@@ -12,8 +12,8 @@ from tests.integration.conftest import result_of
 from tests.rig.guest import Guest
 from tests.rig.shell import run as run_here, wait_until
 
+from .cuts import Cut, cuts
 from .steps import Run, claim_of, died, kill_watchdogs, kill_with_watchdogs, monitor
-from .tables import Cut, cuts
 
 
 def begun(run: Run, fault: str = "", **options: Any) -> None:

@@ -14,9 +14,9 @@ from tests.integration.conftest import Backup
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor
 
+from .cuts import Cut
 from .left import LEFT, LEFTS
 from .steps import Run, assert_sets_whole, died, end_lease, heal_and_check, monitor
-from .tables import Cut
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)

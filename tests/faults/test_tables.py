@@ -23,9 +23,10 @@ from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 from tests.rig.sshd import Sshd
 
+from .cuts import FAR_ENDS, PROOFS, PRUNES, RECOVERIES, RESTORES, Cut
 from .points import BESIDE
 from .steps import Run, assert_sets_whole, carry_on, died, end_lease, happen, heal_and_check
-from .tables import FAR_ENDS, KILLS, PROOFS, PRUNES, RECOVERIES, RESTORES, Cut, Kill
+from .tables import KILLS, Kill
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
