@@ -92,13 +92,18 @@ def is_stopped(process: Inside) -> bool:
     return process.poll() is not None or Path(f"/proc/{process.command_pid}/stat").read_text().rpartition(")")[2].split()[0] == "T"
 
 
+def images_of(path: Path) -> list[tuple[Path, str]]:
+    """The images of a set."""
+    return [(path / disk["file"], disk["format"]) for disk in json.loads((path / "manifest.json").read_text())["disks"]]
+
+
 def assert_sets_whole(run: Run) -> list[str]:
     """Every set that can be seen is one instant of the guest, by the oracle, and there is nothing else; their names."""
     seen = sorted(path for path in run.place.glob("*/*") if path.is_dir() and not path.name.startswith("."))
     for path in seen:
-        manifest = json.loads((path / "manifest.json").read_text())
-        verdict = judge([(path / disk["file"], disk["format"]) for disk in manifest["disks"]])
-        assert verdict.ok and len(manifest["disks"]) == len(run.backup.guest.images), f"{path}: {verdict}"
+        images = images_of(path)
+        verdict = judge(images)
+        assert verdict.ok and len(images) == len(run.backup.guest.images), f"{path}: {verdict}"
     listed = run.follow("backup_set_info")
     assert [one["path"] for one in listed["sets"] if one["status"] == "damaged"] == []
     assert sorted(one["backup_id"] for one in listed["sets"] if one["status"] == "good") == sorted(path.name for path in seen)
@@ -264,6 +269,24 @@ def heal_and_check(run: Run, before: str, durable: int, scratch: Path, may_refus
     assert not backup.recover().get("changed")
     assert_at_rest(run, before, durable)
     carry_on(run, max(durable, guest.durable()), scratch)
+
+
+def run_again(run: Run, durable: int) -> None:
+    """The same backup once more, as its own role does it: it goes on with what is captured, or begins anew."""
+    backup, guest = run.backup, run.backup.guest
+    recovered = backup.recover(backup_id=backup.backup_id)
+    assert "failed" not in recovered, recovered
+    up = guest.state() == guest.state_when_up
+    if backup.claims() == [] and up == (run.method == "offline"):
+        (guest.destroy if up else guest.start)()
+    for module in run.modules:
+        result = result_of(run.start(module))
+        assert "failed" not in result, result
+        if result.get("published"):
+            break
+    assert backup.backup_id in assert_sets_whole(run)
+    verdict = judge(images_of(run.place / guest.name / backup.backup_id), durable)
+    assert verdict.ok, f"the backup that was run again: {verdict}"
 
 
 def assert_at_rest(run: Run, before: str, durable: int) -> None:

@@ -123,6 +123,8 @@ class Kill:
     call: str
     when: str
     beside: str
+    # Whether the same backup is run again, rather than recovered by another one.
+    again: bool
     shape: str = "still"
 
     @property
@@ -134,18 +136,18 @@ class Kill:
         return f"KILL {self.when} {self.call}"
 
     def __str__(self) -> str:
-        return f"{self.method}: {self.when} {self.at}, {self.beside}"
+        return f"{self.method}: {self.when} {self.at}, {self.beside}{', and run again' * self.again}"
 
 
 def _rows(method: str) -> list[Kill]:
-    """Each call before and after, with nothing beside it and with one of the events by turns."""
+    """Each call before and after, with nothing beside it and with one of the events by turns; it is run again after every second death."""
     besides = BESIDE_OFF if method == "offline" else (*BESIDE, HANGS)
     rows = []
     for number, ((module, at, call), when) in enumerate(
         product([(module, at, call) for module, calls in CALLS[method].items() for at, call in calls.items()], ("before", "after"))
     ):
-        rows.append(Kill(method, module, at, call, when, besides[0]))
-        rows.append(Kill(method, module, at, call, when, besides[1 + (number // 2) % (len(besides) - 1)]))
+        rows.append(Kill(method, module, at, call, when, besides[0], number % 2 == 1))
+        rows.append(Kill(method, module, at, call, when, besides[1 + (number // 2) % (len(besides) - 1)], number % 2 == 0))
     return rows
 
 

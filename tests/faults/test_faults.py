@@ -22,7 +22,7 @@ from tests.rig.shell import wait_until
 
 from .left import switch_in_qemu
 from .points import BESIDE, FLOW, SAMPLE, SHAPES, TABLE, WITHIN, Point
-from .steps import Run, assert_refused, end_lease, happen, heal_and_check, obey
+from .steps import Run, assert_refused, end_lease, happen, heal_and_check, obey, run_again
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
@@ -32,11 +32,13 @@ _numbers = count(1)
 def test_killed(point: Point, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)
     backup = backup_of(guest, backup_id=f"killed-{next(_numbers)}")
-    before = backup.chain()
+    before, begun = backup.chain(), guest.durable()
     run = Run(backup)
     run.until_killed(point.modules, point.fault)
     durable = guest.durable()
     happen(backup, point.beside)
+    if point.again:
+        run_again(run, begun)
     heal_and_check(run, before, durable, tmp_path, point.may_refuse)
 
 

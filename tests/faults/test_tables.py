@@ -25,7 +25,7 @@ from tests.rig.sshd import Sshd
 
 from .cuts import FAR_ENDS, PROOFS, PRUNES, RECOVERIES, RESTORES, Cut
 from .points import BESIDE
-from .steps import Run, assert_sets_whole, carry_on, died, end_lease, happen, heal_and_check
+from .steps import Run, assert_sets_whole, carry_on, died, end_lease, happen, heal_and_check, images_of, run_again
 from .tables import KILLS, Kill
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
@@ -36,7 +36,7 @@ _numbers = count(1)
 def test_killed(point: Kill, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)
     run = Run(backup_of(guest, backup_id=f"table-{next(_numbers)}"), point.method)
-    before = run.backup.chain()
+    before, begun = run.backup.chain(), guest.durable()
     guest.write(5)
     if point.method == "offline":
         guest.destroy()
@@ -47,6 +47,8 @@ def test_killed(point: Kill, guests: Callable[[str], Guest], backup_of: Callable
     elif not (point.method == "offline" and point.beside in BESIDE[2:]):
         happen(run.backup, point.beside)
     end_lease(run.backup)
+    if point.again:
+        run_again(run, begun)
     heal_and_check(run, before, durable, tmp_path)
 
 
@@ -142,7 +144,7 @@ def test_a_restore_is_killed(
     guest = guests(shape)
     run = with_three_sets(three_sets, guest, shape, backup_of)
     guest.write(5)
-    newest, wanted = guest.durable(), judge(images_of(run, "night-0")).number
+    newest, wanted = guest.durable(), judge(images_of(run.place / guest.name / "night-0")).number
     guest.destroy()
     given = {"target": str(run.backup.target), "domain": guest.name, "overwrite": True, "again": True, "exclusive": True}
 
@@ -179,16 +181,11 @@ def test_a_restore_is_killed(
     restored = result_of(restore(backup_id="night-2"))
     assert "failed" not in restored, restored
     verdict = judge(guest.images)
-    assert verdict.ok and verdict.number == judge(images_of(run, "night-2")).number, verdict
+    assert verdict.ok and verdict.number == judge(images_of(run.place / guest.name / "night-2")).number, verdict
     left = [path for path in guest.directory.iterdir() if path.suffix in (".restoring", ".replaced")]
     assert left == [] and run.backup.claims() == []
     guest.start()
     carry_on(run, guest.durable(), tmp_path)
-
-
-def images_of(run: Run, name: str) -> list[tuple[Path, str]]:
-    directory = run.place / run.backup.guest.name / name
-    return [(directory / disk["file"], disk["format"]) for disk in json.loads((directory / "manifest.json").read_text())["disks"]]
 
 
 @pytest.fixture(scope="module")
