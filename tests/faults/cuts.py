@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 
 # How retention is cut off: it has two sets to remove.
@@ -84,6 +84,35 @@ FAR_END = {
         "naming the set": "far._sets.receive.finish_set",
     },
 }
+# The same of what is asked there of sets that it has.
+FAR_CALL = {
+    "backup_set_prune": {
+        "a set's hiding": "far.os.rename",
+        "syncing that": "far._sets.prune.sync_path",
+        "the second set's hiding": "far.os.rename#2",
+        "the removal of a set": "far.shutil.rmtree",
+        "the removal of the second set": "far.shutil.rmtree#2",
+    },
+    "backup_set_verify": {
+        "reading the set": "far._sets.check.check_files",
+        "noting the proof": "far._sets.check.note_proof",
+        "the proof's file": "far._sets.check.write_durably",
+        "the proof's name": "far.os.replace",
+    },
+    "libvirt_domain_restore": {
+        "finding the set": "far._target.ssh.server.open_set",
+        "the first file": "far._target.ssh.server.send",
+        "a disk": "far._target.ssh.server.send#5",
+        "the data of a disk": "far._target.ssh.server.read_at#5",
+    },
+    "backup_set_consolidate": {
+        "the first image": "far._sets.consolidate.new_image",
+        "the second image": "far._sets.consolidate.new_image#2",
+        "the digests": "far._sets.consolidate.note_image",
+        "describing the set": "far._sets.consolidate.describe_set",
+        "naming the set": "far._sets.consolidate.give_name",
+    },
+}
 # Where a restore dies: its journal, its new files, their names, the definition.
 RESTORE = {
     "the journal": "_claim.restore_journal.Journal.save",
@@ -135,13 +164,15 @@ class Cut:
     at: str
     call: str
     when: str
+    # Whether the same is done again, rather than recovered first.
+    again: bool = False
 
     @property
     def fault(self) -> str:
         return f"KILL {self.when} {self.call}"
 
     def __str__(self) -> str:
-        return f"{self.what}: {self.when} {self.at}"
+        return f"{self.what}: {self.when} {self.at}{', and again' * self.again}"
 
 
 def cuts(method: str, what: str, calls: dict[str, str]) -> list[Cut]:
@@ -152,9 +183,9 @@ PRUNES = cuts("prune", "prune", PRUNE)
 PROOFS = cuts("verify", "verify", PROOF)
 RECOVERIES = [row for what, calls in RECOVERY.items() for row in cuts("recover", what, calls)]
 FAR_ENDS = [row for method, calls in FAR_END.items() for row in cuts(f"{method} to a server", method, calls)]
+FAR_CALLS = [row for module, calls in FAR_CALL.items() for row in cuts(f"{module} at a server", module, calls)]
+_RESTORES = {"restore": RESTORE, "undoing a restore": UNDO, "recovering a restore": COMPLETION, "restore of a device": DEVICE}
+# The same restore comes again before one place and after the next.
 RESTORES = [
-    *cuts("restore", "restore", RESTORE),
-    *cuts("restore", "undoing a restore", UNDO),
-    *cuts("restore", "recovering a restore", COMPLETION),
-    *cuts("restore", "restore of a device", DEVICE),
+    replace(row, again=number % 4 in (1, 2)) for what, calls in _RESTORES.items() for number, row in enumerate(cuts("restore", what, calls))
 ]
