@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import Backup, at_length, result_of
+from tests.integration.test_restore import killed_qemu_img
 from tests.rig.faulty import FaultyDirectory
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, rig_root
@@ -171,6 +172,38 @@ def test_qemu_img_is_killed_in_a_commit(
     assert recovered.get("failed"), recovered
     assert [path for path in run.backup.overlays() if path.endswith(".overlay")] != []
     heal_and_check(run, before, durable, tmp_path)
+
+
+@pytest.mark.failure_kind("qemu-img is killed")
+def test_qemu_img_is_killed_in_a_copy(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    """As by the kernel, for want of memory, while it compresses."""
+    guest = make_guest("still", size=32 << 20, fill=16 << 20)
+    run = Run(backup_of(guest))
+    before = run.backup.chain()
+    assert "failed" not in result_of(run.start(run.modules[0]))
+    guest.write(5)
+    process = run.backup.start_module("sparse_copy", **run.options("sparse_copy"), compress="zlib", bandwidth="4M")
+    wait_until(lambda: killed_qemu_img(process), 60, "qemu-img to write")
+    failed = result_of(process)
+    assert failed.get("failed") and "qemu-img convert of" in failed["msg"] and "status -9" in failed["msg"], failed
+    assert run.backup.files() == []
+    heal_and_check(run, before, guest.durable(), tmp_path)
+
+
+@pytest.mark.failure_kind("the watchdog is killed")
+def test_the_watchdog_of_a_pull_is_killed(guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    """With its reader: the scratch files grow until the recovery."""
+    guest = guests("still")
+    run = Run(backup_of(guest, backup_id="unread"), "pull")
+    before = run.backup.chain()
+    assert "failed" not in result_of(run.start(run.modules[0]))
+    kill_with_watchdogs(run, run.modules[1], "after _image.data.LocalFile.write")
+    scratch = [Path(path) for path in run.backup.overlays() if path.endswith(".scratch")]
+    held = sum(path.stat().st_blocks for path in scratch)
+    guest.write(20)
+    assert sum(path.stat().st_blocks for path in scratch) > held, "nobody ends the job"
+    assert "backup job" in [repair["what"] for repair in run.backup.recover(check=True)["repairs"]]
+    heal_and_check(run, before, guest.durable(), tmp_path)
 
 
 @at_length
