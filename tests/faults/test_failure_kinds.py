@@ -176,13 +176,13 @@ def test_qemu_img_is_killed_in_a_commit(
 
 @pytest.mark.failure_kind("qemu-img is killed")
 def test_qemu_img_is_killed_in_a_copy(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
-    """As by the kernel, for want of memory, while it compresses."""
+    """As by the kernel, for want of memory, while it converts."""
     guest = make_guest("still", size=32 << 20, fill=16 << 20)
     run = Run(backup_of(guest))
     before = run.backup.chain()
     assert "failed" not in result_of(run.start(run.modules[0]))
     guest.write(5)
-    process = run.backup.start_module("sparse_copy", **run.options("sparse_copy"), compress="zlib", bandwidth="4M")
+    process = run.backup.start_module("sparse_copy", **run.options("sparse_copy"), format="qcow2", bandwidth="1M")
     wait_until(lambda: killed_qemu_img(process), 60, "qemu-img to write")
     failed = result_of(process)
     assert failed.get("failed") and "qemu-img convert of" in failed["msg"] and "status -9" in failed["msg"], failed
