@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.definition import read_definition
 
