@@ -3,7 +3,8 @@
 
 A fault is `<signal> before|after <call>`, as in `KILL before backupBegin`; empty for none. The call is a method of virDomain or virConnect,
 or a function or method of one of our module_utils or of the standard library: `_commit.Way._delete`, `pathlib.Path.rename`. `<call>#3` is
-the third such call. A call `far.<module>.<function>` is one of the program at the far end of an ssh:// target, which gets the signal then.
+the third such call. A call `far.<module>.<function>` is one of the program at the far end of an ssh:// target, or of the standard library
+there, which gets the signal then.
 With a number of seconds instead of before or after, libvirtd is killed so long after the call began, and then the module gets its signal.
 Or the signal is HANG: libvirtd is stopped instead, and the module gives up what does not answer after seconds rather than minutes; or
 DEAF, the same where it does not give libvirt up.
@@ -29,7 +30,7 @@ UTILS = "ansible_collections.virtops.live_backup.plugins.module_utils."
 # What the far end's program runs before its main().
 _FAR = """
 import os, signal
-place, names = sys.modules["far.{module}"], "{name}"
+place, names = sys.modules.get("far.{module}") or sys.modules["{module}"], "{name}"
 real, calls = getattr(place, names), 0
 def faulty(*arguments, **options):
     global calls

@@ -71,8 +71,14 @@ class Point:
         """A transient domain that ends within a pivot leaves nothing that tells whether QEMU had gone over to the base."""
         return self.shape == "transient" and self.at in ("ready", "the pivot") and self.beside.split()[0] not in ("nothing", "libvirtd")
 
+    @property
+    def again(self) -> bool:
+        """Whether the same backup is run again, rather than recovered by another one: by turns, where its domain is always defined."""
+        turn = list(CALLS).index(self.at) + BESIDE.index(self.beside) + (self.when == "after")
+        return turn % 2 == 1 and self.shape != "transient"
+
     def __str__(self) -> str:
-        return f"{self.shape}: {self.when} {self.at}, {self.beside}"
+        return f"{self.shape}: {self.when} {self.at}, {self.beside}{', and run again' * self.again}"
 
 
 def _is_chosen(shape: str, beside: str, at: str, when: str) -> bool:

@@ -96,23 +96,22 @@ def is_stopped(process: Inside) -> bool:
         return False
 
 
+def images_of(path: Path) -> list[tuple[Path, str]]:
+    """The images of a set."""
+    return [(path / disk["file"], disk["format"]) for disk in json.loads((path / "manifest.json").read_text())["disks"]]
+
+
 def assert_sets_whole(run: Run) -> list[str]:
     """Every set that can be seen is one instant of the guest, by the oracle, and there is nothing else; their names."""
     seen = sorted(path for path in run.place.glob("*/*") if path.is_dir() and not path.name.startswith("."))
     for path in seen:
-        manifest = json.loads((path / "manifest.json").read_text())
-        verdict = judge([(path / disk["file"], disk["format"]) for disk in manifest["disks"]])
-        assert verdict.ok and len(manifest["disks"]) == len(run.backup.guest.images), f"{path}: {verdict}"
+        images = images_of(path)
+        verdict = judge(images)
+        assert verdict.ok and len(images) == len(run.backup.guest.images), f"{path}: {verdict}"
     listed = run.follow("backup_set_info")
     assert [one["path"] for one in listed["sets"] if one["status"] == "damaged"] == []
     assert sorted(one["backup_id"] for one in listed["sets"] if one["status"] == "good") == sorted(path.name for path in seen)
     return [path.name for path in seen]
-
-
-def images_of(run: Run, name: str) -> list[tuple[Path, str]]:
-    """The images of a set, as the oracle wants them."""
-    directory = run.place / run.backup.guest.name / name
-    return [(directory / disk["file"], disk["format"]) for disk in json.loads((directory / "manifest.json").read_text())["disks"]]
 
 
 def happen(backup: Backup, what: str) -> None:
@@ -155,6 +154,27 @@ def monitor(guest: Guest, command: str, **arguments: Any) -> Any:
     answer = json.loads(text)
     assert "error" not in answer, text
     return answer["return"]
+
+
+def claim_of(backup: Backup) -> dict[str, Any]:
+    """The claim of a domain that has one."""
+    [claim] = [json.loads(path.read_text()) for path in backup.claims() if path.suffix == ".json"]
+    return claim
+
+
+def kill_watchdogs(backup: Backup) -> None:
+    for watchdog in backup.watchdogs():
+        os.kill(backup.hypervisor.outside_pid(int(watchdog)), signal.SIGKILL)
+
+
+def kill_with_watchdogs(run: Run, module: str, at: str) -> None:
+    """Let a module die at a call, and whoever watches it."""
+    process = run.start(module, f"STOP {at}")
+    wait_until(lambda: is_stopped(process), 60, f"{module} to stop {at}")
+    kill_watchdogs(run.backup)
+    process.kill()
+    os.kill(process.pid, signal.SIGCONT)
+    assert died(process), f"{module} never came to {at}"
 
 
 def end_lease(backup: Backup) -> None:
@@ -253,6 +273,24 @@ def heal_and_check(run: Run, before: str, durable: int, scratch: Path, may_refus
     assert not backup.recover().get("changed")
     assert_at_rest(run, before, durable)
     carry_on(run, max(durable, guest.durable()), scratch)
+
+
+def run_again(run: Run, durable: int) -> None:
+    """The same backup once more, as its own role does it: it goes on with what is captured, or begins anew."""
+    backup, guest = run.backup, run.backup.guest
+    recovered = backup.recover(backup_id=backup.backup_id)
+    assert "failed" not in recovered, recovered
+    up = guest.state() == guest.state_when_up
+    if backup.claims() == [] and up == (run.method == "offline"):
+        (guest.destroy if up else guest.start)()
+    for module in run.modules:
+        result = result_of(run.start(module))
+        assert "failed" not in result, result
+        if result.get("published"):
+            break
+    assert backup.backup_id in assert_sets_whole(run)
+    verdict = judge(images_of(run.place / guest.name / backup.backup_id), durable)
+    assert verdict.ok, f"the backup that was run again: {verdict}"
 
 
 def assert_at_rest(run: Run, before: str, durable: int) -> None:

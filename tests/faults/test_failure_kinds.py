@@ -16,13 +16,14 @@ from typing import Any
 import pytest
 
 from tests.integration.conftest import Backup, at_length, result_of
+from tests.integration.test_restore import killed_qemu_img
 from tests.rig.faulty import FaultyDirectory
 from tests.rig.guest import Guest
 from tests.rig.hypervisor import Hypervisor, rig_root
 from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 
-from .steps import Run, assert_sets_whole, carry_on, contents, end_lease, heal_and_check, images_of, is_stopped
+from .steps import Run, assert_sets_whole, carry_on, contents, end_lease, heal_and_check, images_of, is_stopped, kill_with_watchdogs
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
@@ -177,7 +178,7 @@ def about_to_restore(host: Host) -> Restoring:
     host.guest.write(5)
     host.guest.destroy()
     # A zero may be written where there was one: the oracle counts that.
-    return Restoring(run, judge(images_of(run, "night-1")).number)
+    return Restoring(run, judge(images_of(run.place / run.backup.guest.name / "night-1")).number)
 
 
 def restores_and_goes_on(restored: Restoring, scratch: Path) -> None:
@@ -287,6 +288,38 @@ def test_qemu_img_is_killed_in_a_commit(
     heal_and_check(run, before, durable, tmp_path)
 
 
+@pytest.mark.failure_kind("qemu-img is killed")
+def test_qemu_img_is_killed_in_a_copy(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    """As by the kernel, for want of memory, while it converts."""
+    guest = make_guest("still", size=32 << 20, fill=16 << 20)
+    run = Run(backup_of(guest))
+    before = run.backup.chain()
+    assert "failed" not in result_of(run.start(run.modules[0]))
+    guest.write(5)
+    process = run.backup.start_module("sparse_copy", **run.options("sparse_copy"), format="qcow2", bandwidth="1M")
+    wait_until(lambda: killed_qemu_img(process), 60, "qemu-img to write")
+    failed = result_of(process)
+    assert failed.get("failed") and "qemu-img convert of" in failed["msg"] and "status -9" in failed["msg"], failed
+    assert run.backup.files() == []
+    heal_and_check(run, before, guest.durable(), tmp_path)
+
+
+@pytest.mark.failure_kind("the watchdog is killed")
+def test_the_watchdog_of_a_pull_is_killed(guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
+    """With its reader: the scratch files grow until the recovery."""
+    guest = guests("still")
+    run = Run(backup_of(guest, backup_id="unread"), "pull")
+    before = run.backup.chain()
+    assert "failed" not in result_of(run.start(run.modules[0]))
+    kill_with_watchdogs(run, run.modules[1], "after _image.data.LocalFile.write")
+    scratch = [Path(path) for path in run.backup.overlays() if path.endswith(".scratch")]
+    held = sum(path.stat().st_blocks for path in scratch)
+    guest.write(20)
+    assert sum(path.stat().st_blocks for path in scratch) > held, "nobody ends the job"
+    assert "backup job" in [repair["what"] for repair in run.backup.recover(check=True)["repairs"]]
+    heal_and_check(run, before, guest.durable(), tmp_path)
+
+
 @at_length
 @pytest.mark.failure_kind("the watchdog is killed")
 def test_the_watchdog_is_killed(guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
@@ -294,13 +327,7 @@ def test_the_watchdog_is_killed(guests: Callable[[str], Guest], backup_of: Calla
     guest = guests("several")
     run = Run(backup_of(guest, backup_id="frozen"))
     before = run.backup.chain()
-    process = run.start(run.modules[0], "STOP after fsFreeze")
-    wait_until(lambda: is_stopped(process), 60, "the freeze")
-    for watchdog in run.backup.watchdogs():
-        os.kill(guest.hypervisor.outside_pid(int(watchdog)), signal.SIGKILL)
-    process.kill()
-    os.kill(process.pid, signal.SIGCONT)
-    process.wait()
+    kill_with_watchdogs(run, run.modules[0], "after fsFreeze")
     assert guest.frozen()
     durable = guest.durable()
     assert any("frozen" in repair["what"] for repair in run.backup.recover(check=True)["repairs"])

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import random
 import signal
@@ -19,10 +18,11 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._overlay.decid
 from tests.integration.conftest import Backup
 from tests.rig.guest import Guest
 from tests.rig.oracle import judge
-from tests.rig.shell import run as run_here, wait_until
+from tests.rig.shell import wait_until
 
+from .left import switch_in_qemu
 from .points import BESIDE, FLOW, SAMPLE, SHAPES, TABLE, WITHIN, Point
-from .steps import Run, assert_refused, end_lease, happen, heal_and_check, monitor, obey
+from .steps import Run, assert_refused, end_lease, happen, heal_and_check, obey, run_again
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
@@ -42,11 +42,13 @@ def test_the_run_is_complete(request: pytest.FixtureRequest) -> None:
 def test_killed(point: Point, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)
     backup = backup_of(guest, backup_id=f"killed-{next(_numbers)}")
-    before = backup.chain()
+    before, begun = backup.chain(), guest.durable()
     run = Run(backup)
     run.until_killed(point.modules, point.fault)
     durable = guest.durable()
     happen(backup, point.beside)
+    if point.again:
+        run_again(run, begun)
     heal_and_check(run, before, durable, tmp_path, point.may_refuse)
 
 
@@ -82,19 +84,7 @@ def test_libvirt_does_not_know_of_the_overlays(
     backup = backup_of(guest, backup_id=f"unknown-{next(_numbers)}")
     before = backup.chain()
     run = Run(backup)
-    run.until_killed(FLOW[:1], "KILL before snapshotCreateXML")
-    [claim] = [json.loads(path.read_text()) for path in backup.claims() if path.suffix == ".json"]
-    inserted = [drive["inserted"] for drive in monitor(guest, "query-block")]
-    nodes = {medium["image"]["filename"]: medium["node-name"] for medium in inserted}
-    switches = []
-    for number, overlay in enumerate(claim["plan"]["overlays"]):
-        name, path = f"libvirt-{90 + number}", overlay["path"]
-        run_here(["qemu-img", "create", "-q", "-f", "qcow2", "-b", overlay["base"], "-F", overlay["base_format"], path])
-        run_here(["chown", "--reference", overlay["base"], path])
-        monitor(guest, "blockdev-add", driver="file", filename=path, node_name=f"{name}-storage", auto_read_only=True)
-        monitor(guest, "blockdev-add", driver="qcow2", file=f"{name}-storage", backing=None, node_name=f"{name}-format")
-        switches.append({"type": "blockdev-snapshot", "data": {"node": nodes[overlay["base"]], "overlay": f"{name}-format"}})
-    monitor(guest, "transaction", actions=switches)
+    overlays = switch_in_qemu(run)
     guest.wait_durable(guest.durable() + 20)
     assert backup.chain() == before, "libvirt does not know"
     durable = guest.durable()
@@ -103,8 +93,7 @@ def test_libvirt_does_not_know_of_the_overlays(
         refused = backup.recover()["msg"]
         assert "was used without its overlay" in refused and "The overlay was written last" in refused
         assert_refused(backup, refused)
-        overlays = [(Path(overlay["path"]), "qcow2") for overlay in claim["plan"]["overlays"]]
-        verdict = judge(overlays, durable)
+        verdict = judge([(Path(overlay), "qcow2") for overlay in overlays], durable)
         assert verdict.ok, f"the overlays that are kept: {verdict}"
         return
     planned = backup.recover(check=True)

@@ -19,7 +19,7 @@ from tests.rig.hypervisor import Hypervisor, Inside, rig_root
 from tests.rig.oracle import judge
 from tests.rig.shell import run as run_here, wait_until
 
-from .cuts import CUTS, PRUNES, RECOVERIES, RESTORES, PowerCut
+from .power_cuts import CUTS, PRUNES, RECOVERIES, RESTORES, PowerCut
 from .steps import Run, assert_sets_whole, carry_on, died, heal_and_check, is_stopped
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))

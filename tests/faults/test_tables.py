@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -22,9 +23,10 @@ from tests.rig.oracle import judge
 from tests.rig.shell import wait_until
 from tests.rig.sshd import Sshd
 
+from .cuts import FAR_CALLS, FAR_ENDS, PROOFS, PRUNES, RECOVERIES, RESTORES, Cut
 from .points import BESIDE
-from .steps import Run, assert_sets_whole, carry_on, died, end_lease, happen, heal_and_check, images_of
-from .tables import FAR_ENDS, KILLS, PROOFS, PRUNES, RECOVERIES, RESTORES, Cut, Kill
+from .steps import Run, assert_sets_whole, carry_on, died, end_lease, happen, heal_and_check, images_of, run_again
+from .tables import KILLS, Kill
 
 ALL = bool(os.environ.get("LIVE_BACKUP_TEST_ALL"))
 _numbers = count(1)
@@ -34,7 +36,7 @@ _numbers = count(1)
 def test_killed(point: Kill, guests: Callable[[str], Guest], backup_of: Callable[..., Backup], tmp_path: Path) -> None:
     guest = guests(point.shape)
     run = Run(backup_of(guest, backup_id=f"table-{next(_numbers)}"), point.method)
-    before = run.backup.chain()
+    before, begun = run.backup.chain(), guest.durable()
     guest.write(5)
     if point.method == "offline":
         guest.destroy()
@@ -45,6 +47,8 @@ def test_killed(point: Kill, guests: Callable[[str], Guest], backup_of: Callable
     elif not (point.method == "offline" and point.beside in BESIDE[2:]):
         happen(run.backup, point.beside)
     end_lease(run.backup)
+    if point.again:
+        run_again(run, begun)
     heal_and_check(run, before, durable, tmp_path)
 
 
@@ -53,15 +57,17 @@ def three_sets(guests: Callable[[str], Guest], hypervisor: Hypervisor) -> Iterat
     """Targets with three sets of a guest, to be copied: each set of another instant."""
     made: dict[str, Path] = {}
 
-    def of(shape: str) -> Path:
+    def of(shape: str, level: str = "full") -> Path:
         guest = guests(shape)
-        target = hypervisor.directory / "targets" / f"three-sets-{guest.name}"
-        if shape not in made or made[shape] != target:
+        target = hypervisor.directory / "targets" / f"three-sets-{guest.name}-{level}"
+        if made.get(f"{shape} {level}") != target:
             target.mkdir(parents=True)
-            made[shape] = target
+            made[f"{shape} {level}"] = target
             for number in range(3):
                 guest.write(5)
-                Run(Backup(hypervisor, guest, target, f"night-{number}"), "push").to_its_end()
+                last = Backup(hypervisor, guest, target, f"night-{number}")
+                last.run(level=level)
+            assert "failed" not in last.module("libvirt_backup_untrack", domain=guest.name)
         return target
 
     yield of
@@ -140,7 +146,8 @@ def test_a_restore_is_killed(
     guest = guests(shape)
     run = with_three_sets(three_sets, guest, shape, backup_of)
     guest.write(5)
-    newest, wanted = guest.durable(), judge(images_of(run, "night-0")).number
+    name = "night-1" if point.what.startswith("undoing") else "night-0"
+    newest, wanted = guest.durable(), [judge(images_of(run.place / guest.name / one)).number for one in ("night-0", name)]
     guest.destroy()
     given = {"target": str(run.backup.target), "domain": guest.name, "overwrite": True, "again": True, "exclusive": True}
 
@@ -151,8 +158,7 @@ def test_a_restore_is_killed(
         assert died(restore(point.fault))
     else:
         assert died(restore("KILL after _restore.files._put"))
-        undoing = point.what.startswith("undoing")
-        again = restore(point.fault, "night-1") if undoing else None
+        again = restore(point.fault, name) if name == "night-1" else None
         assert died(again or run.backup.start_module("libvirt_backup_recover", fault=point.fault, domain=guest.name))
 
     unfinished = any(claim.suffix == ".journal" for claim in run.backup.claims())
@@ -168,16 +174,16 @@ def test_a_restore_is_killed(
     seen = assert_sets_whole(run)
     assert seen == (["night-0", "night-1", "night-2"] if unfinished else ["between", "night-2"])
 
-    recovered = run.backup.recover()
+    recovered = result_of(restore(backup_id=name)) if point.again and unfinished else run.backup.recover()
     broken = "may hold only a part" in recovered.get("msg", "")
     assert "failed" not in recovered or (broken and shape == "still-device"), recovered
     verdict = judge(guest.images)
     assert verdict.ok or broken, verdict
-    assert broken or verdict.number in (newest, wanted), verdict
+    assert broken or verdict.number in (wanted[1:] if point.again and unfinished else [newest, *wanted]), verdict
     restored = result_of(restore(backup_id="night-2"))
     assert "failed" not in restored, restored
     verdict = judge(guest.images)
-    assert verdict.ok and verdict.number == judge(images_of(run, "night-2")).number, verdict
+    assert verdict.ok and verdict.number == judge(images_of(run.place / guest.name / "night-2")).number, verdict
     left = [path for path in guest.directory.iterdir() if path.suffix in (".restoring", ".replaced")]
     assert left == [] and run.backup.claims() == []
     guest.start()
@@ -211,6 +217,48 @@ def test_the_far_end_is_killed(
         heal_and_check(run, before, guest.durable(), tmp_path)
         assert [path.name for path in vault.rglob(".*") if path.name != ".domain.json"] == []
         assert [path for path in backup.target.rglob("*") if path.is_file()] == []
+
+
+@pytest.mark.parametrize("point", FAR_CALLS if ALL else FAR_CALLS[6::18], ids=str)
+def test_the_far_end_is_killed_as_it_is_asked(
+    point: Cut,
+    guests: Callable[[str], Guest],
+    three_sets: Callable[..., Path],
+    hypervisor: Hypervisor,
+    backup_of: Callable[..., Backup],
+    tmp_path: Path,
+) -> None:
+    """All that it has is whole, and what was asked succeeds when it is asked again."""
+    guest, vault = guests("still"), tmp_path / "vault"
+    shutil.copytree(three_sets("still", "auto" if point.what == "backup_set_consolidate" else "full"), vault)
+    guest.write(5)
+    newest, night = guest.durable(), {"domain": guest.name, "backup_id": "night-1"}
+    asked: dict[str, Any] = {"backup_set_prune": {"keep_last": 1}, "libvirt_domain_restore": {**night, "overwrite": True, "again": True}}
+    with Sshd(tmp_path / "sshd", hypervisor) as sshd:
+        backup = backup_of(guest)
+        server = {"target": f"{sshd.url}{vault}", **sshd.options}
+        run = Run(backup, "push", {**server, "staging_dir": str(backup.target)}, vault)
+        options = {**server, **asked.get(point.what, night)}
+        if restores := point.what == "libvirt_domain_restore":
+            guest.destroy()
+        failed = backup.module(point.what, fault=point.fault, **options)
+        assert failed.get("failed") and "The connection to 127.0.0.1 was lost" in failed["msg"], failed
+        assert "night-2" in assert_sets_whole(run)
+        assert not restores or judge(guest.images).number == newest
+        done = backup.module(point.what, **options)
+        assert "failed" not in done, done
+        sets = ["night-0", "night-1", "night-2"]
+        if point.what == "backup_set_consolidate":
+            sets.insert(2, "night-1.full")
+            assert judge(images_of(vault / guest.name / sets[2])).number == judge(images_of(vault / guest.name / "night-1")).number
+        assert assert_sets_whole(run) == (["night-2"] if point.what == "backup_set_prune" else sets)
+        if restores:
+            assert judge(guest.images).number == judge(images_of(vault / guest.name / "night-1")).number
+            guest.start()
+        assert point.what != "backup_set_verify" or [path.name for path in (vault / guest.name / ".proofs").iterdir()] == ["night-1.json"]
+        left = [path.name for path in vault.rglob(".*") if path.name.endswith((".removing", ".partial", ".tmp"))]
+        assert left == [] and [path for path in guest.directory.iterdir() if path.suffix in (".restoring", ".replaced")] == []
+        carry_on(run, guest.durable(), tmp_path)
 
 
 def is_held(path: Path) -> bool:

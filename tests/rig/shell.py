@@ -54,5 +54,6 @@ def processes(program: str, word: str) -> list[int]:
 
 def family(pid: int) -> list[int]:
     """A process and all its descendants: what a terminal's Ctrl-C reaches."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii").split()
+    # Those of each of its threads.
+    children = [child for task in Path(f"/proc/{pid}/task").iterdir() for child in (task / "children").read_text(encoding="ascii").split()]
     return [pid, *(one for child in children for one in family(int(child)))]
