@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults import faulty, points, tables
+from tests.faults import cuts, faulty, left, points, tables
 from tests.faults.faulty import UTILS, place_of
 
 NEAR = {call for _modules, call in points.CALLS.values()} | {call for _method, _module, call in points.WITHIN.values()}
-NEAR |= {row.call for row in [*tables.KILLS, *tables.PRUNES, *tables.PROOFS, *tables.RECOVERIES, *tables.RESTORES]}
+NEAR |= {row.call for row in [*tables.KILLS, *cuts.PRUNES, *cuts.PROOFS, *cuts.RECOVERIES, *cuts.RESTORES, *left.LEFTS]}
 TESTS = Path(points.__file__).parents[1]
 # As they are written in the tests themselves: in a fault, or alone.
 IN_TESTS = {
@@ -33,7 +33,7 @@ def test_each_call_is_there(call: str) -> None:
     assert callable(getattr(place, name))
 
 
-@pytest.mark.parametrize("call", sorted({row.call for row in tables.FAR_ENDS}))
+@pytest.mark.parametrize("call", sorted({row.call for row in [*cuts.FAR_ENDS, *cuts.FAR_CALLS]}))
 def test_each_call_of_the_far_end_is_there(call: str) -> None:
     module, _dot, name = call.partition("#")[0].removeprefix("far.").rpartition(".")
-    assert callable(getattr(importlib.import_module(UTILS + module), name))
+    assert callable(getattr(importlib.import_module(UTILS * module.startswith("_") + module), name))
