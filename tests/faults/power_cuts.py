@@ -104,6 +104,7 @@ _RECOVERY = {
     "after the second deletion": "after _overlay.way_back.Way._delete#2",
     "after the removal of the partial set": "after _recovery.repairs.remove_partial",
     "before the removal of the claim": "before _recovery.repairs.remove_claim",
+    "before that is synced": "before _claim.claim.sync_path",
     "after the recovery": "",
 }
 

@@ -66,7 +66,8 @@ class CapturePlan:
     """The whole backup. `path` is the published set; `state` and `agent` are the domain's when the backup was planned.
 
     `sources` is every disk with the image that the guest writes to: what must not change while the backup starts. `bytes_needed_here` is
-    the part of `bytes_needed` that is written on this host, on the file system `device`.
+    the part of `bytes_needed` that is written on this host, on the file system `device`, which was mounted at `mount`. Older claims do not
+    say where.
 
     `server` is the target as the user named it. Only legacy has `overlays` and what goes with them; `instance` is the run of QEMU that they
     are of. Only pull has a `socket`, at which QEMU serves the disks, and `scratch` files, by disk. Only offline has `prints`, the
@@ -102,6 +103,7 @@ class CapturePlan:
     bytes_needed_here: int = 0
     bytes_free: int = 0
     device: int = 0
+    mount: str = ""
     overlays: list[Overlay] = field(default_factory=list)
     overlay_room: dict[str, PlannedSpace] = field(default_factory=dict)
     snapshot_xml: str = ""

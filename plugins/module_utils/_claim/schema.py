@@ -66,7 +66,7 @@ _PLAN = _object(
         "overlay_room": _of_each_disk(_object(bytes=_AMOUNT, path=_STRING, device=_AMOUNT)),
         "scratch": _of_each_disk(_STRING),
         **dict.fromkeys(("socket", "instance", "live_xml", "inactive_xml", "snapshot_xml"), _STRING),
-        **dict.fromkeys(("level", "level_reason", "checkpoint", "target_id"), _STRING),
+        **dict.fromkeys(("level", "level_reason", "checkpoint", "target_id", "mount"), _STRING),
         **dict.fromkeys(("chain", "kept_checkpoints"), _array(_STRING)),
         "prints": _of_each_disk(_FINGERPRINT),
         **dict.fromkeys(("saved", "notes_content"), _YES_OR_NO),

@@ -14,7 +14,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import bytes_needed, check_space
+from .._base.filesystem import bytes_needed, check_space, mount_of
 from .._base.records import known
 from .._capture.capture import capture_claimed
 from .._capture.levels import Wanted, check_level, collect_checkpoints, plan_level
@@ -185,6 +185,7 @@ def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[s
     there = where.free_for(name, uuid, not write)
     check_space(plan.bytes_needed, 0, there, plan.server.target)
     plan.bytes_free, plan.device = min(there, facts.free) if plan.bytes_needed_here else there, facts.device
+    plan.mount = mount_of(target)
 
 
 def _capture_or_full(

@@ -19,6 +19,7 @@ from functools import partial
 from .._base.clock import Clock, boot_id
 from .._base.errors import Interrupted, LiveBackupError
 from .._base.files import sync_existing
+from .._base.filesystem import mount_of
 from .._capture.freeze import thaw
 from .._capture.levels import checkpoint_repairs
 from .._capture.method import Left, Repair
@@ -79,7 +80,10 @@ def _require_target(claim: Claim, paths: SetPaths) -> None:
     """Fail, and keep the claim, while the target that the unfinished set is on is not there to be cleaned."""
     facts = probe_target(paths.directory.parent, claim.domain, None, write=False)
     there = (paths.partial, paths.final, unmarked_partial(paths, claim.token))
-    if not any(one.exists() for one in there) and facts.device != claim.plan.device:
+    noted = claim.plan.mount
+    # A file system may have another number after a boot, as that of an NFS mount always may.
+    is_mounted = mount_of(paths.directory.parent) == noted if noted else facts.device == claim.plan.device
+    if not is_mounted and not any(one.exists() for one in there):
         raise LiveBackupError(
             f"{paths.partial} is not there, and {paths.directory.parent} is not the file system that it was made on. "
             f"Mount that and run again. If it is gone for good, remove {claim.file()}.",

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -222,7 +223,7 @@ def test_the_claim_stays_while_the_target_is_not_there(backup: Backup) -> None:
         with raises_code("target_missing"):
             backup.recover()
     backup.target.mkdir()
-    die(backup, plan=replace(claim_of(backup).plan, device=0))
+    die(backup, plan=replace(claim_of(backup).plan, mount="/mnt/backup"))
     with pytest.raises(LiveBackupError, match="is not the file system that it was made on"):
         backup.recover()
     backup.target.rmdir()
@@ -231,6 +232,20 @@ def test_the_claim_stays_while_the_target_is_not_there(backup: Backup) -> None:
     backup.partial.rename(backup.partial.with_name(f".{claim_of(backup).token}.new"))
     assert repaired(backup.recover()) == ["unfinished backup set", "claim"]
     backup.assert_nothing_left()
+
+
+@pytest.mark.parametrize(("noted", "ends"), [({}, True), ({"mount": ""}, False)], ids=["now", "by an older version"])
+def test_the_target_is_known_again_after_a_boot(noted: dict[str, Any], ends: bool, backup: Backup) -> None:
+    """Its file system has another number then. The unfinished set was never synced, or is removed already."""
+    backup.begin()
+    backup.domain.end_job(libvirt.CANCELLED)
+    shutil.rmtree(backup.partial)
+    die(backup, plan=replace(claim_of(backup).plan, device=0, **noted), step="wait")
+    if ends:
+        assert repaired(backup.recover()) == ["claim"]
+    else:
+        with raises_code("not_mounted"):
+            backup.recover()
 
 
 def test_a_watchdog_that_cannot_start_costs_only_the_freeze(backup: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
