@@ -73,6 +73,13 @@ options:
       - A guest that is not up in time proves nothing. The module fails, and the set counts as not proven, whatever was proven before.
     type: int
     default: 300
+  every:
+    description:
+      - In days, how often a set of the domain is proven. V(0) proves one each time.
+      - Nothing is done, and the task counts as skipped, if a set of the domain was proven by this O(level) in that time.
+      - A domain that was never proven has its first proof on a day that follows from its UUID. So the proofs of a fleet are spread.
+    type: int
+    default: 0
   scratch_dir:
     description:
       - For O(level=boot), an existing directory on the module's host. Everything the guest writes is in files without a name there.
@@ -196,6 +203,7 @@ def main() -> None:
             "console_pattern": {"type": "str"},
             "command": {"type": "list", "elements": "str", "default": []},
             "timeout": {"type": "int", "default": 300},
+            "every": {"type": "int", "default": 0},
             "scratch_dir": {"type": "path", "default": "/var/tmp"},
             "scratch_size": {"type": "bytes", "default": "10G"},
             "max_memory": {"type": "bytes"},

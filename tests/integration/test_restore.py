@@ -484,7 +484,7 @@ def test_what_is_in_the_way(everyday: Guest, backup_of: Callable[..., Backup], t
     published = backup.run()
     before = everyday.xml("--inactive")
     for options, message in [
-        ({}, "give the restored one another name"),
+        ({}, "use overwrite (restore_overwrite in the playbook); to have both, give the restored one another name"),
         ({"overwrite": True}, "is running"),
         ({"name": "other"}, "Name a directory"),
         ({"name": "other", "directory": "/no/where"}, "does not exist"),

@@ -16,8 +16,10 @@ from .._base.filesystem import MIB
 from .._claim.owner import require_no_restore
 from .._image.key import Key
 from .._proof.boot import Boot, Terms, boot_set
+from .._sets.catalogue import literal
 from .._sets.chain import ancestors_of
 from .._sets.layout import check_backup_id
+from .._sets.proof_schedule import why_not_due
 from .._sets.schema import Manifest
 from .._sets.secret_files import key_for
 from .._target.images import expected_images, image_problems
@@ -36,20 +38,17 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
     if params["backup_id"]:
         check_backup_id(params["backup_id"])
     _check_bounds(params)
-    pattern = params["console_pattern"]
-    try:
-        if pattern is not None and re.search(pattern, ""):
-            raise LiveBackupError(
-                f"console_pattern {pattern!r} matches a console that shows nothing, so it would prove nothing.", code="option_invalid"
-            )
-    except re.error as error:
-        raise LiveBackupError(f"console_pattern {pattern!r} is not a valid regular expression: {error}.", code="option_invalid") from error
+    _check_pattern(params["console_pattern"])
     target = target_of(params)
     if not target.is_here and params["level"] == "boot":
         raise LiveBackupError(
             "A set on another host cannot be booted where it is. Mount its target here, or restore the set under a new name.",
             code="set_not_bootable",
         )
+    sets = target.sets([literal(params["domain"])])["sets"] if params["every"] else []
+    why = why_not_due(sets, str(sets[0]["uuid"]), params["level"], params["every"], clock.wall()) if sets else ""
+    if why:
+        return {"changed": False, "skipped": True, "msg": f"No set of domain {params['domain']!r} is proven now: {why}."}
     found = target.check(params["domain"], params["backup_id"], deep=params["level"] == "deep")
     require_no_restore(f"prove a set of domain {found['domain']!r}", found["uuid"] or "", found["domain"])
     path, manifest, findings = Path(found["path"]), found["manifest"], found["findings"]
@@ -124,7 +123,17 @@ def _terms(params: dict[str, Any]) -> Terms:
     )
 
 
+def _check_pattern(pattern: str | None) -> None:
+    try:
+        if pattern is not None and re.search(pattern, ""):
+            raise LiveBackupError(
+                f"console_pattern {pattern!r} matches a console that shows nothing, so it would prove nothing.", code="option_invalid"
+            )
+    except re.error as error:
+        raise LiveBackupError(f"console_pattern {pattern!r} is not a valid regular expression: {error}.", code="option_invalid") from error
+
+
 def _check_bounds(params: dict[str, Any]) -> None:
-    for name, least in (("timeout", 1), ("scratch_size", MIB), ("max_memory", MIB), ("max_vcpus", 1)):
+    for name, least in (("timeout", 1), ("every", 0), ("scratch_size", MIB), ("max_memory", MIB), ("max_vcpus", 1)):
         if params[name] is not None and params[name] < least:
             raise LiveBackupError(f"{name} must be at least {'1M' if least == MIB else least}, not {params[name]}.", code="option_invalid")

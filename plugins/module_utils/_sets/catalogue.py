@@ -118,7 +118,7 @@ def find_set(target: str, domain: str, backup_id: str | None, *, good: bool = Tr
     One that seems to come from the future is found by its `backup_id` only: it may be the oldest.
     """
     # One that was renamed has two directories; and what cannot be dated may be the newest.
-    found = sorted(list_sets(target, [_literal(domain)])["sets"], key=lambda one: (one["instant"] or "later", one["backup_id"]))
+    found = sorted(list_sets(target, [literal(domain)])["sets"], key=lambda one: (one["instant"] or "later", one["backup_id"]))
     if len({one["uuid"] or one["directory"] for one in found}) > 1:
         uuids = ", ".join(sorted({one["uuid"] or one["directory"] for one in found}))
         raise LiveBackupError(
@@ -156,7 +156,8 @@ def _matches(name: str, pattern: str) -> bool:
         raise LiveBackupError(f"domains: {pattern!r} is not a valid glob: {error}.", code="option_invalid") from error
 
 
-def _literal(name: str) -> str:
+def literal(name: str) -> str:
+    """The pattern that only this name matches."""
     return re.sub(r"([*?[])", r"[\1]", name)
 
 

@@ -86,7 +86,7 @@ def test_its_sets_are_neither_removed_nor_proven(backup: Backup, clock: FakeCloc
         assert failed.value.facts["removed"] == []
     if uuid == UUID:
         verify = {**params, "uri": "qemu:///system", "domain": "db1", "backup_id": None, "level": "check", "console_pattern": None}
-        verify |= {"timeout": 1, "scratch_dir": "/var/tmp", "scratch_size": 1 << 30, "max_memory": None, "max_vcpus": 4}
+        verify |= {"timeout": 1, "scratch_dir": "/var/tmp", "scratch_size": 1 << 30, "max_memory": None, "max_vcpus": 4, "every": 0}
         with pytest.raises(LiveBackupError, match="Cannot prove a set of domain 'db1'"):
             verify_set(verify, False, clock)
     journal.remove()

@@ -225,11 +225,12 @@ PARAMS: dict[str, Any] = {
     "console_pattern": None,
     "timeout": 300,
 }
-PARAMS |= {"scratch_dir": "/var/tmp", "scratch_size": GIB, "max_memory": None, "max_vcpus": 4}
+PARAMS |= {"scratch_dir": "/var/tmp", "scratch_size": GIB, "max_memory": None, "max_vcpus": 4, "every": 0, "command": []}
 
 
 @pytest.mark.parametrize(
-    ("option", "least"), [({"timeout": 0}, "1"), ({"scratch_size": 5}, "1M"), ({"max_memory": 0}, "1M"), ({"max_vcpus": -1}, "1")]
+    ("option", "least"),
+    [({"timeout": 0}, "1"), ({"scratch_size": 5}, "1M"), ({"max_memory": 0}, "1M"), ({"max_vcpus": -1}, "1"), ({"every": -1}, "0")],
 )
 def test_bounds_that_are_none(option: dict[str, int], least: str, clock: FakeClock) -> None:
     [(name, value)] = option.items()

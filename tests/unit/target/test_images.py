@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import memory as _memory
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import Clock
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import mib
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import is_self_contained, read_header
@@ -36,10 +37,10 @@ CLUSTER = 65536
 DAMAGED = "qemu-img check finds it damaged: "
 
 
-def verify(where: str, target: Path) -> dict[str, Any]:
+def verify(where: str, target: Path, every: int = 0, clock: Clock | None = None) -> dict[str, Any]:
     asked = {"domain": "db1", "backup_id": "night-1", "level": "check", "console_pattern": None, "timeout": 1}
-    asked |= {"scratch_dir": "/var/tmp", "scratch_size": 10 << 30, "max_memory": None, "max_vcpus": 4}
-    return verify_set({"target": f"{where}{target}", "ssh_key": None, "ssh_options": [], **asked}, False, FakeClock())
+    asked |= {"scratch_dir": "/var/tmp", "scratch_size": 10 << 30, "max_memory": None, "max_vcpus": 4, "every": every}
+    return verify_set({"target": f"{where}{target}", "ssh_key": None, "ssh_options": [], **asked}, False, clock or FakeClock())
 
 
 def make(path: Path, *options: str, size: int = CAPACITY) -> None:
@@ -97,6 +98,16 @@ BAD: dict[str, tuple[Callable[[Path], object], str]] = {
     "only the first bytes": (lambda path: path.write_bytes(b"QFI\xfb"), "it is not a qcow2 image"),
     "something else": (lambda path: path.write_bytes(bytes(CAPACITY >> 10)), "it is not a qcow2 image"),
 }
+
+
+@pytest.mark.parametrize("where", ["", "ssh://far"])
+def test_a_proof_that_is_not_due_is_skipped(where: str, ssh: object, tmp_path: Path) -> None:
+    replace_images(make_set(tmp_path / "target"), make, capacity=CAPACITY)
+    assert verify(where, tmp_path / "target")["verified"]
+    record = (tmp_path / "target/db1/.proofs/night-1.json").read_bytes()
+    again = verify(where, tmp_path / "target", every=7, clock=Clock())
+    assert again["skipped"] and not again["changed"] and "was proven by check less than 7 days ago" in again["msg"]
+    assert (tmp_path / "target/db1/.proofs/night-1.json").read_bytes() == record
 
 
 @pytest.mark.parametrize("kind", GOOD)

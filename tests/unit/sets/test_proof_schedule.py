@@ -1,0 +1,68 @@
+# SPDX-License-Identifier: GPL-3.0-or-later
+"""Each domain is proven once in so many days, and a fleet's first proofs are spread over them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.proof_schedule import why_not_due
+
+from ..support.backup import UUID
+
+DAY = 86400
+NOW = 1_795_000_000.0
+
+
+def with_proof(days_ago: float, level: str = "boot", verified: bool = True, good: bool = True) -> Any:
+    return {"good": good, "proof": {"level": level, "verified": verified, "at": rfc3339(NOW - days_ago * DAY)}}
+
+
+@pytest.mark.parametrize(
+    ("proofs", "level", "due"),
+    [
+        ([with_proof(1)], "boot", False),
+        ([with_proof(6.4)], "boot", False),
+        ([with_proof(6.6)], "boot", True),
+        ([with_proof(300), with_proof(2)], "boot", False),
+        ([with_proof(1, "deep")], "deep", False),
+        ([with_proof(1, "deep")], "check", False),
+        ([with_proof(1), {"good": True, "proof": None}], "check", False),
+    ],
+)
+def test_what_was_proven_is_proven_again_after_so_many_days(proofs: list[Any], level: str, due: bool) -> None:
+    why = why_not_due(proofs, UUID, level, 7, NOW)
+    assert (why == "") == due and (due or why == f"a set was proven by {level} less than 7 days ago")
+
+
+@pytest.mark.parametrize(
+    "proofs",
+    [
+        [],
+        [{"good": True, "proof": None}],
+        [with_proof(1, verified=False)],
+        [with_proof(1, good=False)],
+        [with_proof(1, "check")],
+        [with_proof(1, "deep")],
+        [with_proof(-50)],
+        [{"good": True, "proof": {"level": "boot", "verified": True, "at": "yesterday"}}],
+    ],
+    ids=["no set", "no proof", "it failed", "of a set that is not good", "by check", "by deep", "from the future", "at no time"],
+)
+def test_what_was_not_proven_has_its_first_proof_within_these_days(proofs: list[Any]) -> None:
+    whys = [why_not_due(proofs, UUID, "boot", 7, NOW + day * DAY) for day in range(7)]
+    assert whys.count("") == 1
+    first = whys.index("")
+    assert whys[:first] == [f"the first proof by boot is due in {first - day} days" for day in range(first)]
+
+
+def test_a_fleets_first_proofs_are_spread() -> None:
+    dues = Counter(day for number in range(700) for day in range(7) if not why_not_due([], f"uuid-{number}", "boot", 7, NOW + day * DAY))
+    assert dues.total() == 700 and set(dues) == set(range(7)) and min(dues.values()) > 60
+
+
+def test_one_day_is_every_day() -> None:
+    assert why_not_due([], UUID, "boot", 1, NOW) == why_not_due([with_proof(0.9)], UUID, "boot", 1, NOW) == ""
