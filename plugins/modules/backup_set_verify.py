@@ -61,8 +61,9 @@ options:
     description:
       - For O(level=boot), a program and its arguments that the guest agent runs in the guest when it is up (C(guest-exec)).
       - Name the program by its full path. No shell is used, unless you name one.
-      - The set is proven if the program ends with status 0. If it ends with another status, the set is not good. What it printed is in the
-        finding.
+      - The set is proven as soon as the program ends with status 0. If it ends with another status, it runs again, because an agent answers
+        before the services of its guest do. If it has not ended with 0 within O(timeout), the set is not good. The finding says how the
+        program ended, and what it printed.
       - If the agent refuses to run it, the module fails, and the set counts as neither proven nor bad.
     type: list
     elements: str
@@ -129,7 +130,7 @@ EXAMPLES = r"""
     domain: db1
     target: /srv/backup
     level: boot
-    command: [/usr/bin/pg_isready, --timeout=60]
+    command: [/usr/bin/pg_isready]
 
 - name: Show how long a restored domain takes to start
   ansible.builtin.debug:

@@ -18,7 +18,7 @@ from tests.rig.guest import MIB, Guest
 from tests.rig.hypervisor import Hypervisor
 from tests.rig.shell import run, wait_until
 
-from .conftest import ALL, Backup, result_of
+from .conftest import ALL, Backup, at_length, result_of
 from .test_restore import assert_no_proof_left, backed_up, booting, restore, verify
 
 NAME = "live-backup-proof-"
@@ -237,11 +237,17 @@ def test_a_command_in_the_guest_decides(everyday: Guest, backup_of: Callable[...
     assert refused["code"] == "proof_command_refused" and "did not run '/no/such/program'" in refused["msg"], refused
     # It says nothing about the set.
     assert proof_of(backup) == (True, None)
-    failed = verify(backup, level="boot", command=[*shell, "echo the database is broken >&2; exit 3"])
+    # As a database that is ready some time after the agent.
+    proven = verify(backup, level="boot", command=[*shell, "test -e /ready || { touch /ready; exit 2; }"])
+    assert proven.get("verified") and proof_of(backup)[0], proven
+
+
+@at_length
+def test_a_command_that_fails_to_the_end(everyday: Guest, backup_of: Callable[..., Backup]) -> None:
+    backup = backup_of(everyday)
+    backup.run()
+    failed = verify(backup, level="boot", timeout=60, command=["/bin/sh", "-c", "echo the database is broken >&2; exit 3"])
     assert failed["code"] == "proof_failed" and failed["findings"] == [
         "boot: its command '/bin/sh' ended with status 3: the database is broken"
     ], failed
     assert not proof_of(backup)[0]
-    # Its root file system is in memory: what it writes there does not need the set's disks.
-    proven = verify(backup, level="boot", command=[*shell, "sleep 2; test -d /proc/self"])
-    assert proven.get("verified") and proof_of(backup)[0], proven

@@ -79,9 +79,9 @@ def interruptible(last_words: Callable[[str], None]) -> Iterator[Callable[[], No
 def _guard(reading: socket.socket, done: threading.Event, lock: threading.Lock, last_words: Callable[[str], None]) -> None:
     while True:
         select.select([reading], [], [])
-        since, late = time.monotonic(), bytes([signal.SIGALRM])
+        since, why = time.monotonic(), "It was interrupted by a signal."
         with suppress(BlockingIOError):
-            why = _LATE if reading.recv(1, socket.MSG_PEEK) == late else "It was interrupted by a signal."
+            why = _LATE if reading.recv(1, socket.MSG_PEEK) == bytes([signal.SIGALRM]) else why
         while select.select([reading], [], [], 0)[0]:
             if done.wait(_LOOK_SECONDS):
                 return

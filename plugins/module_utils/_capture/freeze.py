@@ -177,8 +177,8 @@ def _why_not_freeze(domain: libvirt.virDomain, wish: Wish) -> str:
 @contextmanager
 def _waiting_for_agent(domain: libvirt.virDomain, watchdog: Watchdog, limits: Limits) -> Iterator[None]:
     """Wait for the agent as long as permitted, and afterwards as long as before. A guest that is still frozen is the watchdog's."""
-    domain.agentSetResponseTimeout(limits.agent, 0)
     tell(domain.name(), dict, waits_for=f"its guest agent, for up to {limits.agent} s")
+    domain.agentSetResponseTimeout(limits.agent, 0)
     try:
         yield
     finally:

@@ -22,7 +22,7 @@ from .._base.errors import Advice, Interrupted, LiveBackupError, advised, from_o
 from .._base.signals import give_up
 from .._base.text import foreign
 from .._base.threads import DaemonThreads
-from .bindings import libvirt, require_libraries
+from .bindings import libvirt, libvirt_qemu, require_libraries
 from .numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OK, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
 
 # libvirt asks its daemon for a sign of life after so many seconds without one, and that often, before every call fails. A daemon that
@@ -33,8 +33,8 @@ OPEN_SECONDS = 45.0
 # How long a call may take. libvirt waits without an end for a QEMU that hangs, and its daemon gives signs of life meanwhile.
 CALL_SECONDS = 600.0
 _LOOK_SECONDS = 5.0
-# What waits for a guest's agent, as long as the agent was given.
-_OF_AGENT = ("fsFreeze", "fsThaw")
+# What waits for a guest's agent, as long as that was given, or has much to do: memory is allocated, or a pool is read.
+_LONG_CALLS = ("fsFreeze", "fsThaw", "getTime", "qemuAgentCommand", "create", "createXML", "refresh")
 _UUID = re.compile(r"[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 _ADVICE = {
     VIR_ERR_OPERATION_TIMEOUT: Advice(
@@ -183,7 +183,8 @@ def _watch_calls() -> None:
                 since = time.monotonic()
             elif time.monotonic() - since > CALL_SECONDS:
                 give_up()
-                return
+                # The first only ends the work. What hangs in the cleanup is given up, too.
+                since = time.monotonic()
 
     threading.Thread(target=run, daemon=True).start()
 
@@ -191,7 +192,8 @@ def _watch_calls() -> None:
 def _call_of(thread: threading.Thread) -> tuple[int, int, str] | None:
     """What tells a call of libvirt's that a thread is in from others; None outside of them. The frame itself would keep domains alive."""
     frame = sys._current_frames().get(thread.ident or 0)
-    if frame is None or frame.f_code.co_filename != libvirt.__file__ or frame.f_code.co_name in _OF_AGENT:
+    files = (libvirt.__file__, libvirt_qemu.__file__)
+    if frame is None or frame.f_code.co_filename not in files or frame.f_code.co_name in _LONG_CALLS:
         return None
     return id(frame), frame.f_lasti, frame.f_code.co_name
 

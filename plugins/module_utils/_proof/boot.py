@@ -116,8 +116,9 @@ def boot_set(uri: str, path: Path, manifest: Manifest, key: Key | None, terms: T
         ends = _ends(connection, f"{PROOF_NAME}{directory.name}")
         domain = stack.enter_context(_started(uri, connection, f"{PROOF_NAME}{directory.name}", xml, clock))
         _give_way(domain)
-        problem, timed_out = _wait(connection, domain, _Signs(scratch, console, ends), terms, began + terms.timeout, clock)
-        return Boot(None if problem else round((clock.boottime() - began) * 1000), problem, timed_out, tail(console.lines()))
+        signs = _Signs(scratch, console, ends)
+        problem, timed_out = _wait(connection, domain, signs, terms, began + terms.timeout, clock)
+        return Boot(None if problem else round((signs.up_at - began) * 1000), problem, timed_out, tail(console.lines()))
 
 
 @contextmanager
@@ -188,9 +189,14 @@ class _Signs:
     console: Console
     ends: list[int]
     next_ping: float = 0.0
+    # When it was up; 0 before.
+    up_at: float = 0.0
 
     def is_up(self, domain: libvirt.virDomain, pattern: str | None, clock: Clock) -> bool:
+        # Read in each turn: a guest whose console is full waits.
         shown = self.console.lines()
+        if self.up_at:
+            return True
         if pattern is not None:
             return re.search(pattern, "\n".join(shown), re.MULTILINE) is not None
         if clock.boottime() < self.next_ping:
@@ -204,7 +210,7 @@ def _wait(
 ) -> tuple[str, bool]:
     """Why it is not up, and whether only the time was over; empty as soon as it is up."""
     events = (libvirt.VIR_DOMAIN_EVENT_ID_LIFECYCLE, libvirt.VIR_DOMAIN_EVENT_ID_AGENT_LIFECYCLE)
-    command, up = GuestCommand(terms.command), False
+    command = GuestCommand(terms.command)
     with turns(connection, domain, events, clock) as turn:
         while clock.boottime() < deadline:
             if not connection.isAlive():
@@ -213,15 +219,17 @@ def _wait(
             given_up = signs.scratch.problem()
             if given_up is not None:
                 raise given_up
-            up = up or signs.is_up(domain, terms.pattern, clock)
-            outcome = None if not up else command.outcome(domain) if terms.command else ""
-            if outcome is not None:
-                return outcome, False
+            if signs.is_up(domain, terms.pattern, clock):
+                signs.up_at = signs.up_at or clock.boottime()
+                if not terms.command or command.succeeded(domain):
+                    return "", False
             if signs.ends:
                 return _stopped(signs.ends[0]), False
             turn()
+    if command.problem:
+        return command.problem, False
     missed = "guest agent did not answer" if terms.pattern is None else f"console did not show {terms.pattern!r}"
-    return f"its {f'command {terms.command[0]!r} did not end' if up else missed} within {terms.timeout:g} s", True
+    return f"its {f'command {terms.command[0]!r} did not end' if signs.up_at else missed} within {terms.timeout:g} s", True
 
 
 def _stopped(detail: int) -> str:

@@ -17,33 +17,40 @@ from .._hypervisor.bindings import libvirt, libvirt_qemu
 from .._hypervisor.connection import LibvirtFailure, explained
 from .._hypervisor.numbers import VIR_ERR_AGENT_COMMAND_FAILED, VIR_ERR_INTERNAL_ERROR
 
-_AGENT_SECONDS = 5
+# A slow guest may need so long to start a program. A start that is given up might come later, beside the next one.
+_AGENT_SECONDS = 30
 _SHOWN_CHARACTERS = 400
 
 
 @dataclass
 class GuestCommand:
-    """A program with its arguments. `pid` is its number in the guest, once it was started."""
+    """A program with its arguments. `pid` is its number in the guest while it runs, and `problem` how it ended last, if not well.
+
+    It runs again until it ends well: an agent answers before the services of its guest do.
+    """
 
     words: list[str]
     pid: int | None = None
+    problem: str = ""
 
-    def outcome(self, domain: libvirt.virDomain) -> str | None:
-        """Why the guest is not good, empty if the command ended with status 0; None until it has ended. The first call starts it."""
+    def succeeded(self, domain: libvirt.virDomain) -> bool:
+        """Whether it has ended with status 0. It is started if it does not run."""
         if self.pid is None:
             path, *arguments = self.words
             started = self._ask(domain, "guest-exec", path=path, arg=arguments, **{"capture-output": True})
             self.pid = started.get("pid")
         if self.pid is None:
-            return None
+            return False
         status = self._ask(domain, "guest-exec-status", pid=self.pid)
         if not status.get("exited"):
-            return None
+            return False
         if status.get("exitcode") == 0:
-            return ""
-        how = f"signal {status['signal']}" if "signal" in status else f"status {status.get('exitcode')}"
+            return True
+        how = "signal" if "signal" in status else "status"
+        number = foreign(str(status.get(how, status.get("exitcode"))), 20)
         said = " ".join(filter(None, (_text(status.get(name)) for name in ("err-data", "out-data"))))
-        return f"its command {self.words[0]!r} ended with {how}{f': {said}' if said else ''}"
+        self.pid, self.problem = None, f"its command {self.words[0]!r} ended with {how} {number}{f': {said}' if said else ''}"
+        return False
 
     def _ask(self, domain: libvirt.virDomain, command: str, **arguments: Any) -> dict[str, Any]:
         """What the agent answers; nothing where it does not answer yet."""
@@ -53,7 +60,7 @@ class GuestCommand:
                 answer = libvirt_qemu.qemuAgentCommand(domain, asked, _AGENT_SECONDS, 0)
             known = json.loads(answer)["return"]
         except LibvirtFailure as error:
-            if error.number in (VIR_ERR_AGENT_COMMAND_FAILED, VIR_ERR_INTERNAL_ERROR):
+            if error.number in (VIR_ERR_AGENT_COMMAND_FAILED, VIR_ERR_INTERNAL_ERROR) and domain.connect().isAlive() == 1:
                 raise LiveBackupError(
                     f"The guest agent did not run {self.words[0]!r}: {error.message}. This says nothing about the set. "
                     "Is the command there, by its full path, and may the agent run commands (guest-exec)?",

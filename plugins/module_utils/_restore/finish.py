@@ -112,10 +112,10 @@ def complete(journal: Journal, key: Key | None, clock: Clock, began: float) -> N
         journal.set_phase("defined")
     with connect(journal.uri) as connection:
         remove_old(journal)
-        for pool in journal.pools:
-            _refresh(connection, pool)
         # Now it is restored: whether it starts is another matter, and one that was undefined since is not ours to start.
         end(journal)
+        for pool in journal.pools:
+            _refresh(connection, pool)
         domain = lookup_name(connection, journal.name)
         if journal.start and domain is not None and not domain.isActive():
             with explained(f"start domain {journal.name!r}, which was restored"):

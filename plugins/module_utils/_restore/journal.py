@@ -57,7 +57,8 @@ def _live(plan: Plan, options: RestoreOptions) -> Live:
 
 
 def note_at_target(journal: Journal, domain: str) -> None:
-    """Have the set kept at its target, whoever removes sets there. A target that cannot be written restores all the same."""
+    """Have the set kept at its target, whoever removes sets there. A target that cannot be written restores all the same, and a set that
+    is gone by now does not."""
     words = f"{journal.words} on host {os.uname().nodename}"
     with _unnoted(journal):
         open_target(journal.address).note_restore(domain, journal.stamp["backup_id"], journal.stamp["restore"], words)
@@ -75,6 +76,8 @@ def _unnoted(journal: Journal) -> Iterator[None]:
     try:
         yield
     except (LiveBackupError, OSError) as error:
+        if isinstance(error, LiveBackupError) and error.code == "set_not_found":
+            raise
         why = from_os_error(error).msg if isinstance(error, OSError) else error.msg
         words = f"{journal.address.target} has no right note of this restore: {why}"
         journal.result["warnings"] = [*journal.result.get("warnings", []), words]

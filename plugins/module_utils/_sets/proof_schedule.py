@@ -22,15 +22,18 @@ _AS_GOOD = {"check": ("check", "deep", "boot"), "deep": ("deep",), "boot": ("boo
 def why_not_due(sets: Collection[SetFacts], uuid: str, level: str, days: int, now: float) -> str:
     """Why a proof of that level is not due; empty if it is.
 
-    A domain without one has its first on a day that follows from its UUID, so that a fleet does not have all on one day.
+    A domain without one has its own day, which follows from its UUID, so that a fleet does not have all on one day. If that day passed
+    without a proof, or a proof did not succeed, it is due at once.
     """
-    known = [one["proof"] for one in sets if one["good"] and one["proof"] and one["proof"]["level"] in _AS_GOOD[level]]
+    known = [one["proof"] for one in sets if one["proof"] and one["proof"]["level"] in _AS_GOOD[level]]
     proven = [time for one in known if one["verified"] and (time := _time(one["at"])) <= now]
     if proven:
         left = max(proven) + days * _DAY - _EARLY - now
         return f"a set was proven by {level} less than {days} days ago" if left > 0 else ""
-    wait = (int(hashlib.sha256(uuid.encode()).hexdigest()[:8], 16) - int(now // _DAY)) % days
-    return f"the first proof by {level} is due in {wait} days" if wait else ""
+    today = int(now // _DAY)
+    late = (today - int(hashlib.sha256(uuid.encode()).hexdigest()[:8], 16)) % days
+    missed = any(_time(one["instant"] or "") < (today - late) * _DAY for one in sets)
+    return "" if late == 0 or known or missed else f"the next proof by {level} is due in {days - late} days"
 
 
 def _time(text: str) -> float:

@@ -16,15 +16,15 @@ from typing import Any
 from .._base.errors import LiveBackupError
 from .._base.files import read_small, sync_path, write_durably
 from .._base.text import foreign
-from .catalogue import find_set
+from .locks import reading_set
 
 _NOTE = ".restore-"
 
 
 def note_restore(target: str, domain: str, backup_id: str, restore: str, words: str) -> dict[str, Any]:
     """Note a restore by its id. Until it is forgotten, nothing of the domain is removed here."""
-    directory = Path(find_set(target, domain, backup_id)["directory"])
-    write_durably(directory / _name(restore), words.encode())
+    with reading_set(target, domain, backup_id) as found:
+        write_durably(Path(found["directory"]) / _name(restore), words.encode())
     return {}
 
 
@@ -47,7 +47,7 @@ def unfinished_restore(directory: Path) -> str:
         words = "a restore"
     return (
         f"{foreign(words, 300)} is not finished. Run playbook recover there, or that restore again. If that host is gone for good, "
-        f"remove {note}"
+        f"or has no such restore, remove {note}"
     )
 
 

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
+from concurrent.futures import TimeoutError as TooLate
 from contextlib import AbstractContextManager, contextmanager
+from functools import partial
 from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
+from .._base.threads import DaemonThreads
 from .._image.qcow2 import HEADER_BYTES
 from .._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from .._sets.check import check_files, note_proof
@@ -26,6 +29,9 @@ from .._sets.receive import space_for
 from .._sets.restores import forget_restore, note_restore
 from .._sets.retention import Keep
 from .records import MadeSet, Published, SetImage, Unfinished, require_good
+
+# How long a directory may take for what a restore can do without.
+ANSWER_SECONDS = 30.0
 
 
 class DirectoryTarget:
@@ -85,10 +91,23 @@ class DirectoryTarget:
         note_proof(str(self._directory), path, level, outcome, findings, rto_ms)
 
     def note_restore(self, domain: str, backup_id: str, restore: str, words: str) -> None:
-        note_restore(str(self._directory), domain, backup_id, restore, words)
+        self._answered(partial(note_restore, str(self._directory), domain, backup_id, restore, words))
 
     def forget_restore(self, restore: str) -> None:
-        forget_restore(str(self._directory), restore)
+        self._answered(partial(forget_restore, str(self._directory), restore))
+
+    def _answered(self, call: Callable[[], object]) -> None:
+        """Call it. A mount whose server is gone must not keep a restore from its end."""
+        thread = DaemonThreads(1)
+        ended = thread.submit(call)
+        thread.close()
+        try:
+            ended.result(ANSWER_SECONDS)
+        except TooLate:
+            raise LiveBackupError(
+                f"Target {self._directory} has not answered for {ANSWER_SECONDS:g} s. Is it on a network mount whose server is gone?",
+                code="target_no_answer",
+            ) from None
 
     def consolidate(self, domain: str, backup_id: str | None, check_mode: bool) -> Consolidated:
         return consolidate_set(str(self._directory), domain, backup_id, check_mode)

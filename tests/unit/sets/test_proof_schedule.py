@@ -17,8 +17,13 @@ DAY = 86400
 NOW = 1_795_000_000.0
 
 
-def with_proof(days_ago: float, level: str = "boot", verified: bool = True, good: bool = True) -> Any:
-    return {"good": good, "proof": {"level": level, "verified": verified, "at": rfc3339(NOW - days_ago * DAY)}}
+def with_proof(days_ago: float, level: str = "boot", verified: bool = True) -> Any:
+    return {"instant": rfc3339(NOW - DAY), "proof": {"level": level, "verified": verified, "at": rfc3339(NOW - days_ago * DAY)}}
+
+
+def made(days_ago: float) -> Any:
+    """A set that was never proven."""
+    return {"instant": rfc3339(NOW - days_ago * DAY), "proof": None}
 
 
 @pytest.mark.parametrize(
@@ -30,7 +35,9 @@ def with_proof(days_ago: float, level: str = "boot", verified: bool = True, good
         ([with_proof(300), with_proof(2)], "boot", False),
         ([with_proof(1, "deep")], "deep", False),
         ([with_proof(1, "deep")], "check", False),
-        ([with_proof(1), {"good": True, "proof": None}], "check", False),
+        ([with_proof(1), made(0.5)], "check", False),
+        ([with_proof(1, verified=False)], "boot", True),
+        ([with_proof(9), with_proof(1, verified=False)], "boot", True),
     ],
 )
 def test_what_was_proven_is_proven_again_after_so_many_days(proofs: list[Any], level: str, due: bool) -> None:
@@ -39,24 +46,26 @@ def test_what_was_proven_is_proven_again_after_so_many_days(proofs: list[Any], l
 
 
 @pytest.mark.parametrize(
-    "proofs",
-    [
-        [],
-        [{"good": True, "proof": None}],
-        [with_proof(1, verified=False)],
-        [with_proof(1, good=False)],
-        [with_proof(1, "check")],
-        [with_proof(1, "deep")],
-        [with_proof(-50)],
-        [{"good": True, "proof": {"level": "boot", "verified": True, "at": "yesterday"}}],
-    ],
-    ids=["no set", "no proof", "it failed", "of a set that is not good", "by check", "by deep", "from the future", "at no time"],
+    "sets", [[], [made(-1)], [with_proof(1, "check")], [with_proof(1, "deep")]], ids=["no set", "no proof", "by check", "by deep"]
 )
-def test_what_was_not_proven_has_its_first_proof_within_these_days(proofs: list[Any]) -> None:
-    whys = [why_not_due(proofs, UUID, "boot", 7, NOW + day * DAY) for day in range(7)]
+def test_what_was_not_proven_has_its_first_proof_within_these_days(sets: list[Any]) -> None:
+    for one in sets:
+        one["instant"] = rfc3339(NOW + 7 * DAY)
+    whys = [why_not_due(sets, UUID, "boot", 7, NOW + day * DAY) for day in range(7)]
     assert whys.count("") == 1
     first = whys.index("")
-    assert whys[:first] == [f"the first proof by boot is due in {first - day} days" for day in range(first)]
+    assert whys[:first] == [f"the next proof by boot is due in {first - day} days" for day in range(first)]
+
+
+def test_a_day_that_was_missed_is_made_up_for() -> None:
+    """Also where the runs are a week apart, and never on that day."""
+    for number in range(50):
+        assert why_not_due([made(7)], f"uuid-{number}", "boot", 7, NOW) == ""
+
+
+@pytest.mark.parametrize("at", [rfc3339(NOW + 50 * DAY), "yesterday"])
+def test_a_proof_at_no_time_proves_nothing(at: str) -> None:
+    assert why_not_due([{"instant": None, "proof": {"level": "boot", "verified": True, "at": at}}], UUID, "boot", 7, NOW) == ""
 
 
 def test_a_fleets_first_proofs_are_spread() -> None:

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 i
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import SENDER, SetPaths, make_partial
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import Keep
+from ansible_collections.virtops.live_backup.plugins.module_utils._target import directory as _directory
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.address import TargetAddress
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.records import MadeSet, SetName
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import target as _ssh_target
@@ -343,6 +345,20 @@ def test_what_a_restore_needs_is_not_removed(place: Place, check_mode: bool) -> 
     target.forget_restore("ab" * 16)
     found = target.prune([], LAST, check_mode)
     assert found["problems"] == [] and str(place.root / "db1/y2021") in [one["path"] for one in found["removed"]]
+
+
+def test_a_directory_that_does_not_answer_keeps_no_restore_from_its_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be on a network mount whose server is gone."""
+    never = threading.Event()
+    monkeypatch.setattr(_directory, "ANSWER_SECONDS", 0.1)
+    for name in ("note_restore", "forget_restore"):
+        monkeypatch.setattr(_directory, name, lambda *_arguments: never.wait())
+    target = open_target(TargetAddress(str(tmp_path)))
+    with raises_code("target_no_answer"):
+        target.note_restore("db1", "night-1", "ab" * 16, "words")
+    with raises_code("target_no_answer"):
+        target.forget_restore("ab" * 16)
+    never.set()
 
 
 @pytest.mark.parametrize("restore", ["../../outside", "*", "", "ab" * 15])
