@@ -22,7 +22,7 @@ from .._base.errors import Advice, Interrupted, LiveBackupError, advised, from_o
 from .._base.signals import give_up
 from .._base.text import foreign
 from .._base.threads import DaemonThreads
-from .bindings import libvirt, libvirt_qemu, require_libraries
+from .bindings import libvirt, require_libraries
 from .numbers import VIR_ERR_NO_DOMAIN, VIR_ERR_OK, VIR_ERR_OPERATION_TIMEOUT, VIR_ERR_SYSTEM_ERROR
 
 # libvirt asks its daemon for a sign of life after so many seconds without one, and that often, before every call fails. A daemon that
@@ -192,8 +192,8 @@ def _watch_calls() -> None:
 def _call_of(thread: threading.Thread) -> tuple[int, int, str] | None:
     """What tells a call of libvirt's that a thread is in from others; None outside of them. The frame itself would keep domains alive."""
     frame = sys._current_frames().get(thread.ident or 0)
-    files = (libvirt.__file__, libvirt_qemu.__file__)
-    if frame is None or frame.f_code.co_filename not in files or frame.f_code.co_name in _LONG_CALLS:
+    bindings = ("libvirt", "libvirt_qemu")
+    if frame is None or frame.f_globals.get("__name__") not in bindings or frame.f_code.co_name in _LONG_CALLS:
         return None
     return id(frame), frame.f_lasti, frame.f_code.co_name
 
