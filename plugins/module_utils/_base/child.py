@@ -12,6 +12,8 @@ import signal
 from collections.abc import Callable
 from typing import IO, NamedTuple
 
+from .signals import SIGNALS
+
 _MOST_DESCRIPTORS = 4096
 
 
@@ -30,7 +32,7 @@ def fork(work: Callable[[int], object]) -> Child:
         try:
             # What hears our signals is not there, and no object of ours may close a number that is used again.
             signal.set_wakeup_fd(-1)
-            for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+            for number in SIGNALS:
                 signal.signal(number, signal.SIG_DFL)
             gc.freeze()
             # Who holds something open keeps it locked, or keeps somebody waiting: Ansible waits for the end of our output.

@@ -18,7 +18,7 @@ from types import FrameType
 
 from .errors import Interrupted
 
-_SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGINT, signal.SIGALRM)
 # How long the main thread may not hear of a signal: longer than a call of libvirt's may take, such as 30 s for a domain's lock.
 DEAF_SECONDS = 60.0
 _LOOK_SECONDS = 0.1
@@ -61,7 +61,7 @@ def interruptible(last_words: Callable[[str], None]) -> Iterator[Callable[[], No
 
     guard = threading.Thread(target=_guard, args=(reading, done, lock, last_words), daemon=True)
     guard.start()
-    before = {number: signal.signal(number, hear) for number in _SIGNALS}
+    before = {number: signal.signal(number, hear) for number in SIGNALS}
     woken = signal.set_wakeup_fd(writing.fileno(), warn_on_full_buffer=False)
     try:
         yield settle
