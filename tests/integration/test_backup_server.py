@@ -95,7 +95,7 @@ def image(path: Path) -> None:
 
 def check(sshd: Sshd, target: Path) -> dict[str, Any]:
     asked = {"domain": "db1", "backup_id": "night-1", "level": "check", "console_pattern": None, "timeout": 1}
-    asked |= {"scratch_dir": "/var/tmp", "scratch_size": 1 << 30, "max_memory": None, "max_vcpus": 4}
+    asked |= {"scratch_dir": "/var/tmp", "scratch_size": 1 << 30, "max_memory": None, "max_vcpus": 4, "every": 0}
     return verify_set(params(sshd, target, **asked), False, Clock())
 
 
