@@ -232,7 +232,7 @@ def test_the_far_end_is_killed_as_it_is_asked(
     guest, vault = guests("still"), tmp_path / "vault"
     shutil.copytree(three_sets("still", "auto" if point.what == "backup_set_consolidate" else "full"), vault)
     guest.write(5)
-    newest, night = guest.durable(), {"domain": guest.name, "backup_id": "night-1"}
+    newest, night = 0, {"domain": guest.name, "backup_id": "night-1"}
     asked: dict[str, Any] = {"backup_set_prune": {"keep_last": 1}, "libvirt_domain_restore": {**night, "overwrite": True, "again": True}}
     with Sshd(tmp_path / "sshd", hypervisor) as sshd:
         backup = backup_of(guest)
@@ -241,6 +241,8 @@ def test_the_far_end_is_killed_as_it_is_asked(
         options = {**server, **asked.get(point.what, night)}
         if restores := point.what == "libvirt_domain_restore":
             guest.destroy()
+            # It may have written more than it said.
+            newest = judge(guest.images).number
         failed = backup.module(point.what, fault=point.fault, **options)
         assert failed.get("failed") and "The connection to 127.0.0.1 was lost" in failed["msg"], failed
         assert "night-2" in assert_sets_whole(run)
