@@ -230,7 +230,6 @@ def test_a_restore_cannot_be_undone(fault: str, then: str, host: Host, tmp_path:
     backup = restored.run.backup
     with host.images.fails(fault):
         for result in (restored.restore(), backup.recover()):
-            print(result["msg"])
             assert result["failed"] and "nput/output error" in result["msg"], result
     assert [path.suffix for path in backup.claims()] == [".journal"]
     recovered = backup.recover()

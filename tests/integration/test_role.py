@@ -349,12 +349,15 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     options = {"backup_domains": [guest.name], "backup_keep": {"last": 2}}
     command = {guest.name: ["/bin/sh", "-c", "exit 0"], "another": ["/no/such/program"]}
     for number in range(1, 4):
-        level = "boot" if number == 3 else "check"
-        played = player.run(backup_id=f"night-{number}", backup_verify=level, backup_verify_command=command, **options)
+        # Of the first three days by check, only the first night has a proof.
+        level, every = ("boot", 0) if number == 3 else ("check", 3 * (number - 1))
+        how = {"backup_verify": level, "backup_verify_every": every, "backup_verify_command": command}
+        played = player.run(backup_id=f"night-{number}", **how, **options)
+        assert played.rows[guest.name]["proof"] == ("" if number == 2 else level), played.output
         assert played.rows[guest.name]["status"] == "published", played.output
         assert played.tasks <= TASKS, played.output
     assert sorted(path.name for path in (backup.target / guest.name).glob("night-*")) == ["night-2", "night-3"]
-    assert sorted(path.name for path in (backup.target / guest.name / ".proofs").iterdir()) == ["night-2.json", "night-3.json"]
+    assert sorted(path.name for path in (backup.target / guest.name / ".proofs").iterdir()) == ["night-3.json"]
 
     seen = {"status_report_directory": str(tmp_path), "status_metrics_directory": str(tmp_path)}
     told = player.run(book="virtops.live_backup.status", backup_domains=[guest.name], **seen)

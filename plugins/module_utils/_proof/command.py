@@ -46,10 +46,12 @@ class GuestCommand:
             return False
         if status.get("exitcode") == 0:
             return True
-        how = "signal" if "signal" in status else "status"
-        number = foreign(str(status.get(how, status.get("exitcode"))), 20)
+        how, number = ("signal", status["signal"]) if "signal" in status else ("status", status.get("exitcode"))
         said = " ".join(filter(None, (_text(status.get(name)) for name in ("err-data", "out-data"))))
-        self.pid, self.problem = None, f"its command {self.words[0]!r} ended with {how} {number}{f': {said}' if said else ''}"
+        self.pid, self.problem = (
+            None,
+            f"its command {self.words[0]!r} ended with {how} {foreign(str(number), 20)}{f': {said}' if said else ''}",
+        )
         return False
 
     def _ask(self, domain: libvirt.virDomain, command: str, **arguments: Any) -> dict[str, Any]:

@@ -57,8 +57,7 @@ def _live(plan: Plan, options: RestoreOptions) -> Live:
 
 
 def note_at_target(journal: Journal, domain: str) -> None:
-    """Have the set kept at its target, whoever removes sets there. A target that cannot be written restores all the same, and a set that
-    is gone by now does not."""
+    """Have the set kept at its target, whoever removes sets there. That fails only if the set is gone, not if nothing can be written."""
     words = f"{journal.words} on host {os.uname().nodename}"
     with _unnoted(journal):
         open_target(journal.address).note_restore(domain, journal.stamp["backup_id"], journal.stamp["restore"], words)
@@ -79,7 +78,7 @@ def _unnoted(journal: Journal) -> Iterator[None]:
         if isinstance(error, LiveBackupError) and error.code == "set_not_found":
             raise
         why = from_os_error(error).msg if isinstance(error, OSError) else error.msg
-        words = f"{journal.address.target} has no right note of this restore: {why}"
+        words = f"The note of this restore at {journal.address.target} could not be written or removed: {why}"
         journal.result["warnings"] = [*journal.result.get("warnings", []), words]
 
 

@@ -37,7 +37,7 @@ def why_not_due(sets: Collection[SetFacts], uuid: str, level: str, days: int, no
 
 
 def _time(text: str) -> float:
-    """When a proof was made. What is no time is in a file that anybody at the target may have written, and proves nothing."""
+    """The time of a proof or a set. A text that is not a time counts as the future: others may write to the target."""
     try:
         return wall_time(text)
     except ValueError:
