@@ -59,14 +59,19 @@ def inode_problem(path: str | Path) -> str:
     return ""
 
 
+def require_inodes(path: str | Path, otherwise: str) -> None:
+    """Fail where no more files can be created; `otherwise` goes on with the advice, as in ", or choose another directory"."""
+    problem = inode_problem(path)
+    if problem:
+        raise LiveBackupError(f"{problem}{otherwise}.", code="no_free_inodes")
+
+
 def require_free(path: str | Path, needed: int, why: str) -> None:
     """Fail where so many bytes and some files do not fit; `why` says what needs them, as in "the set needs them"."""
     free = free_bytes(path)
     if free < needed:
         raise LiveBackupError(f"{path} has {mib(free)} free, and {mib(needed)} are needed: {why}.", code="no_free_space")
-    problem = inode_problem(path)
-    if problem:
-        raise LiveBackupError(f"{problem}: {why}.", code="no_free_inodes")
+    require_inodes(path, f": {why}")
 
 
 def allocated(path: str | Path) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._base.errors import LiveBackupError
-from .._base.filesystem import free_bytes, inode_problem, is_on_disk, mib
+from .._base.filesystem import free_bytes, is_on_disk, mib, require_inodes
 from .._claim.plan import CapturePlan
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk
@@ -61,9 +61,7 @@ def check_places(plan: CapturePlan, paths: dict[str, str], facts: DomainFacts, k
                 f"{mib(there.free)} are free, and at least {mib(needed)} are needed{also}. Free some, or choose another {kind.option}.",
                 code="no_free_space",
             )
-        no_inodes = inode_problem(there.path)
-        if no_inodes:
-            raise LiveBackupError(f"{no_inodes}, or choose another {kind.option}.", code="no_free_inodes")
+        require_inodes(there.path, f", or choose another {kind.option}")
 
 
 def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk], kind: Kind) -> Path:

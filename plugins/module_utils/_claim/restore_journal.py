@@ -14,7 +14,6 @@ from __future__ import annotations
 import errno
 import json
 import os
-from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -180,22 +179,18 @@ def journal_file(uuid: str) -> Path:
 
 def all_journals() -> list[Journal]:
     """Every restore on this host that is not at its end. A damaged journal is an error for its own domain, and stops no other."""
-    found = []
+    return journals_and_damage()[0]
+
+
+def journals_and_damage() -> tuple[list[Journal], dict[str, str]]:
+    """The restores that are not at their end, and what is wrong with damaged journals, by the UUIDs of their domains."""
+    journals, damage = [], {}
     for path in sorted(places.CLAIMS.glob("restore-*.journal")):
-        with suppress(LiveBackupError):
-            found.append(_read(path))
-    return [one for one in found if one is not None]
-
-
-def damaged_journals() -> dict[str, str]:
-    """What is wrong with the journals that cannot be read, by the UUIDs of their domains."""
-    found = {}
-    for path in places.CLAIMS.glob("restore-*.journal"):
         try:
-            _read(path)
+            journals.append(_read(path))
         except LiveBackupError as error:
-            found[path.name[len("restore-") : -len(".journal")]] = error.msg.rstrip(".")
-    return found
+            damage[path.name[len("restore-") : -len(".journal")]] = error.msg.rstrip(".")
+    return [one for one in journals if one is not None], damage
 
 
 def restore_of(domain: str) -> Journal | None:

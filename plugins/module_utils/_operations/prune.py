@@ -11,7 +11,7 @@ from typing import Any
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
-from .._claim.restore_journal import all_journals, damaged_journals
+from .._claim.restore_journal import journals_and_damage
 from .._sets.retention import RULES
 from .target import target_of
 
@@ -23,8 +23,8 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     if negative:
         raise LiveBackupError(f"keep_{negative[0]} must not be negative.", code="option_invalid")
     # The domains of unfinished restores, and those whose sets they need.
-    held = damaged_journals()
-    held.update((uuid, f"{one.words} is not finished") for one in all_journals() for uuid in (one.uuid, one.stamp["uuid"]))
+    journals, held = journals_and_damage()
+    held.update((uuid, f"{one.words} is not finished") for one in journals for uuid in (one.uuid, one.stamp["uuid"]))
     target = target_of(params)
     pruned = target.prune(params["domains"], {"rules": keep, "ids": params["keep_ids"], "held": held}, check_mode)
     problems = pruned["problems"]

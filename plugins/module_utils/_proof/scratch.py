@@ -18,7 +18,7 @@ from typing import Any
 from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
 from .._base.files import lent_descriptor
-from .._base.filesystem import MIB, free_bytes, inode_problem, mib
+from .._base.filesystem import MIB, free_bytes, mib, require_inodes
 from .._base.memory import memory_available, memory_total
 from .._image.key import Key, secret_object
 from .._image.qcow2 import whole_sectors
@@ -69,12 +69,7 @@ class Scratch:
                 "Nothing was started. Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more.",
                 code="no_free_space",
             )
-        no_inodes = inode_problem(self._directory)
-        if no_inodes:
-            raise LiveBackupError(
-                f"scratch_dir {no_inodes}, or set scratch_dir (backup_verify_scratch_dir) to another directory. Nothing was started.",
-                code="no_free_inodes",
-            )
+        require_inodes(self._directory, ", or set scratch_dir (backup_verify_scratch_dir) to another directory. Nothing was started")
 
     @contextmanager
     def served(

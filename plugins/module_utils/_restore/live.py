@@ -238,7 +238,7 @@ class _Move:
             )
         if self._tries[what] % _TRIES_OF_SERVER == 0:
             # It may run and have lost what it reads from.
-            self._serve_again(anew=True)
+            self._serve_again(restart=True)
         start()
 
     def _flatten(self) -> None:
@@ -249,7 +249,7 @@ class _Move:
                 # Its QEMU may have ended before it wrote all that it had moved: what is missing is in the set.
                 rebase_unsafe(image, Backing(backing_of(Path(self._live.directory), disk), "raw"))
             # A server may run and have lost what it reads from.
-            self._serve_again(anew=True)
+            self._serve_again(restart=True)
             flatten(image)
             self._note_moved([disk])
 

@@ -60,9 +60,9 @@ def is_served(live: Live) -> bool:
     return all(_answers(_socket(live.directory, target)) for target in live.disks)
 
 
-def serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | None, key: Key | None, anew: bool = False) -> None:
-    """Have the disks served to QEMU's user, if they are not, or `anew`. It goes on after this process has ended."""
-    if is_served(live) and not anew:
+def serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | None, key: Key | None, restart: bool = False) -> None:
+    """Have the disks served to QEMU's user, if they are not. `restart` has a new server do it. It goes on after this process has ended."""
+    if is_served(live) and not restart:
         return
     stop_serving(live)
     directory = Path(live.directory)
@@ -98,7 +98,7 @@ def _serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | N
         with _served(live, target, found, user, key):
             os.write(writer, b"{}\n")
             os.close(writer)
-            # Who serves anew makes another one.
+            # Who starts a new server makes another one.
             while identity(live.directory)[:1] == own:
                 time.sleep(_LOOK_SECONDS)
     except (LiveBackupError, OSError) as error:

@@ -104,7 +104,7 @@ def test_the_disks_are_served_until_they_need_no_set(served: tuple[Live, Target,
     flatten(new)
     assert _live._is_alone(live, "vda")
     subprocess.run(["qemu-img", "compare", "-f", "qcow2", "-F", "raw", str(new), str(tmp_path / "data")], check=True)
-    _serve.serve(live, target, found, None, None, anew=True)
+    _serve.serve(live, target, found, None, None, restart=True)
     assert _serve.is_served(live)
     _serve.stop_serving(live)
     assert not _serve.is_served(live)
