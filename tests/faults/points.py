@@ -23,6 +23,7 @@ CALLS = {
     "the snapshot": (("libvirt_disk_snapshot",), "snapshotCreateXML"),
     "the thaw": (("libvirt_disk_snapshot",), "fsThaw"),
     "noting the bases": (("libvirt_disk_snapshot",), "_capture.capture.fingerprint"),
+    "the watch of the overlays": (("libvirt_disk_snapshot",), "_operations.begin.guard_overlays"),
     "the copy": (("sparse_copy",), "_copy.disks.copy_image"),
     "naming the copy": (("sparse_copy",), "pathlib.Path.rename"),
     "the start of the commit": (_COMMITTING, "blockCommit"),

@@ -254,8 +254,7 @@ def heal_and_check(run: Run, before: str, durable: int, scratch: Path, may_refus
         assert "There is no domain" in backup.recover()["msg"]
         guest.start()
     planned = backup.recover(check=True)
-    # When QEMU ended in a commit that nobody watched, nothing proves that a device was not used since; here nobody used it.
-    word = {"base_untouched": True} if "base_untouched" in planned.get("msg", "") and guest.shape.disks == ("loop",) else {}
+    word = word_of_user(backup, planned)
     if word:
         assert backup.recover()["msg"] == planned["msg"]
         planned = backup.recover(check=True, **word)
@@ -275,10 +274,16 @@ def heal_and_check(run: Run, before: str, durable: int, scratch: Path, may_refus
     carry_on(run, max(durable, guest.durable()), scratch)
 
 
+def word_of_user(backup: Backup, planned: dict[str, Any]) -> dict[str, Any]:
+    """When QEMU ended in a commit that nobody watched, nothing proves that a device was not used since; here nobody used it."""
+    return {"base_untouched": True} if "base_untouched" in planned.get("msg", "") and backup.guest.shape.disks == ("loop",) else {}
+
+
 def run_again(run: Run, durable: int) -> None:
     """The same backup once more, as its own role does it: it goes on with what is captured, or begins anew."""
     backup, guest = run.backup, run.backup.guest
-    recovered = backup.recover(backup_id=backup.backup_id)
+    word = word_of_user(backup, backup.recover(check=True, backup_id=backup.backup_id))
+    recovered = backup.recover(backup_id=backup.backup_id, **word)
     assert "failed" not in recovered, recovered
     up = guest.state() == guest.state_when_up
     if backup.claims() == [] and up == (run.method == "offline"):

@@ -32,6 +32,17 @@ def start_copy(backup: Backup, **options: object) -> Inside:
     return copying
 
 
+def fill_up(hypervisor: Hypervisor, directory: Path) -> None:
+    """Take the last block of a file system."""
+    for size in ("1M", "1K"):
+        hypervisor.run(["dd", "if=/dev/zero", f"of={directory}/hog", f"bs={size}", "oflag=append", "conv=notrunc"], check=False)
+
+
+def guards(hypervisor: Hypervisor) -> str:
+    """The processes that watch overlays."""
+    return hypervisor.run(["pgrep", "--exact", "overlay_guard"], check=False).stdout
+
+
 def _for_seconds(guest: Guest, seconds: int) -> str:
     """The bandwidth at which a copy takes this long, at least."""
     return str(sum(path.stat().st_blocks * 512 for path, _format in guest.images) // seconds)
@@ -237,7 +248,7 @@ def test_the_target_fills_up(everyday: Guest, backup_of: Callable[..., Backup], 
     backup = backup_of(everyday, hypervisor.small_filesystem("full-target", 200 << 20))
     chain = backup.chain()
     backup.snapshot()
-    hypervisor.run(["dd", "if=/dev/zero", f"of={backup.target}/hog", "bs=1M"], check=False)
+    fill_up(hypervisor, backup.target)
     copied = backup.copy()
     assert copied["failed"] and "No space left" in copied["msg"], copied
     assert backup.chain() == chain
@@ -245,25 +256,43 @@ def test_the_target_fills_up(everyday: Guest, backup_of: Callable[..., Backup], 
     backup.assert_nothing_left()
 
 
+@pytest.mark.parametrize("died", [False, True], ids=["between two steps", "after the copy was killed"])
 def test_the_overlays_file_system_fills_up(
-    make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
+    died: bool, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], hypervisor: Hypervisor
 ) -> None:
-    """Another writer takes its last block; the guest stops, and goes on after the recovery, without losing a write."""
+    """Another writer takes its last block while no step is at work: the guest is back on its bases by itself, and loses no write."""
     guest = make_guest("two-disks", rate=100)
     backup = backup_of(guest)
     chain = backup.chain()
-    small = hypervisor.small_filesystem("full-overlays", 400 << 20)
+    small = hypervisor.small_filesystem(f"full-overlays-{died}", 400 << 20)
     assert backup.snapshot(overlay_dir=str(small))["changed"]
-    hypervisor.run(["dd", "if=/dev/zero", f"of={small}/hog", "bs=1M"], check=False)
-    wait_until(lambda: guest.state() == "paused", 60, "the guest to meet the full overlay")
-    durable = guest.durable()
-    copied = backup.copy(bandwidth=CRAWL)
-    assert copied["failed"] and "threaten to fill" in copied["msg"], copied
-    assert backup.chain() == chain
+    if died:
+        start_copy(backup, bandwidth=CRAWL).send_signal(signal.SIGKILL)
+    fill_up(hypervisor, small)
+    wait_until(lambda: backup.chain() == chain and guest.state() == "running", 90, "the guest to run on its bases")
+    written = guest.durable()
+    wait_until(lambda: guest.durable() != written, 60, "the guest to write")
+    wait_until(lambda: not guards(hypervisor), 30, "the watching process to end")
+    copied = backup.copy()
+    assert copied["failed"] and copied["code"] == "overlay_space_short", copied
+    assert "threaten to fill" in copied["msg"] and copied["msg"].endswith(" Nothing was published."), copied
+    # At once, although the lease of the step before would still run.
+    assert [repair["what"] for repair in backup.recover()["repairs"]] == ["claim"]
     backup.assert_nothing_left()
+    durable = guest.durable()
     guest.destroy()
     verdict = judge(guest.images, durable)
     assert verdict.ok, f"the guest's own disks: {verdict}"
+
+
+def test_nobody_watches_overlays_that_are_gone(everyday: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> None:
+    backup = backup_of(everyday)
+    backup.snapshot()
+    assert guards(hypervisor)
+    backup.copy()
+    backup.commit()
+    backup.publish()
+    wait_until(lambda: not guards(hypervisor), 30, "the watching process to end")
 
 
 def test_the_overlays_would_fill_their_disk(large: Guest, backup_of: Callable[..., Backup], hypervisor: Hypervisor) -> None:

@@ -88,7 +88,7 @@ def test_too_little_free_space_and_memory_are_found_before_anything_starts(
     full = hypervisor.small_filesystem("full", 32 * MIB)
     try:
         refused = verify(backup, level="boot", scratch_dir=str(full))
-        assert refused["failed"] and "MiB free, and what the guest writes needs at least" in refused["msg"], refused
+        assert refused["failed"] and refused["code"] == "no_free_space" and "what the guest of the proof writes" in refused["msg"], refused
     finally:
         hypervisor.remove_filesystem(full)
     missing = verify(backup, level="boot", scratch_dir=str(full))

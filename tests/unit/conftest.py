@@ -26,6 +26,7 @@ sys.modules.setdefault("libvirt_qemu", libvirt_qemu)
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture import capture as _capture, legacy as _snapshot
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import places as _places
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import processes as _process
+from ansible_collections.virtops.live_backup.plugins.module_utils._operations import begin as _begin
 from ansible_collections.virtops.live_backup.plugins.module_utils._overlay import look as _look, way_back as _commit
 from ansible_collections.virtops.live_backup.plugins.module_utils._recovery import repairs as _undo
 
@@ -76,6 +77,8 @@ def backup(tmp_path: Path, claims: Path, clock: FakeClock, outside_libvirt: Path
         monkeypatch.setattr(module, "qemu_instance", libvirt.host.instance)
     for module in (_commit, _look):
         monkeypatch.setattr(module, "daemon_instance", libvirt.host.daemon)
+    # A process of its own would not know the fake. The guard has tests of its own.
+    monkeypatch.setattr(_begin, "guard_overlays", lambda claim, clock: None)
     undo = _undo._undo
     monkeypatch.setattr(_undo, "_undo", lambda *run: None if isinstance(run[3], Killed) else undo(*run))
     return Backup(domain, target, claims, clock, outside_libvirt)

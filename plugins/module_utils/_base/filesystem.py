@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""What is free on a file system, what files take there, and what is mounted. Runs at the far end of an ssh:// target too."""
+"""What is mounted, and who could exchange what lies there. Runs at the far end of an ssh:// target too."""
 
 from __future__ import annotations
 
@@ -15,71 +15,8 @@ from pathlib import Path
 
 from .errors import LiveBackupError
 
-
-def bytes_needed(capacity: int, allocation: int) -> int:
-    """The disk space for one disk's full copy: what its chain holds and a tenth more, at most its capacity."""
-    return min(capacity, allocation + allocation // 10)
-
-
-def check_space(needed: int, reserved: int, free: int, target: str) -> None:
-    """Fail when the copy, and what other unfinished captures still write there, does not fit."""
-    if needed + reserved > free:
-        others = f", and other unfinished backups there still need {mib(reserved)}" if reserved else ""
-        raise LiveBackupError(
-            f"Target {target} is too small: the backup needs {mib(needed)}{others}, and {mib(free)} are free. "
-            "Free some disk space, or choose another target.",
-            bytes_needed=needed,
-            bytes_free=free,
-            code="no_free_space",
-        )
-
-
-def mib(size: int) -> str:
-    return f"{size / MIB:.1f} MiB"
-
-
-MIB = 1024 * 1024
-# A set with its temporary files and its proof has fewer files.
-INODES = 32
 _FSTAB = Path("/etc/fstab")
 _MOUNTS = Path("/proc/self/mountinfo")
-
-
-def free_bytes(path: str | Path) -> int:
-    """The bytes that can be written on the file system of a path; what is reserved for root does not count."""
-    found = os.statvfs(path)
-    return found.f_bavail * found.f_frsize
-
-
-def inode_problem(path: str | Path) -> str:
-    """Why no more files can be created there; empty where they can. A file system without a table of inodes has no limit."""
-    found = os.statvfs(path)
-    if found.f_files and found.f_favail < INODES:
-        return f"{path} has {found.f_favail} free inodes, and {INODES} are needed. `df -i` shows them; remove files there"
-    return ""
-
-
-def require_inodes(path: str | Path, otherwise: str) -> None:
-    """Fail where no more files can be created; `otherwise` goes on with the advice, as in ", or choose another directory"."""
-    problem = inode_problem(path)
-    if problem:
-        raise LiveBackupError(f"{problem}{otherwise}.", code="no_free_inodes")
-
-
-def require_free(path: str | Path, needed: int, why: str) -> None:
-    """Fail where so many bytes and some files do not fit; `why` says what needs them, as in "the set needs them"."""
-    free = free_bytes(path)
-    if free < needed:
-        raise LiveBackupError(f"{path} has {mib(free)} free, and {mib(needed)} are needed: {why}.", code="no_free_space")
-    require_inodes(path, f": {why}")
-
-
-def allocated(path: str | Path) -> int:
-    """The bytes that a file takes; none if it is not there."""
-    try:
-        return os.stat(path).st_blocks * 512
-    except FileNotFoundError:
-        return 0
 
 
 def is_on_disk(mountinfo: str, device: int) -> bool:

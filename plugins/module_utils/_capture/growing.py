@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .._base.errors import LiveBackupError
-from .._base.filesystem import free_bytes, is_on_disk, mib, require_inodes
+from .._base.filesystem import is_on_disk
+from .._base.space import free_space, require_space, space_problem
 from .._claim.plan import CapturePlan
 from .._hypervisor.domain_facts import DomainFacts
 from .._hypervisor.domain_xml import Disk
@@ -52,16 +53,10 @@ def check_places(plan: CapturePlan, paths: dict[str, str], facts: DomainFacts, k
             )
     plan.overlay_room = {target: planned_space(path, facts.allocation[target]) for target, path in paths.items()}
     for there in file_systems([GrowingFile(path) for path in paths.values()]):
-        device = os.stat(there.path).st_dev
-        needed, others = plan.space_for_overlays(device), reserved(device, facts.xml.uuid)
-        if there.free < needed + others:
-            also = f", and other unfinished backups there still need {mib(others)}" if others else ""
-            raise LiveBackupError(
-                f"{there.path} has too little free disk space for {kind.name}s, which grow while the guest writes during the copy: "
-                f"{mib(there.free)} are free, and at least {mib(needed)} are needed{also}. Free some, or choose another {kind.option}.",
-                code="no_free_space",
-            )
-        require_inodes(there.path, f", or choose another {kind.option}")
+        device = os.stat(there.free.path).st_dev
+        what = f"{kind.name}s, which grow while the guest writes during the copy"
+        others = reserved(device, facts.xml.uuid)
+        require_space(there.free, plan.space_for_overlays(device), what, others, f", or choose another {kind.option}")
 
 
 def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk], kind: Kind) -> Path:
@@ -72,8 +67,9 @@ def _place_for_devices(disk: Disk, facts: DomainFacts, chosen: list[Disk], kind:
     for place in filter(Path.is_dir, places):
         device = os.stat(place).st_dev
         there = [one for one in chosen if one.chain[0].type != "file" or os.stat(Path(one.chain[0].path).parent).st_dev == device]
-        needed = sum(least_space(facts.allocation[one.target]) for one in there) + reserved(device, facts.xml.uuid)
-        if is_on_disk(mounts, device) and free_bytes(place) >= needed:
+        needed = sum(least_space(facts.allocation[one.target]) for one in there)
+        fits = space_problem(free_space(place), needed, kind.name, reserved(device, facts.xml.uuid)) is None
+        if fits and is_on_disk(mounts, device):
             return place
     raise LiveBackupError(
         f"Disk {disk.target} of domain {facts.xml.name!r} is not a file of this host. Its {kind.name}, which grows during the copy, needs "

@@ -25,9 +25,9 @@ from typing import Any
 from .._base.clock import boot_id
 from .._base.errors import LiveBackupError
 from .._base.files import sync_existing, sync_path, temporary_of, write_durably
-from .._base.filesystem import allocated
 from .._base.records import known
 from .._base.schema import violations
+from .._base.space import allocated
 from .._base.text import foreign
 from .._sets.layout import SetPaths
 from . import places

@@ -10,8 +10,8 @@ from collections.abc import Container
 from dataclasses import dataclass, field
 from typing import Any
 
-from .._base.filesystem import allocated
 from .._base.records import known
+from .._base.space import allocated
 from .._hypervisor.disk_place import NotedPlace
 from .._image.fingerprint import Fingerprint
 from .._sets.schema import Below

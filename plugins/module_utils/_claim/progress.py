@@ -53,7 +53,7 @@ class Progress:
 
     `latency` says how the copy was slowed down for the guest's sake, as the manifest does. `ended` is whether the disks are back for good,
     so that the overlays or scratch files that the plan names are none of ours any more. `copies`, `committed` (bytes), `bases`
-    (fingerprints at the capture) and `memory` are by the disk's target.
+    (fingerprints at the capture) and `memory` are by the disk's target. `given_up` says why the backup was given up between two steps.
     """
 
     begin: Captured | None = None
@@ -62,6 +62,7 @@ class Progress:
     partial: bool = False
     recovering: bool = False
     ended: bool = False
+    given_up: str = ""
     latency: Latency | None = None
     copies: dict[str, Copied] = field(default_factory=dict)
     committed: dict[str, int] = field(default_factory=dict)
@@ -80,4 +81,4 @@ class Progress:
 
     def to_json(self) -> dict[str, Any]:
         """Only what there is: an older version knows a step that is done by its entry."""
-        return {name: value for name, value in asdict(self).items() if value not in (None, False, {})}
+        return {name: value for name, value in asdict(self).items() if value not in (None, False, "", {})}

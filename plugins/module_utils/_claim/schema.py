@@ -95,6 +95,7 @@ _RESULTS = _object(
         "committed": _of_each_disk(_AMOUNT),
         "bases": _of_each_disk(_FINGERPRINT),
         "memory": _of_each_disk(_MEMORY),
+        "given_up": _STRING,
         **dict.fromkeys(("partial", "recovering", "ended"), _YES_OR_NO),
     }
 )

@@ -61,6 +61,8 @@ def require_claim(uuid: str, name: str, backup_id: str) -> Claim:
             f"Domain {name!r} is in another backup, {claim.backup_id}; backup {backup_id} has ended or been recovered.",
             code="backup_not_under_way",
         )
+    if claim.progress.given_up:
+        raise LiveBackupError(f"{claim.progress.given_up} Nothing was published.", code="overlay_space_short")
     if claim.progress.recovering:
         raise LiveBackupError(
             f"Backup {backup_id} of domain {name!r} was given up by a recovery, which is not finished; run libvirt_backup_recover.",

@@ -15,7 +15,7 @@ from typing import Any, Protocol
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import free_bytes
+from .._base.space import free_space
 from .._image.copy import Copied, Copying, copy_image
 from .._image.data import Pace
 from .._image.record import identity, look_at, note_copy
@@ -74,7 +74,7 @@ class _Local:
             raise _no_file(str(path))
         if there.identity is not None and there.identity[:2] == identity(source)[:2]:
             raise LiveBackupError(f"src and dest are the same file, {path}.", code="option_invalid")
-        return Found(free_bytes(path.parent), there.identity, there.mode, there.record)
+        return Found(free_space(path.parent).bytes, there.identity, there.mode, there.record)
 
     def copy(self, copying: Copying, pace: Pace, clock: Clock, source_free: Callable[[], None]) -> Copied:
         return copy_image(copying, self._path, pace, clock, source_free)

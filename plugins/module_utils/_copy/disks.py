@@ -21,8 +21,8 @@ from pathlib import Path
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import temporary_of
-from .._base.filesystem import allocated
 from .._base.progress import Amounts, tell
+from .._base.space import allocated
 from .._base.threads import DaemonThreads
 from .._capture.methods import COPIED
 from .._claim.claim import Claim, save_claim

@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from .._base.clock import Clock
-from .._base.filesystem import MIB
+from .._base.space import MIB
 
 # Latencies are averages over this time.
 _LOOK_SECONDS = 1.0

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .._base.errors import LiveBackupError
-from .._base.filesystem import allocated
+from .._base.space import allocated
 from .._image.digest import data_bytes
 from .._image.qcow2 import is_self_contained
 from .._image.qemu_img import backing_chain, image_info, qcow2_facts

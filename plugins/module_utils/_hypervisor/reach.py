@@ -20,7 +20,8 @@ from pathlib import Path
 
 from .._base.child import fork
 from .._base.errors import LiveBackupError, advised
-from .._base.filesystem import free_bytes, inode_problem, not_mounted, require_safe
+from .._base.filesystem import not_mounted, require_safe
+from .._base.space import free_space, require_space
 from .processes import qemu_pid
 
 ANSWER_SECONDS = 30
@@ -74,7 +75,7 @@ def _answer(question: Callable[[], TargetFacts]) -> bytes:
 def _probe(target: Path, domain: str, qemu_user: tuple[int, int] | None, write: bool) -> TargetFacts:
     try:
         _require_usable(target, domain)
-        facts = TargetFacts(free_bytes(target), target.stat().st_dev)
+        facts = TargetFacts(free_space(target).bytes, target.stat().st_dev)
         (_probe_by_writing if write else _probe_by_looking)(target, qemu_user)
     except OSError as error:
         words = f"Target {target} cannot be used by this user: {error.strerror}"
@@ -97,9 +98,7 @@ def _require_usable(target: Path, domain: str) -> None:
     require_safe(target)
     if os.statvfs(target).f_flag & os.ST_RDONLY:
         raise LiveBackupError(f"Target {target} is on a read-only file system.", code="read_only")
-    no_inodes = inode_problem(target)
-    if no_inodes:
-        raise LiveBackupError(f"{no_inodes}.", code="no_free_inodes")
+    require_space(free_space(target), 0, "a backup", advice=", or choose another target")
     if not _qemu_sees(target, domain):
         raise LiveBackupError(
             f"QEMU does not see target {target}: it was mounted after the domain was started, and mounts do not "

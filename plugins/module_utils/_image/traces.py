@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from .._base.filesystem import MIB
+from .._base.space import MIB
 
 # Both ends of a disk and of each partition: there are partition tables, superblocks, LVM's and RAID's notes.
 _EDGE = MIB

@@ -14,8 +14,9 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import bytes_needed, check_space, mount_of
+from .._base.filesystem import mount_of
 from .._base.records import known
+from .._base.space import FreeSpace, bytes_needed, require_space
 from .._capture.capture import capture_claimed
 from .._capture.levels import Wanted, check_level, collect_checkpoints, plan_level
 from .._capture.methods import COPIED, METHODS, qemu_writer, reason_for
@@ -43,6 +44,7 @@ from .._image.content import content_bytes
 from .._image.qemu_nbd import require_qemu_nbd
 from .._overlay.space import reserved
 from .._proof.boot_xml import is_proof
+from .._recovery.overlay_guard import guard_overlays
 from .._recovery.repairs import undoing
 from .._sets.layout import SetPaths, check_backup_id, domain_directory, published_manifest
 from .._sets.schema import Manifest
@@ -181,9 +183,10 @@ def _check_space(plan: CapturePlan, where: Target, target: Path, domain: tuple[s
     facts = probe_target(target, name, qemu_writer(plan), write=write)
     # While it is copied its overlays grow, maybe on the same file system.
     needed = plan.bytes_needed_here + plan.space_for_overlays(facts.device)
-    check_space(needed, reserved(facts.device, uuid), facts.free, str(target))
+    advice = ", or choose another target"
+    require_space(FreeSpace(str(target), facts.free), needed, "the backup", reserved(facts.device, uuid), advice)
     there = where.free_for(name, uuid, not write)
-    check_space(plan.bytes_needed, 0, there, plan.server.target)
+    require_space(FreeSpace(plan.server.target, there), plan.bytes_needed, "the backup", advice=advice)
     plan.bytes_free, plan.device = min(there, facts.free) if plan.bytes_needed_here else there, facts.device
     plan.mount = mount_of(target)
 
@@ -223,9 +226,12 @@ def _capture(
     if any(disk.tracked for disk in plan.disks):
         plan.checkpoint = checkpoint_name(plan.target_id, claim.backup_id, claim.token)
     in_words = partial(explain, action=f"start the backup of domain {name!r}")
-    with undoing(options.uri, claim, clock, in_words), step(claim, "begin", clock):
-        end_turn()
-        claim.progress.begin = capture_claimed(domain, claim, options, METHODS[plan.method], clock)
+    with undoing(options.uri, claim, clock, in_words):
+        with step(claim, "begin", clock):
+            end_turn()
+            claim.progress.begin = capture_claimed(domain, claim, options, METHODS[plan.method], clock)
+        if claim.overlays():
+            guard_overlays(claim, clock)
     problems = collect_checkpoints(domain, plan)
     return {"changed": True, **_begun(claim), **({"warnings": problems} if problems else {})}
 

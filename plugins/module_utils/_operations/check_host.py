@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from .._base.clock import Clock
-from .._base.filesystem import mib
 from .._base.records import known
+from .._base.space import mib
 from .._base.text import one_line
 from .._capture.methods import qemu_writer
 from .._capture.options import BeginOptions

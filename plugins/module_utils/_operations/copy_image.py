@@ -14,7 +14,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import allocated, bytes_needed, check_space
+from .._base.space import FreeSpace, allocated, bytes_needed, require_space
 from .._copy.destination import Found, Place
 from .._image.copy import Copying
 from .._image.data import Pace
@@ -72,7 +72,7 @@ def copy_one(copying: Copying, place: Place, status: os.stat_result, dest: str, 
         return {**done, "changed": False, "planned": False}
     size = int(image_info(copying.source, copying.source_format)["virtual-size"])
     held = size if stat.S_ISBLK(status.st_mode) else allocated(copying.source)
-    check_space(bytes_needed(size, held), 0, found.free, place.directory)
+    require_space(FreeSpace(place.directory, found.free), bytes_needed(size, held), "the copy")
     diff = {"before": "" if found.identity is None else f"{dest}\n", "after": f"{dest}\n"}
     if check_mode:
         return {"changed": True, "planned": True, "diff": diff}

@@ -14,7 +14,7 @@ from typing import Any
 from .._base.clock import Clock, rfc3339
 from .._base.errors import LiveBackupError
 from .._base.files import scratch_directory
-from .._base.filesystem import MIB
+from .._base.space import MIB
 from .._base.text import one_line
 from .._files.guest import GuestFiles, guest_files, require_libguestfs
 from .._files.tree import Entry, Tree

@@ -12,7 +12,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import MIB
+from .._base.space import MIB
 from .._claim.owner import require_no_restore
 from .._image.key import Key
 from .._proof.boot import Boot, Terms, boot_set

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.filesystem import MIB, allocated, free_bytes, mib
+from .._base.space import MIB, FreeSpace, allocated, free_space, mib
 from .._claim.find import all_claims
 from .._claim.overlays import Overlay, PlannedSpace
 
@@ -26,8 +26,7 @@ _RESERVE_SECONDS = 10
 class Space:
     """One file system that files grow on, in bytes. `commit` is what the commit still needs in the bases that are on it too."""
 
-    path: str
-    free: int
+    free: FreeSpace
     used: int
     commit: int
 
@@ -44,7 +43,7 @@ def planned_space(path: str, held: int) -> PlannedSpace:
 
 def is_threatened(space: Space, growth: float) -> bool:
     """Whether the overlays, which grow by `growth` bytes a second, would soon leave too little for their commit."""
-    return space.free < RESERVE + space.commit + growth * _RESERVE_SECONDS
+    return space.free.bytes < RESERVE + space.commit + growth * _RESERVE_SECONDS
 
 
 class Growth:
@@ -96,11 +95,12 @@ class SpaceWatch:
         """Fail when the copy is to be given up."""
         about = self._growing
         for space in file_systems(about.files):
-            growth = self._growth.setdefault(space.path, Growth(self._clock, space.used))
+            growth = self._growth.setdefault(space.free.path, Growth(self._clock, space.used))
             if is_threatened(space, growth.rate(space.used)):
                 raise LiveBackupError(
-                    f"The {about.name} threaten to fill {space.path}: {mib(space.free)} are free, and they hold {mib(space.used)}. "
-                    f"The copy was given up. {about.fate} Free some disk space, choose another {about.option}, or back up when the guest "
+                    f"The {about.name} threaten to fill {space.free.path}: {mib(space.free.bytes)} are free, and they hold "
+                    f"{mib(space.used)}. "
+                    f"The backup was given up. {about.fate} Free some disk space, choose another {about.option}, or back up when the guest "
                     "writes less.",
                     code="overlay_space_short",
                 )
@@ -112,11 +112,9 @@ def file_systems(files: list[GrowingFile]) -> Iterator[Space]:
     for file in files:
         by_device.setdefault(os.stat(Path(file.path).parent).st_dev, []).append(file)
     for device, group in by_device.items():
-        directory = str(Path(group[0].path).parent)
         held = {file.path: allocated(file.path) for file in group}
         yield Space(
-            directory,
-            free_bytes(directory),
+            free_space(Path(group[0].path).parent),
             sum(held.values()),
             sum(_growth(file, held[file.path]) for file in group if file.base and os.stat(file.base).st_dev == device),
         )

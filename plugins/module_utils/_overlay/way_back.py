@@ -20,8 +20,8 @@ from typing import Any
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import sync_existing, sync_path
-from .._base.filesystem import allocated, mib
 from .._base.progress import tell
+from .._base.space import allocated, mib
 from .._claim.claim import Claim, remember, save_claim
 from .._claim.overlays import Overlay
 from .._hypervisor.bindings import libvirt

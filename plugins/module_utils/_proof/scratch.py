@@ -18,8 +18,8 @@ from typing import Any
 from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
 from .._base.files import lent_descriptor
-from .._base.filesystem import MIB, free_bytes, mib, require_inodes
 from .._base.memory import memory_available, memory_total
+from .._base.space import MIB, free_space, mib, require_space
 from .._image.key import Key, secret_object
 from .._image.qcow2 import whole_sectors
 from .._image.qemu_img import create_overlay
@@ -62,14 +62,8 @@ class Scratch:
 
     def require_space(self, held: int) -> None:
         """Fail unless there is enough free space to start a guest whose images hold so many bytes."""
-        free, needed = self._space().free, least_space(min(held, self._size))
-        if free < needed:
-            raise LiveBackupError(
-                f"scratch_dir {self._directory} has {mib(free)} free, and what the guest writes needs at least {mib(needed)}. "
-                "Nothing was started. Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more.",
-                code="no_free_space",
-            )
-        require_inodes(self._directory, ", or set scratch_dir (backup_verify_scratch_dir) to another directory. Nothing was started")
+        advice = ", or set scratch_dir (backup_verify_scratch_dir) to another directory. Nothing was started"
+        require_space(self._space().free, least_space(min(held, self._size)), "what the guest of the proof writes", advice=advice)
 
     @contextmanager
     def served(
@@ -115,7 +109,7 @@ class Scratch:
             )
         elif is_threatened(space, self._growth.rate(space.used)):
             why = Advice(
-                f"its guest has written {mib(space.used)} and threatens to fill {space.path}, where {mib(space.free)} are free. "
+                f"its guest has written {mib(space.used)} and threatens to fill {space.free.path}, where {mib(space.free.bytes)} are free. "
                 "Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more",
                 code="no_free_space",
             )
@@ -135,7 +129,7 @@ class Scratch:
 
     def _space(self) -> Space:
         used = sum(os.fstat(file).st_blocks * 512 for file in self._files)
-        return Space(str(self._directory), free_bytes(self._directory), used, 0)
+        return Space(free_space(self._directory), used, 0)
 
 
 def _node(overlay: int, image: dict[str, Any]) -> str:

@@ -37,6 +37,7 @@ from .._hypervisor.processes import qemu_instance
 from .._hypervisor.reach import probe_target
 from .._sets.layout import TOKEN, SetPaths, is_partial_of, release_domain_directory, remove_partial, unmarked_partial
 
+CLAIM = "claim"
 _FROZEN = "possibly frozen file systems"
 
 
@@ -73,7 +74,7 @@ def find_repairs(left: Left, *, died: bool, require_ended: Callable[[], None] = 
         yield Repair("unfinished backup set", evidence, "remove it", partial(remove_partial, paths, claim.token))
     if unanswered and freeze is not None:
         yield from _late_thaw_repairs(left, freeze)
-    yield Repair("claim", f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))
+    yield Repair(CLAIM, f"{claim.file()} of backup {claim.backup_id}", "remove it", lambda: end_claim(claim))
 
 
 def _require_target(claim: Claim, paths: SetPaths) -> None:

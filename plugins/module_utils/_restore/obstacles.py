@@ -12,12 +12,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from .._base.errors import LiveBackupError
-from .._base.filesystem import free_bytes, inode_problem, mib
+from .._base.space import free_space, space_problem
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.disk_place import device_size
 from .._hypervisor.domain_xml import parse_xml
 from .._hypervisor.domains import names_image, read_domain
 from .._image.qemu_img import backing_chain
+from .._overlay.space import reserved
 from .domain_xml import Guest, needs, sources_of_others
 from .image import Image
 
@@ -127,8 +128,8 @@ def _chain(image: str, image_format: str) -> list[str]:
         return [image]
 
 
-def too_small(images: list[Image]) -> Iterator[str]:
-    """The file systems and devices that are too small: old disks stay until the new ones are whole."""
+def too_small(images: list[Image], uuid: str) -> Iterator[str]:
+    """The file systems and devices that are too small: old disks stay until the new ones are whole, and other backups go on."""
     needed: dict[int, tuple[Path, int]] = {}
     for image in images:
         directory = Path(image.path).parent
@@ -140,9 +141,7 @@ def too_small(images: list[Image]) -> Iterator[str]:
         elif directory.is_dir() and not image.place.problems:
             device = directory.stat().st_dev
             needed[device] = directory, needed.get(device, (directory, 0))[1] + image.needed
-    for directory, amount in needed.values():
-        if free_bytes(directory) < amount:
-            yield f"{directory} has {mib(free_bytes(directory))} free, and {mib(amount)} are needed"
-        problem = inode_problem(directory)
-        if problem:
-            yield problem
+    for device, (directory, amount) in needed.items():
+        problem = space_problem(free_space(directory), amount, "the disks", reserved(device, uuid))
+        if problem is not None:
+            yield problem.msg.rstrip(".")

@@ -108,7 +108,7 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     made = _new_xml(text, guest, images, options)
     missing = [*lacking(connection, made.xml), *missing_disks(made.xml, [image.target for image in images])]
     missing += [problem for image in images for problem in image.place.problems]
-    missing += [*taken(connection, images, guest, overwrite=options.overwrite), *kept(made.xml, images), *too_small(images)]
+    missing += [*taken(connection, images, guest, overwrite=options.overwrite), *kept(made.xml, images), *too_small(images, guest.uuid)]
     # The set's XML and manifest say what is in them.
     shown = (missing, made.removed, manifest["not_captured"])
     missing, removed, not_captured = ([foreign(one, _MOST_SHOWN) for one in some] for some in shown)

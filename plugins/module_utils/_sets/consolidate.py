@@ -20,8 +20,9 @@ from xml.etree import ElementTree
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import read_small, replacing, write_durably
-from .._base.filesystem import require_free, require_safe
+from .._base.filesystem import require_safe
 from .._base.locks import ALONE, locked
+from .._base.space import free_space, require_space
 from .._image.content import content_bytes, note_image
 from .._image.data import LocalFile, Pace, copy_data
 from .._image.digest import OpenImage, file_digest, hashed, image_digest, image_size, measure
@@ -67,7 +68,7 @@ def consolidate_set(target: str, domain: str, backup_id: str | None, check_mode:
         except ValueError as error:
             raise LiveBackupError(f"No full set can be made of {path}: {error}.", code="set_not_consolidable") from error
         needed = sum(disk.bytes for disk in disks)
-        require_free(paths.directory, needed, f"{paths.backup_id} is made there")
+        require_space(free_space(paths.directory), needed, f"the full set {paths.backup_id}")
         if check_mode:
             return {**_result(paths.final, full, changed=True), "bytes": needed}
         with _unfinished(paths):

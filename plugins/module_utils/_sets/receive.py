@@ -14,8 +14,9 @@ from typing import TypedDict
 
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path
-from .._base.filesystem import free_bytes, inode_problem, mib, require_safe
+from .._base.filesystem import require_safe
 from .._base.locks import ALONE, IN_TURN, locked, open_locked
+from .._base.space import FreeSpace, free_space, require_space
 from .content import Noted, ToNote, note_content
 from .layout import SENDER, SetPaths, check_backup_id, claim_domain_directory, content_file, domain_directory
 from .publish import give_name
@@ -45,10 +46,9 @@ def space_for(target: str, name: str, uuid: str, check_mode: bool) -> Free:
     if not check_mode:
         for left in domain_directory(Path(target), name, uuid).glob(".*.partial"):
             remove_dead(left)
-    problem = inode_problem(target)
-    if problem:
-        raise LiveBackupError(f"{problem}.", code="no_free_inodes")
-    return {"free": free_bytes(target)}
+    there = free_space(target)
+    require_space(there, 0, "a set")
+    return {"free": there.bytes}
 
 
 def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> Place:
@@ -59,11 +59,7 @@ def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, nee
     if os.path.lexists(paths.final):
         raise LiveBackupError(f"{paths.final} exists already.", code="backup_id_taken")
     free = space_for(target, name, uuid, check_mode=False)["free"]
-    if free < needed:
-        raise LiveBackupError(
-            f"Target {target} is too small: the set needs {mib(needed)}, and {mib(free)} are free. Free some disk space there.",
-            code="no_free_space",
-        )
+    require_space(FreeSpace(target, free), needed, "the set")
     paths.partial.mkdir(mode=0o700)
     descriptor = open_locked(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, IN_TURN)
     os.write(descriptor, token.encode())

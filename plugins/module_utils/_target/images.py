@@ -18,8 +18,8 @@ from contextlib import ExitStack, contextmanager
 from typing import Any, NamedTuple
 
 from .._base.errors import LiveBackupError
-from .._base.filesystem import mib
 from .._base.memory import memory_available
+from .._base.space import mib
 from .._base.text import foreign
 from .._image.key import Key
 from .._image.qcow2 import layered, read_header, whole_sectors

@@ -3,14 +3,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import filesystem as _filesystem
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._image import digest as _digest
 
 
 @pytest.mark.parametrize(
@@ -54,25 +51,3 @@ def test_the_mount_of_a_path(tmp_path: Path) -> None:
     assert _filesystem.mount_of("/proc/self/status") == _filesystem.mount_of("/proc/none/such") == "/proc"
     (tmp_path / "link").symlink_to("/proc")
     assert _filesystem.mount_of(tmp_path / "link" / "x") == "/proc"
-
-
-def test_a_preallocated_file_holds_no_data(tmp_path: Path) -> None:
-    path = tmp_path / "image"
-    with path.open("wb") as file:
-        os.posix_fallocate(file.fileno(), 0, 8 << 20)
-        file.write(bytes(range(256)) * 256)
-    assert _filesystem.allocated(path) >= 8 << 20
-    assert 65536 <= _digest.data_bytes(path) < 1 << 20
-    assert _filesystem.allocated(tmp_path / "none") == 0
-
-
-def test_bytes_and_inodes_that_are_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _filesystem.require_free(tmp_path, 1, "it is little")
-    with pytest.raises(LiveBackupError, match=f"^{tmp_path} has .* MiB free, and .* MiB are needed: the disks go there.$"):
-        _filesystem.require_free(tmp_path, 1 << 60, "the disks go there")
-    real = os.statvfs(tmp_path)
-    few = os.statvfs_result((*real[:6], 4, 4, *real[8:]))
-    monkeypatch.setattr(os, "statvfs", lambda _path: few)
-    assert few.f_favail == 4
-    with pytest.raises(LiveBackupError, match="has 4 free inodes, and 32 are needed. `df -i` shows them"):
-        _filesystem.require_free(tmp_path, 1, "it is little")

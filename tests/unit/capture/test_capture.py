@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import MIB, is_on_disk
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import is_on_disk
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import MIB, FreeSpace
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture import growing as _growing, legacy as _snapshot
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim import claim as _claim, places as _places
 from ansible_collections.virtops.live_backup.plugins.module_utils._claim.claim import Claim, read_claim, remember, save_claim
@@ -870,14 +871,14 @@ def test_the_overlay_of_a_block_device_goes_beside_the_other_images(capture: Bac
     assert [Path(overlay["path"]).parent for overlay in planned] == [images, images]
 
 
-@pytest.mark.parametrize(("on_disk", "room"), [(False, 1 << 40), (True, MIB)], ids=["in memory", "full"])
-def test_no_place_for_the_overlay_of_a_block_device(on_disk: bool, room: int, capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("on_disk", "free"), [(False, 1 << 40), (True, MIB)], ids=["in memory", "full"])
+def test_no_place_for_the_overlay_of_a_block_device(on_disk: bool, free: int, capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     capture.domain.devices_of_host |= {"vda", "vdb"}
     images = Path(capture.domain.disks["vda"]).parent
     monkeypatch.setattr(_growing, "_IMAGES", (images, images / "missing"))
     assert Path(capture.snapshot(check=True)["overlays"][0]["path"]).parent == images
     monkeypatch.setattr(_growing, "is_on_disk", lambda mounts, device: on_disk)
-    monkeypatch.setattr(_growing, "free_bytes", lambda place: room)
+    monkeypatch.setattr(_growing, "free_space", lambda place: FreeSpace(str(place), free))
     before = state(capture)
     for check in (True, False):
         with pytest.raises(LiveBackupError, match=f"vda .* is not a file of this host.* None of {images}, {images}/missing is one"):
@@ -918,12 +919,11 @@ def test_overlays_in_a_directory_of_their_own(capture: Backup, tmp_path: Path) -
 
 def test_too_little_space_for_overlays(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     before = state(capture)
-    monkeypatch.setattr(_growing, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 63 * MIB, 0, 0)])
+    monkeypatch.setattr(_growing, "file_systems", lambda overlays: [Space(FreeSpace(str(Path(overlays[0].path).parent), 63 * MIB), 0, 0)])
     for check in (True, False):
-        with pytest.raises(
-            LiveBackupError, match="has too little free disk space for overlays.* 63.0 MiB are free, and at least 128.0 MiB"
-        ):
+        with pytest.raises(LiveBackupError, match="is too small for overlays, which.* 63.0 MiB are free, and 128.0 MiB are needed") as told:
             capture.snapshot(check=check)
+        assert told.value.code == "no_free_space"
     assert state(capture) == before and capture.claim_files() == []
 
 
@@ -947,8 +947,8 @@ def test_overlays_and_copies_on_one_file_system(capture: Backup, monkeypatch: py
     _places.CLAIMS.mkdir()
     claim = {**other, "uuid": "other", "method": "legacy", "plan": plan, "started": 0.0, "results": {"committed": {"vdb": 1}}}
     save_claim(Claim.from_json(claim))
-    monkeypatch.setattr(_growing, "file_systems", lambda overlays: [Space(str(Path(overlays[0].path).parent), 200 * MIB, 0, 0)])
-    with pytest.raises(LiveBackupError, match="at least 128.0 MiB are needed, and other unfinished backups there still need 75.0 MiB"):
+    monkeypatch.setattr(_growing, "file_systems", lambda overlays: [Space(FreeSpace(str(Path(overlays[0].path).parent), 200 * MIB), 0, 0)])
+    with pytest.raises(LiveBackupError, match="128.0 MiB are needed, and other unfinished backups there still need 75.0 MiB"):
         capture.snapshot()
     (capture.target / "vda.overlay").write_bytes(bytes(4 * MIB))
     assert capture.snapshot(check=True)["changed"]
@@ -988,7 +988,7 @@ def test_an_error_of_a_snapshot_that_was_made_nevertheless_loses_nothing(capture
 def test_overlays_that_threaten_to_fill_their_file_system_are_committed(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     capture.snapshot()
     capture.domain.write("vda", 3, 9)
-    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space("/images", 31 * MIB, MIB, 0)])
+    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space(FreeSpace("/images", 31 * MIB), MIB, 0)])
     with raises_code("overlay_space_short"):
         capture.copy(bandwidth=1)
     capture.assert_on_bases()
@@ -1011,7 +1011,7 @@ def test_the_overlays_are_watched_while_libvirt_hangs(capture: Backup, monkeypat
         assert given_up.wait(20), "nobody watched the overlays"
         return opened(uri)
 
-    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space("/images", 31 * MIB, MIB, 0)])
+    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space(FreeSpace("/images", 31 * MIB), MIB, 0)])
     monkeypatch.setattr(_copy.Pace, "give_up", give_up_and_tell)
     monkeypatch.setattr(libvirt, "open", answer_late)
     with pytest.raises(LiveBackupError, match="threaten to fill /images.* as soon as libvirt answers"):
@@ -1062,7 +1062,7 @@ def test_a_copy_that_hangs_does_not_keep_the_overlays_from_being_committed(captu
     monkeypatch.setattr(_copy_image, "copy_data", hang)
     monkeypatch.setattr(_capture_copy, "_END_SECONDS", 0.1)
     monkeypatch.setattr(_capture_copy, "_HANG_SECONDS", 0.1)
-    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space("/images", 31 * MIB, MIB, 0)])
+    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space(FreeSpace("/images", 31 * MIB), MIB, 0)])
     with pytest.raises(LiveBackupError, match=r"threaten to fill /images.*\.partial does not answer since.*Run libvirt_backup_recover"):
         capture.copy()
     capture.assert_on_bases()
@@ -1078,7 +1078,7 @@ def test_a_copy_that_hangs_does_not_keep_the_overlays_from_being_committed(captu
 def test_a_guest_that_stopped_for_want_of_room_is_resumed(capture: Backup, monkeypatch: pytest.MonkeyPatch) -> None:
     capture.snapshot()
     capture.domain.state, capture.domain.reason = libvirt.VIR_DOMAIN_PAUSED, libvirt.VIR_DOMAIN_PAUSED_IOERROR
-    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space("/images", 0, MIB, 0)])
+    monkeypatch.setattr(_space, "file_systems", lambda overlays: [Space(FreeSpace("/images", 0), MIB, 0)])
     with raises_code("overlay_space_short"):
         capture.copy(bandwidth=1)
     capture.assert_on_bases()

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import bytes_needed, check_space
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import bytes_needed
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture.methods import choose_method
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture.plan import choose_disks, occupied_by
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import Disk, Domain, Image
@@ -95,21 +95,6 @@ def test_bytes_needed_is_at_least_the_data_and_at_most_the_capacity(capacity: in
     needed = bytes_needed(capacity, allocation)
     assert min(capacity, allocation) <= needed <= capacity
     assert needed == capacity or needed * 10 > allocation * 11 - 10
-
-
-@pytest.mark.parametrize(("needed", "reserved", "free"), [(0, 0, 0), (5, 0, 5), (5, 5, 10)])
-def test_what_fits(needed: int, reserved: int, free: int) -> None:
-    check_space(needed, reserved, free, "/t")
-
-
-@pytest.mark.parametrize(("needed", "reserved", "free"), [(6, 0, 5), (5, 6, 10), (0, 1, 0)])
-def test_what_does_not_fit(needed: int, reserved: int, free: int) -> None:
-    mib = 1 << 20
-    with pytest.raises(LiveBackupError, match="/t is too small") as caught:
-        check_space(needed * mib, reserved * mib, free * mib, "/t")
-    assert caught.value.facts == {"bytes_needed": needed * mib, "bytes_free": free * mib}
-    assert f"{free}.0 MiB are free" in caught.value.msg
-    assert ("other unfinished backups" in caught.value.msg) == bool(reserved)
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import MIB
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import MIB
 from ansible_collections.virtops.live_backup.plugins.module_utils._copy.rate import LatencyGuard, Served, least_rate
 
 from ..support.clock import FakeClock

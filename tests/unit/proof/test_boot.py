@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import FreeSpace
 from ansible_collections.virtops.live_backup.plugins.module_utils._image import qemu_nbd as _qemu_nbd
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import image_node
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import create_overlay
@@ -186,7 +187,7 @@ def test_two_disks_share_what_they_may_write(scratch: Scratch, image: Path, tmp_
 
 def test_it_is_given_up_before_the_file_system_is_full(tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
     free, used = [GIB], [0]
-    monkeypatch.setattr(Scratch, "_space", lambda self: _boot_scratch.Space("/scratch", free[0], used[0], 0))
+    monkeypatch.setattr(Scratch, "_space", lambda self: _boot_scratch.Space(FreeSpace("/scratch", free[0]), used[0], 0))
     scratch = Scratch(tmp_path, 100 * GIB, clock)
     assert scratch.problem() is None
     clock.sleep(2)
@@ -209,9 +210,9 @@ def test_it_is_given_up_when_the_host_runs_short_of_memory(scratch: Scratch, mon
 
 def test_too_little_space_is_found_before_anything_starts(scratch: Scratch, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scratch.require_space(1 << 60)
-    monkeypatch.setattr(Scratch, "_space", lambda self: _boot_scratch.Space("/scratch", 64 * MIB, 0, 0))
+    monkeypatch.setattr(Scratch, "_space", lambda self: _boot_scratch.Space(FreeSpace("/scratch", 64 * MIB), 0, 0))
     scratch.require_space(0)
-    with pytest.raises(LiveBackupError, match="has 64.0 MiB free, and what the guest writes needs at least 64"):
+    with pytest.raises(LiveBackupError, match="^/scratch is too small for what the guest of the proof writes: 64.0 MiB are free, and 64.4"):
         scratch.require_space(20 * MIB)
     with raises_code("directory_missing"):
         Scratch(tmp_path / "gone", GIB, FakeClock())

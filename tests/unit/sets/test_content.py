@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import FreeSpace
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.content import open_content
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.digest import BATCH, CHUNK, image_digest
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import header_of
@@ -199,7 +200,7 @@ def test_a_disk_of_which_all_changed_stays_whole(disk: Path) -> None:
 def test_no_free_space_for_a_second_image(disk: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     back_up(disk, "full")
     write(disk, 60 * CHUNK, [(0, CHUNK, 9)])
-    monkeypatch.setattr(content, "free_bytes", lambda _path: 4 * CHUNK)
+    monkeypatch.setattr(content, "free_space", lambda path: FreeSpace(str(path), 4 * CHUNK))
     require_whole(disk, "and 0.2 MiB are free")
 
 

@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import memory as _memory
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import Clock
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.filesystem import mib
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import mib
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import is_self_contained, read_header
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import check_image
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import verify as _verify

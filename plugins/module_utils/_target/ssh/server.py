@@ -32,8 +32,8 @@ from typing import Any
 
 from ..._base.errors import LiveBackupError, from_os_error
 from ..._base.files import sync_path, write_out
-from ..._base.filesystem import free_bytes
 from ..._base.locks import ALONE, hold, locked
+from ..._base.space import free_space
 from ..._base.streams import fill, read_at
 from ..._image.data import LocalFile
 from ..._image.digest import BATCH, data_extents, open_digest
@@ -85,7 +85,7 @@ def look(path: str) -> Any:
     if not os.path.isdir(directory):
         return {"directory": False, "writable": False, "free": 0, **_shown(NOTHING)}
     writable = os.access(directory, os.W_OK | os.X_OK)
-    return {"directory": True, "writable": writable, "free": free_bytes(directory), **_shown(look_at(Path(path)))}
+    return {"directory": True, "writable": writable, "free": free_space(directory).bytes, **_shown(look_at(Path(path)))}
 
 
 def _shown(found: Found) -> dict[str, Any]:

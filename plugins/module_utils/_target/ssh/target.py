@@ -18,7 +18,7 @@ from typing import TypeVar, cast
 from ..._base.clock import Clock
 from ..._base.errors import LiveBackupError
 from ..._base.files import SCRATCH, scratch_directory, sync_path
-from ..._base.filesystem import require_free
+from ..._base.space import free_space, require_space
 from ..._image.data import Pace
 from ..._image.digest import OpenImage
 from ..._image.nbd_server import served
@@ -151,7 +151,7 @@ class SshTarget:
                 if images_into:
                     below = [image for disk in manifest["disks"] for image in chain_below(disk)]
                     needed = beside + sum(map(bytes_of, manifest["disks"]))
-                    require_free(images_into, needed, "the set is fetched there, and its disks are restored beside it")
+                    require_space(free_space(images_into), needed, "the set, which is fetched there, and the disks beside it")
                     names += [image["file"] for image in (*manifest["disks"], *below)]
                     for name in ancestors_of(manifest):
                         (staging / name).mkdir(mode=0o700)
