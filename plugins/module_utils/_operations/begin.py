@@ -226,10 +226,9 @@ def _capture(
     if any(disk.tracked for disk in plan.disks):
         plan.checkpoint = checkpoint_name(plan.target_id, claim.backup_id, claim.token)
     in_words = partial(explain, action=f"start the backup of domain {name!r}")
-    with undoing(options.uri, claim, clock, in_words):
-        with step(claim, "begin", clock):
-            end_turn()
-            claim.progress.begin = capture_claimed(domain, claim, options, METHODS[plan.method], clock)
+    with undoing(options.uri, claim, clock, in_words), step(claim, "begin", clock):
+        end_turn()
+        claim.progress.begin = capture_claimed(domain, claim, options, METHODS[plan.method], clock)
         if claim.overlays():
             guard_overlays(claim, clock)
     problems = collect_checkpoints(domain, plan)
