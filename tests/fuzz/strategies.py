@@ -31,6 +31,7 @@ NASTY = st.sampled_from(
         "x" * 300,
         "é" * 100,
         "\udcff",
+        "\ud800",
         "NaN",
     ]
 )

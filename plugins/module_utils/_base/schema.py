@@ -12,6 +12,8 @@ from typing import Any
 
 MOST = 2**63 - 1
 Schema = dict[str, Any]
+# Any text that can be a path: Python uses U+DC80 to U+DCFF for bytes that are no UTF-8, and no file has a NUL in its name.
+TEXT: Schema = {"type": "string", "pattern": r"^[^\x00\ud800-\udc7f\udd00-\udfff]*$"}
 _TYPES: dict[str, type | tuple[type, ...]] = {
     **{"object": dict, "array": list, "string": str, "null": type(None)},
     **{"integer": int, "number": (int, float)},

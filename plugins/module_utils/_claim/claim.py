@@ -127,7 +127,10 @@ def read_claim(uuid: str) -> Claim | None:
         data = path.read_bytes()
     except FileNotFoundError:
         return None
-    return parse_claim(data, path)
+    claim = parse_claim(data, path)
+    if claim.uuid != uuid:
+        raise _damaged(path, f"it is that of domain {claim.uuid}")
+    return claim
 
 
 def parse_claim(data: bytes, path: Path) -> Claim:
@@ -138,8 +141,12 @@ def parse_claim(data: bytes, path: Path) -> Claim:
             return Claim.from_json(found)
     except (ValueError, TypeError, RecursionError) as error:
         problems = [str(error)]
-    raise LiveBackupError(
-        f"The claim {path} is damaged ({foreign(problems[0])}). Look at the domain's jobs and disks, then remove the file.",
+    raise _damaged(path, problems[0])
+
+
+def _damaged(path: Path, problem: str) -> LiveBackupError:
+    return LiveBackupError(
+        f"The claim {path} is damaged ({foreign(problem)}). Look at the domain's jobs and disks, then remove the file.",
         code="claim_damaged",
     )
 

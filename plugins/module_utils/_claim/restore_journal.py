@@ -21,7 +21,7 @@ from typing import Any
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path, temporary_of, write_durably
 from .._base.filesystem import mount_of
-from .._base.schema import Schema, violations
+from .._base.schema import TEXT, Schema, violations
 from .._image.fingerprint import Fingerprint
 from .._sets.layout import file_name
 from .._target.address import TargetAddress
@@ -262,7 +262,6 @@ def _of_old_version(data: dict[str, Any]) -> Journal:
     )
 
 
-_STRING: Schema = {"type": "string"}
 _YES_OR_NO: Schema = {"enum": [True, False]}
 _IDENTITY: Schema = {"type": "array", "items": {"type": "integer"}}
 
@@ -271,40 +270,40 @@ def _object(**properties: Schema) -> Schema:
     return {"type": "object", "required": list(properties), "properties": properties}
 
 
-_ADDRESS = _object(target=_STRING, ssh_key={"type": ["string", "null"]}, ssh_options={"type": "array", "items": _STRING})
+_ADDRESS = _object(target=TEXT, ssh_key={**TEXT, "type": ["string", "null"]}, ssh_options={"type": "array", "items": TEXT})
 _LIVE = _object(
-    domain=_STRING,
-    directory=_STRING,
-    disks={"type": "object", "additionalProperties": _STRING},
+    domain=TEXT,
+    directory=TEXT,
+    disks={"type": "object", "additionalProperties": TEXT},
     bandwidth={"type": "integer"},
-    old_xml=_STRING,
-    instance=_STRING,
+    old_xml=TEXT,
+    instance=TEXT,
     flushing=_YES_OR_NO,
-    moved={"type": "array", "items": _STRING},
+    moved={"type": "array", "items": TEXT},
     proven=_YES_OR_NO,
 )
-_DEVICE = _object(path=_STRING, file=_STRING, source_format=_STRING, format=_STRING, size={"type": "integer"})
+_DEVICE = _object(path=TEXT, file=TEXT, source_format=TEXT, format=TEXT, size={"type": "integer"})
 # Not in a journal of an older version.
 _DEVICE["properties"]["written"] = {"type": "object"}
 # Older journals are of sets that build on nothing.
-_DEVICE["properties"]["below"] = {"type": "array", "items": _STRING}
+_DEVICE["properties"]["below"] = {"type": "array", "items": TEXT}
 _SCHEMA = _object(
-    name=_STRING,
-    uuid=_STRING,
-    uri=_STRING,
-    stamp={**_object(**dict.fromkeys(_OF_SET, _STRING)), "properties": dict.fromkeys((*_OF_SET, "restore"), _STRING)},
-    xml=_STRING,
+    name=TEXT,
+    uuid=TEXT,
+    uri=TEXT,
+    stamp={**_object(**dict.fromkeys(_OF_SET, TEXT)), "properties": dict.fromkeys((*_OF_SET, "restore"), TEXT)},
+    xml=TEXT,
     start=_YES_OR_NO,
-    set_path=_STRING,
-    fetched_into=_STRING,
+    set_path=TEXT,
+    fetched_into=TEXT,
     moves={
         "type": "array",
-        "items": _object(path=_STRING, temporary=_STRING, aside=_STRING, mount=_STRING, new=_IDENTITY, old=_IDENTITY),
+        "items": _object(path=TEXT, temporary=TEXT, aside=TEXT, mount=TEXT, new=_IDENTITY, old=_IDENTITY),
     },
     devices={"type": "array", "items": _DEVICE},
-    pools={"type": "array", "items": _STRING},
+    pools={"type": "array", "items": TEXT},
     result={"type": "object"},
-    broken={"type": "array", "items": _STRING},
+    broken={"type": "array", "items": TEXT},
     phase={"enum": list(PHASES)},
 )
 # Not in a journal of an older version.

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from .._base.schema import MOST, Schema
+from .._base.schema import MOST, TEXT, Schema
 from .._sets.schema import SCHEMA
 
-_STRING: Schema = {"type": "string"}
 _AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": MOST}
 _TIME: Schema = {"type": "number", "minimum": -MOST, "maximum": MOST}
 _YES_OR_NO: Schema = {"enum": [True, False]}
@@ -33,54 +32,54 @@ def _object(optional: dict[str, Schema] | None = None, **required: Schema) -> Sc
 
 _DISK = _object(
     {
-        **dict.fromkeys(("since", "below_content"), _STRING),
+        **dict.fromkeys(("since", "below_content"), TEXT),
         "dirty": _AMOUNT,
         "tracked": _YES_OR_NO,
         "below": _array(SCHEMA["properties"]["disks"]["items"]["properties"]["backing_chain"]["items"]),
     },
-    target=_STRING,
-    path=_STRING,
-    format=_STRING,
+    target=TEXT,
+    path=TEXT,
+    format=TEXT,
     capacity=_AMOUNT,
     sent=_YES_OR_NO,
-    source=_object(path=_STRING, format=_STRING),
+    source=_object(path=TEXT, format=TEXT),
 )
 # Overlay and Memory are made of these, so they have nothing else.
-_OVERLAY = {**_object(target=_STRING, base=_STRING, base_format=_STRING, base_type=_STRING, path=_STRING), "additionalProperties": False}
+_OVERLAY = {**_object(target=TEXT, base=TEXT, base_format=TEXT, base_type=TEXT, path=TEXT), "additionalProperties": False}
 _PLAN = _object(
     disks=_array(_DISK),
     device=_AMOUNT,
     bytes_needed_here=_AMOUNT,
-    method_reason=_STRING,
-    not_captured=_array(_STRING),
-    skipped=_array(_object(target=_STRING, reason=_STRING)),
-    versions=_object(libvirt=_STRING, qemu=_STRING),
-    sources=_array(_array(_STRING)),
-    nvram=_STRING,
-    agent=_STRING,
-    state=_STRING,
+    method_reason=TEXT,
+    not_captured=_array(TEXT),
+    skipped=_array(_object(target=TEXT, reason=TEXT)),
+    versions=_object(libvirt=TEXT, qemu=TEXT),
+    sources=_array(_array(TEXT)),
+    nvram=TEXT,
+    agent=TEXT,
+    state=TEXT,
     freezes=_YES_OR_NO,
-    server=_object(target=_STRING, ssh_key={"type": ["string", "null"]}, ssh_options=_array(_STRING)),
+    server=_object(target=TEXT, ssh_key={**TEXT, "type": ["string", "null"]}, ssh_options=_array(TEXT)),
     optional={
         "overlays": _array(_OVERLAY),
-        "overlay_room": _of_each_disk(_object(bytes=_AMOUNT, path=_STRING, device=_AMOUNT)),
-        "scratch": _of_each_disk(_STRING),
-        **dict.fromkeys(("socket", "instance", "live_xml", "inactive_xml", "snapshot_xml"), _STRING),
-        **dict.fromkeys(("level", "level_reason", "checkpoint", "target_id", "mount"), _STRING),
-        **dict.fromkeys(("chain", "kept_checkpoints"), _array(_STRING)),
+        "overlay_room": _of_each_disk(_object(bytes=_AMOUNT, path=TEXT, device=_AMOUNT)),
+        "scratch": _of_each_disk(TEXT),
+        **dict.fromkeys(("socket", "instance", "live_xml", "inactive_xml", "snapshot_xml"), TEXT),
+        **dict.fromkeys(("level", "level_reason", "checkpoint", "target_id", "mount"), TEXT),
+        **dict.fromkeys(("chain", "kept_checkpoints"), _array(TEXT)),
         "prints": _of_each_disk(_FINGERPRINT),
         **dict.fromkeys(("saved", "notes_content"), _YES_OR_NO),
     },
 )
 # Which run of QEMU the overlays are of.
 _PLAN["dependentRequired"] = {"overlays": ["instance"]}
-_BEGIN = _object({"hook_ms": _AMOUNT}, consistency=_STRING, instant=_STRING, frozen_ms=_AMOUNT, why=_STRING, began=_TIME)
-_FREEZE = _object(frozen=_AMOUNT, agent=_AMOUNT, response={"type": "integer"}, instance=_STRING, owed_until=_TIME)
+_BEGIN = _object({"hook_ms": _AMOUNT}, consistency=TEXT, instant=TEXT, frozen_ms=_AMOUNT, why=TEXT, began=_TIME)
+_FREEZE = _object(frozen=_AMOUNT, agent=_AMOUNT, response={"type": "integer"}, instance=TEXT, owed_until=_TIME)
 _MEMORY = {
     "type": "object",
     "properties": {
         **dict.fromkeys(("commit_begun", "offline"), _YES_OR_NO),
-        **dict.fromkeys(("pivot_asked", "instance"), _STRING),
+        **dict.fromkeys(("pivot_asked", "instance"), TEXT),
         **dict.fromkeys(("pivot_time", "base_seen"), _TIME),
         **dict.fromkeys(("merged", "ended", "fingerprint"), _FINGERPRINT),
     },
@@ -95,21 +94,21 @@ _RESULTS = _object(
         "committed": _of_each_disk(_AMOUNT),
         "bases": _of_each_disk(_FINGERPRINT),
         "memory": _of_each_disk(_MEMORY),
-        "given_up": _STRING,
+        "given_up": TEXT,
         **dict.fromkeys(("partial", "recovering", "ended"), _YES_OR_NO),
     }
 )
 CLAIM = _object(
     {
         # Older claims do not say.
-        "uri": _STRING,
-        **dict.fromkeys(("token", "boot_id", "step"), _STRING),
+        "uri": TEXT,
+        **dict.fromkeys(("token", "boot_id", "step"), TEXT),
         "in_step": _YES_OR_NO,
         "lease_until": _TIME,
         "results": _RESULTS,
-        "copies": _array(_STRING),
+        "copies": _array(TEXT),
     },
-    **dict.fromkeys(("uuid", "domain", "backup_id", "directory"), _STRING),
+    **dict.fromkeys(("uuid", "domain", "backup_id", "directory"), TEXT),
     method={"enum": ["push", "legacy", "offline", "pull"]},
     plan=_PLAN,
     started=_TIME,

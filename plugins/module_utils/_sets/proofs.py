@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, TypedDict, cast
 
 from .._base.files import read_small
-from .._base.schema import MOST, violations
+from .._base.schema import MOST, TEXT, violations
 from .layout import MANIFEST
 from .read import read_json
 
@@ -35,15 +35,15 @@ PROOF: dict[str, Any] = {
     "type": "object",
     "required": ["backup_id", "manifest", "level", "verified", "at", "rto_ms", "findings"],
     "properties": {
-        "backup_id": {"type": "string"},
-        "manifest": {"type": "string"},
+        "backup_id": TEXT,
+        "manifest": TEXT,
         "level": {"enum": ["check", "deep", "boot"]},
         "verified": {"enum": [True, False]},
         # Since 1.0.0; what is older has only succeeded or failed.
         "outcome": {"enum": ["verified", "failed", "timed out"]},
-        "at": {"type": "string"},
+        "at": TEXT,
         "rto_ms": {"type": ["integer", "null"], "minimum": 0, "maximum": MOST},
-        "findings": {"type": "array", "items": {"type": "string"}},
+        "findings": {"type": "array", "items": TEXT},
     },
 }
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, TypedDict
 
-from .._base.schema import MOST, Schema
+from .._base.schema import MOST, TEXT, Schema
 
 VERSION = 2
 
@@ -160,7 +160,6 @@ def _text(pattern: str) -> Schema:
     return {"type": "string", "pattern": f"^{pattern}$"}
 
 
-_STRING: Schema = {"type": "string"}
 _SOME: Schema = {"type": "string", "minLength": 1}
 _AMOUNT: Schema = {"type": "integer", "minimum": 0, "maximum": MOST}
 # As file_name in _backup_set makes them; no separator, no dot in front.
@@ -175,7 +174,7 @@ _IMAGE_DIGEST = _text("sha256-64k:" + _HEX)
 SCHEMA = _object(
     schema={"enum": [1, VERSION]},
     backup_id=_BACKUP_ID,
-    domain=_object(name=_SOME, uuid=_UUID, hypervisor=_STRING),
+    domain=_object(name=_SOME, uuid=_UUID, hypervisor=TEXT),
     method={"enum": ["push", "legacy", "offline", "pull"]},
     method_reason=_SOME,
     level={"enum": ["full", "incremental", "differential"]},
@@ -186,13 +185,13 @@ SCHEMA = _object(
     job={
         **_object(
             type={"const": "completed"},
-            operation=_STRING,
+            operation=TEXT,
             success={"const": True},
             time_elapsed_ms=_AMOUNT,
             data_total=_AMOUNT,
             data_processed=_AMOUNT,
             data_remaining=_AMOUNT,
-            error=_STRING,
+            error=TEXT,
         ),
         "type": ["object", "null"],
     },
@@ -206,7 +205,7 @@ SCHEMA = _object(
             size=_AMOUNT,
             allocated=_AMOUNT,
             digest=_IMAGE_DIGEST,
-            source=_object(path=_STRING, format=_SOME),
+            source=_object(path=TEXT, format=_SOME),
             backing={"type": ["string", "null"], "pattern": _BELOW["pattern"], "maxLength": 255 + 64 + 4},
         ),
         minItems=1,

@@ -144,6 +144,9 @@ def test_a_damaged_claim_is_an_error_that_names_the_file(claims: Path, content: 
         {"lease_until": float("nan")},
         {"lease_until": 1e999},
         {"in_step": 1},
+        {"uuid": "u-2"},
+        {"directory": "/t/\0"},
+        {"directory": "/t/\ud800"},
         {"results": {"memory": {"vda": {"other": 1}}}},
     ],
 )

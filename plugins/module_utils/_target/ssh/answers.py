@@ -10,15 +10,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from ..._base.clock import wall_time
-from ..._base.schema import Schema, violations
+from ..._base.schema import TEXT, Schema, violations
 from ..._sets.proofs import PROOF
 from ..._sets.schema import SCHEMA
 
-_STRING: Schema = {"type": "string"}
-_MAYBE: Schema = {"type": ["string", "null"]}
+_MAYBE: Schema = {**TEXT, "type": ["string", "null"]}
 _NUMBER: Schema = {"type": "integer", "minimum": 0}
 _BOOL: Schema = {"enum": [True, False]}
-_TEXTS: Schema = {"type": "array", "items": _STRING}
+_TEXTS: Schema = {"type": "array", "items": TEXT}
 _MAYBE_TIME: Schema = {**SCHEMA["properties"]["started"], "type": ["string", "null"]}
 
 
@@ -32,11 +31,11 @@ def _objects(item: Schema) -> Schema:
 
 # As _sets gives it. What an unfinished one is named is anybody's choice.
 _LISTED = _object(
-    domain=_STRING,
+    domain=TEXT,
     uuid=_MAYBE,
-    backup_id=_STRING,
-    directory=_STRING,
-    path=_STRING,
+    backup_id=TEXT,
+    directory=TEXT,
+    path=TEXT,
     status={"enum": ["good", "damaged", "partial", "removing"]},
     good=_BOOL,
     findings=_TEXTS,
@@ -55,7 +54,7 @@ _LISTED = _object(
 # One that is read: its names become paths here.
 _FOUND = _object(**{**_LISTED["properties"], "backup_id": SCHEMA["properties"]["backup_id"], "status": {"enum": ["good", "damaged"]}})
 _NAMED = {name: _LISTED["properties"][name] for name in ("domain", "uuid", "backup_id", "path", "instant", "bytes")}
-_PLACE = _object(path=_STRING)
+_PLACE = _object(path=TEXT)
 _NOTHING = _object()
 _DIGEST = "sha256-64k:[0-9a-f]{64}"
 # By the functions of _far_end.CALLS, and by what else it is told to do.
@@ -77,7 +76,7 @@ ANSWERS: dict[str, Schema] = {
     "consolidate_set": _object(
         changed=_BOOL,
         backup_id=SCHEMA["properties"]["backup_id"],
-        path=_STRING,
+        path=TEXT,
         bytes=_NUMBER,
         made_of={"type": "array", "items": SCHEMA["properties"]["backup_id"]},
     ),
@@ -89,7 +88,7 @@ ANSWERS: dict[str, Schema] = {
     "leave_set": _NOTHING,
     "note_sent": _object(
         content={"type": "string", "pattern": f"^({_DIGEST})?$"},
-        problem=_STRING,
+        problem=TEXT,
         kept=_BOOL,
         measured={
             **_object(size=_NUMBER, allocated=_NUMBER, digest={"type": "string", "pattern": f"^{_DIGEST}$"}),
@@ -114,7 +113,7 @@ ANSWERS: dict[str, Schema] = {
         "type": "object",
         "required": ["error"],
         "properties": {
-            "error": _STRING,
+            "error": TEXT,
             "code": {"type": "string", "pattern": "^[a-z_]{1,60}$"},
             "errno": {"type": ["integer", "null"]},
             "file": _MAYBE,
