@@ -9,7 +9,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from ansible_collections.virtops.live_backup.plugins.plugin_utils import _backup_result, _backup_rows, _restore
+from ansible.utils.display import Display
+
+from ansible_collections.virtops.live_backup.plugins.plugin_utils import _backup_result, _backup_rows, _restore, _variables
+
+
+def unknown_variables(names: list[str], known: list[str], strict: bool = False) -> str:
+    """What is wrong with the names of variables; a warning unless that is an error."""
+    found = _variables.unknown(names, known)
+    if found and not strict:
+        Display().warning(f"{found} Unknown variables are ignored.")
+    return found if strict else ""
 
 
 class FilterModule:
@@ -27,6 +37,7 @@ class FilterModule:
             "backup_summary": _backup_result.summary,
             "backup_verdict": _backup_result.verdict,
             "backup_row_verdict": _backup_result.row_verdict,
+            "unknown_variables": unknown_variables,
             "restore_group": _restore.newest_whole,
             "restore_result": _restore.restored,
         }
