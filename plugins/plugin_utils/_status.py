@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""How the domains of a hypervisor fare, from what is at the target; the same as metrics for Prometheus."""
+"""The backup status of the domains of a hypervisor, from what is at the target, and the same as metrics for Prometheus."""
 
 from __future__ import annotations
 
