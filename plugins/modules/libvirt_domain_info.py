@@ -263,6 +263,12 @@ unmatched:
   type: list
   elements: str
   sample: []
+proofs:
+  description: The domains that match and are left out, since they boot a backup set to prove it.
+  returned: success
+  type: list
+  elements: str
+  sample: []
 host:
   description: The hypervisor's software.
   returned: success

@@ -82,6 +82,7 @@ def listing(info: Mapping[str, Any], hypervisor: str) -> dict[str, Any]:
         ],
         "matched": info.get("matched", []),
         "unmatched": info.get("unmatched", []),
+        "proofs": info.get("proofs", []),
     }
 
 
@@ -105,8 +106,14 @@ def rows(runs: list[Mapping[str, Any]], forks: int) -> dict[str, Any]:
     return {
         "rows": made,
         "problems": {run["hypervisor"]: _too_many(run, runs) or (too_few if len(grouped) > forks else "") for run in runs},
-        "notes": [*_strangers(runs), *_slow(len(made), forks)],
+        "notes": [*_strangers(runs), *_proofs(runs), *_slow(len(made), forks)],
     }
+
+
+def _proofs(runs: list[Mapping[str, Any]]) -> list[str]:
+    """Which guests of proofs are left out."""
+    found = [f"{name} on {run['hypervisor']}" for run in runs for name in run.get("proofs", [])]
+    return [f"Not backed up, since they boot a backup set to prove it: {', '.join(found)}."] * bool(found)
 
 
 def strangers(runs: list[Mapping[str, Any]]) -> str:

@@ -65,6 +65,7 @@ def domain_info(params: dict[str, Any], _check_mode: bool, clock: Clock) -> dict
             "domains": [row for name in names if (row := _row(connection, domains[name], versions, params, clock)) is not None],
             "matched": [pattern for pattern in params["domains"] if pattern not in unmatched],
             "unmatched": unmatched,
+            "proofs": choose_names(sorted(proofs), params["domains"], params["exclude_domains"])[0],
             "claims": [_claim(claim, clock) for claim in all_claims()],
             "restores": [_restore(journal) for journal in all_journals()],
             "host": {

@@ -95,7 +95,7 @@ def test_a_listing_names_rows_so_that_a_limit_can() -> None:
     assert [one["row"] for one in found["domains"]] == ["a_b.00000004@hv", "a_b@hv"]
     assert [one["interrupted"] for one in found["domains"]] == [False, True] and "disks" not in found["domains"][0]
     assert (found["matched"], found["unmatched"]) == (["a*"], ["x"])
-    assert listing({}, "hv") == {"domains": [], "matched": [], "unmatched": []}
+    assert listing({}, "hv") == {"domains": [], "matched": [], "unmatched": [], "proofs": []}
 
 
 def test_the_first_row_of_each_hypervisor_comes_before_the_second_of_any() -> None:
@@ -146,6 +146,9 @@ def test_what_to_know_before_a_run() -> None:
         "This run has 3 domains, and Ansible does 2 things at a time: a domain may wait for those of another hypervisor",
     ]
     assert rows([run("hv1", "db1", "web1"), run("hv2", "app1")], 3)["notes"] == []
+    assert rows([{**run("hv1", "db1"), "proofs": ["live-backup-proof-a"]}, run("hv2", "app1")], 3)["notes"] == [
+        "Not backed up, since they boot a backup set to prove it: live-backup-proof-a on hv1."
+    ]
 
 
 @pytest.mark.parametrize("about", [{"domains": ["db*"]}, {"domains": ["*"], "exclude_domains": ["gone"]}], ids=str)

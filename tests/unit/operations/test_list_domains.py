@@ -146,7 +146,10 @@ def test_the_guest_of_a_proof_is_no_domain_of_anybody(backup: Backup) -> None:
     add("live-backup-proof-mine", 2)
     add("db2", 3, metadata=PROOF)
     assert [domain["name"] for domain in info(backup)["domains"]] == ["db1", "db2", "live-backup-proof-mine"]
-    assert [domain["name"] for domain in info(backup, domains=["live-*"])["domains"]] == ["live-backup-proof-mine"]
+    assert info(backup)["proofs"] == ["live-backup-proof-abc"]
+    some = info(backup, domains=["live-*"])
+    assert ([domain["name"] for domain in some["domains"]], some["proofs"]) == (["live-backup-proof-mine"], ["live-backup-proof-abc"])
+    assert info(backup, domains=["db*"])["proofs"] == info(backup, exclude_domains=["live-*"])["proofs"] == []
     assert "XMLDesc" not in libvirt.host.calls[: libvirt.host.calls.index("listAllDomains")]
     with pytest.raises(LiveBackupError) as caught:
         info(backup, domains=["nobody"])
