@@ -109,6 +109,24 @@ options:
       - What exists, such as a block device, is written only with O(overwrite).
     type: dict
     default: {}
+  disks:
+    description:
+      - The disks that are restored, by their names in the set, such as V(vdb). The default is the whole domain.
+      - With it the definition, the NVRAM and the other disks of the domain stay as they are.
+    type: list
+    elements: str
+    default: []
+  disks_as:
+    description:
+      - What becomes of the disks in O(disks).
+      - V(replace) puts them in the place of the domain's disks of the same names. The domain must be shut off, and O(overwrite) confirms
+        it. The next backup of the domain is a full one.
+      - V(attach) writes them to O(directory) or O(places), and attaches them to the domain under the next free names. The domain may run.
+        Nothing is detached later.
+      - V(file) only writes them to O(directory) or O(places). The domain may run, and need not exist.
+    type: str
+    choices: [replace, attach, file]
+    default: replace
   networks:
     description: >-
       What libvirt's networks are called on this host, if they have other names here. Maps names in the set to names on this host.
@@ -152,6 +170,22 @@ EXAMPLES = r"""
     format: qcow2
     live: true
     bandwidth: 200M
+
+- name: Restore one disk of a domain that is shut off
+  virtops.live_backup.libvirt_domain_restore:
+    domain: db1
+    target: /srv/backup
+    disks: [vdb]
+    overwrite: true
+
+- name: Look into yesterday's disk from the running domain
+  virtops.live_backup.libvirt_domain_restore:
+    domain: db1
+    backup_id: 20261122T184512Z
+    target: /srv/backup
+    disks: [vdb]
+    disks_as: attach
+    directory: /var/lib/libvirt/images
 
 - name: Restore a domain on another host, which has other storage and networks
   virtops.live_backup.libvirt_domain_restore:
@@ -253,6 +287,8 @@ def main() -> None:
             "live": {"type": "bool", "default": False},
             "bandwidth": {"type": "bytes"},
             "places": {"type": "dict", "default": {}},
+            "disks": {"type": "list", "elements": "str", "default": []},
+            "disks_as": {"type": "str", "choices": ["replace", "attach", "file"], "default": "replace"},
             "networks": {"type": "dict", "default": {}},
             "bridges": {"type": "dict", "default": {}},
         },

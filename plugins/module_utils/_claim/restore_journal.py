@@ -94,7 +94,7 @@ class Live:
 
 @dataclass
 class Journal:
-    """A restore under way, or interrupted.
+    """A restore under way, or interrupted. `xml` defines the domain; it is empty where only files of single disks are written.
 
     `stamp` names the set, and by `restore` this restore of it. `address` is the target that has it, empty in an older version's journal.
     `set_path` is the directory that its files are read from. `broken` are the devices that may hold a part of a set.
@@ -122,6 +122,16 @@ class Journal:
         return journal_file(self.uuid)
 
     @property
+    def owns_domain(self) -> bool:
+        """Whether the domain's own disks are replaced. A file that is written beside them is nothing to it."""
+        return bool(self.xml) or "disks" not in self.stamp
+
+    @property
+    def lock(self) -> str:
+        """The name of the lock that the restore holds: that of the domain's backups, or one of its own."""
+        return self.uuid if self.owns_domain else f"disks-{self.uuid}"
+
+    @property
     def paths(self) -> list[str]:
         """The places of the disks."""
         return [move.path for move in self.moves] + [device.path for device in self.devices]
@@ -129,11 +139,13 @@ class Journal:
     @property
     def words(self) -> str:
         """Which restore it is."""
-        return f"the restore of domain {self.name!r} from backup {self.stamp['backup_id']}"
+        disks = self.stamp.get("disks")
+        what = f"disks {', '.join(disks.split())} of domain {self.name!r}" if disks else f"domain {self.name!r}"
+        return f"the restore of {what} from backup {self.stamp['backup_id']}"
 
     def is_of(self, stamp: dict[str, str]) -> bool:
         """Whether it restores the set of a stamp."""
-        return all(self.stamp[key] == stamp[key] for key in _OF_SET)
+        return all(self.stamp.get(key, "") == stamp.get(key, "") for key in (*_OF_SET, "disks"))
 
     def save(self) -> None:
         write_durably(self.file, json.dumps(asdict(self)).encode())
@@ -291,7 +303,7 @@ _SCHEMA = _object(
     name=TEXT,
     uuid=TEXT,
     uri=TEXT,
-    stamp={**_object(**dict.fromkeys(_OF_SET, TEXT)), "properties": dict.fromkeys((*_OF_SET, "restore"), TEXT)},
+    stamp={**_object(**dict.fromkeys(_OF_SET, TEXT)), "properties": dict.fromkeys((*_OF_SET, "disks", "restore"), TEXT)},
     xml=TEXT,
     start=_YES_OR_NO,
     set_path=TEXT,

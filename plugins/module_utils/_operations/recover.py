@@ -32,7 +32,7 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
     dead although its lease still runs; a step that is at work says otherwise.
     """
     journal = restore_of(params["domain"])
-    if journal is not None:
+    if journal is not None and (journal.owns_domain or not is_locked(journal.lock)):
         return _result([_recovered(journal, params["uri"], check_mode, clock)], check_mode)
     uuid, name, claim = find_claim(params["uri"], params["domain"])
     journal = restore_that_owns(uuid, name)

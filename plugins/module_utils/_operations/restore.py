@@ -29,6 +29,7 @@ from .._hypervisor.connection import connect
 from .._hypervisor.domains import lookup_name, read_domain
 from .._hypervisor.stamp import set_of
 from .._image.lock import images_locked
+from .._restore.disks import attach, not_attached, plan_disks
 from .._restore.files import end, note_identities, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
 from .._restore.journal import forget_at_target, moves_of, new_journal, note_at_target
@@ -55,6 +56,8 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
         found = stack.enter_context(target.reading(params["domain"], params["backup_id"]))
         options = _options(params, found)
         stamp = {key: found[key] for key in ("uuid", "backup_id", "instant")}
+        if options.disks:
+            stamp["disks"] = " ".join(sorted(options.disks))
         if not check_mode:
             stack.enter_context(restore_lock(options.name, clock))
         left = restore_of(options.name)
@@ -64,14 +67,29 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
             # It stays where a device holds a part of it, until another restore is whole.
             left = restore_of(options.name)
         with connect(options.uri) as connection:
-            if left is None and not options.again and is_restored(connection, options.name, stamp):
+            if left is None and options.may_be_done and is_restored(connection, options.name, stamp):
                 return _unchanged(connection, options.name, found["manifest"]["not_captured"])
             # The set may have been restored before: what defines the domain now is this restore.
-            plan = plan_restore(connection, found, options, {**stamp, "restore": uuid4().hex})
+            plan = (plan_disks if options.disks else plan_restore)(connection, found, options, {**stamp, "restore": uuid4().hex})
         if check_mode:
             _require_free(plan, left)
-            return {"changed": True, "planned": True, "verified": False, **plan.reported()}
-        return {"changed": True, "planned": False, "verified": True, **_restore(plan, left, address, options, began, clock)}
+        done = _restore(plan, left, address, options, began, clock) if plan.images and not check_mode else plan.reported()
+        attached = options.disks_as == "attach" and _attach(plan, options, check_mode)
+        return {
+            **done,
+            "changed": bool(plan.images) or attached,
+            "planned": check_mode,
+            "verified": bool(plan.images) and not check_mode,
+        }
+
+
+def _attach(plan: Plan, options: RestoreOptions, check_mode: bool) -> bool:
+    """Attach the disks that the domain does not have yet; whether there are any."""
+    with connect(options.uri) as connection:
+        images = not_attached(connection, plan)
+        if not check_mode:
+            attach(connection, plan, images)
+    return bool(images)
 
 
 def _options(params: dict[str, Any], found: GoodSet) -> RestoreOptions:
@@ -85,6 +103,10 @@ def _options(params: dict[str, Any], found: GoodSet) -> RestoreOptions:
             raise LiveBackupError(
                 f"{option} must map names in the set to names on this host, as in {{'lan': 'default'}}.", code="option_invalid"
             )
+    if params["disks_as"] != "replace" and not params["disks"]:
+        raise LiveBackupError(f"disks_as {params['disks_as']} needs the names of the disks, in disks.", code="option_needed")
+    if params["live"] and params["disks"]:
+        raise LiveBackupError("A live restore is one of the whole domain: live is not possible with disks.", code="option_invalid")
     given = {**known(RestoreOptions, params), "name": name, "bandwidth": params["bandwidth"] or 0, "key": key_of(params)}
     return RestoreOptions(**given)
 
@@ -104,7 +126,7 @@ def _completed(left: Journal, options: RestoreOptions, stamp: dict[str, str], cl
     """Complete or undo what another run has left; whether the set is restored by that."""
     require_same_uri(left.uri, options.uri, left.words)
     left.uri = options.uri
-    with hold(left.uuid, clock):
+    with hold(left.lock, clock):
         return left.phase != "broken" and complete_or_undo(left, stamp, clock, options.overwrite, options.key) and left.is_of(stamp)
 
 
@@ -117,9 +139,9 @@ def _restore(
     """
     target = open_target(address)
     fetches = not target.is_here and not options.live
-    with hold(plan.guest.uuid, clock), ExitStack() as stack:
+    journal = new_journal(plan, options, address, left, fetches=fetches)
+    with hold(journal.lock, clock), ExitStack() as stack:
         _require_free(plan, left)
-        journal = new_journal(plan, options, address, left, fetches=fetches)
         if left is not None:
             # Its journal may be the file that is written now, and nobody would know its note any more.
             forget_at_target(left)
@@ -139,7 +161,8 @@ def _restore(
             note_identities(journal)
         with undoing(journal):
             stack.enter_context(images_locked([Path(move.path) for move in journal.moves if move.old]))
-            _require_unchanged(options.uri, plan)
+            if journal.owns_domain:
+                _require_unchanged(options.uri, plan)
         journal.set_phase("swap")
         swap(journal, plan.key)
         complete(journal, plan.key, clock, began)
@@ -150,7 +173,9 @@ def _restore(
 
 def _require_free(plan: Plan, left: Journal | None) -> None:
     """Fail while a backup, or another restore, owns the domain or a place. Its journal would be in the way of this one's."""
-    wanted = (f"restore domain {plan.guest.name!r}", plan.guest.uuid, plan.guest.name, [image.path for image in plan.images])
+    # What is written beside a domain's disks is nothing to its backup.
+    uuid, name = (plan.guest.uuid, plan.guest.name) if plan.xml else ("", "")
+    wanted = (f"restore domain {plan.guest.name!r}", uuid, name, [image.path for image in plan.images])
     if left is None:
         require_no_restore(*wanted)
     require_no_backup(*wanted)

@@ -6,8 +6,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import product
+from string import ascii_lowercase
 from typing import Any
 
 from .._base.text import foreign
@@ -18,6 +20,8 @@ from .._hypervisor.stamp import SET, put_stamp
 
 _CHARACTER_DEVICES = ("serial", "parallel", "console", "channel")
 # What libvirt writes into every running domain's XML, and would into the copy's.
+# The buses on which a running guest sees a new disk, and how their disks are called.
+_PLUGGABLE = {"virtio": "vd", "scsi": "sd", "usb": "sd"}
 _BY_DEFAULT = ("seclabel[@type='dynamic']", "resource[partition='/machine']", "metadata/" + SET)
 
 
@@ -84,6 +88,35 @@ def restored_xml(text: str, guest: Guest, *, disks: dict[str, Place], nvram: str
         _detach(root, devices, removed)
     put_stamp(root, guest.stamp)
     return Restored(etree.tostring(root, encoding="unicode"), removed)
+
+
+def with_disks(text: str, stamp: dict[str, str], disks: dict[str, Place]) -> str:
+    """A domain's own XML with some of its disks at new places."""
+    root = parse_xml(text)
+    for disk in root.findall("devices/disk"):
+        target = disk.find("target").get("dev")
+        if target in disks:
+            _place(disk, disks[target])
+    put_stamp(root, stamp)
+    return etree.tostring(root, encoding="unicode")
+
+
+def disk_xml(own: list[str], name: str, place: Place, original: str) -> str:
+    """A disk for a domain, which has these XMLs, under the next free name. It is on the bus of the set's disk, or on virtio."""
+    found = {target.get("dev") for text in own for target in parse_xml(text).findall("devices/disk/target")}
+    bus = parse_xml(original).xpath("string(devices/disk/target[@dev=$name]/@bus)", name=name)
+    bus = bus if bus in _PLUGGABLE else "virtio"
+    free = next(one for one in map(_PLUGGABLE[bus].__add__, _letters()) if one not in found)
+    disk = etree.Element("disk", type="file", device="disk")
+    etree.SubElement(disk, "target", dev=free, bus=bus)
+    _place(disk, place)
+    return etree.tostring(disk, encoding="unicode")
+
+
+def _letters() -> Iterator[str]:
+    """a to z, then aa to zz."""
+    for length in (1, 2):
+        yield from map("".join, product(ascii_lowercase, repeat=length))
 
 
 def reconnected(text: str, networks: Mapping[str, str], bridges: Mapping[str, str]) -> str:

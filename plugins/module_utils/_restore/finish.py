@@ -14,6 +14,7 @@ import os
 from contextlib import AbstractContextManager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import Interrupted, LiveBackupError
@@ -27,6 +28,7 @@ from .._hypervisor.domains import DEFINITIONS, lookup_name
 from .._hypervisor.stamp import set_of
 from .._image.key import Key
 from .._image.lock import images_locked
+from .._image.record import note_copy
 from .files import end, remove_old, swap, undo, was_used
 from .live import start_and_move, stops_at_errors
 from .plan import require_replaceable
@@ -38,9 +40,10 @@ def restore_lock(name: str, clock: Clock) -> AbstractContextManager[None]:
 
 
 def is_restored(connection: libvirt.virConnect, name: str, stamp: dict[str, str]) -> bool:
-    """Whether the domain's metadata has all of a stamp."""
+    """Whether the domain's metadata has all of a stamp. Single disks are not the domain."""
     domain = lookup_name(connection, name)
-    return domain is not None and set_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).items() >= stamp.items()
+    found = {} if domain is None else set_of(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE))
+    return found.items() >= stamp.items() and found.get("disks") == stamp.get("disks")
 
 
 def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
@@ -53,7 +56,7 @@ def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
         )
     completes = journal.phase in ("swap", "live", "defined") and _may_complete(journal, journal.stamp)
     if not check_mode:
-        with restore_lock(journal.name, clock), hold(journal.uuid, clock):
+        with restore_lock(journal.name, clock), hold(journal.lock, clock):
             now = restore_of(journal.uuid)
             if now is None:
                 raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.", code="changed_meanwhile")
@@ -73,7 +76,7 @@ def complete_or_undo(journal: Journal, stamp: dict[str, str], clock: Clock, over
             journal.note_defined()
         # What the domain wrote on a set that is not wanted any more is to be replaced.
         is_given_up = journal.phase == "live" and overwrite and not journal.is_of(stamp)
-        if journal.phase in ("swap", "undo") or is_given_up:
+        if journal.owns_domain and (journal.phase in ("swap", "undo") or is_given_up):
             # Some disks may be new and some old: nobody may have used them, nor begin to.
             existing = lookup_name(connection, journal.name)
             if existing is not None:
@@ -103,8 +106,10 @@ def _may_complete(journal: Journal, stamp: dict[str, str]) -> bool:
 
 def complete(journal: Journal, key: Key | None, clock: Clock, began: float) -> None:
     """Define the domain on its new disks, remove the old ones, and start it if asked to. In a live restore it is started before that."""
-    if journal.phase == "swap":
+    if journal.phase == "swap" and journal.owns_domain:
         _define(journal)
+    elif journal.phase == "swap":
+        _note_files(journal)
     if journal.live is not None and journal.phase == "live":
         start_and_move(journal, journal.live, key, clock, began)
         # Who has shut it off since then wants it to be off.
@@ -160,6 +165,20 @@ def _define(journal: Journal) -> None:
         # The old disks go: after a power cut their definition must not be back.
         sync_existing(DEFINITIONS)
         journal.note_defined()
+
+
+def _note_files(journal: Journal) -> None:
+    """Note of each file what it is, so that the next run finds that out. Nothing is defined on it."""
+    written = [move.path for move in journal.moves]
+    for disk in journal.result["disks"]:
+        if disk["path"] in written:
+            note_copy(Path(disk["path"]), record_of(journal.stamp, disk))
+    journal.note_defined()
+
+
+def record_of(stamp: dict[str, str], disk: dict[str, str]) -> dict[str, Any]:
+    """What is noted of a disk's file that was restored beside a domain."""
+    return {"restored": {key: stamp[key] for key in ("uuid", "backup_id", "instant")}, **{key: disk[key] for key in ("target", "format")}}
 
 
 def _refresh(connection: libvirt.virConnect, pool: str) -> None:

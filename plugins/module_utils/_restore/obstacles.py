@@ -58,8 +58,8 @@ def missing_disks(xml: str, restored: list[str]) -> Iterator[str]:
             yield f"there is no {path}, which is disk {target} and not in the set"
 
 
-def taken(connection: libvirt.virConnect, images: list[Image], guest: Guest, *, overwrite: bool) -> Iterator[str]:
-    """What must not be written over."""
+def taken(connection: libvirt.virConnect, images: list[Image], own: str, *, overwrite: bool) -> Iterator[str]:
+    """What must not be written over. What the domain of the name `own` has as these disks may be, with `overwrite`."""
     paths = [image.path for image in images]
     yield from (f"{path} is named for two disks" for path in sorted({path for path in paths if paths.count(path) > 1}))
     for image in images:
@@ -80,10 +80,14 @@ def taken(connection: libvirt.virConnect, images: list[Image], guest: Guest, *, 
             yield f"{path} is in use by this host (mounted, or part of a volume group or RAID)"
         # Path.exists() fails where a name is too long.
         if os.path.exists(path):
-            users = [who for who in names_image(connection, str(path)) if not who.endswith(f"domain {guest.name!r}")]
+            users = [who for who in names_image(connection, str(path)) if not (own and who.endswith(f"domain {own!r}"))]
             yield from (f"{who} names {path}" for who in users)
-            others = _builds_on(connection, path, guest.name, {image.target for image in images})
+            others = _builds_on(connection, path, own, {image.target for image in images})
             yield from (f"{path} is a disk of domain {other!r}, or in the backing chain of one" for other in others)
+
+
+def has_its_uuid(connection: libvirt.virConnect, guest: Guest) -> Iterator[str]:
+    """The domain of another name that has the UUID."""
     for domain in connection.listAllDomains():
         if domain.UUIDString() == guest.uuid and domain.name() != guest.name:
             yield f"domain {domain.name()!r} has its UUID (restore under another name to have both)"

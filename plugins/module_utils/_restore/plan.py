@@ -7,7 +7,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -33,7 +33,7 @@ from .._sets.secret_files import key_for, secret_file
 from .definition import read_definition
 from .domain_xml import Guest, Place, Restored, needs, reconnected, restored_xml, sources_of_others
 from .image import Image
-from .obstacles import kept, lacking, missing_disks, taken, too_small
+from .obstacles import has_its_uuid, kept, lacking, missing_disks, taken, too_small
 
 # As many characters are shown at most of one thing that is missing or removed.
 _MOST_SHOWN = 1000
@@ -60,12 +60,24 @@ class RestoreOptions:
     # Whether the domain starts at once, on the set, and how many bytes a second its disks are moved with, 0 for no limit.
     live: bool = False
     bandwidth: int = 0
+    # The disks that are restored, all if there are none; and what becomes of single ones: they `replace` the domain's, are written as a
+    # `file`, or `attach` to the domain as well.
+    disks: Sequence[str] = ()
+    disks_as: str = "replace"
     key: Key | None = None
+
+    @property
+    def may_be_done(self) -> bool:
+        """Whether the domain's metadata may say that this was done already."""
+        return not self.again and self.disks_as == "replace"
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A restore that can be done; `backup` is the directory of the set, `key` what opens it if it is encrypted."""
+    """A restore that can be done; `backup` is the directory of the set, `key` what opens it if it is encrypted.
+
+    Without `xml` nothing is defined, since only files are written. `there` are those that an earlier run has written.
+    """
 
     guest: Guest
     backup: str
@@ -75,19 +87,21 @@ class Plan:
     replaces: bool
     not_captured: list[str]
     key: Key | None
+    there: list[Image] = field(default_factory=list)
 
     def reported(self) -> dict[str, Any]:
         """What the module returns of it."""
         paths = "".join(f"{image.path}\n" for image in self.images)
+        images = [*self.there, *self.images]
         return {
             "domain": {"name": self.guest.name, "uuid": self.guest.uuid},
             "backup_id": self.guest.stamp["backup_id"],
-            "disks": [{"target": image.target, "path": image.path, "format": image.format} for image in self.images if image.target],
+            "disks": [{"target": image.target, "path": image.path, "format": image.format} for image in images if image.target],
             "removed": self.removed,
             # What is not as it was when the backup was made, though it does not forbid the restore.
-            "differences": [difference for image in self.images for difference in image.place.differences],
+            "differences": [difference for image in images for difference in image.place.differences],
             "not_captured": self.not_captured,
-            "diff": {"before": "", "after": f"domain {self.guest.name}\n{paths}"},
+            "diff": {"before": "", "after": f"domain {self.guest.name}\n{paths}" if self.xml else paths},
         }
 
 
@@ -98,42 +112,50 @@ def plan_restore(connection: libvirt.virConnect, found: GoodSet, options: Restor
     key = key_for(manifest, options.key)
     text = read_definition(backup, key)
     _require_places(manifest, options, is_copy=is_copy)
-    _require_known("networks", options.networks, needs(text)["network"])
-    _require_known("bridges", options.bridges, needs(text)["bridge"])
+    require_known("networks", options.networks, needs(text)["network"])
+    require_known("bridges", options.bridges, needs(text)["bridge"])
     existing = lookup_name(connection, name)
     if existing is not None:
         require_replaceable(existing, overwrite=options.overwrite)
     guest = Guest(name, existing.UUIDString() if existing is not None else str(uuid4()) if is_copy else found["uuid"], is_copy, stamp)
-    images = [*_disk_images(backup, manifest, options, key, volumes_of(connection)), *_nvram_image(manifest, text, guest, key)]
+    images = [*disk_images(backup, manifest, options, key, volumes_of(connection)), *_nvram_image(manifest, text, guest, key)]
     made = _new_xml(text, guest, images, options)
     missing = [*lacking(connection, made.xml), *missing_disks(made.xml, [image.target for image in images])]
     missing += [problem for image in images for problem in image.place.problems]
-    missing += [*taken(connection, images, guest, overwrite=options.overwrite), *kept(made.xml, images), *too_small(images, guest.uuid)]
-    # The set's XML and manifest say what is in them.
-    shown = (missing, made.removed, manifest["not_captured"])
-    missing, removed, not_captured = ([foreign(one, _MOST_SHOWN) for one in some] for some in shown)
-    if missing:
-        raise LiveBackupError(
-            f"Domain {name!r} cannot be restored on this host yet, and nothing was written: {'; '.join(missing)}.",
-            code="host_unsuitable",
-            missing=missing,
-        )
+    missing += [*taken(connection, images, name, overwrite=options.overwrite), *has_its_uuid(connection, guest)]
+    missing += [*kept(made.xml, images), *too_small(images, guest.uuid)]
+    require_possible(missing, images, options)
     if options.live:
         _require_live(images)
+    return Plan(guest, str(backup), images, made.xml, shown(made.removed), existing is not None, shown(manifest["not_captured"]), key)
+
+
+def shown(found: Iterable[str]) -> list[str]:
+    """What the set's XML and manifest say, as it may be shown."""
+    return [foreign(one, _MOST_SHOWN) for one in found]
+
+
+def require_possible(missing: list[str], images: list[Image], options: RestoreOptions) -> None:
+    """Fail where something is missing or in the way, or a block device is written without the user's word that nobody else uses it."""
+    if missing:
+        raise LiveBackupError(
+            f"Domain {options.name!r} cannot be restored on this host yet, and nothing was written: {'; '.join(shown(missing))}.",
+            code="host_unsuitable",
+            missing=shown(missing),
+        )
     devices = [image.path for image in images if image.place.is_block]
     if devices and not options.exclusive:
         raise LiveBackupError(
-            f"Disks of domain {name!r} go to block devices ({', '.join(devices)}), where QEMU's lock does not show whether another host "
-            "uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory.",
+            f"Disks of domain {options.name!r} go to block devices ({', '.join(devices)}), where QEMU's lock does not show whether another "
+            "host uses them. If only this host does, say so with exclusive (restore_exclusive in the playbook). Or name a directory.",
             code="exclusive_needed",
         )
-    return Plan(guest, str(backup), images, made.xml, removed, existing is not None, not_captured, key)
 
 
 def _require_places(manifest: Manifest, options: RestoreOptions, *, is_copy: bool) -> None:
     """Fail unless each disk has a place that is not another domain's, and only disks of the set have one."""
     disks = [disk["target"] for disk in manifest["disks"]]
-    _require_known("places", options.places, disks)
+    require_known("places", options.places, disks)
     if is_copy and not options.directory and not set(disks) <= {*options.places}:
         raise LiveBackupError(
             f"The old places of the disks belong to {manifest['domain']['name']!r}. Name a directory for the disks of {options.name!r}, or "
@@ -154,7 +176,8 @@ def _require_live(images: list[Image]) -> None:
             )
 
 
-def _require_known(option: str, given: Mapping[str, Any], known: list[str]) -> None:
+def require_known(option: str, given: Iterable[str], known: list[str]) -> None:
+    """Fail where an option names what the set does not have."""
     unknown = [name for name in given if name not in known]
     if unknown:
         raise LiveBackupError(
@@ -207,8 +230,9 @@ def require_replaceable(domain: libvirt.virDomain, *, overwrite: bool) -> None:
         )
 
 
-def _disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, key: Key | None, volumes: VolumePlace) -> Iterator[Image]:
-    for disk in manifest["disks"]:
+def disk_images(backup: Path, manifest: Manifest, options: RestoreOptions, key: Key | None, volumes: VolumePlace) -> Iterator[Image]:
+    """The images of the disks that are to be restored, and their places."""
+    for disk in (one for one in manifest["disks"] if one["target"] in options.disks or not options.disks):
         source = NotedPlace.from_json(disk["source"])
         kept = source.format if source.format in ("raw", "qcow2") else "qcow2"
         image_format = kept if options.format == "original" else options.format
