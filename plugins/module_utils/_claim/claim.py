@@ -114,7 +114,7 @@ class Claim:
     def still_needs(self, device: int) -> int:
         """What it still has to write on a file system, and what its overlays still have to find free there."""
         needed = 0 if self.progress.ended else self.plan.space_for_overlays(device, self.progress.committed)
-        if self.plan.device == device:
+        if self.plan.device == device and not self.progress.given_up:
             written = sum(allocated(disk.path) for disk in self.plan.disks if not disk.sent)
             needed += max(0, self.plan.bytes_needed_here - written)
         return needed

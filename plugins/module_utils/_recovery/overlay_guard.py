@@ -16,7 +16,6 @@ import os
 import select
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 from .._base.child import fork
@@ -24,7 +23,7 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.program import loaded_texts, packed
 from .._capture.method import Left
-from .._claim.claim import Claim, read_claim, save_claim
+from .._claim.claim import Claim, read_claim
 from .._claim.lock import hold, is_locked
 from .._hypervisor.connection import connect
 from .._overlay.space import Growing, SpaceWatch, growing_overlays
@@ -57,9 +56,16 @@ def _guard(claim: Claim, clock: Clock, writer: int) -> None:
     watch = SpaceWatch(Growing(growing_overlays(claim.overlays())), clock)
     while is_there(claim):
         clock.sleep(_LOOK_SECONDS)
-        why = _threat(watch)
-        if why and not is_locked(claim.uuid) and not _brought_back(program, claim, why):
-            clock.sleep(_AGAIN_SECONDS)
+        try:
+            why = _threat(watch) if _are_there(claim) else ""
+            if not why or is_locked(claim.uuid):
+                continue
+            if _brought_back(program, claim, why):
+                return
+        except OSError:
+            # What a storage or the kernel refuses now, it is asked again.
+            pass
+        clock.sleep(_AGAIN_SECONDS)
 
 
 def is_there(claim: Claim) -> bool:
@@ -69,15 +75,18 @@ def is_there(claim: Claim) -> bool:
     except (LiveBackupError, OSError):
         # It cannot be read at the moment. A recovery would not go on without it.
         return True
-    return now is not None and now.token == claim.token and not now.progress.given_up and not now.progress.ended
+    return now is not None and now.token == claim.token and not now.progress.ended
+
+
+def _are_there(claim: Claim) -> bool:
+    """Whether there is an overlay: the last step of a backup needs none any more, however full the file system is."""
+    return any(os.path.exists(overlay.path) for overlay in claim.overlays())
 
 
 def _threat(watch: SpaceWatch) -> str:
     """Why the backup is to be given up; empty if it may go on."""
     try:
-        # What a storage does not tell now, it is asked again.
-        with suppress(OSError):
-            watch.check()
+        watch.check()
     except LiveBackupError as error:
         return error.msg
     return ""
@@ -93,18 +102,18 @@ def bring_back(uri: str, uuid: str, token: str, why: str, clock: Clock) -> None:
     """Give the backup up, and leave nothing of it but the claim, which says why to the next step of its run."""
     with hold(uuid, clock):
         claim = read_claim(uuid)
-        if claim is None or claim.token != token:
+        # A step may just have brought them back.
+        if claim is None or claim.token != token or not _are_there(claim):
             return
+        claim.progress.given_up = why
+        # No run owns it any more: any other may recover it.
+        claim.lease_until = 0.0
         give_up(claim)
         with connect(uri) as connection:
             for repair in find_repairs(Left(uri, connection, claim, clock), died=True):
                 if repair.what == CLAIM:
                     break
                 repair.do()
-        claim.progress.given_up = why
-        # No run owns it any more: any other may remove it.
-        claim.lease_until = 0.0
-        save_claim(claim)
 
 
 def main() -> None:

@@ -7,8 +7,9 @@ import os
 import subprocess
 import sys
 import time
+import zipfile
 from collections.abc import Callable
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
@@ -60,13 +61,18 @@ def test_what_is_not_its_claim_is_left_alone(capture: Backup) -> None:
     assert claim_of(capture) == before
 
 
+def test_what_a_step_has_brought_back_is_kept(capture: Backup) -> None:
+    """Its set may be whole. A full file system is no reason to remove it."""
+    capture.snapshot()
+    capture.copy()
+    capture.commit()
+    before = claim_of(capture)
+    bring_back(capture)
+    assert claim_of(capture) == before and capture.publish()["changed"]
+
+
 def _gone(claim: Claim) -> None:
     remove_claim(claim)
-
-
-def _given_up(claim: Claim) -> None:
-    claim.progress.given_up = WHY
-    save_claim(claim)
 
 
 def _ended(claim: Claim) -> None:
@@ -79,7 +85,7 @@ def _taken(claim: Claim) -> None:
     save_claim(claim)
 
 
-@pytest.mark.parametrize("end", [_gone, _given_up, _ended, _taken])
+@pytest.mark.parametrize("end", [_gone, _ended, _taken])
 def test_it_watches_as_long_as_there_is_its_claim(end: Callable[[Claim], None], capture: Backup) -> None:
     capture.snapshot()
     claim = claim_of(capture)
@@ -152,6 +158,25 @@ def test_one_that_does_not_start_is_an_error(capture: Backup, monkeypatch: pytes
     monkeypatch.setattr(overlay_guard, "_guard", lambda *_arguments: None)
     with raises_code("watchdog_failed"):
         overlay_guard.guard_overlays(claim_of(capture), Clock())
+
+
+def test_in_an_archive_as_ansible_makes_it(tmp_path: Path) -> None:
+    """Each directory has an empty __init__.py there."""
+    root = Path(overlay_guard.__file__).parents[1]
+    prefix = "ansible_collections/virtops/live_backup/plugins/module_utils"
+    with zipfile.ZipFile(tmp_path / "module.zip", "w") as archive:
+        for path in root.rglob("*.py"):
+            archive.write(path, f"{prefix}/{path.relative_to(root)}")
+        directories = {str(parent) for name in archive.namelist() for parent in PurePath(name).parents}
+        for directory in directories - {"."}:
+            archive.writestr(f"{directory}/__init__.py", "")
+    lines = (
+        f"import sys; sys.path.insert(0, {str(tmp_path / 'module.zip')!r})",
+        f"from {overlay_guard.__name__} import loaded_texts",
+        "print(len(loaded_texts()))",
+    )
+    ran = subprocess.run([sys.executable, "-I", "-c", "\n".join(lines)], capture_output=True, text=True, check=False)
+    assert ran.stderr == "" and int(ran.stdout) > 50
 
 
 def test_the_program_needs_no_file_of_ours(tmp_path: Path) -> None:
