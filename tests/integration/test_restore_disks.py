@@ -66,6 +66,32 @@ def test_one_disk_is_replaced(backed_up: Backup) -> None:
     assert restore(backed_up)["changed"] and is_from_backup(backed_up, own(backed_up, "a"), "vda")
 
 
+def test_a_disk_that_was_moved_since_is_replaced_where_it_is(backed_up: Backup) -> None:
+    """What lies at its old place is nobody's business by now."""
+    old = own(backed_up, "b")
+    moved = old.rename(old.with_name("moved.raw"))
+    random_image(old, seed=5)
+    before = old.read_bytes()
+    xml = Path(backed_up.guest.directory, "moved.xml")
+    xml.write_text(backed_up.guest.xml().replace(str(old), str(moved)), encoding="utf-8")
+    backed_up.hypervisor.virsh("define", xml)
+    done = restore(backed_up, disks=["vdb"])
+    assert done["changed"] and [disk["path"] for disk in done["disks"]] == [str(moved)], done
+    assert is_from_backup(backed_up, moved, "vdb") and old.read_bytes() == before
+    assert disks(backed_up)["vdb"] == str(moved)
+
+
+def test_what_was_changed_of_the_domain_meanwhile_stays(backed_up: Backup) -> None:
+    """The run died before it defined the domain, and somebody has given it more memory."""
+    asked = {**backed_up.asked, "disks": ["vdb"], "overwrite": True}
+    killed = backed_up.start_module("libvirt_domain_restore", fault="KILL before defineXML", **asked)
+    killed.wait(timeout=120)
+    assert killed.returncode in KILLED, result_of(killed)
+    backed_up.hypervisor.virsh("setmaxmem", backed_up.guest.uuid, "64M", "--config")
+    assert module(backed_up, "libvirt_domain_restore", **asked)["changed"] and backed_up.claims() == []
+    assert "<memory unit='KiB'>65536</memory>" in backed_up.guest.xml() and is_from_backup(backed_up, own(backed_up, "b"), "vdb")
+
+
 def test_one_disk_is_replaced_elsewhere_and_in_another_format(backed_up: Backup) -> None:
     new = own(backed_up, "b").with_name("new.qcow2")
     done = restore(backed_up, disks=["vdb"], format="qcow2", places={"vdb": str(new)})
@@ -145,6 +171,72 @@ def test_a_disk_is_written_without_its_domain(backed_up: Backup) -> None:
     assert restore(backed_up, disks=["vda"], disks_as="file", places={"vda": place})["changed"]
     assert is_from_backup(backed_up, place, "vda")
     assert backed_up.guest.name not in backed_up.hypervisor.virsh("list", "--all", "--name").split()
+
+
+@pytest.mark.parametrize("fault", ["KILL before _restore.files.swap", "KILL before attachDeviceFlags"])
+def test_a_run_is_killed_before_it_attaches(fault: str, backed_up: Backup) -> None:
+    backed_up.guest.start()
+    asked = {**backed_up.asked, "disks": ["vdb"], "disks_as": "attach", "directory": str(backed_up.guest.directory)}
+    killed = backed_up.start_module("libvirt_domain_restore", fault=fault, **asked)
+    killed.wait(timeout=120)
+    assert killed.returncode in KILLED, result_of(killed)
+    assert set(disks(backed_up)) == {"vda", "vdb"}
+    assert module(backed_up, "libvirt_domain_restore", **asked)["changed"]
+    assert set(disks(backed_up)) == {"vda", "vdb", "vdc"} and backed_up.claims() == []
+    assert not module(backed_up, "libvirt_domain_restore", **asked)["changed"]
+
+
+def test_another_request_than_the_one_that_was_killed(backed_up: Backup) -> None:
+    """A file that was left unfinished is not the replacement that is asked for now, and not a file at another place."""
+    place, other = f"{backed_up.guest.directory}/old.raw", f"{backed_up.guest.directory}/other.raw"
+    asked = {**backed_up.asked, "disks": ["vdb"], "disks_as": "file", "places": {"vdb": place}}
+    killed = backed_up.start_module("libvirt_domain_restore", fault="KILL before _restore.finish._note_files", **asked)
+    killed.wait(timeout=120)
+    assert killed.returncode in KILLED, result_of(killed)
+    written = own(backed_up, "b").read_bytes()
+    assert module(backed_up, "libvirt_domain_restore", **{**asked, "places": {"vdb": other}})["changed"]
+    assert is_from_backup(backed_up, other, "vdb") and own(backed_up, "b").read_bytes() == written
+    assert module(backed_up, "libvirt_domain_restore", **backed_up.asked, disks=["vdb"], overwrite=True)["changed"]
+    assert is_from_backup(backed_up, own(backed_up, "b"), "vdb") and backed_up.claims() == []
+
+
+def test_a_restore_of_the_whole_domain_keeps_its_journal(backed_up: Backup) -> None:
+    """It was killed between two disks. A disk that is written beside it, under any name, does not touch that."""
+    whole = {**backed_up.asked, "overwrite": True}
+    killed = backed_up.start_module("libvirt_domain_restore", fault="KILL before defineXML", **whole)
+    killed.wait(timeout=120)
+    assert killed.returncode in KILLED, result_of(killed)
+    [journal] = [path for path in backed_up.claims() if path.suffix == ".journal"]
+    before = journal.read_bytes()
+    for number, name in enumerate((backed_up.guest.name, "nobody")):
+        asked = {"disks": ["vdb"], "disks_as": "file", "name": name, "places": {"vdb": f"{backed_up.guest.directory}/{number}.raw"}}
+        assert backed_up.module("libvirt_domain_restore", **backed_up.asked, **asked).get("changed")
+        assert journal.read_bytes() == before
+    assert module(backed_up, "libvirt_domain_restore", **whole)["changed"] and backed_up.claims() == []
+
+
+def test_a_backup_is_recovered_beside_a_restore_that_died(backed_up: Backup) -> None:
+    """One recovery ends both."""
+    backed_up.guest.start()
+    asked = {**backed_up.asked, "disks": ["vdb"], "disks_as": "file", "places": {"vdb": f"{backed_up.guest.directory}/old.raw"}}
+    following = Backup(backed_up.hypervisor, backed_up.guest, backed_up.target, "night-2")
+    steps = (
+        following.start_module("libvirt_disk_snapshot", fault="KILL after snapshotCreateXML", **following.asked),
+        backed_up.start_module("libvirt_domain_restore", fault="KILL before _restore.finish._note_files", **asked),
+    )
+    for step in steps:
+        step.wait(timeout=120)
+        assert step.returncode in KILLED, result_of(step)
+    repairs = module(backed_up, "libvirt_backup_recover", domain=backed_up.guest.name)["repairs"]
+    assert repairs[-1]["what"] == "unfinished restore" and "claim" in [repair["what"] for repair in repairs], repairs
+    assert backed_up.claims() == [] and set(disks(backed_up).values()) == {str(own(backed_up, name)) for name in "ab"}
+
+
+def test_a_place_that_is_no_place(backed_up: Backup) -> None:
+    """It is refused in words."""
+    place = {"pool": "nosuch", "volume": "x"}
+    refused = restore(backed_up, disks=["vdb"], disks_as="file", places={"vdb": place})
+    assert refused["code"] == "host_unsuitable" and "no storage pool 'nosuch'" in refused["msg"], refused
 
 
 @pytest.mark.parametrize(

@@ -20,10 +20,9 @@ from .restore_journal import Journal, all_journals, restore_of
 
 def restore_that_owns(uuid: str, name: str, paths: Collection[str] = ()) -> Journal | None:
     """The unfinished restore of a domain, or of one of these files or devices."""
-    own = restore_of(uuid)
-    if own is not None and own.owns_domain:
-        return own
-    return next((one for one in all_journals() if (name == one.name and one.owns_domain) or _meet(one.paths, paths)), None)
+    return restore_of(uuid) or next(
+        (one for one in all_journals() if (name == one.name and one.owns_domain) or _meet(one.paths, paths)), None
+    )
 
 
 def backup_that_owns(uuid: str, paths: Collection[str] = ()) -> Claim | None:

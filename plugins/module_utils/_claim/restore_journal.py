@@ -30,9 +30,12 @@ from . import places
 # Nothing has its name yet; files get their names and devices are written; the domain is defined; all is put back; the files are
 # back, and a device, which cannot be put back, holds a part of the set. In a live restore the domain is defined on disks that read from
 # the set, until all of it is moved to them.
+_BESIDE = "disks-"
 PHASES = ("write", "swap", "live", "defined", "undo", "broken")
 # What of a stamp says which set it is.
 _OF_SET = ("uuid", "backup_id", "instant")
+# Only where single disks are restored: their names, and what becomes of them.
+_OF_DISKS = ("disks", "disks_as")
 # What tells a file from another at the same path: its inode, size, and the time of its last write in nanoseconds.
 Identity = list[int]
 
@@ -94,7 +97,7 @@ class Live:
 
 @dataclass
 class Journal:
-    """A restore under way, or interrupted. `xml` defines the domain; it is empty where only files of single disks are written.
+    """A restore under way, or interrupted. `xml` defines the domain; it is empty where only single disks are written beside its own.
 
     `stamp` names the set, and by `restore` this restore of it. `address` is the target that has it, empty in an older version's journal.
     `set_path` is the directory that its files are read from. `broken` are the devices that may hold a part of a set.
@@ -119,17 +122,17 @@ class Journal:
 
     @property
     def file(self) -> Path:
-        return journal_file(self.uuid)
+        return journal_file(self.lock)
 
     @property
     def owns_domain(self) -> bool:
         """Whether the domain's own disks are replaced. A file that is written beside them is nothing to it."""
-        return bool(self.xml) or "disks" not in self.stamp
+        return self.stamp.get("disks_as", "replace") == "replace"
 
     @property
     def lock(self) -> str:
-        """The name of the lock that the restore holds: that of the domain's backups, or one of its own."""
-        return self.uuid if self.owns_domain else f"disks-{self.uuid}"
+        """The name of the lock that the restore holds: that of the domain's backups, or another one."""
+        return self.uuid if self.owns_domain else f"{_BESIDE}{self.uuid}"
 
     @property
     def paths(self) -> list[str]:
@@ -145,7 +148,7 @@ class Journal:
 
     def is_of(self, stamp: dict[str, str]) -> bool:
         """Whether it restores the set of a stamp."""
-        return all(self.stamp.get(key, "") == stamp.get(key, "") for key in (*_OF_SET, "disks"))
+        return all(self.stamp.get(key, "") == stamp.get(key, "") for key in (*_OF_SET, *_OF_DISKS))
 
     def save(self) -> None:
         write_durably(self.file, json.dumps(asdict(self)).encode())
@@ -201,13 +204,19 @@ def journals_and_damage() -> tuple[list[Journal], dict[str, str]]:
         try:
             journals.append(_read(path))
         except LiveBackupError as error:
-            damage[path.name[len("restore-") : -len(".journal")]] = error.msg.rstrip(".")
+            damage[path.name[len("restore-") : -len(".journal")].removeprefix(_BESIDE)] = error.msg.rstrip(".")
     return [one for one in journals if one is not None], damage
 
 
 def restore_of(domain: str) -> Journal | None:
-    """The unfinished restore of the domain of that name or UUID."""
-    return _read(journal_file(domain.lower())) or next((one for one in all_journals() if domain in (one.name, one.uuid)), None)
+    """The unfinished restore that owns the domain of that name or UUID."""
+    own = _read(journal_file(domain.lower()))
+    return own or next((one for one in all_journals() if one.owns_domain and domain in (one.name, one.uuid)), None)
+
+
+def restore_beside(domain: str) -> Journal | None:
+    """The unfinished restore of single disks beside those of the domain of that name or UUID."""
+    return next((one for one in all_journals() if not one.owns_domain and domain in (one.name, one.uuid)), None)
 
 
 def _read(path: Path) -> Journal | None:
@@ -303,7 +312,7 @@ _SCHEMA = _object(
     name=TEXT,
     uuid=TEXT,
     uri=TEXT,
-    stamp={**_object(**dict.fromkeys(_OF_SET, TEXT)), "properties": dict.fromkeys((*_OF_SET, "disks", "restore"), TEXT)},
+    stamp={**_object(**dict.fromkeys(_OF_SET, TEXT)), "properties": dict.fromkeys((*_OF_SET, *_OF_DISKS, "restore"), TEXT)},
     xml=TEXT,
     start=_YES_OR_NO,
     set_path=TEXT,

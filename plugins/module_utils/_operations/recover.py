@@ -17,7 +17,7 @@ from .._claim.claim import Claim
 from .._claim.find import find_claim, require_same_uri
 from .._claim.lock import hold, is_locked, remove_stale_lock
 from .._claim.owner import restore_that_owns
-from .._claim.restore_journal import Journal, restore_of
+from .._claim.restore_journal import Journal, restore_beside, restore_of
 from .._claim.step import describe, is_alive
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import connect
@@ -31,21 +31,42 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
     A run that lives is an error, unless that of `backup_id` can go on. With `take_over` somebody knows that a backup is
     dead although its lease still runs; a step that is at work says otherwise.
     """
+    beside = restore_beside(params["domain"])
+    repairs = []
+    try:
+        repairs += _repaired(params, check_mode, clock)
+    except LiveBackupError as error:
+        # Disks may be restored without their domain.
+        if beside is None or error.code != "domain_not_found":
+            raise
+    # What is written beside the domain's disks comes last: whatever keeps it from its end, keeps nothing else.
+    if beside is not None and not is_locked(beside.lock):
+        repairs.append(_recovered(beside, params["uri"], check_mode, clock))
+    return {
+        "changed": bool(repairs),
+        "planned": check_mode,
+        "repairs": [repair.as_result() for repair in repairs],
+        "diff": {"before": "".join(f"{repair.what}: {repair.evidence}\n" for repair in repairs), "after": ""},
+    }
+
+
+def _repaired(params: dict[str, Any], check_mode: bool, clock: Clock) -> list[Repair]:
+    """What was repaired of the domain itself, or would be."""
     journal = restore_of(params["domain"])
-    if journal is not None and (journal.owns_domain or not is_locked(journal.lock)):
-        return _result([_recovered(journal, params["uri"], check_mode, clock)], check_mode)
+    if journal is not None:
+        return [_recovered(journal, params["uri"], check_mode, clock)]
     uuid, name, claim = find_claim(params["uri"], params["domain"])
     journal = restore_that_owns(uuid, name)
     if journal is not None:
-        return _result([_recovered(journal, params["uri"], check_mode, clock)], check_mode)
+        return [_recovered(journal, params["uri"], check_mode, clock)]
     if claim is None:
         if not check_mode:
             remove_stale_lock(uuid, clock)
-        return _result([], check_mode)
+        return []
     # Not only to read, even in check mode: QEMU may have to be asked.
     with connect(params["uri"]) as connection:
         if claim.backup_id == params["backup_id"] and _can_go_on(Left(params["uri"], connection, claim, clock)):
-            return _result([], check_mode)
+            return []
         at_work = is_locked(claim.uuid)
         if at_work or (is_alive(claim, clock) and not params["take_over"]):
             raise LiveBackupError(
@@ -55,20 +76,20 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
                 code="claim_alive",
             )
         if check_mode:
-            return _result(list(_repairs(params, connection, claim, clock)), check_mode)
+            return list(_repairs(params, connection, claim, clock))
+        repairs = []
         with hold(claim.uuid, clock):
             seen = claim
             _uuid, _name, claim = find_claim(params["uri"], seen.uuid)
             if claim is None:
-                return _result([], check_mode)
+                return []
             if claim != seen:
                 raise LiveBackupError("Another run recovered or claimed the domain just now. Run again.", code="changed_meanwhile")
             give_up(claim)
-            repairs = []
             for repair in _repairs(params, connection, claim, clock):
                 repair.do()
                 repairs.append(repair)
-        return _result(repairs, check_mode)
+        return repairs
 
 
 def _recovered(journal: Journal, uri: str, check_mode: bool, clock: Clock) -> Repair:
@@ -81,15 +102,6 @@ def _recovered(journal: Journal, uri: str, check_mode: bool, clock: Clock) -> Re
 
 def _repairs(params: dict[str, Any], connection: libvirt.virConnect, claim: Claim, clock: Clock) -> Iterator[Repair]:
     return find_repairs(Left(params["uri"], connection, claim, clock, params["base_untouched"]), died=True)
-
-
-def _result(repairs: list[Repair], check_mode: bool) -> dict[str, Any]:
-    return {
-        "changed": bool(repairs),
-        "planned": check_mode,
-        "repairs": [repair.as_result() for repair in repairs],
-        "diff": {"before": "".join(f"{repair.what}: {repair.evidence}\n" for repair in repairs), "after": ""},
-    }
 
 
 def _can_go_on(left: Left) -> bool:

@@ -23,7 +23,7 @@ from .._base.text import foreign
 from .._claim.find import require_same_uri
 from .._claim.lock import hold
 from .._claim.owner import require_no_backup, require_no_restore
-from .._claim.restore_journal import Journal, restore_of
+from .._claim.restore_journal import Journal, restore_beside, restore_of
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import connect
 from .._hypervisor.domains import lookup_name, read_domain
@@ -57,38 +57,44 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
         options = _options(params, found)
         stamp = {key: found[key] for key in ("uuid", "backup_id", "instant")}
         if options.disks:
-            stamp["disks"] = " ".join(sorted(options.disks))
+            stamp |= {"disks": " ".join(sorted(options.disks)), "disks_as": options.disks_as}
         if not check_mode:
             stack.enter_context(restore_lock(options.name, clock))
-        left = restore_of(options.name)
+        left, completed = _left(options, found["uuid"]), False
         if left is not None and not check_mode:
-            if _completed(left, options, stamp, clock):
+            completed = _completed(left, options, stamp, clock)
+            if completed and not options.beside:
                 return {"changed": True, "planned": False, "verified": True, **left.result}
             # It stays where a device holds a part of it, until another restore is whole.
-            left = restore_of(options.name)
+            left = _left(options, found["uuid"])
         with connect(options.uri) as connection:
-            if left is None and options.may_be_done and is_restored(connection, options.name, stamp):
-                return _unchanged(connection, options.name, found["manifest"]["not_captured"])
+            if left is None and not options.again and not options.beside and is_restored(connection, options.name, stamp):
+                return _unchanged(connection, options, found["manifest"]["not_captured"])
             # The set may have been restored before: what defines the domain now is this restore.
             plan = (plan_disks if options.disks else plan_restore)(connection, found, options, {**stamp, "restore": uuid4().hex})
         if check_mode:
             _require_free(plan, left)
         done = _restore(plan, left, address, options, began, clock) if plan.images and not check_mode else plan.reported()
-        attached = options.disks_as == "attach" and _attach(plan, options, check_mode)
-        return {
-            **done,
-            "changed": bool(plan.images) or attached,
-            "planned": check_mode,
-            "verified": bool(plan.images) and not check_mode,
-        }
+        written = bool(plan.images) or completed
+        attached = options.disks_as == "attach" and _attach(plan, options, check_mode, clock)
+        return {**done, "changed": written or attached, "planned": check_mode, "verified": written and not check_mode}
 
 
-def _attach(plan: Plan, options: RestoreOptions, check_mode: bool) -> bool:
+def _left(options: RestoreOptions, uuid: str) -> Journal | None:
+    """What another run has left, of a restore of the same kind."""
+    if not options.beside:
+        return restore_of(options.name)
+    return restore_beside(options.name) or restore_beside(uuid)
+
+
+def _attach(plan: Plan, options: RestoreOptions, check_mode: bool, clock: Clock) -> bool:
     """Attach the disks that the domain does not have yet; whether there are any."""
     with connect(options.uri) as connection:
         images = not_attached(connection, plan)
-        if not check_mode:
-            attach(connection, plan, images)
+        if images and not check_mode:
+            # No backup may be looking at the disks just now.
+            with hold(plan.guest.uuid, clock):
+                attach(connection, plan, images)
     return bool(images)
 
 
@@ -139,6 +145,7 @@ def _restore(
     """
     target = open_target(address)
     fetches = not target.is_here and not options.live
+    _require_covered(plan, left, options)
     journal = new_journal(plan, options, address, left, fetches=fetches)
     with hold(journal.lock, clock), ExitStack() as stack:
         _require_free(plan, left)
@@ -171,6 +178,16 @@ def _restore(
     return journal.result
 
 
+def _require_covered(plan: Plan, left: Journal | None, options: RestoreOptions) -> None:
+    """Fail where a restore of single disks would forget a device that holds only a part of a set."""
+    lost = [] if left is None else sorted({*left.broken} - {image.path for image in plan.images})
+    if lost and options.disks:
+        raise LiveBackupError(
+            f"{', '.join(lost)} may hold only a part of a set, since a restore was interrupted. Restore that disk too.",
+            code="device_partly_restored",
+        )
+
+
 def _require_free(plan: Plan, left: Journal | None) -> None:
     """Fail while a backup, or another restore, owns the domain or a place. Its journal would be in the way of this one's."""
     # What is written beside a domain's disks is nothing to its backup.
@@ -193,12 +210,12 @@ def _require_unchanged(uri: str, plan: Plan) -> None:
             require_replaceable(existing, overwrite=True)
 
 
-def _unchanged(connection: libvirt.virConnect, name: str, not_captured: list[str]) -> dict[str, Any]:
-    domain = connection.lookupByName(name)
+def _unchanged(connection: libvirt.virConnect, options: RestoreOptions, not_captured: list[str]) -> dict[str, Any]:
+    name, domain = options.name, connection.lookupByName(options.name)
     disks = [
         {"target": disk.target, "path": disk.chain[0].path, "format": disk.chain[0].format}
         for disk in read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks
-        if not disk.skip_reason
+        if not disk.skip_reason and (disk.target in options.disks or not options.disks)
     ]
     return {
         "changed": False,

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from .._base.errors import LiveBackupError
 from .._hypervisor.bindings import libvirt
@@ -22,50 +24,81 @@ from .._sets.catalogue import GoodSet
 from .._sets.secret_files import key_for
 from .definition import read_definition
 from .domain_xml import Guest, Place, disk_xml, with_disks
-from .finish import record_of
+from .finish import record_of, refresh
 from .image import Image
 from .obstacles import kept, taken, too_small
-from .plan import Plan, RestoreOptions, disk_images, require_known, require_possible, require_replaceable, shown
+from .plan import Plan, RestoreOptions, disk_images, require_known, require_possible, require_replaceable
 
 
 def plan_disks(connection: libvirt.virConnect, found: GoodSet, options: RestoreOptions, stamp: dict[str, str]) -> Plan:
     """The plan for single disks, or an error that names everything that is in the way."""
-    manifest, key = found["manifest"], key_for(found["manifest"], options.key)
-    require_known("disks", options.disks, [disk["target"] for disk in manifest["disks"]])
+    require_known("disks", options.disks, [disk["target"] for disk in found["manifest"]["disks"]])
     require_known("places", options.places, [*options.disks])
     domain = lookup_name(connection, options.name)
-    images = [*disk_images(Path(found["path"]), manifest, options, key, volumes_of(connection))]
-    if options.disks_as == "replace":
-        xml = _replacing(domain, options, images, stamp)
-        missing, there = list(kept(xml, images)), []
-    else:
-        _require_beside(domain, options)
-        xml, missing = "", []
-        there = [image for image in images if _is_there(image, domain, stamp)]
-        images = [image for image in images if image not in there]
-    guest = Guest(options.name, found["uuid"] if domain is None else domain.UUIDString(), False, stamp)
-    missing += [problem for image in images for problem in image.place.problems]
-    missing += [*taken(connection, images, options.name if xml else "", overwrite=options.overwrite), *too_small(images, guest.uuid)]
-    require_possible(missing, images, options)
-    # What else the set lacks is no matter of a disk.
-    return Plan(guest, found["path"], images, xml, [], domain is not None, shown([]), key, there)
-
-
-def _replacing(domain: libvirt.virDomain | None, options: RestoreOptions, images: list[Image], stamp: dict[str, str]) -> str:
-    """The domain's own XML with the restored disks in it."""
+    if options.beside:
+        return _plan_beside(connection, domain, found, options, stamp)
     if domain is None:
         raise _no_domain(options)
+    return _plan_replacement(connection, domain, found, options, stamp)
+
+
+def _plan_replacement(
+    connection: libvirt.virConnect, domain: libvirt.virDomain, found: GoodSet, options: RestoreOptions, stamp: dict[str, str]
+) -> Plan:
+    """The disks take the place of the domain's own, in its own XML."""
     require_replaceable(domain, overwrite=options.overwrite)
+    options = replace(options, places={**_own_places(domain, options), **options.places})
+    guest, key = Guest(options.name, domain.UUIDString(), False, stamp), key_for(found["manifest"], options.key)
+    images = [*disk_images(Path(found["path"]), found["manifest"], options, key, volumes_of(connection))]
     text = domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE)
-    own = [disk.target for disk in read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks]
-    strange = [image.target for image in images if image.target not in own]
+    xml = with_disks(text, stamp, {image.target: _place(image) for image in images})
+    missing = [*_place_problems(images), *taken(connection, images, options.name, overwrite=options.overwrite), *kept(xml, images)]
+    require_possible([*missing, *too_small(images, guest.uuid)], images, options)
+    return Plan(guest, found["path"], images, xml, [], True, [], key)
+
+
+def _plan_beside(
+    connection: libvirt.virConnect, domain: libvirt.virDomain | None, found: GoodSet, options: RestoreOptions, stamp: dict[str, str]
+) -> Plan:
+    """The disks are written where nothing is. Nothing is defined on them."""
+    _require_beside(domain, options)
+    uuid, key = found["uuid"] if domain is None else domain.UUIDString(), key_for(found["manifest"], options.key)
+    wanted = [*disk_images(Path(found["path"]), found["manifest"], options, key, volumes_of(connection))]
+    there = [image for image in wanted if not options.again and _is_there(image, domain, stamp)]
+    images = [image for image in wanted if image not in there]
+    # The domain's own backup may run at the same time: no disk and no disk space of it is this restore's.
+    missing = [*_place_problems(images), *taken(connection, images, "", overwrite=options.overwrite), *too_small(images, "")]
+    require_possible(missing, images, options)
+    return Plan(Guest(options.name, uuid, False, stamp), found["path"], images, "", [], domain is not None, [], key, there)
+
+
+def _place_problems(images: list[Image]) -> list[str]:
+    return [problem for image in images for problem in image.place.problems]
+
+
+def _own_places(domain: libvirt.virDomain, options: RestoreOptions) -> dict[str, Any]:
+    """Where the domain has the disks that are replaced, whatever the set says."""
+    own = {disk.target: disk.chain[0] for disk in read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks if disk.chain}
+    strange = [target for target in options.disks if target not in own]
     if strange:
         raise LiveBackupError(
             f"Domain {options.name!r} has no disk {', '.join(strange)} that could be replaced; it has {', '.join(own) or 'none'}. "
             "Attach it with disks_as attach. Nothing was restored.",
             code="disk_unknown",
         )
-    return with_disks(text, stamp, {image.target: _place(image) for image in images})
+    if options.directory:
+        return {}
+    places = {target: own[target] for target in options.disks if target not in options.places}
+    nowhere = [target for target, image in places.items() if not (image.volume or os.path.isabs(image.path))]
+    if nowhere:
+        raise LiveBackupError(
+            f"Disk {', '.join(nowhere)} of domain {options.name!r} has no place on this host. Name a directory, or a place. "
+            "Nothing was restored.",
+            code="option_needed",
+        )
+    return {
+        target: {"pool": image.volume[0], "volume": image.volume[1]} if image.volume else image.path for target, image in places.items()
+    }
 
 
 def _require_beside(domain: libvirt.virDomain | None, options: RestoreOptions) -> None:
@@ -91,16 +124,19 @@ def _no_domain(options: RestoreOptions) -> LiveBackupError:
 
 def _is_there(image: Image, domain: libvirt.virDomain | None, stamp: dict[str, str]) -> bool:
     """Whether an earlier run has written a disk: its file is as it was then, or is a disk of the domain, which may write it."""
+    if image.place.problems:
+        return False
     found = look_at(Path(image.path))
     try:
         noted = json.loads(found.record or "")
-        inode, written = noted["dest"][:2], noted["dest"][2:]
         same = noted == {**record_of(stamp, {"target": image.target, "format": image.format}), "dest": noted["dest"]}
-    except (ValueError, TypeError, KeyError):
+        # Not the device: its number may be another one after a boot.
+        inode, written = noted["dest"][1], noted["dest"][1:]
+    except (ValueError, TypeError, KeyError, IndexError):
         return False
-    if not same or found.identity is None or found.identity[:2] != inode:
+    if not same or found.identity is None or found.identity[1] != inode:
         return False
-    return found.identity[2:] == written or (domain is not None and image.path in _sources(domain))
+    return found.identity[1:] == written or (domain is not None and os.path.realpath(image.path) in _sources(domain))
 
 
 def _sources(domain: libvirt.virDomain) -> list[str]:
@@ -121,6 +157,8 @@ def attach(connection: libvirt.virConnect, plan: Plan, images: list[Image]) -> N
     flags |= libvirt.VIR_DOMAIN_AFFECT_LIVE if domain.isActive() else 0
     original = read_definition(Path(plan.backup), plan.key)
     for image in images:
+        if image.place.volume:
+            refresh(connection, image.place.volume[0])
         with explained(f"attach {image.path}, which is disk {image.target} of the backup, to domain {plan.guest.name!r}"):
             own = [domain.XMLDesc(0), domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)]
             domain.attachDeviceFlags(disk_xml(own, image.target, _place(image), original), flags)

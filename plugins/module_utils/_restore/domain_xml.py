@@ -101,6 +101,18 @@ def with_disks(text: str, stamp: dict[str, str], disks: dict[str, Place]) -> str
     return etree.tostring(root, encoding="unicode")
 
 
+def with_disks_of(text: str, made: str, stamp: dict[str, str]) -> str:
+    """A domain's own XML with those disks of another one that a stamp names."""
+    root = parse_xml(text)
+    disks = {disk.find("target").get("dev"): disk for disk in parse_xml(made).findall("devices/disk")}
+    for disk in root.findall("devices/disk"):
+        target = disk.find("target").get("dev")
+        if target in stamp["disks"].split():
+            disk.getparent().replace(disk, disks[target])
+    put_stamp(root, stamp)
+    return etree.tostring(root, encoding="unicode")
+
+
 def disk_xml(own: list[str], name: str, place: Place, original: str) -> str:
     """A disk for a domain, which has these XMLs, under the next free name. It is on the bus of the set's disk, or on virtio."""
     found = {target.get("dev") for text in own for target in parse_xml(text).findall("devices/disk/target")}

@@ -20,7 +20,7 @@ from .._base.clock import Clock
 from .._base.errors import Interrupted, LiveBackupError
 from .._base.files import sync_existing
 from .._claim.lock import hold
-from .._claim.restore_journal import Journal, restore_of
+from .._claim.restore_journal import Journal, restore_beside, restore_of
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.checkpoints import PREFIX, checkpoint_names, forget_checkpoint
 from .._hypervisor.connection import connect, explain, explained
@@ -29,6 +29,7 @@ from .._hypervisor.stamp import set_of
 from .._image.key import Key
 from .._image.lock import images_locked
 from .._image.record import note_copy
+from .domain_xml import with_disks_of
 from .files import end, remove_old, swap, undo, was_used
 from .live import start_and_move, stops_at_errors
 from .plan import require_replaceable
@@ -57,7 +58,7 @@ def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
     completes = journal.phase in ("swap", "live", "defined") and _may_complete(journal, journal.stamp)
     if not check_mode:
         with restore_lock(journal.name, clock), hold(journal.lock, clock):
-            now = restore_of(journal.uuid)
+            now = restore_of(journal.uuid) if journal.owns_domain else restore_beside(journal.uuid)
             if now is None:
                 raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.", code="changed_meanwhile")
             completes = complete_or_undo(replace(now, start=False, uri=journal.uri), now.stamp, clock)
@@ -120,7 +121,7 @@ def complete(journal: Journal, key: Key | None, clock: Clock, began: float) -> N
         # Now it is restored: whether it starts is another matter, and one that was undefined since is not ours to start.
         end(journal)
         for pool in journal.pools:
-            _refresh(connection, pool)
+            refresh(connection, pool)
         domain = lookup_name(connection, journal.name)
         if journal.start and domain is not None and not domain.isActive():
             with explained(f"start domain {journal.name!r}, which was restored"):
@@ -142,6 +143,10 @@ def _define_old(connection: libvirt.virConnect, journal: Journal) -> None:
 def _define(journal: Journal) -> None:
     text = journal.xml
     with connect(journal.uri) as connection:
+        if "disks" in journal.stamp:
+            # What else was changed of the domain meanwhile stays.
+            now = connection.lookupByName(journal.name)
+            text = with_disks_of(now.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE), text, journal.stamp)
         if journal.live is not None:
             text = stops_at_errors(text, list(journal.live.disks))
             existing = lookup_name(connection, journal.name)
@@ -181,7 +186,7 @@ def record_of(stamp: dict[str, str], disk: dict[str, str]) -> dict[str, Any]:
     return {"restored": {key: stamp[key] for key in ("uuid", "backup_id", "instant")}, **{key: disk[key] for key in ("target", "format")}}
 
 
-def _refresh(connection: libvirt.virConnect, pool: str) -> None:
+def refresh(connection: libvirt.virConnect, pool: str) -> None:
     """Let libvirt see the volumes that were restored. A pool that is not active looks when it is started."""
     with suppress(libvirt.libvirtError):
         connection.storagePoolLookupByName(pool).refresh(0)

@@ -67,9 +67,9 @@ class RestoreOptions:
     key: Key | None = None
 
     @property
-    def may_be_done(self) -> bool:
-        """Whether the domain's metadata may say that this was done already."""
-        return not self.again and self.disks_as == "replace"
+    def beside(self) -> bool:
+        """Whether disks are written beside those of the domain."""
+        return self.disks_as != "replace"
 
 
 @dataclass(frozen=True)
