@@ -173,14 +173,13 @@ def test_one_failure_leaves_the_others_to_finish(
     assert "Traceback" not in played.output
 
 
-@at_length
 def test_legacy_where_it_is_asked_for(
     everyday: Guest, make_guest: Callable[..., Guest], player: Player, backup_of: Callable[..., Backup]
 ) -> None:
     """A fleet: one that an interrupted run left on its overlays, one that is transient, one that is shut off."""
     transient, off = make_guest("transient", rate=100), make_guest("shut-off")
     options = {"backup_domains": [everyday.name, transient.name, off.name], "backup_id": "night-1", "backup_bandwidth": "500M"}
-    refused = player.run(**{**options, "backup_domains": everyday.name})
+    refused = player.run(**{**options, "backup_domains": everyday.name}, backup_method="push")
     assert refused.status == 2 and "backup_bandwidth" in refused.rows[everyday.name]["msg"], refused.output
     backup = backup_of(everyday, player.target, "night-0")
     chains = backup.chain(), backup_of(transient, player.target).chain()
