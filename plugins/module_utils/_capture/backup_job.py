@@ -18,22 +18,11 @@ from .._hypervisor.connection import explained
 from .._hypervisor.jobs import JobWatch, abort_and_wait, block_jobs, completed_job, judge_job, running_backup, running_job
 from .._hypervisor.processes import qemu_has_open
 from .._hypervisor.qemu_monitor import close_in_qemu, end_lost_backup, open_nodes, stop_lost_server
-from .._hypervisor.versions import HostVersions
 from .method import Left, Repair, paused_repair
 
 ABORT_SECONDS = 60.0
 # How long a backup may take to begin.
 _LATE_SECONDS = 10.0
-
-
-def missing_versions(versions: HostVersions) -> str:
-    """What a hypervisor lacks for the backup job; empty if it has that."""
-    return "" if versions.supports_push else f"the backup job needs libvirt 7.2 and QEMU 4.2, here are {versions.words}"
-
-
-def no_checkpoints(versions: HostVersions) -> str:
-    """What a hypervisor lacks for checkpoints; empty if it has that."""
-    return "" if versions.supports_checkpoints else f"checkpoints need libvirt 7.6 and QEMU 6.1, here are {versions.words}"
 
 
 def begin_job(domain: libvirt.virDomain, claim: Claim, backup_xml: str, flags: int = 0) -> None:

@@ -29,12 +29,12 @@ from .._hypervisor.domain_xml import Disk
 from .._hypervisor.domains import active, lookup
 from .._hypervisor.jobs import Job, completed_job, drop_completed_job, judge_job
 from .._hypervisor.processes import private_directory
-from .._hypervisor.versions import HostVersions
+from .._hypervisor.versions import HostVersions, missing_versions, no_checkpoints
 from .._image.data import Pace
 from .._image.key import Key
 from .._image.nbd_disk import ServedDisk, missing_library
 from .._overlay.space import Growing, GrowingFile
-from .backup_job import begin_job, end_job, is_running, job_repairs, missing_versions, no_checkpoints, open_file_repairs, still_copies
+from .backup_job import begin_job, end_job, is_running, job_repairs, open_file_repairs, still_copies
 from .growing import Kind, check_places, place_for
 from .method import Left, Repair, paused_repair
 from .options import BeginOptions

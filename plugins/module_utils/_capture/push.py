@@ -26,13 +26,13 @@ from .._hypervisor.domains import active, lookup
 from .._hypervisor.jobs import Job, completed_job, drop_completed_job, judge_job
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
 from .._hypervisor.secret import define_secret, find_secret, undefine_secret
-from .._hypervisor.versions import HostVersions
+from .._hypervisor.versions import HostVersions, missing_versions, no_checkpoints
 from .._image.key import Key
 from .._image.qcow2 import whole_sectors
 from .._image.qcow2_writer import Backing
 from .._image.qemu_img import create_encrypted
 from .._sets.layout import SetPaths
-from .backup_job import begin_job, is_running, job_repairs, missing_versions, no_checkpoints
+from .backup_job import begin_job, is_running, job_repairs
 from .method import Left, Repair
 from .options import BeginOptions
 from .plan import needs_running, will_freeze

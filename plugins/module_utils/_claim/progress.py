@@ -11,7 +11,7 @@ from typing import Any
 
 from .._base.records import known
 from .._hypervisor.jobs import Job
-from .._image.copy import Copied
+from .._image.digest import Copied
 from .._image.fingerprint import Fingerprint
 from .._sets.schema import Latency
 

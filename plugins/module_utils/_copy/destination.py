@@ -16,8 +16,9 @@ from typing import Any, Protocol
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.space import free_space
-from .._image.copy import Copied, Copying, copy_image
+from .._image.copy import Copying, copy_image
 from .._image.data import Pace
+from .._image.digest import Copied
 from .._image.record import identity, look_at, note_copy
 from .._target.ssh.address import SCHEME, parse
 from .._target.ssh.client import FarEnd

@@ -33,8 +33,9 @@ from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import FAILURES, explain
 from .._hypervisor.domains import lookup
 from .._hypervisor.events import across_restarts
-from .._image.copy import Copied, Copying, copy_image
+from .._image.copy import Copying, copy_image
 from .._image.data import Pace
+from .._image.digest import Copied
 from .._image.key import Key
 from .._image.lock import images_locked
 from .._image.qcow2_writer import Backing

@@ -35,6 +35,16 @@ class HostVersions:
         return f"libvirt {version_text(self.libvirt)} and QEMU {version_text(self.qemu)}"
 
 
+def missing_versions(versions: HostVersions) -> str:
+    """What a hypervisor lacks for the backup job; empty if it has that."""
+    return "" if versions.supports_push else f"the backup job needs libvirt 7.2 and QEMU 4.2, here are {versions.words}"
+
+
+def no_checkpoints(versions: HostVersions) -> str:
+    """What a hypervisor lacks for checkpoints; empty if it has that."""
+    return "" if versions.supports_checkpoints else f"checkpoints need libvirt 7.6 and QEMU 6.1, here are {versions.words}"
+
+
 def version_text(number: int) -> str:
     """`9.0.0` for 9000000."""
     return f"{number // 1_000_000}.{number // 1000 % 1000}.{number % 1000}"

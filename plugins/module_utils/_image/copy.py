@@ -15,21 +15,13 @@ from pathlib import Path
 from .._base.clock import Clock
 from .._base.files import sync_path, temporary_of
 from .data import LocalFile, Pace, clone, copy_data
-from .digest import Measured, OpenImage, Source, data_bytes as data_bytes_of, image_digest
+from .digest import Copied, OpenImage, Source, data_bytes as data_bytes_of, image_digest
 from .encrypted import write_encrypted
 from .key import Key
 from .nbd_disk import ServedDisk, served_image
 from .qcow2 import is_self_contained
 from .qcow2_writer import Backing
 from .qemu_img import How, convert
-
-
-class Copied(Measured):
-    """How a copy went: its measures, the bytes that were data, and how long it took."""
-
-    data_bytes: int
-    seconds: float
-    method: str
 
 
 @dataclass(frozen=True)

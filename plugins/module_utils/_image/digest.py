@@ -111,6 +111,14 @@ class Measured(TypedDict):
     digest: str
 
 
+class Copied(Measured):
+    """How a copy went: its measures, the bytes that were data, and how long it took."""
+
+    data_bytes: int
+    seconds: float
+    method: str
+
+
 def measure(path: Path, chunks: Chunks | None = None) -> Measured:
     """The measures of an image. It is read once, unless its chunks are known."""
     status = path.stat()

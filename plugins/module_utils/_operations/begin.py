@@ -18,8 +18,9 @@ from .._base.filesystem import mount_of
 from .._base.records import known
 from .._base.space import FreeSpace, bytes_needed, require_space
 from .._capture.capture import capture_claimed
+from .._capture.choice import reason_for
 from .._capture.levels import Wanted, check_level, collect_checkpoints, plan_level
-from .._capture.methods import COPIED, METHODS, qemu_writer, reason_for
+from .._capture.methods import COPIED, METHODS, qemu_writer
 from .._capture.options import BeginOptions
 from .._capture.plan import choose_disks, occupied_by
 from .._claim.claim import Claim
@@ -38,12 +39,12 @@ from .._hypervisor.domain_facts import domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk, sources
 from .._hypervisor.domains import read_domain
 from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DOMAIN_CHECKPOINT
+from .._hypervisor.proof_mark import is_proof
 from .._hypervisor.reach import probe_target
 from .._hypervisor.versions import version_text
 from .._image.content import content_bytes
 from .._image.qemu_nbd import require_qemu_nbd
 from .._overlay.space import reserved
-from .._proof.boot_xml import is_proof
 from .._recovery.overlay_guard import guard_overlays
 from .._recovery.repairs import undoing
 from .._sets.layout import SetPaths, check_backup_id, domain_directory, published_manifest

@@ -11,7 +11,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._capture.methods import choose_method
+from .._capture.choice import choose_method
 from .._claim.claim import Claim
 from .._claim.find import all_claims, claim_of
 from .._claim.lock import is_locked
@@ -23,8 +23,8 @@ from .._hypervisor.connection import FAILURES, connect, explain, explained
 from .._hypervisor.domain_facts import domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
+from .._hypervisor.proof_mark import is_proof
 from .._hypervisor.versions import HostVersions, version_text
-from .._proof.boot_xml import is_proof
 
 _UNKNOWN: dict[str, Any] = {
     "state": "",

@@ -37,6 +37,7 @@ from .._hypervisor.numbers import (
     VIR_ERR_NO_DOMAIN,
 )
 from .._hypervisor.processes import qemu_pid
+from .._hypervisor.proof_mark import PROOF_NAME, proof_directory
 from .._image.key import Key
 from .._image.qcow2 import image_node
 from .._restore.definition import read_definition
@@ -44,7 +45,7 @@ from .._sets.chain import bytes_of, images_of
 from .._sets.layout import NVRAM
 from .._sets.schema import Manifest
 from .._sets.secret_files import read_secret, secret_file
-from .boot_xml import PROOF_NAME, boot_size, boot_xml, proof_directory
+from .boot_xml import boot_size, boot_xml
 from .command import GuestCommand
 from .console import Console, tail
 from .scratch import NICE, Scratch, memory_problem, spare_memory

@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The XML that a backup set is booted with: from the set's own XML only what an allow-list names. And who has such an XML."""
+"""The XML that a backup set is booted with: from the set's own XML only what an allow-list names."""
 
 from __future__ import annotations
 
@@ -12,16 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from .._base.errors import LiveBackupError
-from .._hypervisor.bindings import etree, libvirt
+from .._hypervisor.bindings import etree
 from .._hypervisor.domain_xml import AGENT_CHANNEL, parse_domain, parse_xml
-from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
 from .._hypervisor.own_xml import ANY, keep_own
+from .._hypervisor.proof_mark import PROOF_NAME, put_mark
 
-# How the names of these domains begin; the name of the directory of their servers follows.
-PROOF_NAME = "live-backup-proof-"
-# What says that one is: a user's domain may have any name.
-_NAMESPACE = "https://github.com/virtops/live_backup/proof/1"
-_PROOF = f"{{{_NAMESPACE}}}proof"
 # Nothing here names a network, a device, a folder or a file of the host, but for firmware and a kernel, which are only read.
 _WHOLE = ("cpu", "clock", "features")
 _OS = ("type", "loader", "firmware", "kernel", "initrd", "cmdline", "boot", "bios")
@@ -55,25 +50,6 @@ def _is_number(text: str) -> bool:
     return re.fullmatch("[0-9]{1,18}", text) is not None
 
 
-def is_proof(domain: libvirt.virDomain) -> bool:
-    """Whether a domain is the guest of a proof. Its XML is only read where its name may be that of one."""
-    if not domain.name().startswith(PROOF_NAME):
-        return False
-    try:
-        return proof_directory(domain.XMLDesc(0)) != ""
-    except libvirt.libvirtError as error:
-        if error.get_error_code() != VIR_ERR_NO_DOMAIN:
-            raise
-        # It has just ended, as they do.
-        return True
-
-
-def proof_directory(text: str) -> str:
-    """The directory of the proof whose guest has this XML; empty for any other domain."""
-    element = parse_xml(text).find(f"metadata/{_PROOF}")
-    return "" if element is None else element.get("directory", "")
-
-
 def boot_xml(text: str, disks: dict[str, str], directory: Path, size: Size, *, kvm: bool) -> str:
     """The XML of a transient domain without network whose disks are NBD exports, by target dev at these sockets.
 
@@ -83,7 +59,7 @@ def boot_xml(text: str, disks: dict[str, str], directory: Path, size: Size, *, k
     domain = etree.Element("domain", type=original.get("type", "kvm") if kvm else "qemu")
     etree.SubElement(domain, "name").text = f"{PROOF_NAME}{directory.name}"
     metadata = etree.SubElement(domain, "metadata")
-    metadata.append(etree.Element(_PROOF, {"directory": str(directory)}, nsmap={"live_backup": _NAMESPACE}))
+    put_mark(metadata, str(directory))
     etree.SubElement(domain, "memory", unit="KiB").text = str(size.memory // 1024)
     for tag in _WHOLE:
         element = original.find(tag)

@@ -10,7 +10,7 @@ from hypothesis import given, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import bytes_needed
-from ansible_collections.virtops.live_backup.plugins.module_utils._capture.methods import choose_method
+from ansible_collections.virtops.live_backup.plugins.module_utils._capture.choice import choose_method
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture.plan import choose_disks, occupied_by
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domain_xml import Disk, Domain, Image
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.versions import HostVersions, version_text

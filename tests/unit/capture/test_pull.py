@@ -16,7 +16,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import boot_id
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._capture import pull_watchdog as watchdog
-from ansible_collections.virtops.live_backup.plugins.module_utils._capture.methods import choose_method, reason_for
+from ansible_collections.virtops.live_backup.plugins.module_utils._capture.choice import choose_method, reason_for
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.versions import HostVersions
 from ansible_collections.virtops.live_backup.plugins.module_utils._image import nbd_disk
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.nbd_disk import ServedDisk, missing_library

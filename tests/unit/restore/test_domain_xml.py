@@ -9,8 +9,9 @@ from xml.etree import ElementTree
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.proof_mark import proof_directory
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.stamp import set_of
-from ansible_collections.virtops.live_backup.plugins.module_utils._proof.boot_xml import Size, boot_size, boot_xml, proof_directory
+from ansible_collections.virtops.live_backup.plugins.module_utils._proof.boot_xml import Size, boot_size, boot_xml
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.domain_xml import Guest, Place, needs, reconnected, restored_xml
 
 from ..support.raising import raises_code

@@ -27,9 +27,8 @@ from ..._base.clock import Clock
 from ..._base.errors import Advice, LiveBackupError, advised
 from ..._base.pipes import Endless, Pipes, Silence
 from ..._base.text import foreign
-from ..._image.copy import Copied
 from ..._image.data import LocalFile, Pace, copy_data
-from ..._image.digest import Source
+from ..._image.digest import Copied, Source
 from .address import Address
 from .answers import unexpected
 from .program import program
