@@ -223,6 +223,9 @@ domains:
               old files are left to remove.
             - V(undo) - it is being undone. V(broken) - a block device holds only a part of the set.
           type: str
+        owns_domain:
+          description: Whether it replaces disks of the domain. If not, it only writes disks beside them, and the domain may run.
+          type: bool
         alive:
           description: Whether it is running now. If not, it was interrupted.
           type: bool

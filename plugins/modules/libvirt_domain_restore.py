@@ -120,7 +120,7 @@ options:
     description:
       - What becomes of the disks in O(disks).
       - V(replace) puts them in the place of the domain's disks of the same names. The domain must be shut off, and O(overwrite) confirms
-        it. The next backup of the domain is a full one.
+        it. The checkpoints of the domain are forgotten.
       - V(attach) writes them to O(directory) or O(places), and attaches them to the domain under the next free names. The domain may run.
         Nothing is detached later.
       - V(file) only writes them to O(directory) or O(places). The domain may run, and need not exist.

@@ -108,8 +108,8 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
                 add("warning", row, f"Not counted, since they seem to be from the future: {', '.join(row['ahead'])}.")
         owned = {row["restore"]["uuid"] for row in look["status"] if row["restore"]}
         for restore in look["restores"]:
-            if is_interrupted(restore) and restore["uuid"] not in owned:
-                add("error", {**look, "domain": restore["name"]}, _words_of_restore(restore))
+            if is_interrupted(restore) and (restore["uuid"] not in owned or not restore["owns_domain"]):
+                add("error" if restore["owns_domain"] else "warning", {**look, "domain": restore["name"]}, _words_of_restore(restore))
         for claim in look["claims"]:
             if not claim["alive"] and claim["uuid"] not in {row["uuid"] for row in look["status"]}:
                 add(
@@ -124,6 +124,8 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
 
 
 def _words_of_restore(restore: dict[str, Any]) -> str:
+    if not restore["owns_domain"]:
+        return f"{restore['msg']}. Until it is, no set of the domain is removed. Run the playbook recover, or the restore again."
     return (
         f"Do not start it: {restore['msg']}. Until it is, the domain is neither backed up nor pruned. "
         "Run the playbook recover, or the restore again."

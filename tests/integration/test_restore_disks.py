@@ -126,6 +126,39 @@ def test_a_disk_that_the_domain_does_not_have(backed_up: Backup) -> None:
     assert refused["code"] == "disk_unknown" and "disks_as attach" in refused["msg"], refused
 
 
+def test_only_the_whole_of_a_file_is_replaced(backed_up: Backup) -> None:
+    """The container of a slice holds more than the disk."""
+    slices = "<slices><slice type='storage' offset='0' size='1048576'/></slices>"
+    backed_up.guest.define(file_disk(own(backed_up, "a")), file_disk(own(backed_up, "b"), inner=slices))
+    before = own(backed_up, "b").read_bytes()
+    refused = restore(backed_up, disks=["vdb"])
+    assert refused["code"] == "disk_unknown" and own(backed_up, "b").read_bytes() == before, refused
+
+
+@pytest.mark.parametrize("change", ["detach-disk {uuid} vdb --config", "undefine {uuid}"])
+def test_the_disk_is_gone_when_a_killed_replacement_is_ended(change: str, backed_up: Backup) -> None:
+    """Nothing is defined, and the old files are back."""
+    before = [own(backed_up, name).read_bytes() for name in "ab"]
+    killed = backed_up.start_module(
+        "libvirt_domain_restore", fault="KILL before defineXML", **backed_up.asked, disks=["vdb"], overwrite=True
+    )
+    killed.wait(timeout=120)
+    assert killed.returncode in KILLED, result_of(killed)
+    backed_up.hypervisor.virsh(*change.format(uuid=backed_up.guest.uuid).split())
+    ended = backed_up.module("libvirt_backup_recover", domain=backed_up.guest.name)
+    assert ended["failed"] and "any more" in ended["msg"] and "as they were" in ended["msg"], ended
+    assert backed_up.claims() == [] and [own(backed_up, name).read_bytes() for name in "ab"] == before
+
+
+def test_an_attached_disk_is_not_given_to_another_domain(backed_up: Backup, machine: Callable[..., Machine]) -> None:
+    other = machine()
+    other.define(file_disk(random_image(other.directory / "c.raw", seed=3)))
+    asked = {**backed_up.asked, "disks": ["vdb"], "disks_as": "attach", "places": {"vdb": f"{backed_up.guest.directory}/old.raw"}}
+    assert module(backed_up, "libvirt_domain_restore", **asked)["changed"]
+    refused = backed_up.module("libvirt_domain_restore", **asked, name=other.name)
+    assert refused["code"] == "host_unsuitable" and "old.raw" not in other.xml(), refused
+
+
 def test_a_running_domain_refuses_a_replacement(backed_up: Backup) -> None:
     backed_up.guest.start()
     assert restore(backed_up, disks=["vdb"])["code"] == "domain_running"

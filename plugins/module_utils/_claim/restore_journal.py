@@ -161,7 +161,7 @@ class Journal:
 
     def _remove_old_file(self) -> None:
         # Not its own, if the domain's name is its UUID.
-        if self.old_file != self.file:
+        if self.owns_domain and self.old_file != self.file:
             self.old_file.unlink(missing_ok=True)
 
     def set_phase(self, phase: str) -> None:
@@ -216,7 +216,8 @@ def restore_of(domain: str) -> Journal | None:
 
 def restore_beside(domain: str) -> Journal | None:
     """The unfinished restore of single disks beside those of the domain of that name or UUID."""
-    return next((one for one in all_journals() if not one.owns_domain and domain in (one.name, one.uuid)), None)
+    own = _read(journal_file(f"{_BESIDE}{domain.lower()}"))
+    return own or next((one for one in all_journals() if not one.owns_domain and domain in (one.name, one.uuid)), None)
 
 
 def _read(path: Path) -> Journal | None:

@@ -97,7 +97,10 @@ def _claims(info: dict[str, Any]) -> Iterator[Finding]:
 
 def _restores(info: dict[str, Any]) -> Iterator[Finding]:
     for restore in info["restores"]:
-        if not restore["alive"]:
+        if not restore["alive"] and not restore["owns_domain"]:
+            words = f"{restore['msg']}. Until it is, no set of the domain is removed. Run the playbook virtops.live_backup.recover."
+            yield _finding("restore", "warning", restore["name"], words)
+        elif not restore["alive"]:
             yield _finding(
                 "restore",
                 "error",

@@ -158,6 +158,7 @@ def _restore(journal: Journal) -> dict[str, Any]:
         "backup_id": journal.stamp["backup_id"],
         "path": journal.set_path,
         "phase": journal.phase,
+        "owns_domain": journal.owns_domain,
         "alive": is_locked(journal.lock),
         "msg": f"{journal.words} is not finished",
     }

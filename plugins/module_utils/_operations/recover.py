@@ -31,17 +31,19 @@ def recover(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str,
     A run that lives is an error, unless that of `backup_id` can go on. With `take_over` somebody knows that a backup is
     dead although its lease still runs; a step that is at work says otherwise.
     """
-    beside = restore_beside(params["domain"])
-    repairs = []
+    beside, repairs, waits = restore_beside(params["domain"]), [], None
     try:
         repairs += _repaired(params, check_mode, clock)
     except LiveBackupError as error:
-        # Disks may be restored without their domain.
-        if beside is None or error.code != "domain_not_found":
+        if beside is None or error.code not in ("domain_not_found", "claim_alive"):
             raise
+        # Disks may be restored without their domain, and beside its backup.
+        waits = error if error.code == "claim_alive" else None
     # What is written beside the domain's disks comes last: whatever keeps it from its end, keeps nothing else.
     if beside is not None and not is_locked(beside.lock):
         repairs.append(_recovered(beside, params["uri"], check_mode, clock))
+    if waits is not None:
+        raise waits
     return {
         "changed": bool(repairs),
         "planned": check_mode,

@@ -29,10 +29,11 @@ from .._hypervisor.connection import connect
 from .._hypervisor.domains import lookup_name, read_domain
 from .._hypervisor.stamp import set_of
 from .._image.lock import images_locked
-from .._restore.disks import attach, not_attached, plan_disks
+from .._restore.disks import attach, not_attached, own_disks, plan_disks
 from .._restore.files import end, note_identities, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
 from .._restore.journal import forget_at_target, moves_of, new_journal, note_at_target
+from .._restore.obstacles import taken
 from .._restore.plan import Plan, RestoreOptions, plan_restore, require_replaceable
 from .._restore.write import write_image, write_live_image
 from .._sets.catalogue import GoodSet
@@ -59,7 +60,7 @@ def restore_domain(params: dict[str, Any], check_mode: bool, clock: Clock) -> di
         if options.disks:
             stamp |= {"disks": " ".join(sorted(options.disks)), "disks_as": options.disks_as}
         if not check_mode:
-            stack.enter_context(restore_lock(options.name, clock))
+            stack.enter_context(restore_lock(options.name, clock, options.beside))
         left, completed = _left(options, found["uuid"]), False
         if left is not None and not check_mode:
             completed = _completed(left, options, stamp, clock)
@@ -208,6 +209,20 @@ def _require_unchanged(uri: str, plan: Plan) -> None:
             )
         if existing is not None:
             require_replaceable(existing, overwrite=True)
+            if "disks" in plan.guest.stamp:
+                _require_disks(connection, existing, plan)
+
+
+def _require_disks(connection: libvirt.virConnect, domain: libvirt.virDomain, plan: Plan) -> None:
+    """Fail unless the domain still has the disks that are replaced, and nobody else has their files."""
+    own = own_disks(domain)
+    problems = [f"it has no disk {image.target} any more" for image in plan.images if image.target not in own]
+    problems += taken(connection, plan.images, plan.guest.name, overwrite=True)
+    if problems:
+        raise LiveBackupError(
+            f"Domain {plan.guest.name!r} or its disks were changed in the meantime: {'; '.join(problems)}. Nothing of it was touched.",
+            code="changed_meanwhile",
+        )
 
 
 def _unchanged(connection: libvirt.virConnect, options: RestoreOptions, not_captured: list[str]) -> dict[str, Any]:

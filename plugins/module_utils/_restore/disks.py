@@ -18,6 +18,7 @@ from typing import Any
 from .._base.errors import LiveBackupError
 from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import explained
+from .._hypervisor.domain_xml import Image as Source
 from .._hypervisor.domains import lookup_name, read_domain, volumes_of
 from .._image.record import look_at
 from .._sets.catalogue import GoodSet
@@ -68,6 +69,9 @@ def _plan_beside(
     images = [image for image in wanted if image not in there]
     # The domain's own backup may run at the same time: no disk and no disk space of it is this restore's.
     missing = [*_place_problems(images), *taken(connection, images, "", overwrite=options.overwrite), *too_small(images, "")]
+    if options.disks_as == "attach" and domain is not None:
+        # Somebody may have given it to another domain.
+        missing += taken(connection, _not_of(domain, there), "", overwrite=True)
     require_possible(missing, images, options)
     return Plan(Guest(options.name, uuid, False, stamp), found["path"], images, "", [], domain is not None, [], key, there)
 
@@ -76,14 +80,20 @@ def _place_problems(images: list[Image]) -> list[str]:
     return [problem for image in images for problem in image.place.problems]
 
 
+def own_disks(domain: libvirt.virDomain) -> dict[str, Source]:
+    """The top images of the domain's disks that can be replaced: no drive for media, no part of a file."""
+    disks = read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks
+    return {disk.target: disk.chain[0] for disk in disks if disk.chain and not disk.skip_reason and not disk.copy_obstacle}
+
+
 def _own_places(domain: libvirt.virDomain, options: RestoreOptions) -> dict[str, Any]:
     """Where the domain has the disks that are replaced, whatever the set says."""
-    own = {disk.target: disk.chain[0] for disk in read_domain(domain, libvirt.VIR_DOMAIN_XML_INACTIVE).disks if disk.chain}
+    own = own_disks(domain)
     strange = [target for target in options.disks if target not in own]
     if strange:
         raise LiveBackupError(
-            f"Domain {options.name!r} has no disk {', '.join(strange)} that could be replaced; it has {', '.join(own) or 'none'}. "
-            "Attach it with disks_as attach. Nothing was restored.",
+            f"Domain {options.name!r} has no disk {', '.join(strange)} that could be replaced: none of that name that is the whole of a "
+            f"file or device. It has {', '.join(own) or 'none'}. Attach it with disks_as attach. Nothing was restored.",
             code="disk_unknown",
         )
     if options.directory:
@@ -146,8 +156,12 @@ def _sources(domain: libvirt.virDomain) -> list[str]:
 
 def not_attached(connection: libvirt.virConnect, plan: Plan) -> list[Image]:
     """The restored disks that the domain does not have yet."""
-    sources = _sources(connection.lookupByName(plan.guest.name))
-    return [image for image in (*plan.there, *plan.images) if os.path.realpath(image.path) not in sources]
+    return _not_of(connection.lookupByName(plan.guest.name), [*plan.there, *plan.images])
+
+
+def _not_of(domain: libvirt.virDomain, images: list[Image]) -> list[Image]:
+    sources = _sources(domain)
+    return [image for image in images if os.path.realpath(image.path) not in sources]
 
 
 def attach(connection: libvirt.virConnect, plan: Plan, images: list[Image]) -> None:

@@ -12,6 +12,7 @@ from itertools import product
 from string import ascii_lowercase
 from typing import Any
 
+from .._base.errors import LiveBackupError
 from .._base.text import foreign
 from .._hypervisor.bindings import etree
 from .._hypervisor.domain_xml import parse_xml
@@ -102,13 +103,16 @@ def with_disks(text: str, stamp: dict[str, str], disks: dict[str, Place]) -> str
 
 
 def with_disks_of(text: str, made: str, stamp: dict[str, str]) -> str:
-    """A domain's own XML with those disks of another one that a stamp names."""
+    """A domain's own XML with those disks of another one that a stamp names. An error if it does not have them any more."""
     root = parse_xml(text)
+    wanted = stamp["disks"].split()
     disks = {disk.find("target").get("dev"): disk for disk in parse_xml(made).findall("devices/disk")}
-    for disk in root.findall("devices/disk"):
-        target = disk.find("target").get("dev")
-        if target in stamp["disks"].split():
-            disk.getparent().replace(disk, disks[target])
+    own = {disk.find("target").get("dev"): disk for disk in root.findall("devices/disk")}
+    gone = [target for target in wanted if target not in own]
+    if gone:
+        raise LiveBackupError(f"The domain has no disk {', '.join(gone)} any more.", code="changed_meanwhile")
+    for target in wanted:
+        own[target].getparent().replace(own[target], disks[target])
     put_stamp(root, stamp)
     return etree.tostring(root, encoding="unicode")
 

@@ -35,8 +35,10 @@ from .live import start_and_move, stops_at_errors
 from .plan import require_replaceable
 
 
-def restore_lock(name: str, clock: Clock) -> AbstractContextManager[None]:
-    """Held while a domain of this name is restored: there may be no UUID of it yet."""
+def restore_lock(name: str, clock: Clock, beside: bool = False) -> AbstractContextManager[None]:
+    """Held while a domain of this name is restored, or disks beside its own: there may be no UUID of it yet."""
+    # No name has a slash.
+    name = f"{name}/disks" if beside else name
     return hold(f"restore-{hashlib.sha256(name.encode('utf-8', 'surrogateescape')).hexdigest()[:32]}", clock)
 
 
@@ -57,7 +59,7 @@ def recover_restore(journal: Journal, check_mode: bool, clock: Clock) -> str:
         )
     completes = journal.phase in ("swap", "live", "defined") and _may_complete(journal, journal.stamp)
     if not check_mode:
-        with restore_lock(journal.name, clock), hold(journal.lock, clock):
+        with restore_lock(journal.name, clock, not journal.owns_domain), hold(journal.lock, clock):
             now = restore_of(journal.uuid) if journal.owns_domain else restore_beside(journal.uuid)
             if now is None:
                 raise LiveBackupError(f"Another run ended {journal.words} just now. Run again.", code="changed_meanwhile")
@@ -140,13 +142,23 @@ def _define_old(connection: libvirt.virConnect, journal: Journal) -> None:
     sync_existing(DEFINITIONS)
 
 
+def _merged(connection: libvirt.virConnect, journal: Journal) -> str:
+    """The XML to define. Of single disks, what else was changed of the domain meanwhile stays."""
+    if "disks" not in journal.stamp:
+        return journal.xml
+    now = lookup_name(connection, journal.name)
+    if now is None:
+        raise LiveBackupError(f"There is no domain {journal.name!r} any more.", code="domain_not_found")
+    return with_disks_of(now.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE), journal.xml, journal.stamp)
+
+
 def _define(journal: Journal) -> None:
-    text = journal.xml
     with connect(journal.uri) as connection:
-        if "disks" in journal.stamp:
-            # What else was changed of the domain meanwhile stays.
-            now = connection.lookupByName(journal.name)
-            text = with_disks_of(now.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE), text, journal.stamp)
+        try:
+            text = _merged(connection, journal)
+        except LiveBackupError as error:
+            undo(journal)
+            raise _undone(journal, error) from error
         if journal.live is not None:
             text = stops_at_errors(text, list(journal.live.disks))
             existing = lookup_name(connection, journal.name)

@@ -48,13 +48,18 @@ def test_a_backup_that_is_under_way_is_no_problem_and_an_interrupted_one_is() ->
 
 
 def test_a_restore_that_goes_on_is_no_problem_and_an_interrupted_one_is_one_problem() -> None:
-    restore = {"name": "db1", "uuid": uuid("db1"), "alive": True, "msg": "the restore of db1 is not finished"}
+    restore = {"name": "db1", "uuid": uuid("db1"), "alive": True, "owns_domain": True, "msg": "the restore of db1 is not finished"}
     good = nights("db1", 1)
     assert problems(look("kvm1", [domain("db1", restore=restore)], good, restores=[restore])) == []
     restore["alive"] = False
     [(severity, _hypervisor, name, what)] = problems(look("kvm1", [domain("db1", restore=restore)], good, restores=[restore]))
     assert (severity, name) == ("error", "db1") and what.count("the restore of db1 is not finished. Until it is") == 1
     assert problems(look("kvm1", [], [], restores=[restore])) == [("error", "kvm1", "db1", what)], "it has no domain yet"
+    beside = {**restore, "owns_domain": False, "msg": "the restore of disks vdb of db1 is not finished"}
+    [(severity, _hypervisor, name, what)] = problems(look("kvm1", [domain("db1")], good, restores=[beside]))
+    assert (severity, name) == ("warning", "db1") and what.startswith(
+        "the restore of disks vdb of db1 is not finished. Until it is, no set"
+    )
 
 
 def test_a_hypervisor_of_which_nothing_is_known_was_not_reached() -> None:
