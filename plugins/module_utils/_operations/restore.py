@@ -30,7 +30,7 @@ from .._hypervisor.domains import lookup_name, read_domain
 from .._hypervisor.stamp import set_of
 from .._image.lock import images_locked
 from .._restore.disks import attach, not_attached, own_disks, plan_disks
-from .._restore.files import end, note_identities, swap, undoing
+from .._restore.files import end, note_identities, note_old, swap, undoing
 from .._restore.finish import complete, complete_or_undo, is_restored, restore_lock
 from .._restore.journal import forget_at_target, moves_of, new_journal, note_at_target
 from .._restore.obstacles import taken
@@ -153,6 +153,7 @@ def _restore(
         if left is not None:
             # Its journal may be the file that is written now, and nobody would know its note any more.
             forget_at_target(left)
+        note_old(journal)
         journal.save()
         with undoing(journal):
             note_at_target(journal, options.domain)

@@ -35,10 +35,21 @@ _BLKZEROOUT = 0x127F
 _ZERO_BYTES = 1 << 30
 
 
-def note_identities(journal: Journal) -> None:
-    """Note which files are the new ones and which the old, before any is renamed."""
+def note_old(journal: Journal) -> None:
+    """Note what is at the places before anything is written: what comes there in the meantime is somebody else's."""
     for move in journal.moves:
-        move.new, move.old = identity(move.temporary), identity(move.path)
+        move.old = identity(move.path)
+
+
+def note_identities(journal: Journal) -> None:
+    """Note which files are the new ones, before any is renamed. Fail if the old ones are others by now."""
+    for move in journal.moves:
+        move.new = identity(move.temporary)
+        if identity(move.path) != move.old:
+            raise LiveBackupError(
+                f"{move.path} was created or changed by somebody else while the set was written. Move it away, and restore again.",
+                code="file_in_the_way",
+            )
 
 
 def swap(journal: Journal, key: Key | None = None) -> None:

@@ -22,7 +22,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._claim.restore
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor import numbers as _numbers
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.fingerprint import fingerprint
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore import files as _files, finish as _finish
-from ansible_collections.virtops.live_backup.plugins.module_utils._restore.files import note_identities, swap, undo, was_used
+from ansible_collections.virtops.live_backup.plugins.module_utils._restore.files import note_identities, note_old, swap, undo, was_used
 from ansible_collections.virtops.live_backup.plugins.module_utils._restore.plan import require_replaceable
 
 from ..support.clock import FakeClock
@@ -46,6 +46,7 @@ def journal(tmp_path: Path, claims: Path) -> Journal:
         Path(moves[-1].temporary).write_text(f"backup of {name}", encoding="utf-8")
     (tmp_path / "old").write_text("old", encoding="utf-8")
     found = Journal("db1", UUID, URI, STAMP, "<domain/>", False, "/backup", "", moves, [], [], {}, [])
+    note_old(found)
     note_identities(found)
     found.set_phase("swap")
     return found
@@ -63,6 +64,14 @@ def test_what_somebody_has_put_at_a_free_place_in_the_meantime_is_not_touched(tm
     (tmp_path / "free").rename(tmp_path / "moved")
     swap(journal)
     assert files(tmp_path) == {"old": "backup of old", ".old.n1.replaced": "old", "free": "backup of free", "moved": "mine"}
+
+
+@pytest.mark.parametrize("name", ["free", "old"])
+def test_what_comes_to_a_place_while_the_set_is_written_is_not_the_old_file(name: str, tmp_path: Path, journal: Journal) -> None:
+    (tmp_path / name).write_text("mine, and longer", encoding="utf-8")
+    with raises_code("file_in_the_way"):
+        note_identities(journal)
+    assert files(tmp_path)[name] == "mine, and longer"
 
 
 @pytest.mark.parametrize("interrupted", [False, True])
