@@ -18,9 +18,6 @@ options:
   _terms:
     description: Not used.
     required: false
-seealso:
-  - plugin: ansible.builtin.inventory_hostnames
-    plugin_type: lookup
 """
 
 EXAMPLES = r"""
