@@ -18,7 +18,7 @@ def unknown_variables(names: list[str], known: list[str], strict: bool = False) 
     """What is wrong with the names of variables; a warning unless that is an error."""
     found = _variables.unknown(names, known)
     if found and not strict:
-        Display().warning(f"{found} Unknown variables are ignored.")
+        Display().warning(f"{found} Ansible ignores such variables.")
     return found if strict else ""
 
 

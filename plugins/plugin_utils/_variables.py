@@ -13,9 +13,9 @@ from difflib import get_close_matches
 def unknown(names: Iterable[str], known: Iterable[str]) -> str:
     """A sentence about each name that is not known, with the one that may be meant."""
     options = sorted(known)
-    return " ".join(f"There is no variable {name}{_meant(name, options)}." for name in sorted(set(names) - {*options}))
+    return " ".join(f"No role reads the variable {name}.{_meant(name, options)}" for name in sorted(set(names) - {*options}))
 
 
 def _meant(name: str, options: list[str]) -> str:
     close = get_close_matches(name, options, 1, 0.8)
-    return f"; {close[0]} may be meant" if close else ""
+    return f" Did you mean {close[0]}?" if close else ""

@@ -146,7 +146,7 @@ def test_the_disk_is_gone_when_a_killed_replacement_is_ended(change: str, backed
     assert killed.returncode in KILLED, result_of(killed)
     backed_up.hypervisor.virsh(*change.format(uuid=backed_up.guest.uuid).split())
     ended = backed_up.module("libvirt_backup_recover", domain=backed_up.guest.name)
-    assert ended["failed"] and "any more" in ended["msg"] and "as they were" in ended["msg"], ended
+    assert ended["failed"] and "no longer" in ended["msg"] and "as they were" in ended["msg"], ended
     assert backed_up.claims() == [] and [own(backed_up, name).read_bytes() for name in "ab"] == before
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import select
 import signal
 from collections.abc import Callable
 from typing import IO, NamedTuple
@@ -22,6 +23,11 @@ class Child(NamedTuple):
 
     pid: int
     answer: IO[bytes]
+
+    def first_line(self, seconds: float) -> bytes:
+        """What it says first; empty if that does not come within so many seconds."""
+        ready, _out, _err = select.select([self.answer], [], [], seconds)
+        return self.answer.readline() if ready else b""
 
 
 def fork(work: Callable[[int], object]) -> Child:

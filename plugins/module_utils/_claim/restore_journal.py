@@ -30,8 +30,9 @@ from . import places
 # Nothing has its name yet; files get their names and devices are written; the domain is defined; all is put back; the files are
 # back, and a device, which cannot be put back, holds a part of the set. In a live restore the domain is defined on disks that read from
 # the set, until all of it is moved to them.
-_BESIDE = "disks-"
 PHASES = ("write", "swap", "live", "defined", "undo", "broken")
+# What the names of lock and journal start with if the domain keeps its own disks.
+_BESIDE = "disks-"
 # What of a stamp says which set it is.
 _OF_SET = ("uuid", "backup_id", "instant")
 # Only where single disks are restored: their names, and what becomes of them.

@@ -217,7 +217,7 @@ def _require_unchanged(uri: str, plan: Plan) -> None:
 def _require_disks(connection: libvirt.virConnect, domain: libvirt.virDomain, plan: Plan) -> None:
     """Fail unless the domain still has the disks that are replaced, and nobody else has their files."""
     own = own_disks(domain)
-    problems = [f"it has no disk {image.target} any more" for image in plan.images if image.target not in own]
+    problems = [f"it no longer has disk {image.target}" for image in plan.images if image.target not in own]
     problems += taken(connection, plan.images, plan.guest.name, overwrite=True)
     if problems:
         raise LiveBackupError(

@@ -13,7 +13,6 @@ See docs/internals/overlays.md.
 from __future__ import annotations
 
 import os
-import select
 import subprocess
 import sys
 from pathlib import Path
@@ -38,9 +37,8 @@ _AGAIN_SECONDS = 30.0
 def guard_overlays(claim: Claim, clock: Clock) -> None:
     """Have the overlays of a claim watched from now on."""
     child = fork(lambda writer: _guard(claim, clock, writer))
-    with child.answer as answer:
-        ready, _out, _err = select.select([answer], [], [], _START_SECONDS)
-        if not ready or answer.readline() != b"armed\n":
+    with child.answer:
+        if child.first_line(_START_SECONDS) != b"armed\n":
             raise LiveBackupError("The process that would watch the overlays' free disk space did not start.", code="watchdog_failed")
 
 

@@ -127,7 +127,7 @@ def _require_beside(domain: libvirt.virDomain | None, options: RestoreOptions) -
 
 def _no_domain(options: RestoreOptions) -> LiveBackupError:
     return LiveBackupError(
-        f"There is no domain {options.name!r} on this host whose disks could be restored. Restore all of it, or use disks_as file.",
+        f"This host has no domain {options.name!r} to restore disks of. Restore the whole domain, or use disks_as file.",
         code="domain_not_found",
     )
 

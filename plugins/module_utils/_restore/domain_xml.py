@@ -20,9 +20,9 @@ from .._hypervisor.own_xml import DOMAIN, keep_own
 from .._hypervisor.stamp import SET, put_stamp
 
 _CHARACTER_DEVICES = ("serial", "parallel", "console", "channel")
-# What libvirt writes into every running domain's XML, and would into the copy's.
 # The buses on which a running guest sees a new disk, and how their disks are called.
 _PLUGGABLE = {"virtio": "vd", "scsi": "sd", "usb": "sd"}
+# What libvirt writes into every running domain's XML, and would into the copy's.
 _BY_DEFAULT = ("seclabel[@type='dynamic']", "resource[partition='/machine']", "metadata/" + SET)
 
 
@@ -110,7 +110,7 @@ def with_disks_of(text: str, made: str, stamp: dict[str, str]) -> str:
     own = {disk.find("target").get("dev"): disk for disk in root.findall("devices/disk")}
     gone = [target for target in wanted if target not in own]
     if gone:
-        raise LiveBackupError(f"The domain has no disk {', '.join(gone)} any more.", code="changed_meanwhile")
+        raise LiveBackupError(f"The domain no longer has disk {', '.join(gone)}.", code="changed_meanwhile")
     for target in wanted:
         own[target].getparent().replace(own[target], disks[target])
     put_stamp(root, stamp)

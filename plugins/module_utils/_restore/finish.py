@@ -148,7 +148,7 @@ def _merged(connection: libvirt.virConnect, journal: Journal) -> str:
         return journal.xml
     now = lookup_name(connection, journal.name)
     if now is None:
-        raise LiveBackupError(f"There is no domain {journal.name!r} any more.", code="domain_not_found")
+        raise LiveBackupError(f"Domain {journal.name!r} no longer exists.", code="domain_not_found")
     return with_disks_of(now.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE | libvirt.VIR_DOMAIN_XML_SECURE), journal.xml, journal.stamp)
 
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import shutil
 import signal
 import socket
@@ -72,9 +71,8 @@ def serve(live: Live, target: Target, found: GoodSet, user: tuple[int, int] | No
         # Others pass through and cannot list it, whatever the umask is.
         one.chmod(0o711)
     child = fork(lambda writer: _serve(live, target, found, user, key, writer))
-    with child.answer as answer:
-        ready, _out, _err = select.select([answer], [], [], _START_SECONDS)
-        said = json.loads(answer.readline() or b"null") if ready else None
+    with child.answer:
+        said = json.loads(child.first_line(_START_SECONDS) or b"null")
     if said is None:
         with suppress(ProcessLookupError):
             os.kill(child.pid, signal.SIGKILL)

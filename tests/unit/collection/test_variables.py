@@ -20,9 +20,12 @@ FILTERS = {path.stem for path in (ROOT / "plugins/filter").glob("*.yml")} | {pat
     [
         ([], ""),
         (["backup_keep", "backup_target"], ""),
-        (["backup_kep"], "There is no variable backup_kep; backup_keep may be meant."),
-        (["backup_site"], "There is no variable backup_site."),
-        (["backup_targt", "backup_b"], "There is no variable backup_b. There is no variable backup_targt; backup_target may be meant."),
+        (["backup_kep"], "No role reads the variable backup_kep. Did you mean backup_keep?"),
+        (["backup_site"], "No role reads the variable backup_site."),
+        (
+            ["backup_targt", "backup_b"],
+            "No role reads the variable backup_b. No role reads the variable backup_targt. Did you mean backup_target?",
+        ),
     ],
 )
 def test_what_is_said_of_a_name(names: list[str], said: str) -> None:
