@@ -59,7 +59,9 @@ options:
     CAPTURE = r"""
 options:
   exclude_disks:
-    description: Target devs of disks to leave out, for example V(vdb). Each must exist.
+    description:
+      - Target devs of disks to leave out, for example V(vdb). Each must exist.
+      - The default are those that the domain's own metadata names. C(docs/policy.md) of the collection describes the element.
     type: list
     elements: str
     default: []

@@ -30,7 +30,7 @@ class FilterModule:
             "backup_options": _backup_rows.options,
             "backup_listing": _backup_rows.listing,
             "backup_rows": _backup_rows.rows,
-            "backup_strangers": _backup_rows.strangers,
+            "backup_notes": _backup_rows.notes,
             "backup_group": _backup_rows.group,
             "backup_result": _backup_result.result,
             "backup_results": _backup_result.results,

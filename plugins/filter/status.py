@@ -10,8 +10,20 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._objectives import objectives as wanted_of, problem
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import page, report
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import brief, metrics, status
+
+
+def domain_status(
+    domains: list[dict[str, Any]],
+    sets: list[dict[str, Any]],
+    hypervisor: str,
+    max_age: str,
+    objectives: dict[str, dict[str, str]] | None = None,
+) -> list[dict[str, Any]]:
+    """The status now, by these objectives."""
+    return status(domains, sets, hypervisor, time.time(), lambda domain: wanted_of(domain, objectives or {}, max_age))
 
 
 class FilterModule:
@@ -19,7 +31,8 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
-            "domain_status": lambda domains, sets, hypervisor, max_age: status(domains, sets, hypervisor, max_age, time.time()),
+            "domain_status": domain_status,
+            "objectives_problem": problem,
             "brief_sets": brief,
             "status_metrics": lambda rows: metrics(rows, time.time()),
             "status_report": lambda looks, results, hosts, limit="": report(looks, results, hosts, time.time(), limit),

@@ -14,6 +14,9 @@ author:
 description:
   - Keeps, for each domain, the sets that any rule keeps, and removes the others. The rules count as in restic, each one separately,
     in UTC, with weeks as in ISO 8601.
+  - >-
+    A domain may have rules in its metadata. Each backup notes them in its set. Those of the newest good set then
+    replace the rules given here, for all sets of the domain.
   - Without any rule, or with all of them V(0), nothing is removed.
   - Never removes a domain's last good set, a set that another one depends on, or a set that is being read.
   - Keeps and reports a set that is damaged, that seems to come from the future, or whose last proof failed. The rules do not count it.
@@ -116,7 +119,7 @@ code:
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._module import SSH, TARGET, run
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.prune import prune
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import RULES
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import RULES
 
 
 def main() -> None:

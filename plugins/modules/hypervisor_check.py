@@ -59,7 +59,9 @@ options:
     elements: str
     default: []
   exclude_disks:
-    description: Disks that the backups leave out, by the domain's name, for example V({"db1":["vdb"]}).
+    description:
+      - Disks that the backups leave out, by the domain's name, for example V({"db1":["vdb"]}).
+      - For a domain that is not named here, they are those that its own metadata names.
     type: dict
     default: {}
   method:

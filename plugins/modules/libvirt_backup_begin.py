@@ -204,6 +204,11 @@ not_captured:
   type: list
   elements: str
   sample: [the state of its virtual TPM (/var/lib/libvirt/swtpm)]
+keep:
+  description: The rules of retention that the domain's own metadata has, by C(last), C(hourly) and so on. Empty without any.
+  returned: success
+  type: dict
+  sample: {daily: 14}
 consistency:
   description: >-
     V(filesystem) if the guest's file systems were frozen at that instant, V(offline) if the domain was shut off, otherwise V(crash).

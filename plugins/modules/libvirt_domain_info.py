@@ -239,6 +239,19 @@ domains:
     method_reason:
       description: Why this method was chosen.
       type: str
+    wanted:
+      description: >-
+        Whether a run with these O(domains) backs the domain up. V(false) if its own policy says no and O(domains) does not have
+        its exact name.
+      type: bool
+    policy:
+      description:
+        - What the domain's own metadata says about its backups. C(docs/policy.md) of the collection describes the element.
+      type: dict
+      sample: {backup: true, exclude_disks: [vdb], keep: {daily: 14}, objectives: {rpo: 4h, proof: 35d}}
+    policy_problem:
+      description: What is wrong with that policy. A backup of the domain fails by it. Empty if nothing is.
+      type: str
     error:
       description: Why the domain could not be examined. The other values are then meaningless. Empty if it could.
       type: str

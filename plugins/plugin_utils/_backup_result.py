@@ -117,9 +117,15 @@ def _plan_words(row: Mapping[str, Any], begun: Mapping[str, Any], recovered: Map
         f"skipped {skipped}" if skipped else "",
         lacks,
         f"{begun['consistency']}-consistent if all goes well",
+        _kept_by(begun["keep"]),
         f"needs up to {bytes_to_human(begun['bytes_needed'])}, {bytes_to_human(begun['bytes_free'])} are free",
     ]
     return "; ".join(word for word in words if word)
+
+
+def _kept_by(rules: Mapping[str, int]) -> str:
+    """The rules of retention in a domain's metadata, in words."""
+    return f"its metadata keeps {', '.join(f'{rule} {count}' for rule, count in rules.items())}" if rules else ""
 
 
 def results(run: Mapping[str, Any], hosts: list[Mapping[str, Any]]) -> dict[str, Any]:

@@ -16,8 +16,8 @@ from typing import Any
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import RULES
 
-_RULES = {"last", "hourly", "daily", "weekly", "monthly", "yearly"}
 _KEEP = "backup_keep must map last, hourly, daily, weekly, monthly or yearly to numbers, as in {'daily': 7, 'monthly': 12}."
 _EXCLUDE = "backup_exclude_disks must map names of domains to lists of disks, as in {'db1': ['vdb']}."
 _GROUPS = (
@@ -38,7 +38,7 @@ def options(given: Mapping[str, Any], spec: Mapping[str, Any], groups: Any = Non
     checked = {name.removeprefix("backup_"): value for name, value in validated.validated_parameters.items()}
     groups = _mapping(groups or {})
     problems = list(validated.error_messages) or [
-        *([_KEEP] if not (_is_mapping(given.get("backup_keep", {})) and set(checked.get("keep") or {}) <= _RULES) else []),
+        *([_KEEP] if not (_is_mapping(given.get("backup_keep", {})) and set(checked.get("keep") or {}) <= set(RULES)) else []),
         *([_EXCLUDE] if not _is_mapping(given.get("backup_exclude_disks", {})) else []),
         *([_GROUPS] if not _are_groups(groups) else []),
     ]
@@ -70,7 +70,7 @@ def _are_groups(groups: Any) -> bool:
 
 def listing(info: Mapping[str, Any], hypervisor: str) -> dict[str, Any]:
     """What a run needs of what libvirt_domain_info returned: each domain with the name of its row, which --limit can be given."""
-    keys = ("name", "uuid", "method", "method_reason", "error")
+    keys = ("name", "uuid", "method", "method_reason", "error", "policy")
     return {
         "domains": [
             {
@@ -79,7 +79,9 @@ def listing(info: Mapping[str, Any], hypervisor: str) -> dict[str, Any]:
                 "row": _row_name(domain["name"], domain["uuid"], hypervisor),
             }
             for domain in info.get("domains", [])
+            if domain["wanted"]
         ],
+        "left_out": [domain["name"] for domain in info.get("domains", []) if not domain["wanted"]],
         "matched": info.get("matched", []),
         "unmatched": info.get("unmatched", []),
         "proofs": info.get("proofs", []),
@@ -106,8 +108,14 @@ def rows(runs: list[Mapping[str, Any]], forks: int) -> dict[str, Any]:
     return {
         "rows": made,
         "problems": {run["hypervisor"]: _too_many(run, runs) or (too_few if len(grouped) > forks else "") for run in runs},
-        "notes": [*_strangers(runs), *_proofs(runs), *_slow(len(made), forks)],
+        "notes": [*notes(runs), *_slow(len(made), forks)],
     }
+
+
+def _left_out(runs: list[Mapping[str, Any]]) -> list[str]:
+    """Which domains leave themselves out."""
+    found = [f"{name} on {run['hypervisor']}" for run in runs for name in run.get("left_out", [])]
+    return [f"Not backed up, since their own metadata says backup=no: {', '.join(found)}."] * bool(found)
 
 
 def _proofs(runs: list[Mapping[str, Any]]) -> list[str]:
@@ -116,9 +124,9 @@ def _proofs(runs: list[Mapping[str, Any]]) -> list[str]:
     return [f"Not backed up, since they boot a backup set to prove it: {', '.join(found)}."] * bool(found)
 
 
-def strangers(runs: list[Mapping[str, Any]]) -> str:
-    """Which names of backup_exclude_disks no hypervisor has."""
-    return " ".join(_strangers(runs))
+def notes(runs: list[Mapping[str, Any]]) -> list[str]:
+    """What to know before the domains are backed up: who is left out, and which exclusions name no domain."""
+    return [*_strangers(runs), *_left_out(runs), *_proofs(runs)]
 
 
 def _row(run: Mapping[str, Any], domain: Mapping[str, Any], runs: list[Mapping[str, Any]]) -> dict[str, Any]:
@@ -167,7 +175,8 @@ def _strangers(runs: list[Mapping[str, Any]]) -> list[str]:
     # A run of some domains, and each hypervisor, may be given the exclusions of all.
     if "*" not in (first.get("domains") or ["*"]):
         return []
-    known = {domain["name"] for run in runs for domain in run["domains"]} | set(first.get("exclude_domains") or [])
+    known = {name for run in runs for name in [domain["name"] for domain in run["domains"]] + run.get("left_out", [])}
+    known |= set(first.get("exclude_domains") or [])
     names = [name for name in first.get("exclude_disks") or {} if name not in known]
     return [f"backup_exclude_disks names {', '.join(names)}. No hypervisor of this run has such a domain."] if names else []
 

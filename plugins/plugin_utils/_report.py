@@ -14,7 +14,8 @@ from ansible.module_utils.common.text.formatters import bytes_to_human
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339, wall_time
 
-from ._status import fallback, is_interrupted, is_past, is_time, length
+from ._objectives import length
+from ._status import fallback, is_interrupted, is_past, is_time
 
 # Five weeks of columns fit on a desktop's screen, and daily sets are rarely kept for longer.
 DAYS = 35
@@ -87,11 +88,9 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
         for row in look["status"]:
             if row["error"]:
                 add("error", row, row["error"])
-            if not row["backup_id"]:
-                add("error", row, "There is no good backup.")
-            elif not row["ok"]:
-                age, allowed = length(row["age_seconds"]), length(row["max_age_seconds"])
-                add("error", row, f"The last good backup is {age} old; it may be {allowed} old.")
+            for objective in row["objectives"]:
+                if not objective["met"]:
+                    add("error", row, objective["msg"])
             if is_interrupted(row["restore"]):
                 add("error", row, _words_of_restore(row["restore"]))
             if is_interrupted(row["claim"]):

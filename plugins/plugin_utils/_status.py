@@ -13,12 +13,7 @@ from ansible.module_utils.common.text.formatters import bytes_to_human
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_ahead, wall_time
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
-
-
-def seconds_of(text: str) -> float:
-    """`26h` as seconds."""
-    return float(text[:-1]) * _UNITS[text[-1]]
+from ._objectives import judged, length, seconds_of
 
 
 def is_time(text: str | None) -> bool:
@@ -34,20 +29,17 @@ def is_past(text: str | None, now: float) -> bool:
     return is_time(text) and not is_ahead(str(text), now)
 
 
-def length(seconds: float) -> str:
-    """Seconds in the unit that suits: `45 s`, `12 min`, `26 h`, `3 days`."""
-    for size, unit, until in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172800)):
-        if seconds < until:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"
-
-
-def status(domains: list[dict[str, Any]], sets: list[dict[str, Any]], hypervisor: str, max_age: str, now: float) -> list[dict[str, Any]]:
-    """A row for each domain that libvirt_domain_info tells of, from the sets that backup_set_info tells of."""
+def status(
+    domains: list[dict[str, Any]],
+    sets: list[dict[str, Any]],
+    hypervisor: str,
+    now: float,
+    wanted: Callable[[dict[str, Any]], dict[str, tuple[str, str]]],
+) -> list[dict[str, Any]]:
+    """A row for each domain that libvirt_domain_info tells of, from the sets that backup_set_info tells of and its `wanted` objectives."""
     # A domain that was renamed has sets in two directories.
     return [
-        _of_domain(domain, [one for one in sets if one["uuid"] == domain["uuid"]], hypervisor, seconds_of(max_age), now)
-        for domain in domains
+        _of_domain(domain, [one for one in sets if one["uuid"] == domain["uuid"]], hypervisor, now, wanted(domain)) for domain in domains
     ]
 
 
@@ -57,23 +49,30 @@ def brief(sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{**{key: one[key] for key in keys}, "started": (one["manifest"] or {}).get("started")} for one in sets]
 
 
-def _of_domain(domain: dict[str, Any], sets: list[dict[str, Any]], hypervisor: str, max_age: float, now: float) -> dict[str, Any]:
+def _of_domain(
+    domain: dict[str, Any], sets: list[dict[str, Any]], hypervisor: str, now: float, wanted: dict[str, tuple[str, str]]
+) -> dict[str, Any]:
     # By this clock or by the target's. What seems to come from the future may be the oldest, and so may what has no time.
     ahead = [one for one in sets if one["good"] and (one["ahead"] or not is_past(one["instant"], now))]
     row = {
         "domain": domain["name"],
         "uuid": domain["uuid"],
         "hypervisor": hypervisor,
-        **_last([one for one in sets if one["good"] and one not in ahead], max_age, now),
+        "wanted": domain["wanted"],
+        **_last([one for one in sets if one["good"] and one not in ahead], now),
         "last_proof": _last_proof(sets, now),
-        "max_age_seconds": int(max_age),
+        "max_age_seconds": int(seconds_of(wanted["rpo"][0])),
         "ahead": [one["backup_id"] for one in ahead],
         "damaged": [one["backup_id"] for one in sets if one["status"] == "damaged"],
         "disproved": [one["backup_id"] for one in sets if one["status"] == "good" and not one["good"]],
         "claim": domain["claim"],
         "restore": domain["restore"],
-        "error": domain["error"],
+        "error": domain["error"] or domain["policy_problem"],
     }
+    # Nothing is promised of a domain that leaves itself out.
+    found = judged(wanted, row, now) if domain["wanted"] else []
+    met = {one["name"]: one["met"] for one in found}
+    row |= {"ok": met.get("rpo", True), "objectives": found, "within_objectives": all(met.values())}
     return {**row, "msg": _words(row)}
 
 
@@ -88,21 +87,19 @@ def fallback(of: Mapping[str, Any]) -> str:
     return reason if reason.startswith("full") else ""
 
 
-def _last(good: list[dict[str, Any]], max_age: float, now: float) -> dict[str, Any]:
+def _last(good: list[dict[str, Any]], now: float) -> dict[str, Any]:
     if not good:
         return {
-            "ok": False, "backup_id": "", "instant": "", "age_seconds": -1, "method": "", "level": "", "level_reason": "", "chain_sets": 0,
+            "backup_id": "", "instant": "", "age_seconds": -1, "method": "", "level": "", "level_reason": "", "chain_sets": 0,
             "bytes": 0, "seconds": 0, "frozen_ms": None, "consistency": "", "proof": "", "proved": "", "rto_seconds": None,
         }  # fmt: skip
     last = max(good, key=lambda one: str(one["instant"]))
     # A boot that timed out has proven nothing.
     proof = last["proof"] if _is_proven(last) else {}
-    age = int(now - wall_time(last["instant"]))
     return {
-        "ok": age <= max_age,
         "backup_id": last["backup_id"],
         "instant": last["instant"],
-        "age_seconds": age,
+        "age_seconds": int(now - wall_time(last["instant"])),
         "method": last["method"],
         "level": last["level"],
         "level_reason": last["manifest"].get("level_reason", ""),
@@ -132,7 +129,7 @@ def _is_proven(one: dict[str, Any]) -> bool:
 
 def _words(row: dict[str, Any]) -> str:
     if not row["backup_id"]:
-        words = "no good backup"
+        words = "no good backup" if row["wanted"] else "no backup, since its own metadata says backup=no"
     else:
         proven = f"proven by {row['proof']} at {row['proved'] or 'no known time'}" if row["proof"] else "never proven"
         up = f", up in {row['rto_seconds']} s" if row["rto_seconds"] else ""
@@ -141,7 +138,8 @@ def _words(row: dict[str, Any]) -> str:
         words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
     ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
     restore = f"; {row['restore']['msg']}" if row["restore"] else ""
-    return f"{row['domain']}: {words}{ahead}{restore}{'. ' * bool(row['error'])}{row['error']}"
+    missed = "".join(f". {one['msg'].removesuffix('.')}" for one in row["objectives"] if not one["met"] and one["name"] != "rpo")
+    return f"{row['domain']}: {words}{ahead}{restore}{missed}{'. ' * bool(row['error'])}{row['error']}"
 
 
 _Number = Callable[[dict[str, Any]], Any]
@@ -150,7 +148,7 @@ _METRICS: list[tuple[str, str, _Number]] = [
     ("last_success_timestamp_seconds", "The instant of the last good backup; 0 if there is none.",
      lambda row: wall_time(row["instant"]) if row["instant"] else 0),
     ("last_success_age_seconds", "Its age when this was written.", lambda row: row["age_seconds"] if row["instant"] else None),
-    ("max_age_seconds", "The age that it may have, status_max_age.", lambda row: row["max_age_seconds"]),
+    ("max_age_seconds", "The age that it may have.", lambda row: row["max_age_seconds"]),
     ("last_success_bytes", "What its images occupy.", lambda row: row["bytes"] if row["instant"] else None),
     ("last_success_chain_sets", "How many sets a restore of it needs, itself and those that it builds on.",
      lambda row: row["chain_sets"] if row["instant"] else None),
@@ -184,6 +182,9 @@ def metrics(rows: list[dict[str, Any]], now: float) -> str:
         pairs = [(row, word) for row in rows if row["instant"] for word in words]
         samples = [(f"{_label('domain', row['domain'])},{_label(key, word)}", int((row[key] or "none") == word)) for row, word in pairs]
         lines += _family(name, meaning, samples)
+    promised = [(f"{_label('domain', row['domain'])},{_label('objective', one['name'])}", one) for row in rows for one in row["objectives"]]
+    lines += _family("objective_seconds", "What an objective allows.", [(labels, one["seconds"]) for labels, one in promised])
+    lines += _family("objective_met", "Whether an objective is met.", [(labels, int(one["met"])) for labels, one in promised])
     lines += _family("status_timestamp_seconds", "When this was written.", [("", now)])
     return "\n".join(lines) + "\n"
 

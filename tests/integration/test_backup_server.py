@@ -21,7 +21,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._operations.li
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.prune import prune
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.verify import verify_set
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.catalogue import list_sets
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import RULES
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import RULES
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.address import TargetAddress
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _ssh_copy, program as _far_program
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh.client import FarEnd

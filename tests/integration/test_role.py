@@ -367,7 +367,7 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     exposed = (tmp_path / "live_backup.prom").read_text(encoding="utf-8")
     assert f'live_backup_last_success_proof{{domain="{guest.name}",proof="boot"}} 1' in exposed, exposed
     late = player.run(book="virtops.live_backup.status", backup_domains=[guest.name], status_max_age="0s")
-    assert late.status != 0 and f"No good backup within 0s has {guest.name}" in late.output, late.output
+    assert late.status != 0 and f"An objective is missed by {guest.name}" in late.output, late.output
     proven = player.run(book="virtops.live_backup.verify", backup_domains=[guest.name])
     assert proven.status == 0 and proven.recap["hv"]["changed"] == 0, proven.output
 

@@ -8,6 +8,7 @@ from typing import Any
 from uuid import NAMESPACE_DNS, uuid5
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._objectives import objectives
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import brief, status
 
 # The role tells the time itself.
@@ -16,6 +17,12 @@ NOW = MORNING.timestamp()
 NIGHT = MORNING - timedelta(hours=5, minutes=30)
 HOSTILE = "<script>alert(1)</script>\"'&{{ 1 + 1 }}"
 GIB = 2**30
+# What libvirt_domain_info says of a domain whose metadata has no policy.
+POLICY: dict[str, Any] = {
+    "wanted": True,
+    "policy": {"backup": True, "exclude_disks": [], "keep": {}, "objectives": {}},
+    "policy_problem": "",
+}
 
 
 def backup_id(began: datetime) -> str:
@@ -27,7 +34,7 @@ def uuid(name: str) -> str:
 
 
 def domain(name: str, **more: Any) -> dict[str, Any]:
-    return {"name": name, "uuid": uuid(name), "claim": None, "restore": None, "error": "", **more}
+    return {"name": name, "uuid": uuid(name), "claim": None, "restore": None, "error": "", **POLICY, **more}
 
 
 def backup_set(name: str, began: datetime, seconds: float = 95.5, gib: float = 3, **more: Any) -> dict[str, Any]:
@@ -69,8 +76,10 @@ def nights(name: str, count: int, *, until: int = 0, minute: int = 0, **more: An
     return [backup_set(name, began, **more) for began in begins]
 
 
-def look(hypervisor: str, domains: list[dict[str, Any]], sets: list[dict[str, Any]], max_age: str = "26h", **more: Any) -> dict[str, Any]:
-    rows = status(domains, sets, hypervisor, max_age, NOW)
+def look(
+    hypervisor: str, domains: list[dict[str, Any]], sets: list[dict[str, Any]], given: dict[str, dict[str, str]] | None = None, **more: Any
+) -> dict[str, Any]:
+    rows = status(domains, sets, hypervisor, NOW, lambda one: objectives(one, given or {}, "26h"))
     return {
         "hypervisor": hypervisor,
         "status": rows,

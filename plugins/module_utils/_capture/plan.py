@@ -17,12 +17,13 @@ from .._image.qcow2 import is_self_contained
 from .options import BeginOptions
 
 
-def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:
-    """The disks to capture, and those skipped with the reason.
+def choose_disks(domain: Domain, excluded: list[str], by_metadata: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:
+    """The disks to capture, and those skipped with the reason. What the domain's metadata excludes counts where nothing else is excluded.
 
     A disk that would have to be captured and cannot be fails the domain unless it is excluded by name: a set that
     silently lacks a disk is worse than none.
     """
+    exclude, why = (excluded, "excluded") if excluded else (by_metadata, "excluded by the domain's metadata")
     targets = [disk.target for disk in domain.disks]
     unknown = [target for target in exclude if target not in targets]
     if unknown:
@@ -33,7 +34,7 @@ def choose_disks(domain: Domain, exclude: list[str]) -> tuple[list[Disk], list[d
     chosen: list[Disk] = []
     skipped: list[dict[str, str]] = []
     for disk in domain.disks:
-        reason = "excluded" if disk.target in exclude else disk.skip_reason
+        reason = why if disk.target in exclude else disk.skip_reason
         if reason:
             skipped.append({"target": disk.target, "reason": reason})
         elif disk.obstacle:

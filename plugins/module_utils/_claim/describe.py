@@ -75,6 +75,8 @@ def build_manifest(
         manifest["latency"] = claim.progress.latency
     if claim.plan.key_id:
         manifest["encryption"] = {"format": "luks", "key_id": claim.plan.key_id, "key_check": claim.plan.key_check}
+    if claim.plan.keep:
+        manifest["keep"] = claim.plan.keep
     if group:
         manifest["group"] = group
     return manifest

@@ -76,7 +76,8 @@ class CapturePlan:
     `notes_content` is whether the set has digests of its disks' content, with which later ones are compared. `chain` are the sets that the
     level builds on, the full one first. `checkpoint` is the one that the backup makes, if it makes one. Of
     the others that were made for `target_id`, `kept_checkpoints` stay. `key_id` and `key_check` are those of the key which encrypts the
-    set, if one does, and `secret` the UUID of libvirt's secret with it, which a push has for a moment.
+    set, if one does, and `secret` the UUID of libvirt's secret with it, which a push has for a moment. `keep` are the rules of retention in
+    the domain's metadata.
     """
 
     method: str
@@ -118,6 +119,7 @@ class CapturePlan:
     key_id: str = ""
     key_check: str = ""
     secret: str = ""
+    keep: dict[str, int] = field(default_factory=dict)
 
     @classmethod
     def from_json(cls, data: dict[str, Any]) -> CapturePlan:

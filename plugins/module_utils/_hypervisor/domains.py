@@ -13,10 +13,11 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 
-from .bindings import libvirt
+from .bindings import etree, libvirt
 from .domain_xml import Domain, VolumePlace, parse_domain, parse_xml
 from .numbers import VIR_ERR_NO_DOMAIN
 
+_POLICY = "{https://github.com/virtops/live_backup/policy/1}policy"
 # Where libvirt keeps the definitions of domains. It does not sync this directory.
 DEFINITIONS = Path("/etc/libvirt/qemu")
 
@@ -47,6 +48,17 @@ def active(domain: libvirt.virDomain | None) -> libvirt.virDomain | None:
 def read_domain(domain: libvirt.virDomain, flags: int = 0) -> Domain:
     """A domain as its XML says, with the paths of its volumes."""
     return parse_domain(domain.XMLDesc(flags), volumes_of(domain.connect()))
+
+
+def read_policy(domain: libvirt.virDomain) -> dict[str, str]:
+    """What the metadata in a domain's definition says about its backups: attributes, and the names of what nothing understands.
+
+    The definition, since an administrator's change of it reaches a running domain only at its next start.
+    """
+    element = parse_xml(domain.XMLDesc(libvirt.VIR_DOMAIN_XML_INACTIVE)).find(f"metadata/{_POLICY}")
+    if element is None:
+        return {}
+    return {**element.attrib, **{f"<{etree.QName(child).localname}>": "" for child in element if isinstance(child.tag, str)}}
 
 
 def volumes_of(connection: libvirt.virConnect) -> VolumePlace:

@@ -23,6 +23,7 @@ from .._capture.levels import Wanted, check_level, collect_checkpoints, plan_lev
 from .._capture.methods import COPIED, METHODS, qemu_writer
 from .._capture.options import BeginOptions
 from .._capture.plan import choose_disks, occupied_by
+from .._capture.policy import policy_of
 from .._claim.claim import Claim
 from .._claim.find import claim_of
 from .._claim.lock import hold
@@ -37,7 +38,7 @@ from .._hypervisor.connection import LibvirtFailure, connect, explain, explained
 from .._hypervisor.disk_place import noted_place
 from .._hypervisor.domain_facts import domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk, sources
-from .._hypervisor.domains import read_domain
+from .._hypervisor.domains import read_domain, read_policy
 from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DOMAIN_CHECKPOINT
 from .._hypervisor.proof_mark import is_proof
 from .._hypervisor.reach import probe_target
@@ -117,7 +118,9 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
     facts, versions, method = domain_facts(connection, domain), host_versions(connection), METHODS[options.method]
     name, uuid = facts.xml.name, facts.xml.uuid
     target = where.made_in(options.staging_dir)
-    chosen, skipped = choose_disks(facts.xml, options.exclude_disks)
+    with explained(f"read the definition of domain {name!r}"):
+        policy = policy_of(name, read_policy(domain))
+    chosen, skipped = choose_disks(facts.xml, options.exclude_disks, policy.exclude_disks)
     obstacle = method.obstacle(versions, facts)
     if obstacle:
         raise LiveBackupError(f"Domain {name!r} cannot be backed up by {method.name}: {obstacle}.", code="method_unsuitable")
@@ -149,6 +152,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
         sources=sources(facts.xml),
         key_id=options.encrypt,
         key_check=options.key.check if options.key else "",
+        keep=policy.keep,
     )
     if not where.is_here:
         _plan_sending(plan, chosen, options)
@@ -274,6 +278,7 @@ def _reported(plan: CapturePlan) -> dict[str, Any]:
         # Not `skipped`: Ansible takes a result with that key for a task that did not run.
         "skipped_disks": plan.skipped,
         "not_captured": plan.not_captured,
+        "keep": plan.keep,
         "bytes_needed": plan.bytes_needed,
         "bytes_free": plan.bytes_free,
         "consistency": "filesystem" if plan.freezes else "crash" if METHODS[plan.method].live or plan.saved else "offline",
@@ -305,6 +310,7 @@ def _from_manifest(manifest: Manifest, path: str) -> dict[str, Any]:
         ],
         "skipped_disks": manifest["skipped"],
         "not_captured": manifest["not_captured"],
+        "keep": manifest.get("keep", {}),
         "consistency": manifest["consistency"]["level"],
         "why": manifest["consistency"]["why"],
         "frozen_ms": manifest["consistency"]["frozen_ms"],

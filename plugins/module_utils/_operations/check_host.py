@@ -39,6 +39,7 @@ _NO_DOMAIN = "00000000-0000-0000-0000-000000000000"
 def check_host(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[str, Any]:
     """The findings, those that would fail a backup first. In check mode no probe file is written at the target."""
     info = domain_info({**params, "unmatched": "tell", "prefer": _preferred(params)}, check_mode, clock)
+    info["domains"] = [domain for domain in info["domains"] if domain["wanted"]]
     found = [*_clock(params), *_unmatched(info), *_claims(info), *_restores(info), *_agents(info, params)]
     if params["target"]:
         found += _target(info, params, check_mode, clock)

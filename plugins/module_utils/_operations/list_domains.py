@@ -6,12 +6,14 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from fnmatch import fnmatchcase
 from typing import Any
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._capture.choice import choose_method
+from .._capture.policy import Policy, policy_of
 from .._claim.claim import Claim
 from .._claim.find import all_claims, claim_of
 from .._claim.lock import is_locked
@@ -22,6 +24,7 @@ from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import FAILURES, connect, explain, explained
 from .._hypervisor.domain_facts import domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk
+from .._hypervisor.domains import read_policy
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
 from .._hypervisor.proof_mark import is_proof
 from .._hypervisor.versions import HostVersions, version_text
@@ -39,6 +42,9 @@ _UNKNOWN: dict[str, Any] = {
     "restore": None,
     "method": "",
     "method_reason": "",
+    "wanted": True,
+    "policy": asdict(Policy()),
+    "policy_problem": "",
 }
 
 
@@ -119,6 +125,7 @@ def _domain(
     method, reason = choose_method(versions, active=facts.active, wanted=params["method"], prefer=params["prefer"])
     claim = claim_of(facts.xml)
     restore = restore_that_owns(facts.xml.uuid, facts.xml.name, [disk.chain[0].path for disk in facts.xml.disks if disk.chain])
+    policy, policy_problem = _policy(domain)
     with explained(f"list the checkpoints of domain {facts.xml.name!r}"):
         checkpoints = [checkpoint.getName() for checkpoint in domain.listAllCheckpoints()]
     return {
@@ -136,7 +143,20 @@ def _domain(
         "restore": None if restore is None else _restore(restore),
         "method": method,
         "method_reason": reason,
+        "wanted": policy.backup or facts.xml.name in params["domains"],
+        "policy": asdict(policy),
+        "policy_problem": policy_problem,
     }
+
+
+def _policy(domain: libvirt.virDomain) -> tuple[Policy, str]:
+    """The policy in a domain's metadata, and what is wrong with it. A backup of the domain fails by that."""
+    with explained(f"read the definition of domain {domain.name()!r}"):
+        given = read_policy(domain)
+    try:
+        return policy_of(domain.name(), given), ""
+    except LiveBackupError as error:
+        return Policy(), error.msg
 
 
 def _claim(claim: Claim, clock: Clock) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
 from .._claim.restore_journal import journals_and_damage
-from .._sets.retention import RULES
+from .._sets.schema import RULES
 from .target import target_of
 
 

@@ -88,9 +88,16 @@ def _plan(sets: list[SetFacts], keep: Keep) -> tuple[Plan, list[SetFacts], list[
     if reason:
         plan = Plan({one["backup_id"]: ["nothing is removed"] for one in sets if _is_set(one)}, [], reason)
     else:
-        plan = plan_retention(sets, keep["rules"], time.time(), keep["ids"])
+        plan = plan_retention(sets, _own_rules(sets) or keep["rules"], time.time(), keep["ids"])
     gone = [one for one in sets if _is_set(one) and one["backup_id"] in plan.removed]
     return plan, gone, [] if plan.problem else [one for one in sets if one["status"] == "removing"]
+
+
+def _own_rules(sets: list[SetFacts]) -> dict[str, int]:
+    """The domain's own rules, as its newest good set noted them. Those of an older set no longer hold."""
+    good = [one for one in sets if one["good"] and one["manifest"]]
+    newest = max(good, key=lambda one: str(one["instant"]), default=None)
+    return newest["manifest"].get("keep", {}) if newest and newest["manifest"] else {}
 
 
 def _is_set(one: SetFacts) -> bool:

@@ -28,11 +28,13 @@ PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
     "monthly": lambda at: (at.year, at.month),
     "yearly": lambda at: (at.year,),
 }
-RULES = ("last", *PERIODS)
 
 
 class Keep(TypedDict):
-    """What must stay: how many sets by each of RULES, those that are named, and all of the domains that are `held`: UUID and why."""
+    """What must stay: how many sets by each rule, those that are named, and all of the domains that are `held`: UUID and why.
+
+    A domain with rules of its own follows those.
+    """
 
     rules: dict[str, int]
     ids: list[str]

@@ -15,6 +15,8 @@ from typing import Any, TypedDict
 from .._base.schema import MOST, TEXT, Schema
 
 VERSION = 2
+# What a rule of retention counts.
+RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
 
 
 class _MaybeOfSource(TypedDict, total=False):
@@ -125,6 +127,7 @@ class _MaybeOfManifest(TypedDict, total=False):
     level_reason: str
     checkpoint: Checkpoint | None
     made_of: list[str]
+    keep: dict[str, int]
 
 
 class Manifest(_MaybeOfManifest):
@@ -246,6 +249,8 @@ SCHEMA["properties"].update(
 SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
 # Only there where a limit was set.
 SCHEMA["properties"]["latency"] = _object(limit_ms=_AMOUNT, worst_ms=_AMOUNT, slowed_seconds=_AMOUNT)
+# Only there where the domain's own metadata had rules. They are those of all its sets while this set is the newest good one.
+SCHEMA["properties"]["keep"] = {**_object(**dict.fromkeys(RULES, _AMOUNT)), "required": []}
 # Only there where the set is encrypted.
 SCHEMA["properties"]["encryption"] = _object(format={"const": "luks"}, key_id=_BACKUP_ID, key_check=_text("[0-9a-f]{32}"))
 # Only there where the domain was captured together with others.

@@ -62,9 +62,19 @@ def test_method_by_version(libvirt: int, qemu: int, active: bool, method: str) -
     ],
 )
 def test_chosen_and_skipped_disks(disks: list[Disk], exclude: list[str], chosen: list[str], skipped: dict[str, str]) -> None:
-    taken, left = choose_disks(domain(*disks), exclude)
+    taken, left = choose_disks(domain(*disks), exclude, [])
     assert [one.target for one in taken] == chosen
     assert {one["target"]: one["reason"] for one in left} == skipped
+
+
+def test_the_metadatas_exclusions_count_where_nothing_else_is_excluded() -> None:
+    both = domain(disk("vda"), disk("vdb"), disk("vdc"))
+    taken, left = choose_disks(both, [], ["vdb"])
+    assert [one.target for one in taken] == ["vda", "vdc"] and left == [{"target": "vdb", "reason": "excluded by the domain's metadata"}]
+    taken, left = choose_disks(both, ["vdc"], ["vdb"])
+    assert [one.target for one in taken] == ["vda", "vdb"] and left == [{"target": "vdc", "reason": "excluded"}]
+    with pytest.raises(LiveBackupError, match="has no disk vdz to exclude"):
+        choose_disks(both, [], ["vdz"])
 
 
 @pytest.mark.parametrize(
@@ -81,7 +91,7 @@ def test_chosen_and_skipped_disks(disks: list[Disk], exclude: list[str], chosen:
 )
 def test_disks_that_fail_the_domain(disks: list[Disk], exclude: list[str], parts: list[str]) -> None:
     with pytest.raises(LiveBackupError) as caught:
-        choose_disks(domain(*disks), exclude)
+        choose_disks(domain(*disks), exclude, [])
     assert all(part in caught.value.msg for part in [*parts, "'db1'"]), caught.value.msg
 
 

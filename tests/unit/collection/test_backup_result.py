@@ -22,6 +22,7 @@ MANIFEST = {
     "started": "2026-11-22T18:45:00.000Z",
     "finished": "2026-11-22T18:46:33.000Z",
     "not_captured": [],
+    "keep": {},
     "disks": [{"capacity": 10 * 2**30}, {"capacity": 2 * 2**30}],
     "consistency": {"level": "filesystem", "instant": "2026-11-22T18:45:12.345Z", "frozen_ms": 61, "why": "the guest agent froze 1"},
 }
@@ -37,6 +38,7 @@ BEGUN: dict[str, Any] = {
     "disks": [{"target": "vda"}, {"target": "vdb"}],
     "skipped_disks": [],
     "not_captured": [],
+    "keep": {},
     "consistency": "crash",
     "bytes_needed": 2**20,
     "bytes_free": 2**30,
@@ -114,12 +116,17 @@ def test_its_group_is_the_manifests(in_manifest: dict[str, Any], problem: str, t
 
 
 def test_a_plan_says_what_it_needs() -> None:
-    begun = {**BEGUN, "skipped_disks": [{"target": "sda", "reason": "cdrom"}], "not_captured": ["its TPM"]}
+    begun = {
+        **BEGUN,
+        "skipped_disks": [{"target": "sda", "reason": "cdrom"}],
+        "not_captured": ["its TPM"],
+        "keep": {"daily": 14, "last": 2},
+    }
     row = result(ABOUT, ended(begun=begun, published=SKIPPED, verified=SKIPPED))
     assert (row["status"], row["changed"], row["bytes"], row["bytes_free"], row["method"]) == ("planned", True, 2**20, 2**30, "push")
     assert row["msg"] == (
         "db1: push, since the domain is running; disks vda, vdb; skipped sda: cdrom; not in the set: its TPM; "
-        "crash-consistent if all goes well; needs up to 1.00 MB, 1.00 GB are free"
+        "crash-consistent if all goes well; its metadata keeps daily 14, last 2; needs up to 1.00 MB, 1.00 GB are free"
     )
 
 

@@ -11,10 +11,12 @@ import yaml
 from hypothesis import given, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._backup_rows import group, listing, options, rows, strangers
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._backup_rows import group, listing, notes, options, rows
+from tests.report.sample import POLICY
 
 ROOT = Path(__file__).parents[3]
 SPEC = yaml.safe_load((ROOT / "roles/backup/meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]["main"]["options"]
+
 UUIDS = {name: f"{number:08x}-0000-4000-8000-000000000000" for number, name in enumerate(["db1", "web1", "app1", "a b", "a_b"], 1)}
 KEEP = "backup_keep must map last, hourly, daily, weekly, monthly or yearly to numbers"
 EXCLUDE = "backup_exclude_disks must map names of domains to lists of disks"
@@ -23,7 +25,7 @@ GROUPS = "backup_groups must map names of groups to lists of domains"
 
 def domain(name: str, **about: Any) -> dict[str, Any]:
     """As libvirt_domain_info lists it."""
-    known = {"method": "push", "method_reason": "the domain is running", "error": "", "claim": None, "restore": None}
+    known = {"method": "push", "method_reason": "the domain is running", "error": "", "claim": None, "restore": None, **POLICY}
     return {"name": name, "uuid": UUIDS[name], "disks": [], **known, **about}
 
 
@@ -95,7 +97,7 @@ def test_a_listing_names_rows_so_that_a_limit_can() -> None:
     assert [one["row"] for one in found["domains"]] == ["a_b.00000004@hv", "a_b@hv"]
     assert [one["interrupted"] for one in found["domains"]] == [False, True] and "disks" not in found["domains"][0]
     assert (found["matched"], found["unmatched"]) == (["a*"], ["x"])
-    assert listing({}, "hv") == {"domains": [], "matched": [], "unmatched": [], "proofs": []}
+    assert listing({}, "hv") == {"domains": [], "matched": [], "unmatched": [], "proofs": [], "left_out": []}
 
 
 def test_the_first_row_of_each_hypervisor_comes_before_the_second_of_any() -> None:
@@ -153,7 +155,15 @@ def test_what_to_know_before_a_run() -> None:
 
 @pytest.mark.parametrize("about", [{"domains": ["db*"]}, {"domains": ["*"], "exclude_domains": ["gone"]}], ids=str)
 def test_exclusions_of_domains_that_a_run_leaves_out_are_no_news(about: dict[str, Any]) -> None:
-    assert strangers([run("hv1", "db1", exclude_disks={"gone": ["vda"]}, **about)]) == ""
+    assert notes([run("hv1", "db1", exclude_disks={"gone": ["vda"]}, **about)]) == []
+
+
+def test_a_domain_that_leaves_itself_out_has_no_row_and_is_named() -> None:
+    found = listing({"domains": [domain("db1"), domain("web1", wanted=False)], "matched": ["*"], "unmatched": []}, "hv1")
+    assert [one["name"] for one in found["domains"]] == ["db1"] and found["left_out"] == ["web1"]
+    both = {**run("hv1", "db1", exclude_disks={"web1": ["vda"]}), **found}
+    assert names([both]) == ["db1@hv1"]
+    assert notes([both]) == ["Not backed up, since their own metadata says backup=no: web1 on hv1."]
 
 
 def member(name: str, at: float | None, *, offset: float = 0.0, error: float = 1.2, missed: str = "") -> dict[str, Any]:

@@ -35,7 +35,12 @@ def test_the_worst_comes_first_and_all_of_a_domain_is_together() -> None:
         results=[result("kvm1", "db1"), failed("kvm1", "new1", "No space left on device.")],
     )
     assert found == [
-        ("error", "kvm1", "new1", "The backup failed. No space left on device. There is no good backup."),
+        (
+            "error",
+            "kvm1",
+            "new1",
+            "The backup failed. No space left on device. There is no good backup. The objective is 26 h (status_max_age).",
+        ),
         ("warning", "kvm1", "db1", f"Set {sets[0]['backup_id']} is damaged: vda.qcow2: it is missing"),
     ]
 

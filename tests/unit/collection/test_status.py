@@ -8,12 +8,13 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import length, metrics, seconds_of, status
-from tests.report.sample import NIGHT, NOW, backup_id, backup_set, domain, nights, partial, proof
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._objectives import length, objectives, problem, seconds_of
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import metrics, status
+from tests.report.sample import NIGHT, NOW, POLICY, backup_id, backup_set, domain, nights, partial, proof
 
 
 def row_of(sets: list[dict[str, Any]], *, max_age: str = "26h", **about: Any) -> dict[str, Any]:
-    [row] = status([domain("db1", **about)], sets, "kvm1", max_age, NOW)
+    [row] = status([domain("db1", **about)], sets, "kvm1", NOW, lambda one: objectives(one, {}, max_age))
     return row
 
 
@@ -140,6 +141,8 @@ def test_metrics_of_a_domain_without_a_backup() -> None:
         'live_backup_disproved_sets{domain="db1"} 0',
         'live_backup_damaged_sets{domain="db1"} 0',
         'live_backup_interrupted{domain="db1"} 0',
+        'live_backup_objective_seconds{domain="db1",objective="rpo"} 93600.0',
+        'live_backup_objective_met{domain="db1",objective="rpo"} 0',
         "live_backup_status_timestamp_seconds 1000.5",
     ]
 
@@ -165,3 +168,84 @@ def test_the_metrics_of_words() -> None:
 def test_a_metrics_label_holds_any_name() -> None:
     row = {**row_of([]), "domain": 'a"b\\c\nd'}
     assert 'live_backup_interrupted{domain="a\\"b\\\\c\\nd"} 0' in metrics([row], NOW)
+
+
+def of(name: str, **objectives_of: str) -> dict[str, Any]:
+    return domain(name, policy={**POLICY["policy"], "objectives": objectives_of})
+
+
+GIVEN = {"*": {"rpo": "26h", "proof": "35d"}, "db*": {"rpo": "8h"}, "db1": {"rto": "10m"}}
+
+
+@pytest.mark.parametrize(
+    ("one", "given", "found"),
+    [
+        (of("web1"), {}, {"rpo": ("2d", "status_max_age")}),
+        (of("web1"), GIVEN, {"rpo": ("26h", "backup_objectives"), "proof": ("35d", "backup_objectives")}),
+        (
+            of("db1"),
+            GIVEN,
+            {
+                "rpo": ("8h", "backup_objectives"),
+                "rto": ("10m", "backup_objectives of db1"),
+                "proof": ("35d", "backup_objectives"),
+            },
+        ),
+        (
+            of("db1", rpo="1h", rto="5m"),
+            GIVEN,
+            {
+                "rpo": ("1h", "the domain's metadata"),
+                "rto": ("10m", "backup_objectives of db1"),
+                "proof": ("35d", "backup_objectives"),
+            },
+        ),
+        # A name may hold what is special in a glob.
+        (of("db[1]"), {"db[1]": {"rpo": "1h"}, "db[[]1]": {"rpo": "2h"}}, {"rpo": ("1h", "backup_objectives of db[1]")}),
+    ],
+)
+def test_which_objectives_a_domain_has(one: dict[str, Any], given: dict[str, Any], found: dict[str, Any]) -> None:
+    assert objectives(one, given, "2d") == found
+
+
+def test_objectives_are_judged_by_what_was_measured() -> None:
+    wanted = {"rpo": ("26h", "a"), "rto": ("10m", "b"), "proof": ("2d", "c")}
+    [last] = nights("db1", 1)
+    last["proof"] = proof("boot", NIGHT, rto_ms=700_000)
+
+    def row(sets: list[dict[str, Any]]) -> dict[str, Any]:
+        [one] = status([domain("db1")], sets, "kvm1", NOW, lambda _one: wanted)
+        return one
+
+    found = row([last])
+    assert {one["name"]: one["met"] for one in found["objectives"]} == {"rpo": True, "rto": False, "proof": True}
+    assert found["ok"] and not found["within_objectives"]
+    assert found["objectives"][1]["msg"] == "The guest took 12 min to start in the last proof. The objective is 10 min (b)."
+    assert found["msg"].endswith("The guest took 12 min to start in the last proof. The objective is 10 min (b)")
+    last["proof"] = proof("check", NIGHT)
+    assert row([last])["objectives"][1]["msg"].startswith("The last proof has not measured how long the guest takes to start. The")
+    nothing = row([])
+    assert [one["met"] for one in nothing["objectives"]] == [False] * 3 and not nothing["ok"]
+    assert nothing["objectives"][0]["msg"] == "There is no good backup. The objective is 26 h (a)."
+    lines = metrics([found], NOW).splitlines()
+    assert 'live_backup_objective_met{domain="db1",objective="rto"} 0' in lines
+    assert 'live_backup_objective_seconds{domain="db1",objective="proof"} 172800.0' in lines
+
+
+def test_nothing_is_promised_of_a_domain_that_leaves_itself_out() -> None:
+    row = row_of([], wanted=False)
+    assert row["ok"] and row["within_objectives"] and row["objectives"] == []
+    assert row["msg"] == "db1: no backup, since its own metadata says backup=no"
+
+
+def test_a_policy_that_is_not_valid_is_an_error_of_the_domain() -> None:
+    assert row_of(nights("db1", 1), policy_problem="The metadata is not valid.")["error"] == "The metadata is not valid."
+
+
+@pytest.mark.parametrize("given", [[], "x", {"*": "26h"}, {"*": {"rpo": 26}}, {"*": {"rpo": "26"}}, {"*": {"rpt": "26h"}}], ids=str)
+def test_objectives_that_are_none_are_refused(given: Any) -> None:
+    assert problem(given).startswith("backup_objectives must map names or globs of domains to rpo, rto and proof")
+
+
+def test_objectives() -> None:
+    assert problem(GIVEN) == problem({}) == ""

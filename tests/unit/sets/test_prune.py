@@ -240,3 +240,15 @@ def test_what_is_found_out_before_the_removal_counts(target: Path, monkeypatch: 
     result = prune(target)
     assert names(result, "removed") == ["app/n1"] and "the last proof of n3 failed" in result["problems"][0]
     assert [name for name in there(target) if name.startswith("db1/n")] == ["db1/n1", "db1/n2", "db1/n3"]
+
+
+def test_a_domains_own_rules_are_those_of_its_newest_good_set(target: Path) -> None:
+    for day, keep in ((4, {"last": 3}), (5, {})):
+        make_set(target, f"n{day}", instant=f"2026-08-0{day}T00:00:00.000Z", **({"keep": keep} if keep else {}))
+    # It is older than the newest, which has no rules.
+    assert names(prune(target), "kept") == ["app/n2", "db1/n3"]
+    make_set(target, "n6", instant="2026-09-03T12:00:00.000Z", keep={"last": 2})
+    make_set(target, "n7", instant="2026-09-03T18:00:00.000Z")
+    (target / "db1/n7/manifest.json").write_text("{}", encoding="utf-8")
+    result = prune(target, 1)
+    assert names(result, "kept") == ["app/n2", "db1/n7", "db1/n3", "db1/n6"] and names(result, "removed") == []

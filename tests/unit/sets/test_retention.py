@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import RULES, Plan, plan_retention
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import Plan, plan_retention
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import RULES
 
 NOW = datetime.datetime(2026, 1, 2, 3, 4, 5, tzinfo=datetime.timezone.utc).timestamp()
 HOUR, DAY = 3600, 86400

@@ -14,7 +14,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors i
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.list_sets import set_info
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations.prune import prune
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.check import note_proof
-from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import RULES
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import RULES
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import server as _far_end
 
 from ..support.clock import FakeClock

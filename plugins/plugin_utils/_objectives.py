@@ -1,0 +1,97 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What is promised of a domain's backups: where each objective comes from, and whether it is met."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from fnmatch import fnmatchcase
+from typing import Any
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._capture.policy import OBJECTIVES, is_duration
+
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_FORM = (
+    "backup_objectives must map names or globs of domains to rpo, rto and proof. Each is a number with s, m, h, d or w, "
+    "as in {'*': {'rpo': '26h', 'proof': '35d'}, 'db1': {'rpo': '4h', 'rto': '10m'}}."
+)
+
+
+def seconds_of(text: str) -> float:
+    """`26h` as seconds."""
+    return float(text[:-1]) * _UNITS[text[-1]]
+
+
+def length(seconds: float) -> str:
+    """Seconds in the unit that suits: `45 s`, `12 min`, `26 h`, `3 days`."""
+    for size, unit, until in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172800)):
+        if seconds < until:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"
+
+
+def problem(given: Any) -> str:
+    """What is wrong with `backup_objectives`; empty if nothing is."""
+    entries = list(given.values()) if isinstance(given, Mapping) else [None]
+    fits = all(isinstance(one, Mapping) and set(one) <= {*OBJECTIVES} and all(map(is_duration, one.values())) for one in entries)
+    return "" if fits else _FORM
+
+
+def objectives(domain: Mapping[str, Any], given: Mapping[str, Mapping[str, str]], max_age: str) -> dict[str, tuple[str, str]]:
+    """The value of each objective of a domain, and where it comes from. What names the domain itself comes first.
+
+    That is an entry of `given` with its very name, then the domain's metadata. Then come the globs of `given`, a later one before an
+    earlier one, and for the RPO at last `max_age`.
+    """
+    name = domain["name"]
+    globs = [entry for pattern, entry in given.items() if pattern != name and fnmatchcase(name, pattern)]
+    ranked: list[tuple[str, Mapping[str, str]]] = [
+        (f"backup_objectives of {name}", given.get(name, {})),
+        ("the domain's metadata", domain["policy"]["objectives"]),
+        *(("backup_objectives", entry) for entry in reversed(globs)),
+        ("status_max_age", {"rpo": max_age}),
+    ]
+    return {
+        objective: next((entry[objective], source) for source, entry in ranked if objective in entry)
+        for objective in OBJECTIVES
+        if any(objective in entry for _source, entry in ranked)
+    }
+
+
+def judged(wanted: Mapping[str, tuple[str, str]], row: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
+    """Whether each objective is met, by what is known of the domain's backups."""
+    says = {"rpo": _age, "rto": _recovery, "proof": _proof}
+    found = []
+    for name, (text, source) in wanted.items():
+        seconds = seconds_of(text)
+        value, words = says[name](row, now)
+        met = value is not None and value <= seconds
+        words += f". The objective is {length(seconds)} ({source})."
+        found.append({"name": name, "seconds": seconds, "source": source, "met": met, "msg": words})
+    return found
+
+
+def _age(row: Mapping[str, Any], _now: float) -> tuple[float | None, str]:
+    """The age of the last good backup."""
+    if not row["backup_id"]:
+        return None, "There is no good backup"
+    return row["age_seconds"], f"The last good backup is {length(row['age_seconds'])} old"
+
+
+def _recovery(row: Mapping[str, Any], _now: float) -> tuple[float | None, str]:
+    """How long the guest took to come up in the last proof by a boot."""
+    proof = row["last_proof"]
+    if not proof or not proof.get("rto_ms"):
+        return None, "The last proof has not measured how long the guest takes to start"
+    return proof["rto_ms"] / 1000, f"The guest took {length(proof['rto_ms'] / 1000)} to start in the last proof"
+
+
+def _proof(row: Mapping[str, Any], now: float) -> tuple[float | None, str]:
+    """The age of the last proof."""
+    if not row["last_proof"]:
+        return None, "No backup was ever proven"
+    age = now - wall_time(row["last_proof"]["at"])
+    return age, f"The last proof is {length(age)} old"
