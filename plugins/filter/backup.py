@@ -11,7 +11,7 @@ from typing import Any
 
 from ansible.utils.display import Display
 
-from ansible_collections.virtops.live_backup.plugins.plugin_utils import _backup_result, _backup_rows, _restore, _variables
+from ansible_collections.virtops.live_backup.plugins.plugin_utils import _backup_result, _backup_rows, _restore, _summaries, _variables
 
 
 def unknown_variables(names: list[str], known: list[str], strict: bool = False) -> str:
@@ -34,6 +34,8 @@ class FilterModule:
             "backup_group": _backup_rows.group,
             "backup_result": _backup_result.result,
             "backup_results": _backup_result.results,
+            "prune_summary": _summaries.pruned,
+            "recover_summary": _summaries.recovered,
             "backup_summary": _backup_result.summary,
             "backup_verdict": _backup_result.verdict,
             "backup_row_verdict": _backup_result.row_verdict,

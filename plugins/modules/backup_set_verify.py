@@ -164,6 +164,11 @@ backup_id:
   returned: always, if the set was found
   type: str
   sample: 20261122T184512Z
+msg:
+  description: The outcome in a sentence.
+  returned: always
+  type: str
+  sample: Backup set 20261122T184512Z of domain 'db1' is good, proven by boot, and its guest was up after 8.123 s.
 rto_seconds:
   description: For O(level=boot), the seconds from the start of the set's image servers until the guest was up.
   returned: always, if the set was found

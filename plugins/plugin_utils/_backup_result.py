@@ -10,10 +10,12 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ansible.module_utils.common.text.formatters import bytes_to_human
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 
 from ._status import fallback
 
+# Of a run with more domains, only some are named at its end.
+_MOST_NAMED = 20
 _ROW: dict[str, Any] = {
     "domain": "", "uuid": "", "hypervisor": "", "status": "failed", "changed": False, "backup_id": "", "method": "", "method_reason": "",
     "level": "", "level_reason": "", "path": "", "bytes": 0, "protected": 0, "seconds": 0, "consistency": "", "instant": "", "started": "",
@@ -66,19 +68,54 @@ def _published(
         "group_problem": "" if captured_with else about["group_problem"],
         "msg": f"{row['domain']}: {manifest['method']} ({manifest['method_reason']}), {f'{level}, ' if level else ''}"
         f"{'was published already' if published['was_published'] else 'published'} at {published['path']}, "
-        f"{bytes_to_human(published['bytes'])} in {round(published['seconds'])} s, "
+        f"{size_text(published['bytes'])} in {round(published['seconds'])} s, "
         f"{consistency['level']}-consistent ({consistency['why']}){lacks}",
     }
 
 
-def summary(rows: list[Mapping[str, Any]]) -> list[str]:
-    """What the rows say, and how much was stored for how much that is protected."""
+def summary(rows: list[Mapping[str, Any]], rerun: Sequence[str] = ()) -> list[str]:
+    """What became of the domains of a run, its totals, its failures by their cause, and how to run them again.
+
+    A large run names only the domains of which something must be known; the others are in the report.
+    """
     published = [row for row in rows if row["status"] == "published"]
-    stored, protected = (bytes_to_human(sum(row[key] for row in published)) for key in ("bytes", "protected"))
+    failed = [row for row in rows if row["status"] == "failed"]
+    named = [row for row in rows if row["status"] == "planned" or row["status"] == "published" and len(rows) <= _MOST_NAMED]
+    lines = [row["msg"] for row in named]
+    if failed or any(row["changed"] for row in published):
+        lines += _totals(rows, published)
+    lines += [f"Failed: {', '.join(subjects)}: {cause}" for cause, subjects in _by_cause(failed).items()]
+    if failed and rerun:
+        lines.append(f"To run again what failed: -e backup_id={failed[0]['backup_id']} --limit '{','.join(rerun)}'")
+    return lines
+
+
+def _totals(rows: list[Mapping[str, Any]], published: list[Mapping[str, Any]]) -> list[str]:
+    stored, protected = (size_text(sum(row[key] for row in published)) for key in ("bytes", "protected"))
     levels = Counter(row["level"] for row in published)
-    words = ", ".join(f"{count} {level}" for level, count in sorted(levels.items()))
-    total = [f"{len(published)} of {len(rows)} domains backed up ({words}): {stored} stored, disks of {protected} protected."]
-    return [row["msg"] for row in rows] + (total if any(row["changed"] for row in published) else [])
+    words = f" ({', '.join(f'{count} {level}' for level, count in sorted(levels.items()))})" if levels else ""
+    total = f"{len(published)} of {len(rows)} domains backed up{words}"
+    if not published:
+        return [f"{total}."]
+    lines = [f"{total}: {stored} stored, disks of {protected} protected."]
+    if len(published) == 1:
+        return lines
+    slowest = max(published, key=lambda row: row["seconds"])
+    lines.append(f"The longest backup was {_place(slowest)}, {round(slowest['seconds'])} s.")
+    frozen = max((row for row in published if row["frozen_ms"]), key=lambda row: row["frozen_ms"], default=None)
+    return lines if frozen is None else [*lines, f"The longest freeze was {_place(frozen)}, {frozen['frozen_ms']} ms."]
+
+
+def _by_cause(failed: list[Mapping[str, Any]]) -> dict[str, list[str]]:
+    """Who failed, by the reason: a hundred domains may have the same."""
+    causes: dict[str, list[str]] = {}
+    for row in failed:
+        causes.setdefault(row["msg"].removeprefix(f"{row['domain'] or row['hypervisor']}: "), []).append(_place(row))
+    return causes
+
+
+def _place(row: Mapping[str, Any]) -> str:
+    return f"{row['domain']} on {row['hypervisor']}" if row["domain"] else str(row["hypervisor"])
 
 
 def _level_words(of: Mapping[str, Any]) -> str:
@@ -118,7 +155,7 @@ def _plan_words(row: Mapping[str, Any], begun: Mapping[str, Any], recovered: Map
         lacks,
         f"{begun['consistency']}-consistent if all goes well",
         _kept_by(begun["keep"]),
-        f"needs up to {bytes_to_human(begun['bytes_needed'])}, {bytes_to_human(begun['bytes_free'])} are free",
+        f"needs up to {size_text(begun['bytes_needed'])}, {size_text(begun['bytes_free'])} are free",
     ]
     return "; ".join(word for word in words if word)
 
@@ -129,9 +166,9 @@ def _kept_by(rules: Mapping[str, int]) -> str:
 
 
 def results(run: Mapping[str, Any], hosts: list[Mapping[str, Any]]) -> dict[str, Any]:
-    """The rows of a hypervisor that ended or lost it, and how to run again those that failed; `hosts` are the variables of all its rows.
+    """The rows of a hypervisor that ended or lost it, and the hosts of a limit that runs again those that failed.
 
-    A limit may have left out some: of those nothing ran.
+    `hosts` are the variables of all its rows. A limit may have left out some: of those nothing ran.
     """
     ended, lost, failed = [], [], []
     for host in hosts:
@@ -144,8 +181,7 @@ def results(run: Mapping[str, Any], hosts: list[Mapping[str, Any]]) -> dict[str,
         elif "__backup_begun" in host or "__backup_recovered" in host:
             lost.append(_lost(run, host["__backup_domain"]))
             failed.append(host["inventory_hostname"])
-    rerun = f"To run again what failed: --limit '{','.join([run['hypervisor'], *failed])}'." if failed else ""
-    return {"results": [*ended, *lost], "rerun": rerun}
+    return {"results": [*ended, *lost], "rerun": [run["hypervisor"], *failed] if failed else []}
 
 
 def _lost(run: Mapping[str, Any], domain: Mapping[str, Any]) -> dict[str, Any]:
@@ -153,10 +189,8 @@ def _lost(run: Mapping[str, Any], domain: Mapping[str, Any]) -> dict[str, Any]:
     return result({"domain": domain, "hypervisor": run["hypervisor"], "backup_id": run["backup_id"]}, {"failed": {"msg": said}})
 
 
-def verdict(
-    told: list[Mapping[str, Any]], run: Mapping[str, Any], rerun: str = "", missing: Sequence[str] = (), nowhere: Sequence[str] = ()
-) -> str:
-    """Why a run failed on a hypervisor. Empty if it did not.
+def verdict(told: list[Mapping[str, Any]], run: Mapping[str, Any], missing: Sequence[str] = (), nowhere: Sequence[str] = ()) -> str:
+    """Why a run failed on a hypervisor. Empty if it did not. The summary has the reasons of each domain.
 
     The reasons are its results, rows of --limit that it does not have, and domains that no hypervisor has.
     """
@@ -166,11 +200,11 @@ def verdict(
     problems = []
     if needed > free:
         problems.append(
-            f"Each domain alone fits, all together may not: they need up to {needed} bytes, "
-            f"and {free} bytes are free at {run['options']['target']}."
+            f"Each domain alone fits, all together may not: they need up to {size_text(needed)}, "
+            f"and {size_text(free)} are free at {run['options']['target']}."
         )
     if failed:
-        problems += [f"{len(failed)} of {len(told)} domains failed.", *([rerun] if rerun else []), *(row["msg"] for row in failed)]
+        problems.append(f"{len(failed)} of {len(told)} domains failed.")
     if missing:
         problems.append(
             f"--limit names {', '.join(missing)}, and {run['hypervisor']} has no such domain. Was it migrated or renamed? "
@@ -182,10 +216,10 @@ def verdict(
 
 
 def row_verdict(told: list[Mapping[str, Any]], group: str = "") -> str:
-    """Why the row of a domain failed. Empty if it did not."""
+    """That the row of a domain failed. Empty if it did not. The summary has the reason."""
     for row in told:
         if row["status"] == "failed":
-            return str(row["msg"])
+            return f"{row['domain']} is not backed up{f' ({code})' if (code := row['code']) else ''}."
         if row["group_problem"]:
             return f"{row['domain']} is backed up, but not as part of group {group}: {row['group_problem']}"
     return ""

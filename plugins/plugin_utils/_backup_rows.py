@@ -108,7 +108,7 @@ def rows(runs: list[Mapping[str, Any]], forks: int) -> dict[str, Any]:
     return {
         "rows": made,
         "problems": {run["hypervisor"]: _too_many(run, runs) or (too_few if len(grouped) > forks else "") for run in runs},
-        "notes": [*notes(runs), *_slow(len(made), forks)],
+        "notes": [*_head(runs, len(made)), *notes(runs), *_slow(len(made), forks)],
     }
 
 
@@ -122,6 +122,15 @@ def _proofs(runs: list[Mapping[str, Any]]) -> list[str]:
     """Which guests of proofs are left out."""
     found = [f"{name} on {run['hypervisor']}" for run in runs for name in run.get("proofs", [])]
     return [f"Not backed up, since they boot a backup set to prove it: {', '.join(found)}."] * bool(found)
+
+
+def _head(runs: list[Mapping[str, Any]], number: int) -> list[str]:
+    """What is run, and how to go on with it."""
+    if not number:
+        return []
+    name, hosts = runs[0]["backup_id"], len([run for run in runs if run["domains"]])
+    what = f"{number} {'domain' if number == 1 else 'domains'} on {hosts} {'hypervisor' if hosts == 1 else 'hypervisors'}"
+    return [f"Backup {name}: {what}. After an interruption, continue with -e backup_id={name}."]
 
 
 def notes(runs: list[Mapping[str, Any]]) -> list[str]:

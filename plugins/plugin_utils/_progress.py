@@ -18,30 +18,41 @@ from ansible.errors import AnsibleError
 from ansible.plugins.action import ActionBase
 from ansible.utils.display import Display
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
+
 # After twenty lines they become rarer, so that a day's copy has some hundred, not ten thousand.
 _RARER = 20
 _END_SECONDS = 1.0
 
 
-def words(progress: dict[str, Any], before: dict[str, Any], seconds: float) -> str:
-    """One line: each disk's share, bytes, rate and time left, from what was told now and so many seconds before."""
+# What a module does meanwhile, in a word.
+_PHASES = {"libvirt_job_wait": "backup job", "sparse_copy": "copy", "libvirt_blockcommit": "commit"}
+
+
+def onward(progress: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:
+    """The progress that is shown: a disk that is done stays, its share never shrinks, and no disk has more than all.
+
+    A module tells only of the disks that it works on, and libvirt's numbers may fall.
+    """
+    disks = {disk: [total, total] for disk, (_done, total) in before.get("disks", {}).items()}
+    for disk, (told, total) in progress["disks"].items():
+        done = max(told, before.get("disks", {}).get(disk, [0])[0])
+        disks[disk] = [done, max(done, total) if total else 0]
+    return {**progress, "disks": disks}
+
+
+def words(phase: str, progress: dict[str, Any], before: dict[str, Any], seconds: float) -> str:
+    """One line: the phase, and the share, bytes, rate and time left of all disks, from what is known now and so many seconds before."""
     if progress["waits_for"]:
         return f"{progress['domain']}: waits for {progress['waits_for']}"
-    parts = []
-    for disk, (done, total) in sorted(progress["disks"].items()):
-        rate = max(0, done - before.get("disks", {}).get(disk, [done])[0]) / seconds if seconds > 0 else 0
-        share = f"{min(99, 100 * done // total) if done < total else 100} %, {_bytes(done)} of {_bytes(total)}" if total else _bytes(done)
-        left = f", {_duration((total - done) / rate)} left" if rate and done < total else ""
-        parts.append(f"{disk} {share}" + (f", {_bytes(rate)}/s" if rate else "") + left)
-    return f"{progress['domain']}: {'; '.join(parts)}"
-
-
-def _bytes(number: float) -> str:
-    for unit in ("B", "KiB", "MiB", "GiB"):
-        if number < 1024:
-            return f"{number:.0f} {unit}" if unit == "B" else f"{number:.1f} {unit}"
-        number /= 1024
-    return f"{number:.1f} TiB"
+    done, total = (sum(amounts) for amounts in zip([0, 0], *progress["disks"].values()))
+    known = before.get("disks", {})
+    rate = max(0, done - sum(known[disk][0] for disk in known)) / seconds if seconds > 0 and known else 0
+    # A total that is not known is none, and that of a part says nothing of the whole.
+    complete = all(amount for _done, amount in progress["disks"].values())
+    share = f"{100 * done // total} %, {size_text(done)} of {size_text(total)}" if total and complete else size_text(done)
+    left = f", {_duration((total - done) / rate)} left" if rate and complete and done < total else ""
+    return f"{progress['domain']}: {phase} {share}" + (f", {size_text(rate)}/s" if rate else "") + left
 
 
 def _duration(seconds: float) -> str:
@@ -92,6 +103,7 @@ class ProgressAction(ActionBase):
         return type(self)(self._task, connection, self._play_context, self._loader, self._templar, self._shared_loader_obj)
 
     def _watch(self, path: str, interval: int, ended: threading.Event) -> None:
+        phase = _PHASES.get(self._task.action.rpartition(".")[2], "backup")
         began = last = time.monotonic()
         before: dict[str, Any] = {}
         while not ended.wait(max(interval, (time.monotonic() - began) / _RARER)):
@@ -99,8 +111,10 @@ class ProgressAction(ActionBase):
             now = time.monotonic()
             # What comes after the end is no news.
             if progress and not ended.is_set():
-                Display().display(f"[{self._task.delegate_to or self._host()}] {words(progress, before, now - last)}")
-            before, last = progress, now
+                progress = onward(progress, before)
+                Display().display(f"[{self._task.delegate_to or self._host()}] {words(phase, progress, before, now - last)}")
+                before = progress
+            last = now
 
     def _host(self) -> str:
         return str(self._templar.available_variables.get("inventory_hostname", ""))

@@ -10,9 +10,9 @@ from datetime import datetime, timedelta, timezone
 from typing import Any
 
 import jinja2
-from ansible.module_utils.common.text.formatters import bytes_to_human
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339, wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 
 from ._objectives import length
 from ._status import fallback, is_interrupted, is_past, is_time
@@ -163,7 +163,7 @@ def _run(results: list[dict[str, Any]]) -> dict[str, Any]:
 def page(told: dict[str, Any], template: str, name: str) -> str:
     """A report as HTML. Names and messages are a guest's or a stranger's, and each is escaped, as Ansible's own templates would not."""
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
-    environment.filters["size"] = bytes_to_human
+    environment.filters["size"] = size_text
     environment.filters["fallback"] = fallback
     return environment.from_string(template).render(report=told, name=name, timeline=timeline(told), calendar=calendar(told))
 

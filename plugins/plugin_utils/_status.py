@@ -9,9 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ansible.module_utils.common.text.formatters import bytes_to_human
-
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_ahead, wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 
 from ._objectives import judged, length, seconds_of
 
@@ -134,7 +133,7 @@ def _words(row: dict[str, Any]) -> str:
         proven = f"proven by {row['proof']} at {row['proved'] or 'no known time'}" if row["proof"] else "never proven"
         up = f", up in {row['rto_seconds']} s" if row["rto_seconds"] else ""
         level = fallback(row) or (f"{row['level']}, {row['chain_sets']} sets in its chain" if row["level"] != "full" else "")
-        what = f"{bytes_to_human(row['bytes'])}, {f'{level}, ' if level else ''}{row['consistency']}-consistent"
+        what = f"{size_text(row['bytes'])}, {f'{level}, ' if level else ''}{row['consistency']}-consistent"
         words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
     ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
     restore = f"; {row['restore']['msg']}" if row["restore"] else ""

@@ -168,8 +168,9 @@ def test_one_failure_leaves_the_others_to_finish(
     assert {name: row["method"] for name, row in played.rows.items()} == {everyday.name: "push", off.name: "offline", odd.name: "push"}
     assert "has no disk vdz" in played.rows[everyday.name]["msg"] and "the domain is shut off" in played.rows[off.name]["msg"]
     assert {name: row["code"] for name, row in played.rows.items()} == {everyday.name: "disk_unknown", off.name: "", odd.name: ""}
-    summary = re.findall(r"1 of 3 domains failed\.[^\n]*", played.output)[-1]
-    assert "has no disk vdz" in summary and off.name not in summary
+    [summary] = re.findall(r'"Failed: [^\n]*', played.output)
+    assert "has no disk vdz" in summary and everyday.name in summary and off.name not in summary
+    assert f"--limit 'hv,{everyday.name}@hv'" in played.output and "1 of 3 domains failed." in played.output
     assert "Traceback" not in played.output
 
 
@@ -299,7 +300,7 @@ def test_interrupted_and_run_again(make_guest: Callable[..., Guest], player: Pla
     running = player.start(backup_domains=[guest.name], backup_id="night-1", backup_progress_interval=1, backup_timeout=600)
     assert slow.wait(timeout=120) == 0 and running.stdout is not None
     # What is told while the job lasts also shows that it is waited for.
-    told = next((line for line in running.stdout if re.search(r": vda \d+ %, \S+ \S+ of ", line)), "")
+    told = next((line for line in running.stdout if re.search(r": backup job \d+ %, \S+ \S+ of ", line)), "")
     assert told.startswith(f"[hv] {guest.name}: "), told
     interrupt(running)
     # What Ansible's status is then depends on where the signal met it.

@@ -120,7 +120,7 @@ def bad_night() -> dict[str, Any]:
     app = nights("app1", 5, minute=1)
     app[1] |= {"good": False, "proof": proof("boot", NIGHT, verified=False, findings=("The guest was not up within 300 s.",))}
     hostile = nights(HOSTILE, 1)
-    full = "No space left on device. 1.2 GB are free at /srv/backup, and up to 3.4 GB are needed. Make room and run again."
+    full = "No space left on device. 1.2 GiB are free at /srv/backup, and up to 3.4 GiB are needed. Make room and run again."
     return {
         "looks": [
             look("kvm1.example.org", [domain("db1"), domain("web1")], db + web),

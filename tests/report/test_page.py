@@ -66,7 +66,7 @@ def test_what_is_wrong_is_seen_first(screen: dict[str, int], browser: Browser, r
     expect(problems).to_have_text(
         [
             re.compile(r"app1 on kvm2.*not with its group.*1674 ms.*failed its last proof: The guest was not up"),
-            re.compile(r"mail on kvm2.*No space left on device.*and run again.*3 days old; it may be 26 h.*recover repairs it"),
+            re.compile(r"mail on kvm2.*No space left on device.*and run again.*3 days old\. The objective is 26 h.*recover repairs it"),
             re.compile(r"kvm3\.example\.org: The backup failed\. There is no domain that matches"),
             re.compile(r"new1 on kvm3.*There is no good backup"),
             re.compile(r"kvm4.*could not be reached"),
@@ -117,9 +117,9 @@ def test_the_run_is_told_failures_first(desktop: Page) -> None:
         "published",
         "push",
         "full",
-        "11.50 GB",
+        "11.5 GiB",
         "240",
-        "49.07 MB/s",
+        "49.07 MiB/s",
         "163 ms",
         "filesystem",
         "check",
@@ -132,7 +132,7 @@ def test_the_run_is_told_failures_first(desktop: Page) -> None:
 def test_the_domains_and_what_is_kept_of_them(desktop: Page) -> None:
     row = desktop.locator("#domains tbody tr").filter(has_text="db1").locator("th, td").all_inner_texts()
     assert [row[0], row[1], *row[3:]] == [
-        "db1", f"{NIGHT:%Y-%m-%d %H:%M}", "full", "3.00 GB", "32.17 MB/s", "163 ms", "filesystem",
+        "db1", f"{NIGHT:%Y-%m-%d %H:%M}", "full", "3 GiB", "32.17 MiB/s", "163 ms", "filesystem",
         f"boot, {NIGHT + timedelta(hours=1):%Y-%m-%d %H:%M}", "8.123 s", "17"
     ]  # fmt: skip
     expect(desktop.locator("#domains")).to_contain_text("kvm4.example.org: The hypervisor could not be reached.")
@@ -202,6 +202,6 @@ def test_what_a_look_fails_for_is_in_the_report(playbook: str, tmp_path: Path) -
     assert [(one["hypervisor"], one["domain"], one["what"][-1]) for one in told["problems"]] == [
         ("kvm1", "", "It could not be examined. status_max_age is 1; it must be a number and s, m, h, d or w, as in 26h."),
         ("kvm2", "", "Its metrics could not be written. Destination directory /nonexistent does not exist"),
-        ("kvm2", "test", "There is no good backup."),
+        ("kvm2", "test", "There is no good backup. The objective is 26 h (status_max_age)."),
     ]
     assert "Could not examine domain 'test'" in told["problems"][2]["what"][0], "since this driver of libvirt knows no jobs"

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from .errors import LiveBackupError
+from .text import size_text
 
 MIB = 1024 * 1024
 # A set with its temporary files and its proof has fewer files.
@@ -44,9 +45,9 @@ def space_problem(there: FreeSpace, needed: int, what: str, others: int = 0, adv
         )
     if needed + others <= there.bytes:
         return None
-    also = f", and other unfinished backups there still need {mib(others)}" if others else ""
+    also = f", and other unfinished backups there still need {size_text(others)}" if others else ""
     return LiveBackupError(
-        f"{there.path} is too small for {what}: {mib(there.bytes)} are free, and {mib(needed)} are needed{also}. "
+        f"{there.path} is too small for {what}: {size_text(there.bytes)} are free, and {size_text(needed)} are needed{also}. "
         f"Free some disk space there{advice}.",
         code="no_free_space",
         bytes_needed=needed,
@@ -72,7 +73,3 @@ def allocated(path: str | Path) -> int:
         return os.stat(path).st_blocks * 512
     except FileNotFoundError:
         return 0
-
-
-def mib(size: int) -> str:
-    return f"{size / MIB:.1f} MiB"

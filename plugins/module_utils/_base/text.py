@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The one way in for text that others write: a guest, its agent or console, libvirt, a server, a file at a target."""
+"""Sizes in words, and the one way in for text that others write: a guest, its agent or console, libvirt, a server, a file at a target."""
 
 from __future__ import annotations
 
@@ -24,6 +24,15 @@ def one_line(text: str) -> str:
     """A text of ours with names in it: printable, on one line and otherwise whole, since no name may hide what comes before or after it."""
     known = text.encode("utf-8", "backslashreplace").decode()
     return "".join(one if one.isprintable() else " " if one.isspace() else "" for one in known)
+
+
+def size_text(size: float) -> str:
+    """Bytes in the unit that suits, in four digits: `512 B`, `1.5 MiB`, `61.04 GiB`."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if size < 1024:
+            return f"{size:.4g} {unit}"
+        size /= 1024
+    return f"{size:.4g} TiB"
 
 
 def screen(text: str | bytes) -> list[str]:

@@ -16,8 +16,7 @@ from typing import Any
 
 from .._base.clock import Clock
 from .._base.records import known
-from .._base.space import mib
-from .._base.text import one_line
+from .._base.text import one_line, size_text
 from .._capture.methods import qemu_writer
 from .._capture.options import BeginOptions
 from .._hypervisor.connection import FAILURES, connect, explain, find_domain
@@ -226,5 +225,5 @@ def _plans(target: Target, info: dict[str, Any], params: dict[str, Any], *, writ
             "space",
             "error",
             params["target"],
-            f"Each domain alone fits, all together may not: they need up to {mib(needed)}, and {mib(min(free))} are free.",
+            f"Each domain alone fits, all together may not: they need up to {size_text(needed)}, and {size_text(min(free))} are free.",
         )

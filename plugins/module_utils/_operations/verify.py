@@ -87,6 +87,8 @@ def verify_set(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[s
         code = "proof_failed" if findings else "proof_timed_out"
         raise LiveBackupError(f"Backup set {found['backup_id']} of domain {found['domain']!r} {words}", code, **result)
     unread = ["The set is encrypted, and its key was not named: only its digests were compared."] if encrypted and not key else []
+    up = f", and its guest was up after {boot.rto_ms / 1000} s" if boot.rto_ms is not None else ""
+    result["msg"] = f"Backup set {found['backup_id']} of domain {found['domain']!r} is good, proven by {params['level']}{up}."
     return {"changed": False, **result, **({"warnings": unread} if unread else {})}
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
-from .._base.space import MIB, FreeSpace, allocated, free_space, mib
+from .._base.space import MIB, FreeSpace, allocated, free_space
+from .._base.text import size_text
 from .._claim.find import all_claims
 from .._claim.overlays import Overlay, PlannedSpace
 
@@ -98,8 +99,8 @@ class SpaceWatch:
             growth = self._growth.setdefault(space.free.path, Growth(self._clock, space.used))
             if is_threatened(space, growth.rate(space.used)):
                 raise LiveBackupError(
-                    f"The {about.name} threaten to fill {space.free.path}: {mib(space.free.bytes)} are free, and they hold "
-                    f"{mib(space.used)}. "
+                    f"The {about.name} threaten to fill {space.free.path}: {size_text(space.free.bytes)} are free, and they hold "
+                    f"{size_text(space.used)}. "
                     f"The backup was given up. {about.fate} Free some disk space, choose another {about.option}, or back up when the guest "
                     "writes less.",
                     code="overlay_space_short",

@@ -21,7 +21,8 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.files import sync_existing, sync_path
 from .._base.progress import tell
-from .._base.space import allocated, mib
+from .._base.space import allocated
+from .._base.text import size_text
 from .._claim.claim import Claim, remember, save_claim
 from .._claim.overlays import Overlay
 from .._hypervisor.bindings import libvirt
@@ -304,7 +305,7 @@ def check_commit(claim: Claim, left: list[str], seconds: float, connection: libv
         return
     domain = active(lookup(connection, claim.uuid))
     jobs = {target: domain.blockJobInfo(target) for target in left} if domain is not None else {}
-    behind = ", ".join(f"{target} ({mib(job['end'] - job['cur'])} behind)" if job else target for target, job in jobs.items())
+    behind = ", ".join(f"{target} ({size_text(job['end'] - job['cur'])} behind)" if job else target for target, job in jobs.items())
     raise LiveBackupError(
         f"The overlays of domain {claim.domain!r} are not committed within {seconds:.0f} s: {behind or ', '.join(left)}. "
         "The guest writes faster than the commit, or its storage is slow. The commit continues and no write is lost: call "

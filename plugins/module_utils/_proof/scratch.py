@@ -19,7 +19,8 @@ from .._base.clock import Clock
 from .._base.errors import Advice, LiveBackupError
 from .._base.files import lent_descriptor
 from .._base.memory import memory_available, memory_total
-from .._base.space import MIB, free_space, mib, require_space
+from .._base.space import MIB, free_space, require_space
+from .._base.text import size_text
 from .._image.key import Key, secret_object
 from .._image.qcow2 import whole_sectors
 from .._image.qemu_img import create_overlay
@@ -42,8 +43,9 @@ def memory_problem(needed: int, available: int, spare: int) -> str:
     if needed + _QEMU_BYTES + spare <= available:
         return ""
     return (
-        f"The guest has {mib(needed)} of memory, and its QEMU takes {mib(_QEMU_BYTES)}. This host has {mib(available)} available, and "
-        f"{mib(spare)} of it must stay free for other guests. Nothing was started. "
+        f"The guest has {size_text(needed)} of memory, and its QEMU takes {size_text(_QEMU_BYTES)}. "
+        f"This host has {size_text(available)} available, and {size_text(spare)} of it must stay free for other guests. "
+        "Nothing was started. "
         "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host."
     )
 
@@ -103,19 +105,20 @@ class Scratch:
         space = self._space()
         if space.used > self._size or any(os.fstat(file).st_size >= self._size for file in self._files):
             why = Advice(
-                f"its guest writes more than the {mib(self._size)} that scratch_size allows. "
+                f"its guest writes more than the {size_text(self._size)} that scratch_size allows. "
                 "Raise scratch_size (backup_verify_scratch_size)",
                 code="scratch_size_used_up",
             )
         elif is_threatened(space, self._growth.rate(space.used)):
             why = Advice(
-                f"its guest has written {mib(space.used)} and threatens to fill {space.free.path}, where {mib(space.free.bytes)} are free. "
+                f"its guest has written {size_text(space.used)} and threatens to fill {space.free.path}, "
+                f"where {size_text(space.free.bytes)} are free. "
                 "Free some disk space, or set scratch_dir (backup_verify_scratch_dir) to a directory that has more",
                 code="no_free_space",
             )
         elif memory_available() < spare_memory():
             why = Advice(
-                f"this host is short of memory: {mib(memory_available())} are available. "
+                f"this host is short of memory: {size_text(memory_available())} are available. "
                 "Lower the guest's memory with max_memory (backup_verify_max_memory), or prove the set on another host",
                 code="not_enough_memory",
             )

@@ -20,7 +20,8 @@ from typing import TypedDict
 
 from .._base.errors import LiveBackupError
 from .._base.files import temporary_of
-from .._base.space import free_space, mib, space_problem
+from .._base.space import free_space, space_problem
+from .._base.text import size_text
 from .._image.content import Content, compare, content_bytes, note_image, open_content
 from .._image.digest import Chunks, Measured, hashed, measure
 from .._image.qcow2 import header_of, whole_sectors
@@ -161,7 +162,7 @@ def _keep_changes(path: Path, of: ToNote, below: Path) -> tuple[str, Measured]:
         if layout.file_size >= os.fstat(file.fileno()).st_size:
             raise ValueError("nearly all of it changed")
         if space_problem(there, needed, "what changed") is not None:
-            raise ValueError(f"what changed needs {mib(needed)} more while it is written, and {mib(there.bytes)} are free")
+            raise ValueError(f"what changed needs {size_text(needed)} more while it is written, and {size_text(there.bytes)} are free")
         with new_image(path, layout, [image]) as kept, hashed(temporary_of(path)) as chunks:
             if _note(content_file(path), kept, chunks, of, below) != digest:
                 raise ValueError("what was kept shows another disk, please report it")

@@ -19,8 +19,7 @@ from typing import Any, NamedTuple
 
 from .._base.errors import LiveBackupError
 from .._base.memory import memory_available
-from .._base.space import mib
-from .._base.text import foreign
+from .._base.text import foreign, size_text
 from .._image.key import Key
 from .._image.qcow2 import layered, read_header, whole_sectors
 from .._image.qemu_img import check_image
@@ -117,7 +116,7 @@ def _require_memory(needed: int, name: str) -> None:
     available = memory_available()
     if needed > available // 2:
         raise LiveBackupError(
-            f"qemu-img check of {name} would take {mib(needed)} of memory, and this host has {mib(available)} to spare. "
+            f"qemu-img check of {name} would take {size_text(needed)} of memory, and this host has {size_text(available)} to spare. "
             "Free some, or prove the set on another host.",
             code="not_enough_memory",
         )

@@ -12,7 +12,7 @@ import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import progress as _progress
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.data import Pace
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._progress import words
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._progress import onward, words
 
 from ..support.backup import Backup
 
@@ -26,16 +26,25 @@ def told(waits_for: str = "", **disks: list[int]) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("now", "before", "line"),
     [
-        (told(vda=[GIB, 4 * GIB]), told(vda=[0, 4 * GIB]), "db1: vda 25 %, 1.0 GiB of 4.0 GiB, 102.4 MiB/s, 0:00:30 left"),
-        (told(vda=[GIB, 4 * GIB]), {}, "db1: vda 25 %, 1.0 GiB of 4.0 GiB"),
-        (told(vdb=[512, 512], vda=[5, 0]), {}, "db1: vda 5 B; vdb 100 %, 512 B of 512 B"),
-        (told(vda=[999, 1000]), told(vda=[999, 1000]), "db1: vda 99 %, 999 B of 1000 B"),
-        (told(vda=[2000, 1000]), {}, "db1: vda 100 %, 2.0 KiB of 1000 B"),
+        (told(vda=[GIB, 4 * GIB]), told(vda=[0, 4 * GIB]), "db1: copy 25 %, 1 GiB of 4 GiB, 102.4 MiB/s, 0:00:30 left"),
+        (told(vda=[GIB, 4 * GIB]), {}, "db1: copy 25 %, 1 GiB of 4 GiB"),
+        (told(vda=[GIB, GIB], vdb=[0, 3 * GIB]), told(vda=[0, GIB]), "db1: copy 25 %, 1 GiB of 4 GiB, 102.4 MiB/s, 0:00:30 left"),
+        (told(vdb=[512, 512], vda=[5, 0]), {}, "db1: copy 517 B"),
+        (told(vda=[999, 1000]), told(vda=[999, 1000]), "db1: copy 99 %, 999 B of 1000 B"),
+        (told(), {}, "db1: copy 0 B"),
         (told("its turn; under way are db2, web1"), {}, "db1: waits for its turn; under way are db2, web1"),
     ],
 )
 def test_words(now: dict[str, Any], before: dict[str, Any], line: str) -> None:
-    assert words(now, before, 10) == line
+    assert words("copy", now, before, 10) == line
+
+
+def test_what_is_shown_never_goes_back_and_never_exceeds_all() -> None:
+    first = onward(told(vda=[2000, 1000], vdb=[5, 0]), {})
+    assert first["disks"] == {"vda": [2000, 2000], "vdb": [5, 0]}
+    then = onward(told(vdc=[1, 9], vdb=[3, 0]), first)
+    assert then["disks"] == {"vda": [2000, 2000], "vdb": [5, 0], "vdc": [1, 9]}
+    assert onward(told(vda=[7, 1000]), told(vda=[9, 1000]))["disks"] == {"vda": [9, 1000]}
 
 
 def test_it_is_told_only_where_somebody_wants_to_know(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

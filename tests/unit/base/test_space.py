@@ -11,6 +11,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import space as _space
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import MIB, FreeSpace, require_space, space_problem
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 from ansible_collections.virtops.live_backup.plugins.module_utils._image import digest as _digest
 
 
@@ -25,9 +26,9 @@ def test_what_does_not_fit(needed: int, others: int, free: int) -> None:
     problem = space_problem(FreeSpace("/t", free * MIB), needed * MIB, "the backup", others * MIB, ", or choose another target")
     assert problem is not None and problem.code == "no_free_space"
     assert problem.facts == {"bytes_needed": needed * MIB, "bytes_free": free * MIB}
-    also = f", and other unfinished backups there still need {others}.0 MiB" if others else ""
+    also = f", and other unfinished backups there still need {size_text(others * MIB)}" if others else ""
     assert problem.msg == (
-        f"/t is too small for the backup: {free}.0 MiB are free, and {needed}.0 MiB are needed{also}. "
+        f"/t is too small for the backup: {size_text(free * MIB)} are free, and {size_text(needed * MIB)} are needed{also}. "
         "Free some disk space there, or choose another target."
     )
 

@@ -921,7 +921,7 @@ def test_too_little_space_for_overlays(capture: Backup, monkeypatch: pytest.Monk
     before = state(capture)
     monkeypatch.setattr(_growing, "file_systems", lambda overlays: [Space(FreeSpace(str(Path(overlays[0].path).parent), 63 * MIB), 0, 0)])
     for check in (True, False):
-        with pytest.raises(LiveBackupError, match="is too small for overlays, which.* 63.0 MiB are free, and 128.0 MiB are needed") as told:
+        with pytest.raises(LiveBackupError, match="is too small for overlays, which.* 63 MiB are free, and 128 MiB are needed") as told:
             capture.snapshot(check=check)
         assert told.value.code == "no_free_space"
     assert state(capture) == before and capture.claim_files() == []
@@ -948,7 +948,7 @@ def test_overlays_and_copies_on_one_file_system(capture: Backup, monkeypatch: py
     claim = {**other, "uuid": "other", "method": "legacy", "plan": plan, "started": 0.0, "results": {"committed": {"vdb": 1}}}
     save_claim(Claim.from_json(claim))
     monkeypatch.setattr(_growing, "file_systems", lambda overlays: [Space(FreeSpace(str(Path(overlays[0].path).parent), 200 * MIB), 0, 0)])
-    with pytest.raises(LiveBackupError, match="128.0 MiB are needed, and other unfinished backups there still need 75.0 MiB"):
+    with pytest.raises(LiveBackupError, match="128 MiB are needed, and other unfinished backups there still need 75 MiB"):
         capture.snapshot()
     (capture.target / "vda.overlay").write_bytes(bytes(4 * MIB))
     assert capture.snapshot(check=True)["changed"]

@@ -57,7 +57,7 @@ def test_a_published_backup_is_described_by_its_manifest() -> None:
         "consistency": "filesystem", "instant": "2026-11-22T18:45:12.345Z", "started": "2026-11-22T18:45:00.000Z",
         "finished": "2026-11-22T18:46:33.000Z", "frozen_ms": 61, "proof": "check", "rto_seconds": 8.1, "not_captured": [], "group": "",
         "group_spread_ms": None, "group_problem": "", "code": "",
-        "msg": "db1: legacy (libvirt is too old), published at /srv/db1/night-1, 3.00 GB in 93 s, "
+        "msg": "db1: legacy (libvirt is too old), published at /srv/db1/night-1, 3 GiB in 93 s, "
         "filesystem-consistent (the guest agent froze 1)",
     }  # fmt: skip
 
@@ -69,15 +69,24 @@ def test_what_was_published_before_and_lacks_something_says_so() -> None:
     assert "was published already at" in row["msg"] and row["msg"].endswith("froze 1); not in the set: its TPM, a secret")
 
 
-def test_the_last_line_is_about_all() -> None:
+def test_the_summary_of_a_run() -> None:
     rows = [result(ABOUT, ended(published={**PUBLISHED, "manifest": {**MANIFEST, **level}})) for level, _words in LEVELS[::2]]
-    failed = result(ABOUT, {"failed": {"msg": "no"}})
+    failed = [result({**ABOUT, "domain": {**DB1, "name": name}}, {"failed": {"msg": "It is full."}}) for name in ("a", "b")]
+    lost = result({"hypervisor": "hv2", "backup_id": "night-1"}, {"failed": {"msg": "No libvirt."}})
     before = result(ABOUT, ended(published={**PUBLISHED, "changed": False}))
-    assert summary([*rows, failed, before]) == [
-        *(row["msg"] for row in (*rows, failed, before)),
-        "3 of 4 domains backed up (2 full, 1 incremental): 9.00 GB stored, disks of 36.00 GB protected.",
+    assert summary([*rows, *failed, lost, before], ["hv", "a@hv"]) == [
+        *(row["msg"] for row in (*rows, before)),
+        "3 of 6 domains backed up (2 full, 1 incremental): 9 GiB stored, disks of 36 GiB protected.",
+        "The longest backup was db1 on hv, 93 s.",
+        "The longest freeze was db1 on hv, 61 ms.",
+        "Failed: a on hv, b on hv: It is full.",
+        "Failed: hv2: No libvirt.",
+        "To run again what failed: -e backup_id=night-1 --limit 'hv,a@hv'",
     ]
-    assert summary([failed, before]) == [failed["msg"], before["msg"]]
+    assert summary([before]) == [before["msg"]]
+    assert summary(failed) == ["0 of 2 domains backed up.", "Failed: a on hv, b on hv: It is full."]
+    many = summary([*rows * 20, failed[0]])
+    assert len(many) == 4 and many[0].startswith("40 of 41 domains backed up") and many[-1] == "Failed: a on hv: It is full."
 
 
 LEVELS: list[tuple[dict[str, Any], str]] = [
@@ -126,7 +135,7 @@ def test_a_plan_says_what_it_needs() -> None:
     assert (row["status"], row["changed"], row["bytes"], row["bytes_free"], row["method"]) == ("planned", True, 2**20, 2**30, "push")
     assert row["msg"] == (
         "db1: push, since the domain is running; disks vda, vdb; skipped sda: cdrom; not in the set: its TPM; "
-        "crash-consistent if all goes well; its metadata keeps daily 14, last 2; needs up to 1.00 MB, 1.00 GB are free"
+        "crash-consistent if all goes well; its metadata keeps daily 14, last 2; needs up to 1 MiB, 1 GiB are free"
     )
 
 
@@ -184,8 +193,8 @@ def test_results_of_rows_that_ended_were_lost_or_left_out() -> None:
         ("a", "published"), ("d", "failed"), ("b", "failed"), ("c", "failed")
     ]  # fmt: skip
     assert told["results"][2]["msg"].startswith("b: hv could not be reached any more.")
-    assert told["rerun"] == "To run again what failed: --limit 'hv,b@hv,c@hv,d@hv'."
-    assert results(RUN, [host("e")]) == {"results": [], "rerun": ""}
+    assert told["rerun"] == ["hv", "b@hv", "c@hv", "d@hv"]
+    assert results(RUN, [host("e")]) == {"results": [], "rerun": []}
 
 
 def planned(needed: int, free: int) -> dict[str, Any]:
@@ -195,17 +204,17 @@ def planned(needed: int, free: int) -> dict[str, Any]:
 def test_a_verdict_names_every_reason() -> None:
     failed = row_of("db1", status="failed", msg="db1: It is full.")
     assert verdict([row_of("web1")], RUN) == verdict([], RUN) == verdict([planned(5, 10), planned(5, 10), planned(0, 0)], RUN) == ""
-    assert verdict([row_of("web1"), failed], RUN, "Rerun.") == "1 of 2 domains failed. Rerun. db1: It is full."
-    assert verdict([failed], RUN) == "1 of 1 domains failed. db1: It is full."
-    assert verdict([planned(6, 10), planned(5, 10)], RUN).endswith("they need up to 11 bytes, and 10 bytes are free at /srv.")
-    both = verdict([], RUN, "", ["db1@hv"], ["db9"])
+    assert verdict([row_of("web1"), failed], RUN) == "1 of 2 domains failed."
+    assert verdict([planned(6, 10), planned(5, 10)], RUN).endswith("they need up to 11 B, and 10 B are free at /srv.")
+    both = verdict([], RUN, ["db1@hv"], ["db9"])
     assert both.startswith("--limit names db1@hv, and hv has no such domain.")
     assert both.endswith(" No hypervisor that was reached has db9 of backup_domains.")
 
 
 def test_a_row_fails_if_its_domain_or_its_group_does() -> None:
     assert row_verdict([]) == row_verdict([row_of("db1")]) == ""
-    assert row_verdict([row_of("db1", status="failed", msg="db1: No.")], "shop") == "db1: No."
+    assert row_verdict([row_of("db1", status="failed", msg="db1: No.")], "shop") == "db1 is not backed up."
+    assert row_verdict([row_of("db1", status="failed", code="target_missing")]) == "db1 is not backed up (target_missing)."
     says = "db1 is backed up, but not as part of group shop: web1 is not in this run."
     assert row_verdict([row_of("db1", group_problem="web1 is not in this run.")], "shop") == says
 

@@ -144,11 +144,13 @@ def test_a_member_is_named_by_its_domain_or_by_its_row() -> None:
 def test_what_to_know_before_a_run() -> None:
     made = rows([run("hv1", "db1", "web1", exclude_disks={"db1": ["vdb"], "gone": ["vda"]}), run("hv2", "app1")], 2)
     assert [note.split(".")[0] for note in made["notes"]] == [
+        "Backup night-1: 3 domains on 2 hypervisors",
         "backup_exclude_disks names gone",
         "This run has 3 domains, and Ansible does 2 things at a time: a domain may wait for those of another hypervisor",
     ]
-    assert rows([run("hv1", "db1", "web1"), run("hv2", "app1")], 3)["notes"] == []
-    assert rows([{**run("hv1", "db1"), "proofs": ["live-backup-proof-a"]}, run("hv2", "app1")], 3)["notes"] == [
+    head = "Backup night-1: 1 domain on 1 hypervisor. After an interruption, continue with -e backup_id=night-1."
+    assert rows([run("hv1", "db1"), run("hv2")], 3)["notes"] == [head] and rows([run("hv1")], 3)["notes"] == []
+    assert rows([{**run("hv1", "db1"), "proofs": ["live-backup-proof-a"]}, run("hv2", "app1")], 3)["notes"][1:] == [
         "Not backed up, since they boot a backup set to prove it: live-backup-proof-a on hv1."
     ]
 

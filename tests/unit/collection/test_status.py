@@ -34,7 +34,7 @@ def test_the_newest_good_set_counts_whatever_their_order() -> None:
     row = row_of(list(reversed(nights("db1", 3))))
     assert (row["ok"], row["backup_id"], row["age_seconds"]) == (True, backup_id(NIGHT), 19799)
     assert (row["bytes"], row["seconds"], row["frozen_ms"], row["method"]) == (3 * 2**30, 95.5, 163, "push")
-    assert row["msg"] == f"db1: {backup_id(NIGHT)}, 5 h old, 3.00 GB, filesystem-consistent, never proven"
+    assert row["msg"] == f"db1: {backup_id(NIGHT)}, 5 h old, 3 GiB, filesystem-consistent, never proven"
 
 
 def on_level(level: str, chain: list[str], reason: str) -> dict[str, Any]:
@@ -46,10 +46,10 @@ def on_level(level: str, chain: list[str], reason: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("level", "chain", "reason", "words"),
     [
-        ("incremental", ["a", "b"], "builds on b", "3.00 GB, incremental, 3 sets in its chain, filesystem-consistent"),
-        ("differential", ["a"], "builds on a", "3.00 GB, differential, 2 sets in its chain, filesystem-consistent"),
-        ("full", [], "full: the newest chain has 7 sets", "3.00 GB, full: the newest chain has 7 sets, filesystem-consistent"),
-        ("full", [], "it was asked for", "3.00 GB, filesystem-consistent"),
+        ("incremental", ["a", "b"], "builds on b", "3 GiB, incremental, 3 sets in its chain, filesystem-consistent"),
+        ("differential", ["a"], "builds on a", "3 GiB, differential, 2 sets in its chain, filesystem-consistent"),
+        ("full", [], "full: the newest chain has 7 sets", "3 GiB, full: the newest chain has 7 sets, filesystem-consistent"),
+        ("full", [], "it was asked for", "3 GiB, filesystem-consistent"),
     ],
 )
 def test_the_level_of_the_newest_set_and_its_chain(level: str, chain: list[str], reason: str, words: str) -> None:

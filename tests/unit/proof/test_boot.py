@@ -121,7 +121,7 @@ def test_a_long_end_is_cut() -> None:
 def test_memory_is_left_to_the_other_guests(needed: int, fits: bool) -> None:
     problem = memory_problem(needed, available=GIB + 256 * MIB + GIB // 2, spare=GIB // 2)
     assert (problem == "") == fits
-    assert fits or ("max_memory" in problem and "1792.0 MiB available, and 512.0 MiB of it must stay free" in problem)
+    assert fits or ("max_memory" in problem and "1.75 GiB available, and 512 MiB of it must stay free" in problem)
 
 
 # Scratch
@@ -172,7 +172,7 @@ def test_a_guest_that_writes_more_than_it_may(scratch: Scratch, image: Path, tmp
         assert "ops;" not in qemu_io(tmp_path / "socket", "write 0 32M")
         assert scratch._space().used <= 8 * MIB
         problem = scratch.problem()
-        assert problem is not None and "more than the 8.0 MiB that scratch_size allows" in problem.msg
+        assert problem is not None and "more than the 8 MiB that scratch_size allows" in problem.msg
 
 
 def test_two_disks_share_what_they_may_write(scratch: Scratch, image: Path, tmp_path: Path) -> None:
@@ -182,7 +182,7 @@ def test_two_disks_share_what_they_may_write(scratch: Scratch, image: Path, tmp_
             assert "ops;" in qemu_io(tmp_path / name, "write 0 5M")
         problem = scratch.problem()
     assert problem is not None and "says nothing about the set" in problem.msg
-    assert "more than the 8.0 MiB that scratch_size allows" in problem.msg
+    assert "more than the 8 MiB that scratch_size allows" in problem.msg
 
 
 def test_it_is_given_up_before_the_file_system_is_full(tmp_path: Path, clock: FakeClock, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +194,7 @@ def test_it_is_given_up_before_the_file_system_is_full(tmp_path: Path, clock: Fa
     used[0], free[0] = 200 * MIB, 1024 * MIB
     # 100 MiB a second: in ten seconds it would be full.
     problem = scratch.problem()
-    assert problem is not None and "written 200.0 MiB and threatens to fill /scratch, where 1024.0 MiB are free" in problem.msg
+    assert problem is not None and "written 200 MiB and threatens to fill /scratch, where 1 GiB are free" in problem.msg
     free[0] = 1100 * MIB
     assert scratch.problem() is None
 
@@ -203,7 +203,7 @@ def test_it_is_given_up_when_the_host_runs_short_of_memory(scratch: Scratch, mon
     monkeypatch.setattr(_boot_scratch, "memory_total", lambda: 20 * GIB)
     monkeypatch.setattr(_boot_scratch, "memory_available", lambda: GIB - 1)
     problem = scratch.problem()
-    assert problem is not None and "short of memory: 1024.0 MiB are available" in problem.msg
+    assert problem is not None and "short of memory: 1024 MiB are available" in problem.msg
     monkeypatch.setattr(_boot_scratch, "memory_available", lambda: GIB)
     assert scratch.problem() is None
 
@@ -212,7 +212,7 @@ def test_too_little_space_is_found_before_anything_starts(scratch: Scratch, tmp_
     scratch.require_space(1 << 60)
     monkeypatch.setattr(Scratch, "_space", lambda self: _boot_scratch.Space(FreeSpace("/scratch", 64 * MIB), 0, 0))
     scratch.require_space(0)
-    with pytest.raises(LiveBackupError, match="^/scratch is too small for what the guest of the proof writes: 64.0 MiB are free, and 64.4"):
+    with pytest.raises(LiveBackupError, match="^/scratch is too small for what the guest of the proof writes: 64 MiB are free, and 64.4"):
         scratch.require_space(20 * MIB)
     with raises_code("directory_missing"):
         Scratch(tmp_path / "gone", GIB, FakeClock())

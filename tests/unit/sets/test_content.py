@@ -201,7 +201,7 @@ def test_no_free_space_for_a_second_image(disk: Path, monkeypatch: pytest.Monkey
     back_up(disk, "full")
     write(disk, 60 * CHUNK, [(0, CHUNK, 9)])
     monkeypatch.setattr(content, "free_space", lambda path: FreeSpace(str(path), 4 * CHUNK))
-    require_whole(disk, "and 0.2 MiB are free")
+    require_whole(disk, "and 256 KiB are free")
 
 
 def test_a_missing_file_of_digests(disk: Path, tmp_path: Path) -> None:

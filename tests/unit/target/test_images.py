@@ -17,7 +17,7 @@ import pytest
 from ansible_collections.virtops.live_backup.plugins.module_utils._base import memory as _memory
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import Clock
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.space import mib
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qcow2 import is_self_contained, read_header
 from ansible_collections.virtops.live_backup.plugins.module_utils._image.qemu_img import check_image
 from ansible_collections.virtops.live_backup.plugins.module_utils._operations import verify as _verify
@@ -201,7 +201,7 @@ def test_what_would_take_the_memory_of_the_guests(
     replace_images(make_set(tmp_path / "target"), vast)
     for where in ("", "ssh://far"):
         monkeypatch.setattr(_image_check, "memory_available", lambda: 2 * needed - 1)
-        with pytest.raises(LiveBackupError, match=f"qemu-img check of vda.qcow2 would take {mib(needed)} of memory"):
+        with pytest.raises(LiveBackupError, match=f"qemu-img check of vda.qcow2 would take {size_text(needed)} of memory"):
             verify(where, tmp_path / "target")
     monkeypatch.setattr(_image_check, "memory_available", lambda: 2 * needed)
     assert verify("", tmp_path / "target")["verified"]

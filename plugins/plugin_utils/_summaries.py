@@ -1,0 +1,40 @@
+# Copyright (c) 2026, the virtops.live_backup contributors
+# GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
+# SPDX-License-Identifier: GPL-3.0-or-later
+
+"""What the playbooks prune and recover did, or would do."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
+
+
+def pruned(result: Mapping[str, Any], check_mode: bool = False) -> list[str]:
+    """What goes and what stays, each set with its size and the reason, and the sums; of what backup_set_prune returned."""
+    removed, kept = result["removed"], result["kept"]
+    verb = "would be removed" if check_mode else "removed"
+    gone, left = (size_text(sum(one["bytes"] for one in some)) for some in (removed, kept))
+    return [
+        *(f"{one['domain']} {one['backup_id']}: {verb}, {size_text(one['bytes'])}" for one in removed),
+        *(f"{one['domain']} {one['backup_id']}: kept, {size_text(one['bytes'])}, {', '.join(one['reasons'])}" for one in kept),
+        f"{len(removed)} of {len(removed) + len(kept)} sets {verb}, {gone}. The others have {left}.",
+    ]
+
+
+def recovered(results: list[Mapping[str, Any]], waiting: list[Mapping[str, Any]], hypervisor: str) -> list[str]:
+    """What was repaired of each domain, and what waits; of what libvirt_backup_recover returned, and of claims and restores that live."""
+    lines = [
+        f"{one['__backup_dead'][1]}: {repair['what']}: {'would ' if one['planned'] else ''}{repair['action']}"
+        for one in results
+        for repair in one.get("repairs", [])
+    ]
+    for one in waiting:
+        name = one.get("domain") or one["name"]
+        lines.append(
+            f"{name} is not recovered: {one['msg']}. Run this again when that run has ended or its time is over. If you know that a backup "
+            f"is dead and no step is working, recover at once with --limit '{hypervisor}' -e recover_take_over=true."
+        )
+    return lines or [f"Nothing to repair on {hypervisor}."]
