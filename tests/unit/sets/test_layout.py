@@ -54,7 +54,7 @@ def test_target(target: str, path: str) -> None:
 
 @pytest.mark.parametrize("target", ["", "backup", "./backup", "~/backup"])
 def test_target_that_is_not_absolute(target: str) -> None:
-    with pytest.raises(LiveBackupError, match="is not an absolute path"):
+    with pytest.raises(LiveBackupError, match="must be an absolute path"):
         check_target(target)
 
 
