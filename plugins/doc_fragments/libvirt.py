@@ -100,6 +100,18 @@ options:
         fails if it is not ready at that moment.
       - The module first measures how far the hypervisor's clock is from the controller's, and returns that in RV(ignore:clock).
     type: float
+  until:
+    description:
+      - The last moment at which a backup may start, in seconds since the epoch. It is compared when it is this domain's turn.
+      - After it nothing is captured, and the module returns RV(ignore:not_due).
+    type: float
+  every:
+    description:
+      - How often the domain is backed up, as a number and C(s), C(m), C(h), C(d) or C(w). Not used with O(at).
+      - If its last good set at O(target) is younger than nine tenths of that, nothing is captured, and the module returns
+        RV(ignore:not_due).
+      - The default is what the domain's own metadata says. Otherwise a backup is always made.
+    type: str
   staging_dir:
     description:
       - For a O(target) that starts with C(ssh://), and only then. An existing directory on the hypervisor, as an absolute path, for

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ class FilterModule:
 
     def filters(self) -> dict[str, Callable[..., Any]]:
         return {
-            "backup_options": _backup_rows.options,
+            "backup_options": lambda given, spec, groups=None: _backup_rows.options(given, spec, groups, time.time()),
             "backup_listing": _backup_rows.listing,
             "backup_rows": _backup_rows.rows,
             "backup_notes": _backup_rows.notes,

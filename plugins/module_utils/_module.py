@@ -29,6 +29,8 @@ CAPTURE: dict[str, Any] = {
     "hook_timeout": {"type": "int"},
     "parallel": {"type": "int", "default": 0},
     "at": {"type": "float"},
+    "until": {"type": "float"},
+    "every": {"type": "str"},
     "staging_dir": {"type": "path"},
     "level": {"type": "str", "choices": ["full", "incremental", "differential", "auto"], "default": "full"},
     "track": {"type": "bool"},

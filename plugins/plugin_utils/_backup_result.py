@@ -40,6 +40,8 @@ def result(about: Mapping[str, Any], ended: Mapping[str, Any]) -> dict[str, Any]
     if "failed" in ended:
         failed = ended["failed"]
         return {**row, "code": failed.get("code", ""), "msg": f"{row['domain'] or row['hypervisor']}: {failed.get('msg', '')}"}
+    if ended["begun"].get("not_due"):
+        return {**row, "status": "skipped", "msg": f"{row['domain']}: not backed up now: {ended['begun']['not_due']}"}
     if ended["published"].get("skipped"):
         return {**row, **_planned(row, ended["begun"], ended["recovered"])}
     return {**row, **_published(row, about, ended["published"], ended["verified"])}
@@ -80,10 +82,13 @@ def summary(rows: list[Mapping[str, Any]], rerun: Sequence[str] = ()) -> list[st
     """
     published = [row for row in rows if row["status"] == "published"]
     failed = [row for row in rows if row["status"] == "failed"]
-    named = [row for row in rows if row["status"] == "planned" or row["status"] == "published" and len(rows) <= _MOST_NAMED]
+    named = [row for row in rows if row["status"] == "planned" or row["status"] != "failed" and len(rows) <= _MOST_NAMED]
+    skipped = len([row for row in rows if row["status"] == "skipped"])
     lines = [row["msg"] for row in named]
-    if failed or any(row["changed"] for row in published):
+    if failed or skipped or any(row["changed"] for row in published):
         lines += _totals(rows, published)
+    if skipped:
+        lines.append(f"{skipped} were not due, or the time in which backups may start was over.")
     lines += [f"Failed: {', '.join(subjects)}: {cause}" for cause, subjects in _by_cause(failed).items()]
     if failed and rerun:
         lines.append(f"To run again what failed: -e backup_id={failed[0]['backup_id']} --limit '{','.join(rerun)}'")

@@ -10,23 +10,27 @@ import json
 import math
 import re
 from collections.abc import Mapping
+from datetime import datetime, timedelta
 from itertools import chain, zip_longest
 from typing import Any
 
 from ansible.module_utils.common.arg_spec import ArgumentSpecValidator
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_duration, wall_time
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import RULES
 
 _KEEP = "backup_keep must map last, hourly, daily, weekly, monthly or yearly to numbers, as in {'daily': 7, 'monthly': 12}."
 _EXCLUDE = "backup_exclude_disks must map names of domains to lists of disks, as in {'db1': ['vdb']}."
+_EVERY = "backup_every must be a number with s, m, h, d or w, as in 7d."
+_UNTIL = "backup_start_until must be a time of day, as in 05:00."
+_TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
 _GROUPS = (
     "backup_groups must map names of groups to lists of domains, as in {'shop': ['db1', 'app1']}, and no domain may be listed in it twice."
 )
 
 
-def options(given: Mapping[str, Any], spec: Mapping[str, Any], groups: Any = None) -> dict[str, Any]:
-    """The options of the role without their prefix, the groups, and what is wrong with them."""
+def options(given: Mapping[str, Any], spec: Mapping[str, Any], groups: Any = None, now: float = 0) -> dict[str, Any]:
+    """The options of the role without their prefix, the groups, and what is wrong with them. A time of day is that after `now`."""
     # An empty answer of a survey is the default.
     given = {
         # The validator copies deeply what it is given, and with a container of ansible-core 2.19 all variables that may be in it.
@@ -41,8 +45,19 @@ def options(given: Mapping[str, Any], spec: Mapping[str, Any], groups: Any = Non
         *([_KEEP] if not (_is_mapping(given.get("backup_keep", {})) and set(checked.get("keep") or {}) <= set(RULES)) else []),
         *([_EXCLUDE] if not _is_mapping(given.get("backup_exclude_disks", {})) else []),
         *([_GROUPS] if not _are_groups(groups) else []),
+        *([_EVERY] if checked.get("every") and not is_duration(checked["every"]) else []),
+        *([_UNTIL] if checked.get("start_until") and not _TIME_OF_DAY.fullmatch(checked["start_until"]) else []),
     ]
+    if checked.get("start_until") and not problems:
+        checked["start_until"] = _next(checked["start_until"], now)
     return {"options": checked, "groups": groups, "problem": " ".join(problems)}
+
+
+def _next(time_of_day: str, now: float) -> float:
+    """The first moment after now at that time of day, here."""
+    hour, minute = map(int, time_of_day.split(":"))
+    today = datetime.fromtimestamp(now).replace(hour=hour, minute=minute, second=0, microsecond=0)
+    return next(moment.timestamp() for moment in (today, today + timedelta(days=1)) if moment.timestamp() > now)
 
 
 def _plain(value: Any) -> Any:

@@ -10,27 +10,13 @@ from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import wall_time
-from ansible_collections.virtops.live_backup.plugins.module_utils._capture.policy import OBJECTIVES, is_duration
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_duration, length, seconds_of, wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import OBJECTIVES
 
-_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
 _FORM = (
     "backup_objectives must map names or globs of domains to rpo, rto and proof. Each is a number with s, m, h, d or w, "
     "as in {'*': {'rpo': '26h', 'proof': '35d'}, 'db1': {'rpo': '4h', 'rto': '10m'}}."
 )
-
-
-def seconds_of(text: str) -> float:
-    """`26h` as seconds."""
-    return float(text[:-1]) * _UNITS[text[-1]]
-
-
-def length(seconds: float) -> str:
-    """Seconds in the unit that suits: `45 s`, `12 min`, `26 h`, `3 days`."""
-    for size, unit, until in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172800)):
-        if seconds < until:
-            return f"{seconds / size:.0f} {unit}"
-    return f"{seconds / 86400:.0f} days"
 
 
 def problem(given: Any) -> str:

@@ -11,10 +11,9 @@ from typing import Any
 
 import jinja2
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import rfc3339, wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import length, rfc3339, wall_time
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 
-from ._objectives import length
 from ._status import fallback, is_interrupted, is_past, is_time
 
 # Five weeks of columns fit on a desktop's screen, and daily sets are rarely kept for longer.
@@ -148,7 +147,7 @@ def _rate(row: dict[str, Any]) -> int | None:
 
 
 def _run(results: list[dict[str, Any]]) -> dict[str, Any]:
-    order = ("failed", "planned", "published")
+    order = ("failed", "planned", "skipped", "published")
     return {
         "backup_id": ", ".join(sorted({one["backup_id"] for one in results})),
         **{status: len([one for one in results if one["status"] == status]) for status in order},

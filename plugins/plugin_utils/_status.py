@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_ahead, wall_time
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_ahead, length, seconds_of, wall_time
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 
-from ._objectives import judged, length, seconds_of
+from ._objectives import judged
 
 
 def is_time(text: str | None) -> bool:

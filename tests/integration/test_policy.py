@@ -79,3 +79,21 @@ def test_a_fleet_with_every_kind_of_policy(
     asked = player.run(backup_domains=[out.name, wrong.name], backup_id="night-4")
     assert asked.status != 0 and asked.rows[out.name]["status"] == "published", asked.output
     assert asked.rows[wrong.name]["code"] == "policy_invalid" and "it has keep, and may have backup" in asked.rows[wrong.name]["msg"]
+
+
+def test_what_is_not_due_or_too_late_is_left_out(
+    hypervisor: Hypervisor, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]
+) -> None:
+    guest = make_guest("still")
+    backup = backup_of(guest)
+    player = Player(hypervisor, backup.target)
+    say(guest, 'every="7d"')
+    late = backup.begin(until=1)
+    assert late["not_due"] == "the time in which backups may start is over" and not late["changed"], late
+    for night, options, status in (("1", {}, "published"), ("2", {}, "skipped"), ("3", {"backup_every": "1s"}, "published")):
+        done = player.run(backup_domains=[guest.name], backup_id=f"night-{night}", backup_start_until="23:59", **options)
+        assert done.status == 0 and done.rows[guest.name]["status"] == status, done.output
+    assert sorted(path.name for path in (backup.target / guest.name).glob("night-*")) == ["night-1", "night-3"]
+    again = player.run(backup_domains=[guest.name], backup_id="night-1")
+    assert again.status == 0 and again.rows[guest.name]["status"] == "published" and again.changed == 0, again.output
+    backup.assert_nothing_left()

@@ -391,7 +391,7 @@ def test_proof_retention_and_restore(make_guest: Callable[..., Guest], backup_of
     refused = player.run(book="virtops.live_backup.prune", backup_keep={"last": 1, "montly": 12})
     assert refused.status != 0 and "backup_keep must map last" in refused.output, refused.output
     pruned = player.run("--check", book="virtops.live_backup.prune", backup_keep={"last": 1})
-    assert pruned.status == 0 and pruned.recap["hv"]["changed"] == 1 and "night-3: last" in pruned.output, pruned.output
+    assert pruned.status == 0 and pruned.recap["hv"]["changed"] == 1 and "night-3: kept" in pruned.output, pruned.output
     pruned = player.run(book="virtops.live_backup.prune", backup_keep='{"last": 1}')
     assert [path.name for path in (backup.target / guest.name).glob("night-*")] == ["night-3"], pruned.output
 
@@ -475,7 +475,7 @@ def test_a_backup_server(make_guest: Callable[..., Guest], backup_of: Callable[.
         assert verdict.ok, str(verdict)
         assert list(guest.directory.rglob(".live_backup*")) == list(elsewhere.iterdir()) == backup.claims() == []
         pruned = player.run("--check", book="virtops.live_backup.prune", backup_keep={"last": 1}, **server)
-        assert pruned.status == 0 and "night-1: last" in pruned.output, pruned.output
+        assert pruned.status == 0 and "night-1: kept" in pruned.output, pruned.output
         told = player.run(book="virtops.live_backup.status", backup_domains=[guest.name], **server)
         assert told.status == 0 and "proven by check" in told.output and "since from the future: future" in told.output, told.output
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from datetime import datetime, timezone
@@ -13,6 +14,8 @@ from pathlib import Path
 
 # The clocks of hypervisor and target may differ by so much.
 AHEAD_SECONDS = 300
+_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800}
+_DURATION = re.compile(r"(0*[1-9][0-9]*(\.[0-9]+)?|0+\.0*[1-9][0-9]*)[smhdw]", re.ASCII)
 
 
 class Clock:
@@ -49,3 +52,21 @@ def wall_time(text: str) -> float:
 
 def boot_id() -> str:
     return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+
+
+def is_duration(text: object) -> bool:
+    """Whether it is a number above zero with `s`, `m`, `h`, `d` or `w`."""
+    return isinstance(text, str) and _DURATION.fullmatch(text) is not None
+
+
+def seconds_of(duration: str) -> float:
+    """`26h` as seconds."""
+    return float(duration[:-1]) * _UNITS[duration[-1]]
+
+
+def length(seconds: float) -> str:
+    """Seconds in the unit that suits: `45 s`, `12 min`, `26 h`, `3 days`."""
+    for size, unit, until in ((1, "s", 120), (60, "min", 7200), (3600, "h", 172800)):
+        if seconds < until:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds / 86400:.0f} days"

@@ -16,7 +16,8 @@ from .._target.address import TargetAddress
 class BeginOptions:
     """The options of libvirt_backup_begin and libvirt_disk_snapshot, with the modules' defaults.
 
-    `at` is the agreed moment, in seconds since the epoch. Times are in seconds.
+    `at` is the agreed moment, and after `until` none is captured any more, both in seconds since the epoch. Times are in seconds.
+    `every` is a duration.
     With a `key` the set is encrypted, and `encrypt` is the key's name.
     """
 
@@ -36,6 +37,8 @@ class BeginOptions:
     hook_timeout: int | None = None
     parallel: int = 0
     at: float | None = None
+    until: float | None = None
+    every: str | None = None
     exclusive: bool = False
     level: str = "full"
     track: bool | None = None

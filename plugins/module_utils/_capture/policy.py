@@ -13,30 +13,26 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from .._base.clock import is_duration, length, seconds_of, wall_time
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
-from .._sets.schema import RULES
+from .._sets.schema import OBJECTIVES, RULES
 
-OBJECTIVES = ("rpo", "rto", "proof")
-_DURATION = re.compile(r"(0*[1-9][0-9]*(\.[0-9]+)?|0+\.0*[1-9][0-9]*)[smhdw]", re.ASCII)
 _COUNT = re.compile(r"[0-9]{1,6}", re.ASCII)
 _KEEP = {f"keep_{rule}": rule for rule in RULES}
-_KNOWN = ("backup", "exclude_disks", *_KEEP, *OBJECTIVES)
+_DURATIONS = ("every", *OBJECTIVES)
+_KNOWN = ("backup", "exclude_disks", *_KEEP, *_DURATIONS)
 
 
 @dataclass(frozen=True)
 class Policy:
-    """Whether a domain is backed up without being named, the disks that are left out, what is kept by each rule, and its objectives."""
+    """Whether a domain is backed up without being named, how often, the disks that are left out, the rules of retention, its objectives."""
 
     backup: bool = True
+    every: str = ""
     exclude_disks: list[str] = field(default_factory=list)
     keep: dict[str, int] = field(default_factory=dict)
     objectives: dict[str, str] = field(default_factory=dict)
-
-
-def is_duration(text: object) -> bool:
-    """Whether it is a number above zero with `s`, `m`, `h`, `d` or `w`."""
-    return isinstance(text, str) and _DURATION.fullmatch(text) is not None
 
 
 def policy_of(domain: str, given: Mapping[str, str]) -> Policy:
@@ -46,6 +42,7 @@ def policy_of(domain: str, given: Mapping[str, str]) -> Policy:
         raise LiveBackupError(f"The metadata of domain {domain!r} has a backup policy that is not valid: {problem}.", code="policy_invalid")
     return Policy(
         backup=given.get("backup", "yes") == "yes",
+        every=given.get("every", ""),
         exclude_disks=given.get("exclude_disks", "").split(),
         keep={rule: int(given[name]) for name, rule in _KEEP.items() if name in given},
         objectives={name: given[name] for name in OBJECTIVES if name in given},
@@ -63,7 +60,15 @@ def _problem(given: Mapping[str, str]) -> str:
             return f"{name} is {foreign(given[name])!r}, and must be a number"
     if any(name in given for name in _KEEP) and not any(int(given.get(name, 0)) for name in _KEEP):
         return "its rules keep no backup at all"
-    for name in OBJECTIVES:
+    for name in _DURATIONS:
         if name in given and not is_duration(given[name]):
             return f"{name} is {foreign(given[name])!r}, and must be a number with s, m, h, d or w, as in 26h"
     return ""
+
+
+def why_not_due(every: str, instants: list[str], now: float) -> str:
+    """Why a domain whose good sets are of these instants is not backed up now; empty if it is."""
+    age = now - max(map(wall_time, instants), default=0.0)
+    # A run does not reach each domain at the same minute as the last time.
+    due = age >= seconds_of(every) * 0.9
+    return "" if due else f"its last good backup is {length(age)} old, and it is backed up every {every}"

@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from .._base.clock import Clock
+from .._base.clock import Clock, is_duration
 from .._base.errors import LiveBackupError
 from .._base.filesystem import mount_of
 from .._base.records import known
@@ -23,7 +23,7 @@ from .._capture.levels import Wanted, check_level, collect_checkpoints, plan_lev
 from .._capture.methods import COPIED, METHODS, qemu_writer
 from .._capture.options import BeginOptions
 from .._capture.plan import choose_disks, occupied_by
-from .._capture.policy import policy_of
+from .._capture.policy import policy_of, why_not_due
 from .._claim.claim import Claim
 from .._claim.find import claim_of
 from .._claim.lock import hold
@@ -48,6 +48,7 @@ from .._image.qemu_nbd import require_qemu_nbd
 from .._overlay.space import reserved
 from .._recovery.overlay_guard import guard_overlays
 from .._recovery.repairs import undoing
+from .._sets.catalogue import literal
 from .._sets.layout import SetPaths, check_backup_id, domain_directory, published_manifest
 from .._sets.schema import Manifest
 from .._sets.secret_files import require_openssl
@@ -81,6 +82,8 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
         require_qemu_nbd()
     where = open_target(options.address)
     target = where.made_in(options.staging_dir)
+    if options.every and not is_duration(options.every):
+        raise LiveBackupError(f"every is {options.every!r}. It must be a number with s, m, h, d or w, as in 7d.", code="option_invalid")
     for name in ("freeze_timeout", "hook_timeout"):
         seconds = getattr(options, name)
         if seconds is not None and seconds < 1:
@@ -94,6 +97,9 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
         begun = _begun_before(target, domain, options.backup_id, clock) or _published_before(where, name, uuid, options.backup_id)
         if begun is not None:
             return begun
+        why = _why_not_due(domain, where, options, clock)
+        if why:
+            return _not_now(name, why)
     # Anything may have changed when it is this domain's turn, so that all is looked at after that.
     parallel = 0 if check_mode else options.parallel
     # libvirt says nothing of a checkpoint to who may only read.
@@ -103,6 +109,8 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
         begun = _begun_before(target, domain, options.backup_id, clock)
         if begun is not None:
             return begun
+        if options.until is not None and clock.wall() > options.until:
+            return _not_now(name, "the time in which backups may start is over")
         plan = plan_backup(domain, where, options, write=not check_mode)
         if check_mode:
             return {"changed": True, "planned": True, "published": False, **_reported(plan)}
@@ -110,6 +118,20 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
             # Another run may have come between the first look and the lock.
             begun = _begun_before(target, domain, options.backup_id, clock)
             return begun or _capture_or_full(domain, plan, where, options, clock, end_turn)
+
+
+def _why_not_due(domain: libvirt.virDomain, where: Target, options: BeginOptions, clock: Clock) -> str:
+    """Why no backup is due; empty if one is. What is captured at an agreed moment, is captured with all its group."""
+    every = options.every or policy_of(domain.name(), read_policy(domain)).every
+    if not every or options.at is not None:
+        return ""
+    sets = where.sets([literal(domain.UUIDString())])["sets"]
+    return why_not_due(every, [str(one["instant"]) for one in sets if one["good"] and not one["ahead"]], clock.wall())
+
+
+def _not_now(domain: str, why: str) -> dict[str, Any]:
+    # Ansible takes a result with `skipped` for a task that did not run.
+    return {"changed": False, "skipped": True, "not_due": why, "msg": f"Domain {domain!r} is not backed up now: {why}."}
 
 
 def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions, *, write: bool) -> CapturePlan:

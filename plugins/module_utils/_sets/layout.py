@@ -54,7 +54,10 @@ def check_backup_id(backup_id: str) -> None:
 def check_target(target: str) -> Path:
     """A target is an absolute path: the module's working directory means nothing to QEMU."""
     if not os.path.isabs(target):
-        raise LiveBackupError(f"target is {target!r}. It must be an absolute path on the hypervisor, or ssh://[user@]host[:port]/directory.", code="option_invalid")
+        raise LiveBackupError(
+            f"target is {target!r}. It must be an absolute path on the hypervisor, or ssh://[user@]host[:port]/directory.",
+            code="option_invalid",
+        )
     return Path(os.path.normpath(target))
 
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 
 import pytest
 
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_duration, rfc3339
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.errors import LiveBackupError
-from ansible_collections.virtops.live_backup.plugins.module_utils._capture.policy import Policy, is_duration, policy_of
+from ansible_collections.virtops.live_backup.plugins.module_utils._capture.policy import Policy, policy_of, why_not_due
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.bindings import libvirt
 from ansible_collections.virtops.live_backup.plugins.module_utils._hypervisor.domains import read_policy
 
@@ -36,8 +37,8 @@ def test_a_domain_without_a_policy() -> None:
 
 
 def test_all_that_a_policy_says() -> None:
-    found = read("backup='no' exclude_disks=' vdb\tvdc ' keep_daily='14' keep_last='0' rpo='4h' rto='90s' proof='1.5w'")
-    assert found == Policy(False, ["vdb", "vdc"], {"last": 0, "daily": 14}, {"rpo": "4h", "rto": "90s", "proof": "1.5w"})
+    found = read("backup='no' every='7d' exclude_disks=' vdb\tvdc ' keep_daily='14' keep_last='0' rpo='4h' rto='90s' proof='1.5w'")
+    assert found == Policy(False, "7d", ["vdb", "vdc"], {"last": 0, "daily": 14}, {"rpo": "4h", "rto": "90s", "proof": "1.5w"})
     assert read("", "<!-- why -->") == Policy()
 
 
@@ -70,3 +71,15 @@ def test_what_is_not_understood_is_refused(attributes: str, children: str, says:
 )
 def test_a_duration(text: object, is_one: bool) -> None:
     assert is_duration(text) is is_one
+
+
+NOW = 1_788_480_000.0
+
+
+@pytest.mark.parametrize(
+    ("days", "due"), [([], True), ([7], True), ([6.31], True), ([6.29], False), ([20, 0.1], False), ([20, 9], True)], ids=str
+)
+def test_whether_a_backup_is_due(days: list[float], due: bool) -> None:
+    why = why_not_due("7d", [rfc3339(NOW - age * 86400) for age in days], NOW)
+    assert (why == "") is due
+    assert due or "backed up every 7d" in why

@@ -89,6 +89,17 @@ def test_the_summary_of_a_run() -> None:
     assert len(many) == 4 and many[0].startswith("40 of 41 domains backed up") and many[-1] == "Failed: a on hv: It is full."
 
 
+def test_a_domain_that_is_not_due() -> None:
+    row = result(ABOUT, ended(begun={"skipped": True, "not_due": "its last good backup is 1 h old"}, published=SKIPPED, verified=SKIPPED))
+    assert (row["status"], row["changed"], row["msg"]) == ("skipped", False, "db1: not backed up now: its last good backup is 1 h old")
+    assert verdict([row], RUN) == row_verdict([row]) == ""
+    assert summary([row]) == [
+        row["msg"],
+        "0 of 1 domains backed up.",
+        "1 were not due, or the time in which backups may start was over.",
+    ]
+
+
 LEVELS: list[tuple[dict[str, Any], str]] = [
     (
         {"level": "incremental", "parent": "night-0", "level_reason": "builds on night-0; vdb is backed up whole: raw"},

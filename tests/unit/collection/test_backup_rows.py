@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from tests.report.sample import POLICY
 ROOT = Path(__file__).parents[3]
 SPEC = yaml.safe_load((ROOT / "roles/backup/meta/argument_specs.yml").read_text(encoding="utf-8"))["argument_specs"]["main"]["options"]
 
+SPEC_OF_TIMES = {name: SPEC[name] for name in ("backup_start_until", "backup_every")}
 UUIDS = {name: f"{number:08x}-0000-4000-8000-000000000000" for number, name in enumerate(["db1", "web1", "app1", "a b", "a_b"], 1)}
 KEEP = "backup_keep must map last, hourly, daily, weekly, monthly or yearly to numbers"
 EXCLUDE = "backup_exclude_disks must map names of domains to lists of disks"
@@ -211,3 +213,16 @@ def test_a_group_is_judged_by_the_controllers_clock() -> None:
 )
 def test_what_is_no_group_says_why(members: list[dict[str, Any]], max_spread: Any, problem: str) -> None:
     assert group(members, wanted("db1", "web1", max_spread=max_spread)) == {"problem": problem, "group": {}}
+
+
+@pytest.mark.parametrize(("hour", "days"), [(4, 0), (5, 1), (23, 1)])
+def test_the_time_until_which_backups_start_is_the_next_one(hour: int, days: int) -> None:
+    now = datetime(2026, 11, 28, hour, 0, 1)
+    found = options({"backup_start_until": "05:00"}, SPEC_OF_TIMES, None, now.timestamp())
+    assert found["options"]["start_until"] == datetime(2026, 11, 28 + days, 5).timestamp() and found["problem"] == ""
+
+
+@pytest.mark.parametrize("given", [{"backup_start_until": "5:00"}, {"backup_start_until": "24:00"}, {"backup_every": "weekly"}], ids=str)
+def test_times_that_are_none(given: dict[str, str]) -> None:
+    [name] = given
+    assert options(given, SPEC_OF_TIMES)["problem"].startswith(f"{name} must be a ")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._objectives import length, objectives, problem, seconds_of
+from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import length, seconds_of
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._objectives import objectives, problem
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import metrics, status
 from tests.report.sample import NIGHT, NOW, POLICY, backup_id, backup_set, domain, nights, partial, proof
 
