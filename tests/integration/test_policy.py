@@ -96,4 +96,4 @@ def test_what_is_not_due_or_too_late_is_left_out(
     assert sorted(path.name for path in (backup.target / guest.name).glob("night-*")) == ["night-1", "night-3"]
     again = player.run(backup_domains=[guest.name], backup_id="night-1")
     assert again.status == 0 and again.rows[guest.name]["status"] == "published" and again.changed == 0, again.output
-    backup.assert_nothing_left()
+    assert backup.claims() == []
