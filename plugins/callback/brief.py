@@ -31,6 +31,9 @@ from typing import Any
 from ansible import constants
 from ansible.plugins.callback import CallbackBase
 
+# As much of what a failed program has printed is shown.
+_LAST_LINES = 10
+
 
 def lines_of(message: Any) -> list[str]:
     """A message of a task as lines."""
@@ -62,10 +65,12 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
         self._handle_warnings(result._result)
-        self._failed(result, "FAILED")
+        if not result._task.ignore_errors:
+            self._failed(result, "UNREACHABLE" if result._result.get("unreachable") else "FAILED")
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        self._failed(result, "UNREACHABLE")
+        if "results" not in result._result:
+            self._failed(result, "UNREACHABLE")
 
     def v2_on_file_diff(self, result: Any) -> None:
         for one in result._result.get("results", [result._result]):
@@ -88,8 +93,12 @@ class CallbackModule(CallbackBase):
 
     def _failed(self, result: Any, word: str) -> None:
         told = result._result
-        message = " ".join(lines_of(told.get("msg") or told.get("stderr") or told.get("exception") or "no reason is given"))
+        message = " ".join(lines_of(told.get("msg") or "no reason is given"))
         self._display.display(f"{word} [{self._place(result)}] {message}", color=constants.COLOR_ERROR)
+        # A message of Ansible's often only points to these.
+        for key in ("stderr", "module_stderr", "module_stdout"):
+            for line in lines_of(told.get(key) or "")[-_LAST_LINES:]:
+                self._display.display(f"  {line}", color=constants.COLOR_ERROR)
 
     def _place(self, result: Any) -> str:
         item = self._get_item_label(result._result)

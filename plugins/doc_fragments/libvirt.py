@@ -61,10 +61,10 @@ options:
   exclude_disks:
     description:
       - Target devs of disks to leave out, for example V(vdb). Each must exist.
+      - An empty list leaves out none.
       - The default are those that the domain's own metadata names. C(docs/policy.md) of the collection describes the element.
     type: list
     elements: str
-    default: []
   quiesce:
     description:
       - V(auto) freezes the guest's file systems if its agent can do that, and otherwise takes a crash-consistent backup.
@@ -103,13 +103,13 @@ options:
   until:
     description:
       - The last moment at which a backup may start, in seconds since the epoch. It is compared when it is this domain's turn.
-      - After it nothing is captured, and the module returns RV(ignore:not_due).
+      - After it nothing is captured, and the module fails with the C(code) V(too_late).
     type: float
   every:
     description:
       - How often the domain is backed up, as a number and C(s), C(m), C(h), C(d) or C(w). Not used with O(at).
-      - If its last good set at O(target) is younger than nine tenths of that, nothing is captured, and the module returns
-        RV(ignore:not_due).
+      - If its last good set at O(target) is younger, nothing is captured, and the module returns RV(ignore:not_due). A quarter of that
+        time, at most 6 hours, does not count, since no run reaches a domain at the same minute.
       - The default is what the domain's own metadata says. Otherwise a backup is always made.
     type: str
   staging_dir:

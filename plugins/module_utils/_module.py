@@ -23,7 +23,7 @@ DOMAIN: dict[str, Any] = {"domain": {"type": "str", "required": True}}
 BACKUP_ID: dict[str, Any] = {"backup_id": {"type": "str", "required": True}}
 TARGET: dict[str, Any] = {"target": {"type": "str", "required": True}}
 CAPTURE: dict[str, Any] = {
-    "exclude_disks": {"type": "list", "elements": "str", "default": []},
+    "exclude_disks": {"type": "list", "elements": "str"},
     "quiesce": {"type": "str", "choices": ["auto", "require", "never"], "default": "auto"},
     "freeze_timeout": {"type": "int", "default": 30},
     "hook_timeout": {"type": "int"},

@@ -15,9 +15,9 @@ description:
   - Keeps, for each domain, the sets that any rule keeps, and removes the others. The rules count as in restic, each one separately,
     in UTC, with weeks as in ISO 8601.
   - >-
-    A domain may have rules in its metadata. Each backup notes them in its set. Those of the newest good set then
-    replace the rules given here, for all sets of the domain.
-  - Without any rule, or with all of them V(0), nothing is removed.
+    A domain may have rules in its metadata. Each backup notes them in its set. Those of the newest set then replace the rules given
+    here, for all sets of the domain, also if no rule is given here. The reasons in RV(kept) say so.
+  - Without any rule of either kind, or with all of them V(0), nothing is removed.
   - Never removes a domain's last good set, a set that another one depends on, or a set that is being read.
   - Keeps and reports a set that is damaged, that seems to come from the future, or whose last proof failed. The rules do not count it.
   - While the last proof of one of a domain's sets has failed, no set of that domain is removed, and the module fails.

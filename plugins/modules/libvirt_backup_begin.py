@@ -193,7 +193,7 @@ parent:
   type: str
   sample: 20261122T184512Z
 not_due:
-  description: The reason for which no backup was started, because of O(until) or O(every). The other values are missing then.
+  description: The reason for which no backup was started, because of O(every). The other values are missing then.
   returned: if no backup was started
   type: str
   sample: its last good backup is 20 h old, and it is backed up every 7d

@@ -75,23 +75,28 @@ def _published(
     }
 
 
-def summary(rows: list[Mapping[str, Any]], rerun: Sequence[str] = ()) -> list[str]:
+def summary(rows: list[Mapping[str, Any]], rerun: Sequence[str] = (), unreached: Sequence[str] = ()) -> list[str]:
     """What became of the domains of a run, its totals, its failures by their cause, and how to run them again.
 
-    A large run names only the domains of which something must be known; the others are in the report.
+    A large run names only the domains of which something must be known; the others are in the report. `rerun` are the hosts of a limit for
+    the rows that failed, `unreached` the hypervisors that were lost.
     """
-    published = [row for row in rows if row["status"] == "published"]
+    domains = [row for row in rows if row["domain"]]
+    published = [row for row in domains if row["status"] == "published"]
     failed = [row for row in rows if row["status"] == "failed"]
-    named = [row for row in rows if row["status"] == "planned" or row["status"] != "failed" and len(rows) <= _MOST_NAMED]
-    skipped = len([row for row in rows if row["status"] == "skipped"])
-    lines = [row["msg"] for row in named]
-    if failed or skipped or any(row["changed"] for row in published):
-        lines += _totals(rows, published)
+    skipped = len([row for row in domains if row["status"] == "skipped"])
+    lines = [row["msg"] for row in domains if row["status"] == "planned" or row["status"] != "failed" and len(domains) <= _MOST_NAMED]
+    if failed or skipped or unreached or any(row["changed"] for row in published):
+        lines += _totals(domains, published)
     if skipped:
-        lines.append(f"{skipped} were not due, or the time in which backups may start was over.")
+        lines.append(f"{skipped} of {len(domains)} domains were not due.")
     lines += [f"Failed: {', '.join(subjects)}: {cause}" for cause, subjects in _by_cause(failed).items()]
-    if failed and rerun:
-        lines.append(f"To run again what failed: -e backup_id={failed[0]['backup_id']} --limit '{','.join(rerun)}'")
+    if unreached:
+        lines.append(f"Not reached: {', '.join(unreached)}. What is backed up of their domains is not known.")
+    # Of a hypervisor without rows, all domains are run again; what is published is left alone.
+    limit = list(dict.fromkeys([*rerun, *(row["hypervisor"] for row in failed), *unreached]))
+    if limit and rows:
+        lines.append(f"To run again what failed: -e backup_id={rows[0]['backup_id']} --limit '{','.join(limit)}'")
     return lines
 
 
@@ -200,7 +205,8 @@ def verdict(told: list[Mapping[str, Any]], run: Mapping[str, Any], missing: Sequ
     The reasons are its results, rows of --limit that it does not have, and domains that no hypervisor has.
     """
     planned = [row for row in told if row["status"] == "planned" and row["bytes"]]
-    failed = [row for row in told if row["status"] == "failed"]
+    domains = [row for row in told if row["domain"]]
+    failed = [row for row in domains if row["status"] == "failed"]
     needed, free = sum(row["bytes"] for row in planned), min((row["bytes_free"] for row in planned), default=0)
     problems = []
     if needed > free:
@@ -209,7 +215,8 @@ def verdict(told: list[Mapping[str, Any]], run: Mapping[str, Any], missing: Sequ
             f"and {size_text(free)} are free at {run['options']['target']}."
         )
     if failed:
-        problems.append(f"{len(failed)} of {len(told)} domains failed.")
+        problems.append(f"{len(failed)} of {len(domains)} domains failed.")
+    problems += [row["msg"] for row in told if not row["domain"] and row["status"] == "failed"]
     if missing:
         problems.append(
             f"--limit names {', '.join(missing)}, and {run['hypervisor']} has no such domain. Was it migrated or renamed? "

@@ -22,7 +22,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema i
 _KEEP = "backup_keep must map last, hourly, daily, weekly, monthly or yearly to numbers, as in {'daily': 7, 'monthly': 12}."
 _EXCLUDE = "backup_exclude_disks must map names of domains to lists of disks, as in {'db1': ['vdb']}."
 _EVERY = "backup_every must be a number with s, m, h, d or w, as in 7d."
-_UNTIL = "backup_start_until must be a time of day, as in 05:00."
+_UNTIL = 'backup_start_until must be a time of day in quotes, as in "05:00".'
 _TIME_OF_DAY = re.compile(r"([01][0-9]|2[0-3]):[0-5][0-9]", re.ASCII)
 _GROUPS = (
     "backup_groups must map names of groups to lists of domains, as in {'shop': ['db1', 'app1']}, and no domain may be listed in it twice."

@@ -21,7 +21,8 @@ _FORM = (
 
 def problem(given: Any) -> str:
     """What is wrong with `backup_objectives`; empty if nothing is."""
-    entries = list(given.values()) if isinstance(given, Mapping) else [None]
+    named = isinstance(given, Mapping) and all(isinstance(name, str) for name in given)
+    entries = list(given.values()) if named else [None]
     fits = all(isinstance(one, Mapping) and set(one) <= {*OBJECTIVES} and all(map(is_duration, one.values())) for one in entries)
     return "" if fits else _FORM
 
@@ -32,12 +33,13 @@ def objectives(domain: Mapping[str, Any], given: Mapping[str, Mapping[str, str]]
     That is an entry of `given` with its very name, then the domain's metadata. Then come the globs of `given`, a later one before an
     earlier one, and for the RPO at last `max_age`.
     """
-    name = domain["name"]
+    name, every = domain["name"], domain["policy"]["every"]
     globs = [entry for pattern, entry in given.items() if pattern != name and fnmatchcase(name, pattern)]
     ranked: list[tuple[str, Mapping[str, str]]] = [
         (f"backup_objectives of {name}", given.get(name, {})),
         ("the domain's metadata", domain["policy"]["objectives"]),
         *(("backup_objectives", entry) for entry in reversed(globs)),
+        ("every in the domain's metadata and status_max_age", {"rpo": f"{seconds_of(every) + seconds_of(max_age):.0f}s"} if every else {}),
         ("status_max_age", {"rpo": max_age}),
     ]
     return {
@@ -55,7 +57,7 @@ def judged(wanted: Mapping[str, tuple[str, str]], row: Mapping[str, Any], now: f
         seconds = seconds_of(text)
         value, words = says[name](row, now)
         met = value is not None and value <= seconds
-        words += f". The objective is {length(seconds)} ({source})."
+        words += f". The objective is {text} ({source})."
         found.append({"name": name, "seconds": seconds, "source": source, "met": met, "msg": words})
     return found
 
@@ -68,11 +70,13 @@ def _age(row: Mapping[str, Any], _now: float) -> tuple[float | None, str]:
 
 
 def _recovery(row: Mapping[str, Any], _now: float) -> tuple[float | None, str]:
-    """How long the guest took to come up in the last proof by a boot."""
-    proof = row["last_proof"]
-    if not proof or not proof.get("rto_ms"):
-        return None, "The last proof has not measured how long the guest takes to start"
-    return proof["rto_ms"] / 1000, f"The guest took {length(proof['rto_ms'] / 1000)} to start in the last proof"
+    """How long the guest took to start in the last proof by a boot."""
+    boot = row["last_boot"]
+    if boot is None:
+        return None, "No proof by boot has measured how long the guest takes to start"
+    if not boot["verified"] or not boot["rto_ms"]:
+        return None, "The guest did not start in time in the last proof by boot"
+    return boot["rto_ms"] / 1000, f"The guest took {length(boot['rto_ms'] / 1000)} to start in the last proof by boot"
 
 
 def _proof(row: Mapping[str, Any], now: float) -> tuple[float | None, str]:

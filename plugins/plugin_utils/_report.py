@@ -85,8 +85,9 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
         if look["msg"]:
             add("error", look, look["msg"])
         for row in look["status"]:
-            if row["error"]:
-                add("error", row, row["error"])
+            for problem in (row["error"], row["policy_problem"]):
+                if problem:
+                    add("error", row, problem)
             for objective in row["objectives"]:
                 if not objective["met"]:
                     add("error", row, objective["msg"])

@@ -60,13 +60,15 @@ def _of_domain(
         "wanted": domain["wanted"],
         **_last([one for one in sets if one["good"] and one not in ahead], now),
         "last_proof": _last_proof(sets, now),
+        "last_boot": _last_boot(sets, now),
         "max_age_seconds": int(seconds_of(wanted["rpo"][0])),
         "ahead": [one["backup_id"] for one in ahead],
         "damaged": [one["backup_id"] for one in sets if one["status"] == "damaged"],
         "disproved": [one["backup_id"] for one in sets if one["status"] == "good" and not one["good"]],
         "claim": domain["claim"],
         "restore": domain["restore"],
-        "error": domain["error"] or domain["policy_problem"],
+        "error": domain["error"],
+        "policy_problem": domain["policy_problem"],
     }
     # Nothing is promised of a domain that leaves itself out.
     found = judged(wanted, row, now) if domain["wanted"] else []
@@ -122,6 +124,13 @@ def _last_proof(sets: list[dict[str, Any]], now: float) -> dict[str, Any] | None
     return max(proofs, key=lambda proof: wall_time(proof["at"]), default=None)
 
 
+def _last_boot(sets: list[dict[str, Any]], now: float) -> dict[str, Any] | None:
+    """The last proof by a boot that succeeded or timed out. Another failure says that the set is bad, and nothing of the guest."""
+    boots = [one["proof"] for one in sets if one["proof"] and one["proof"]["level"] == "boot" and is_past(one["proof"]["at"], now)]
+    tried = [proof for proof in boots if proof["verified"] or proof["outcome"] == "timed out"]
+    return max(tried, key=lambda proof: wall_time(proof["at"]), default=None)
+
+
 def _is_proven(one: dict[str, Any]) -> bool:
     return bool(one["proof"] and one["proof"]["verified"])
 
@@ -137,17 +146,18 @@ def _words(row: dict[str, Any]) -> str:
         words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
     ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
     restore = f"; {row['restore']['msg']}" if row["restore"] else ""
-    missed = "".join(f". {one['msg'].removesuffix('.')}" for one in row["objectives"] if not one["met"] and one["name"] != "rpo")
-    return f"{row['domain']}: {words}{ahead}{restore}{missed}{'. ' * bool(row['error'])}{row['error']}"
+    missed = [one["msg"].removesuffix(".") for one in row["objectives"] if not one["met"] and (row["backup_id"] or one["name"] != "rpo")]
+    problems = [text for text in (*missed, row["policy_problem"], row["error"]) if text]
+    return ". ".join([f"{row['domain']}: {words}{ahead}{restore}", *problems])
 
 
 _Number = Callable[[dict[str, Any]], Any]
 # None where there is nothing to tell. Names and units follow Prometheus' own rules.
 _METRICS: list[tuple[str, str, _Number]] = [
     ("last_success_timestamp_seconds", "The instant of the last good backup; 0 if there is none.",
-     lambda row: wall_time(row["instant"]) if row["instant"] else 0),
+     lambda row: wall_time(row["instant"]) if row["instant"] else 0 if row["wanted"] else None),
     ("last_success_age_seconds", "Its age when this was written.", lambda row: row["age_seconds"] if row["instant"] else None),
-    ("max_age_seconds", "The age that it may have.", lambda row: row["max_age_seconds"]),
+    ("max_age_seconds", "The age that it may have.", lambda row: row["max_age_seconds"] if row["wanted"] else None),
     ("last_success_bytes", "What its images occupy.", lambda row: row["bytes"] if row["instant"] else None),
     ("last_success_chain_sets", "How many sets a restore of it needs, itself and those that it builds on.",
      lambda row: row["chain_sets"] if row["instant"] else None),

@@ -27,9 +27,14 @@ def pruned(result: Mapping[str, Any], check_mode: bool = False) -> list[str]:
 def recovered(results: list[Mapping[str, Any]], waiting: list[Mapping[str, Any]], hypervisor: str) -> list[str]:
     """What was repaired of each domain, and what waits; of what libvirt_backup_recover returned, and of claims and restores that live."""
     lines = [
-        f"{one['__backup_dead'][1]}: {repair['what']}: {'would ' if one['planned'] else ''}{repair['action']}"
+        f"{one['__backup_dead'][1]}: {repair['what']}: {'would ' if one['planned'] else 'done: '}{repair['action']}"
         for one in results
         for repair in one.get("repairs", [])
+    ]
+    lines += [
+        f"{one['__backup_dead'][1]} is not recovered: {one.get('msg', '')}"
+        for one in results
+        if one.get("failed") or one.get("unreachable")
     ]
     for one in waiting:
         name = one.get("domain") or one["name"]

@@ -20,7 +20,7 @@ GIB = 2**30
 # What libvirt_domain_info says of a domain whose metadata has no policy.
 POLICY: dict[str, Any] = {
     "wanted": True,
-    "policy": {"backup": True, "exclude_disks": [], "keep": {}, "objectives": {}},
+    "policy": {"backup": True, "every": "", "exclude_disks": [], "keep": {}, "objectives": {}},
     "policy_problem": "",
 }
 
@@ -62,7 +62,14 @@ def backup_set(name: str, began: datetime, seconds: float = 95.5, gib: float = 3
 
 
 def proof(level: str, at: datetime, *, verified: bool = True, rto_ms: int | None = None, findings: tuple[str, ...] = ()) -> dict[str, Any]:
-    return {"level": level, "verified": verified, "at": rfc3339(at.timestamp()), "rto_ms": rto_ms, "findings": list(findings)}
+    return {
+        "level": level,
+        "verified": verified,
+        "outcome": "verified" if verified else "timed out",
+        "at": rfc3339(at.timestamp()),
+        "rto_ms": rto_ms,
+        "findings": list(findings),
+    }
 
 
 def partial(name: str) -> dict[str, Any]:

@@ -30,7 +30,7 @@ class BeginOptions:
     ssh_options: list[str] = field(default_factory=list)
     staging_dir: str | None = None
     keep_formats: list[str] = field(default_factory=lambda: ["raw", "qcow2"])
-    exclude_disks: list[str] = field(default_factory=list)
+    exclude_disks: list[str] | None = None
     format: str = "qcow2"
     quiesce: str = "auto"
     freeze_timeout: int = 30

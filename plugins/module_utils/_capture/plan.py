@@ -17,13 +17,13 @@ from .._image.qcow2 import is_self_contained
 from .options import BeginOptions
 
 
-def choose_disks(domain: Domain, excluded: list[str], by_metadata: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:
-    """The disks to capture, and those skipped with the reason. What the domain's metadata excludes counts where nothing else is excluded.
+def choose_disks(domain: Domain, excluded: list[str] | None, by_metadata: list[str]) -> tuple[list[Disk], list[dict[str, str]]]:
+    """The disks to capture, and those skipped with the reason. What the domain's metadata excludes counts if `excluded` is None.
 
     A disk that would have to be captured and cannot be fails the domain unless it is excluded by name: a set that
     silently lacks a disk is worse than none.
     """
-    exclude, why = (excluded, "excluded") if excluded else (by_metadata, "excluded by the domain's metadata")
+    exclude, why = (excluded, "excluded") if excluded is not None else (by_metadata, "excluded by the domain's metadata")
     targets = [disk.target for disk in domain.disks]
     unknown = [target for target in exclude if target not in targets]
     if unknown:

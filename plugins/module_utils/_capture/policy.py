@@ -18,6 +18,8 @@ from .._base.errors import LiveBackupError
 from .._base.text import foreign
 from .._sets.schema import OBJECTIVES, RULES
 
+# A backup may come so much earlier than it is due.
+_MOST_EARLY = 6 * 3600
 _COUNT = re.compile(r"[0-9]{1,6}", re.ASCII)
 _KEEP = {f"keep_{rule}": rule for rule in RULES}
 _DURATIONS = ("every", *OBJECTIVES)
@@ -69,6 +71,7 @@ def _problem(given: Mapping[str, str]) -> str:
 def why_not_due(every: str, instants: list[str], now: float) -> str:
     """Why a domain whose good sets are of these instants is not backed up now; empty if it is."""
     age = now - max(map(wall_time, instants), default=0.0)
-    # A run does not reach each domain at the same minute as the last time.
-    due = age >= seconds_of(every) * 0.9
+    # A run does not reach a domain at the same time of each night. A clock that went back says nothing.
+    early = min(seconds_of(every) / 4, _MOST_EARLY)
+    due = age < 0 or age >= seconds_of(every) - early
     return "" if due else f"its last good backup is {length(age)} old, and it is backed up every {every}"

@@ -97,9 +97,6 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
         begun = _begun_before(target, domain, options.backup_id, clock) or _published_before(where, name, uuid, options.backup_id)
         if begun is not None:
             return begun
-        why = _why_not_due(domain, where, options, clock)
-        if why:
-            return _not_now(name, why)
     # Anything may have changed when it is this domain's turn, so that all is looked at after that.
     parallel = 0 if check_mode else options.parallel
     # libvirt says nothing of a checkpoint to who may only read.
@@ -109,8 +106,12 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
         begun = _begun_before(target, domain, options.backup_id, clock)
         if begun is not None:
             return begun
+        why = _why_not_due(domain, where, options, clock)
+        if why:
+            # Ansible takes a result with `skipped` for a task that did not run.
+            return {"changed": False, "skipped": True, "not_due": why, "msg": f"Domain {name!r} is not backed up now: {why}."}
         if options.until is not None and clock.wall() > options.until:
-            return _not_now(name, "the time in which backups may start is over")
+            raise LiveBackupError(f"Domain {name!r} is not backed up: the time in which backups may start is over.", code="too_late")
         plan = plan_backup(domain, where, options, write=not check_mode)
         if check_mode:
             return {"changed": True, "planned": True, "published": False, **_reported(plan)}
@@ -127,11 +128,6 @@ def _why_not_due(domain: libvirt.virDomain, where: Target, options: BeginOptions
         return ""
     sets = where.sets([literal(domain.UUIDString())])["sets"]
     return why_not_due(every, [str(one["instant"]) for one in sets if one["good"] and not one["ahead"]], clock.wall())
-
-
-def _not_now(domain: str, why: str) -> dict[str, Any]:
-    # Ansible takes a result with `skipped` for a task that did not run.
-    return {"changed": False, "skipped": True, "not_due": why, "msg": f"Domain {domain!r} is not backed up now: {why}."}
 
 
 def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions, *, write: bool) -> CapturePlan:

@@ -208,7 +208,7 @@ def _plans(target: Target, info: dict[str, Any], params: dict[str, Any], *, writ
         if domain["error"]:
             yield _finding("backup", "error", domain["name"], domain["error"])
             continue
-        excluded = params["exclude_disks"].get(domain["name"], [])
+        excluded = params["exclude_disks"].get(domain["name"])
         named = {"domain": domain["uuid"], "backup_id": f"check-{secrets.token_hex(8)}", "exclude_disks": excluded}
         options = BeginOptions(**known(BeginOptions, {**params, **named, "method": domain["method"]}))
         try:

@@ -21,6 +21,7 @@ from .locks import removing, require_owner
 from .proofs import proof_file
 from .restores import unfinished_restore
 from .retention import Keep, Plan, plan_retention
+from .schema import RULES
 
 
 class Named(TypedDict):
@@ -53,18 +54,22 @@ class Pruned(TypedDict):
 def prune_sets(target: str, domains: list[str], keep: Keep, check_mode: bool) -> Pruned:
     """Keep and remove, domain by domain."""
     found = list_sets(target, domains)
+    uuids = {one["uuid"] for one in found["sets"] if one["uuid"]}
+    # A domain that was renamed has sets in two directories, and one name may have been asked for.
+    whole = found if not domains or set(domains) <= uuids else list_sets(target, sorted(uuids))
+    own = _own_rules(whole["sets"], keep["rules"])
     kept: list[Kept] = []
     removed: list[Named] = []
     problems: list[str] = []
     for directory, group in groupby(found["sets"], key=lambda one: one["directory"]):
         sets = list(group)
-        plan, gone, left = _plan(sets, keep)
+        plan, gone, left = _plan(sets, keep, own)
         try:
             if (gone or left) and not check_mode:
                 with removing(Path(directory)):
                     # Since the listing one may have been proven, found bad or removed.
                     sets = sets_in(Path(directory), [])
-                    plan, gone, left = _plan(sets, keep)
+                    plan, gone, left = _plan(sets, keep, own)
                     _remove(gone, left)
             elif gone or left:
                 require_owner(Path(directory))
@@ -80,7 +85,7 @@ def prune_sets(target: str, domains: list[str], keep: Keep, check_mode: bool) ->
     return {"changed": bool(removed), "kept": kept, "removed": removed, "problems": problems, "findings": found["findings"]}
 
 
-def _plan(sets: list[SetFacts], keep: Keep) -> tuple[Plan, list[SetFacts], list[SetFacts]]:
+def _plan(sets: list[SetFacts], keep: Keep, own: dict[str, dict[str, int]]) -> tuple[Plan, list[SetFacts], list[SetFacts]]:
     """The plan, the sets that go by it, and those whose removal was interrupted; nothing goes where there is a problem."""
     reason = next((keep["held"][one["uuid"]] for one in sets if one["uuid"] in keep["held"]), "")
     # Another host's restore is known by its note only.
@@ -88,16 +93,31 @@ def _plan(sets: list[SetFacts], keep: Keep) -> tuple[Plan, list[SetFacts], list[
     if reason:
         plan = Plan({one["backup_id"]: ["nothing is removed"] for one in sets if _is_set(one)}, [], reason)
     else:
-        plan = plan_retention(sets, _own_rules(sets) or keep["rules"], time.time(), keep["ids"])
+        mine = next((own[one["uuid"]] for one in sets if one["uuid"] in own), None)
+        plan = plan_retention(sets, keep["rules"] if mine is None else mine, time.time(), keep["ids"])
+        if mine is not None:
+            by = {rule: f"{rule}, by the domain's own rules" for rule in RULES}
+            plan.kept.update({name: [by.get(why, why) for why in reasons] for name, reasons in plan.kept.items()})
     gone = [one for one in sets if _is_set(one) and one["backup_id"] in plan.removed]
     return plan, gone, [] if plan.problem else [one for one in sets if one["status"] == "removing"]
 
 
-def _own_rules(sets: list[SetFacts]) -> dict[str, int]:
-    """The domain's own rules, as its newest good set noted them. Those of an older set no longer hold."""
-    good = [one for one in sets if one["good"] and one["manifest"]]
-    newest = max(good, key=lambda one: str(one["instant"]), default=None)
-    return newest["manifest"].get("keep", {}) if newest and newest["manifest"] else {}
+def _own_rules(sets: list[SetFacts], given: dict[str, int]) -> dict[str, dict[str, int]]:
+    """The rules of the domains that have their own, by UUID: those that the newest set has noted.
+
+    While a set cannot say what it noted, it may be the newest. Then everything stays that any of the known rules keeps.
+    """
+    found = {}
+    for uuid in {one["uuid"] for one in sets if one["uuid"]}:
+        mine = [one for one in sets if one["uuid"] == uuid and _is_set(one)]
+        # Nothing from the future counts, and least of all its rules.
+        noted = [one for one in mine if one["manifest"] and one["instant"] and not one["ahead"]]
+        rules = [one["manifest"].get("keep", {}) for one in sorted(noted, key=lambda one: str(one["instant"])) if one["manifest"]]
+        if any(one["manifest"] is None for one in mine) and any(rules):
+            found[uuid] = {rule: max(one.get(rule, 0) for one in (given, *rules)) for rule in RULES}
+        elif rules and rules[-1]:
+            found[uuid] = rules[-1]
+    return found
 
 
 def _is_set(one: SetFacts) -> bool:

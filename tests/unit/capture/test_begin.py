@@ -164,7 +164,7 @@ def test_refusals_leave_everything_as_it_was(backup: Backup, trouble: Any, parts
     ("options", "part"),
     [
         ({"backup_id": "../x"}, "is not allowed"),
-        ({"target": "relative"}, "is not an absolute path"),
+        ({"target": "relative"}, "must be an absolute path"),
         ({"target": "/nowhere/at/all"}, "does not exist"),
         ({"domain": "nobody"}, "There is no domain 'nobody'"),
         ({"domain": "00000000-0000-4000-8000-000000000001"}, "There is no domain"),

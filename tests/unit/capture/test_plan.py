@@ -69,12 +69,13 @@ def test_chosen_and_skipped_disks(disks: list[Disk], exclude: list[str], chosen:
 
 def test_the_metadatas_exclusions_count_where_nothing_else_is_excluded() -> None:
     both = domain(disk("vda"), disk("vdb"), disk("vdc"))
-    taken, left = choose_disks(both, [], ["vdb"])
+    taken, left = choose_disks(both, None, ["vdb"])
     assert [one.target for one in taken] == ["vda", "vdc"] and left == [{"target": "vdb", "reason": "excluded by the domain's metadata"}]
+    assert choose_disks(both, [], ["vdb"])[1] == []
     taken, left = choose_disks(both, ["vdc"], ["vdb"])
     assert [one.target for one in taken] == ["vda", "vdb"] and left == [{"target": "vdc", "reason": "excluded"}]
     with pytest.raises(LiveBackupError, match="has no disk vdz to exclude"):
-        choose_disks(both, [], ["vdz"])
+        choose_disks(both, None, ["vdz"])
 
 
 @pytest.mark.parametrize(

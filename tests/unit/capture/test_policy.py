@@ -77,7 +77,7 @@ NOW = 1_788_480_000.0
 
 
 @pytest.mark.parametrize(
-    ("days", "due"), [([], True), ([7], True), ([6.31], True), ([6.29], False), ([20, 0.1], False), ([20, 9], True)], ids=str
+    ("days", "due"), [([], True), ([7], True), ([6.76], True), ([6.74], False), ([20, 0.1], False), ([20, 9], True), ([-1], True)], ids=str
 )
 def test_whether_a_backup_is_due(days: list[float], due: bool) -> None:
     why = why_not_due("7d", [rfc3339(NOW - age * 86400) for age in days], NOW)

@@ -76,17 +76,22 @@ def test_the_summary_of_a_run() -> None:
     before = result(ABOUT, ended(published={**PUBLISHED, "changed": False}))
     assert summary([*rows, *failed, lost, before], ["hv", "a@hv"]) == [
         *(row["msg"] for row in (*rows, before)),
-        "3 of 6 domains backed up (2 full, 1 incremental): 9 GiB stored, disks of 36 GiB protected.",
+        "3 of 5 domains backed up (2 full, 1 incremental): 9 GiB stored, disks of 36 GiB protected.",
         "The longest backup was db1 on hv, 93 s.",
         "The longest freeze was db1 on hv, 61 ms.",
         "Failed: a on hv, b on hv: It is full.",
         "Failed: hv2: No libvirt.",
-        "To run again what failed: -e backup_id=night-1 --limit 'hv,a@hv'",
+        "To run again what failed: -e backup_id=night-1 --limit 'hv,a@hv,hv2'",
     ]
     assert summary([before]) == [before["msg"]]
-    assert summary(failed) == ["0 of 2 domains backed up.", "Failed: a on hv, b on hv: It is full."]
+    again = "To run again what failed: -e backup_id=night-1 --limit 'hv'"
+    assert summary(failed) == ["0 of 2 domains backed up.", "Failed: a on hv, b on hv: It is full.", again]
+    assert summary([before], [], ["hv3"])[-2:] == [
+        "Not reached: hv3. What is backed up of their domains is not known.",
+        again.replace("hv", "hv3"),
+    ]
     many = summary([*rows * 20, failed[0]])
-    assert len(many) == 4 and many[0].startswith("40 of 41 domains backed up") and many[-1] == "Failed: a on hv: It is full."
+    assert len(many) == 5 and many[0].startswith("40 of 41 domains backed up") and many[-2] == "Failed: a on hv: It is full."
 
 
 def test_a_domain_that_is_not_due() -> None:
@@ -96,7 +101,7 @@ def test_a_domain_that_is_not_due() -> None:
     assert summary([row]) == [
         row["msg"],
         "0 of 1 domains backed up.",
-        "1 were not due, or the time in which backups may start was over.",
+        "1 of 1 domains were not due.",
     ]
 
 
@@ -216,6 +221,7 @@ def test_a_verdict_names_every_reason() -> None:
     failed = row_of("db1", status="failed", msg="db1: It is full.")
     assert verdict([row_of("web1")], RUN) == verdict([], RUN) == verdict([planned(5, 10), planned(5, 10), planned(0, 0)], RUN) == ""
     assert verdict([row_of("web1"), failed], RUN) == "1 of 2 domains failed."
+    assert verdict([row_of("", status="failed", msg="hv: No libvirt.")], RUN) == "hv: No libvirt."
     assert verdict([planned(6, 10), planned(5, 10)], RUN).endswith("they need up to 11 B, and 10 B are free at /srv.")
     both = verdict([], RUN, ["db1@hv"], ["db9"])
     assert both.startswith("--limit names db1@hv, and hv has no such domain.")

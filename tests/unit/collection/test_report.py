@@ -39,7 +39,7 @@ def test_the_worst_comes_first_and_all_of_a_domain_is_together() -> None:
             "error",
             "kvm1",
             "new1",
-            "The backup failed. No space left on device. There is no good backup. The objective is 26 h (status_max_age).",
+            "The backup failed. No space left on device. There is no good backup. The objective is 26h (status_max_age).",
         ),
         ("warning", "kvm1", "db1", f"Set {sets[0]['backup_id']} is damaged: vda.qcow2: it is missing"),
     ]

@@ -201,6 +201,11 @@ GIVEN = {"*": {"rpo": "26h", "proof": "35d"}, "db*": {"rpo": "8h"}, "db1": {"rto
                 "proof": ("35d", "backup_objectives"),
             },
         ),
+        (
+            domain("db1", policy={**POLICY["policy"], "every": "7d"}),
+            {},
+            {"rpo": ("777600s", "every in the domain's metadata and status_max_age")},
+        ),
         # A name may hold what is special in a glob.
         (of("db[1]"), {"db[1]": {"rpo": "1h"}, "db[[]1]": {"rpo": "2h"}}, {"rpo": ("1h", "backup_objectives of db[1]")}),
     ],
@@ -221,13 +226,15 @@ def test_objectives_are_judged_by_what_was_measured() -> None:
     found = row([last])
     assert {one["name"]: one["met"] for one in found["objectives"]} == {"rpo": True, "rto": False, "proof": True}
     assert found["ok"] and not found["within_objectives"]
-    assert found["objectives"][1]["msg"] == "The guest took 12 min to start in the last proof. The objective is 10 min (b)."
-    assert found["msg"].endswith("The guest took 12 min to start in the last proof. The objective is 10 min (b)")
+    assert found["objectives"][1]["msg"] == "The guest took 12 min to start in the last proof by boot. The objective is 10m (b)."
+    assert found["msg"].endswith("The guest took 12 min to start in the last proof by boot. The objective is 10m (b)")
     last["proof"] = proof("check", NIGHT)
-    assert row([last])["objectives"][1]["msg"].startswith("The last proof has not measured how long the guest takes to start. The")
+    assert row([last])["objectives"][1]["msg"].startswith("No proof by boot has measured how long the guest takes to start. The")
+    last["proof"] = proof("boot", NIGHT, verified=False)
+    assert row([last])["objectives"][1]["msg"].startswith("The guest did not start in time in the last proof by boot.")
     nothing = row([])
     assert [one["met"] for one in nothing["objectives"]] == [False] * 3 and not nothing["ok"]
-    assert nothing["objectives"][0]["msg"] == "There is no good backup. The objective is 26 h (a)."
+    assert nothing["objectives"][0]["msg"] == "There is no good backup. The objective is 26h (a)."
     lines = metrics([found], NOW).splitlines()
     assert 'live_backup_objective_met{domain="db1",objective="rto"} 0' in lines
     assert 'live_backup_objective_seconds{domain="db1",objective="proof"} 172800.0' in lines
@@ -237,13 +244,19 @@ def test_nothing_is_promised_of_a_domain_that_leaves_itself_out() -> None:
     row = row_of([], wanted=False)
     assert row["ok"] and row["within_objectives"] and row["objectives"] == []
     assert row["msg"] == "db1: no backup, since its own metadata says backup=no"
+    told = metrics([row], NOW)
+    assert "last_success_timestamp_seconds{" not in told and "max_age_seconds{" not in told, "or an alert would never end"
 
 
 def test_a_policy_that_is_not_valid_is_an_error_of_the_domain() -> None:
-    assert row_of(nights("db1", 1), policy_problem="The metadata is not valid.")["error"] == "The metadata is not valid."
+    row = row_of(nights("db1", 1), policy_problem="The metadata is not valid.", claim={"alive": False, "msg": ""})
+    assert row["msg"].endswith(". The metadata is not valid.") and row["error"] == ""
+    assert 'live_backup_interrupted{domain="db1"} 1' in metrics([row], NOW), "which is known"
 
 
-@pytest.mark.parametrize("given", [[], "x", {"*": "26h"}, {"*": {"rpo": 26}}, {"*": {"rpo": "26"}}, {"*": {"rpt": "26h"}}], ids=str)
+@pytest.mark.parametrize(
+    "given", [[], "x", {"*": "26h"}, {"*": {"rpo": 26}}, {"*": {"rpo": "26"}}, {"*": {"rpt": "26h"}}, {101: {"rpo": "26h"}}], ids=str
+)
 def test_objectives_that_are_none_are_refused(given: Any) -> None:
     assert problem(given).startswith("backup_objectives must map names or globs of domains to rpo, rto and proof")
 

@@ -18,7 +18,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.locks im
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.retention import Keep
 
-from ..support.sets import OTHER, content, make_set
+from ..support.sets import OTHER, UUID, content, make_set
 
 Result = dict[str, Any]
 
@@ -242,13 +242,31 @@ def test_what_is_found_out_before_the_removal_counts(target: Path, monkeypatch: 
     assert [name for name in there(target) if name.startswith("db1/n")] == ["db1/n1", "db1/n2", "db1/n3"]
 
 
-def test_a_domains_own_rules_are_those_of_its_newest_good_set(target: Path) -> None:
-    for day, keep in ((4, {"last": 3}), (5, {})):
-        make_set(target, f"n{day}", instant=f"2026-08-0{day}T00:00:00.000Z", **({"keep": keep} if keep else {}))
+def test_a_domains_own_rules_are_those_of_its_newest_set(target: Path) -> None:
+    make_set(target, "n0", instant="2026-08-04T00:00:00.000Z", keep={"last": 9})
     # It is older than the newest, which has no rules.
-    assert names(prune(target), "kept") == ["app/n2", "db1/n3"]
+    assert names(prune(target, 3), "removed") == ["db1/n0"]
     make_set(target, "n6", instant="2026-09-03T12:00:00.000Z", keep={"last": 2})
-    make_set(target, "n7", instant="2026-09-03T18:00:00.000Z")
+    result = prune(target, 0)
+    assert names(result, "removed") == ["db1/n1", "db1/n2"] and names(result, "kept") == ["app/n1", "app/n2", "db1/n3", "db1/n6"]
+    assert result["kept"][2]["reasons"] == ["last, by the domain's own rules"]
+    assert result["kept"][0]["reasons"] == ["no rule says what to keep"]
+
+
+def test_a_set_from_the_future_has_no_rules(target: Path) -> None:
+    make_set(target, "future", instant="2027-09-03T12:00:00.000Z", keep={"last": 1})
+    assert names(prune(target, 3), "removed") == []
+
+
+def test_a_domain_that_was_renamed_has_one_set_of_rules(target: Path) -> None:
+    make_set(target, "n6", name="new", instant="2026-09-03T12:00:00.000Z", keep={"last": 3})
+    for domains in ((), ("db1",), (UUID,)):
+        assert names(prune(target, 1, domains=domains, check_mode=True), "removed") == (["app/n1"] if not domains else [])
+
+
+def test_while_a_set_may_have_newer_rules_all_stays_that_any_known_rule_keeps(target: Path) -> None:
+    make_set(target, "n6", instant="2026-09-03T12:00:00.000Z", keep={"last": 2})
+    make_set(target, "n7", instant="2026-09-03T18:00:00.000Z", keep={"last": 9})
     (target / "db1/n7/manifest.json").write_text("{}", encoding="utf-8")
-    result = prune(target, 1)
-    assert names(result, "kept") == ["app/n2", "db1/n7", "db1/n3", "db1/n6"] and names(result, "removed") == []
+    assert names(prune(target, 1, check_mode=True), "removed") == ["app/n1", "db1/n1", "db1/n2"], "two stay, by its own rules"
+    assert names(prune(target, 3, check_mode=True), "removed") == ["db1/n1"], "three stay, by the others"

@@ -136,7 +136,7 @@ def test_options_of_ssh_are_for_ssh(target: Path, changes: Result) -> None:
 
 @pytest.mark.parametrize("url", ["relative", "", "ssh:/far/a"])
 def test_what_is_no_target(url: str) -> None:
-    with pytest.raises(LiveBackupError, match="is not an absolute path"):
+    with pytest.raises(LiveBackupError, match="must be an absolute path"):
         set_info(params(url), False, FakeClock())
 
 
