@@ -18,6 +18,10 @@ from ._status import fallback, is_interrupted, is_past, is_time
 
 # Five weeks of columns fit on a desktop's screen, and daily sets are rarely kept for longer.
 DAYS = 35
+# A proof a month, and some days for a month that is missed.
+PROVEN_DAYS = 35
+# With more domains than these, what is well is folded.
+_FEW = 30
 _DAY = 86400
 _STEPS = (10, 30, 60, 300, 600, 1800, 3600, 10800, 21600, _DAY)
 # The worst of a day is what its column shows.
@@ -73,12 +77,18 @@ def _as_told(value: Any) -> str:
 def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> list[dict[str, str]]:
     found = []
 
-    def add(severity: str, row: dict[str, Any], what: str) -> None:
-        found.append({"severity": severity, "hypervisor": row["hypervisor"], "domain": row.get("domain", ""), "what": what})
+    def add(severity: str, row: dict[str, Any], what: str, code: str = "") -> None:
+        place = {"hypervisor": row["hypervisor"], "domain": row.get("domain", "")}
+        found.append({"severity": severity, **place, "what": what, "code": code})
 
     for result in results:
         if result["status"] == "failed":
-            add("error", result, f"The backup failed. {result['msg'].removeprefix((result['domain'] or result['hypervisor']) + ': ')}")
+            add(
+                "error",
+                result,
+                f"The backup failed. {result['msg'].removeprefix((result['domain'] or result['hypervisor']) + ': ')}",
+                str(result.get("code") or ""),
+            )
         elif result.get("group_problem"):
             add("error", result, f"It is backed up, but not with its group: {result['group_problem']}")
     for look in looks:
@@ -135,8 +145,47 @@ def _by_subject(problems: list[dict[str, str]]) -> list[dict[str, Any]]:
     """One of each domain or hypervisor, with all that is wrong with it; errors first."""
     subjects: dict[tuple[str, str], dict[str, Any]] = {}
     for one in sorted(problems, key=lambda one: one["severity"]):
-        subjects.setdefault((one["hypervisor"], one["domain"]), {**one, "what": []})["what"].append(one["what"])
+        subject = subjects.setdefault((one["hypervisor"], one["domain"]), {**one, "what": []})
+        subject["what"].append(one["what"])
+        subject["code"] = subject["code"] or one["code"]
     return list(subjects.values())
+
+
+def causes(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The problems that are the same in all their words, each once with the subjects that have it, in their order."""
+    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    for one in problems:
+        cause = {key: one[key] for key in ("severity", "what", "code")}
+        found.setdefault((one["severity"], *one["what"]), {**cause, "subjects": []})["subjects"].append(one)
+    return list(found.values())
+
+
+def tiles(told: dict[str, Any], now: float) -> list[dict[str, str]]:
+    """The few numbers that say how the fleet is: what they are of, and whether they are as they should be (`good`, `bad` or nothing)."""
+    rows = [row for look in told["hypervisors"] for row in look["domains"] if row["wanted"]]
+    if not rows:
+        return []
+    recent, within = ([row for row in rows if row[key]] for key in ("ok", "within_objectives"))
+    proven = [row for row in rows if row["last_proof"] and wall_time(row["last_proof"]["at"]) > now - PROVEN_DAYS * _DAY]
+    last = [row for row in rows if row["backup_id"]]
+    slowest = max(last, key=lambda row: row["seconds"], default=None)
+    frozen = max((row for row in last if row["frozen_ms"]), key=lambda row: row["frozen_ms"], default=None)
+
+    def share(some: list[dict[str, Any]], name: str) -> dict[str, str]:
+        return {"value": f"{len(some)} of {len(rows)}", "name": name, "mark": "good" if len(some) == len(rows) else "bad"}
+
+    return [
+        share(recent, "have a recent good backup"),
+        *([share(within, "meet their objectives")] if any(len(row["objectives"]) > 1 for row in rows) else []),
+        {**share(proven, f"were proven within {PROVEN_DAYS} days"), "mark": ""},
+        {"value": size_text(sum(row["bytes"] for row in last)), "name": "in the last backups", "mark": ""},
+        *([{"value": length(slowest["seconds"]), "name": f"the longest, {_place(slowest)}", "mark": ""}] if slowest else []),
+        *([{"value": f"{frozen['frozen_ms']} ms", "name": f"the longest freeze, {_place(frozen)}", "mark": ""}] if frozen else []),
+    ]
+
+
+def _place(row: dict[str, Any]) -> str:
+    return f"{row['domain']} on {row['hypervisor']}"
 
 
 def _findings(one: dict[str, Any]) -> list[str]:
@@ -165,7 +214,23 @@ def page(told: dict[str, Any], template: str, name: str) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["size"] = size_text
     environment.filters["fallback"] = fallback
-    return environment.from_string(template).render(report=told, name=name, timeline=timeline(told), calendar=calendar(told))
+    environment.filters["place"] = lambda one: " on ".join(part for part in (one["domain"], one["hypervisor"]) if part)
+    failed = [one for one in told["run"]["results"] if one["status"] == "failed"] if told["run"] else []
+    return environment.from_string(template).render(
+        report=told,
+        name=name,
+        causes=causes(told["problems"]),
+        tiles=tiles(told, wall_time(told["made"])),
+        rerun=",".join(dict.fromkeys(one["hypervisor"] for one in failed)),
+        ill_ones=[
+            look["hypervisor"]
+            for look in told["hypervisors"]
+            if look["msg"] or not all(row["within_objectives"] for row in look["domains"])
+        ],
+        few=sum(len(look["domains"]) for look in told["hypervisors"]) <= _FEW,
+        timeline=timeline(told),
+        calendar=calendar(told),
+    )
 
 
 def _windows(told: dict[str, Any]) -> list[dict[str, Any]]:

@@ -151,3 +151,16 @@ def good_night() -> dict[str, Any]:
     proven = proof("check", NIGHT + timedelta(hours=1))
     sets = [*nights("db1", 7, proof=proven), *nights("web1", 7, minute=2, proof=proven)]
     return {"looks": [look("kvm1.example.org", [domain("db1"), domain("web1")], sets)], "results": [], "hosts": ["kvm1.example.org"]}
+
+
+def large_night() -> dict[str, Any]:
+    """60 hypervisors of 10 domains. On every third one, a domain fails for the same reason."""
+    looks, results = [], []
+    proven = proof("check", NIGHT + timedelta(hours=1))
+    for host in (f"kvm{number:02}.example.org" for number in range(60)):
+        names = [f"{host.partition('.')[0]}-vm{number}" for number in range(10)]
+        ill = names[3] if int(host[3:5]) % 3 == 0 else ""
+        sets = [one for name in names for one in nights(name, 12, until=3 if name == ill else 0, proof=proven)]
+        looks.append(look(host, [domain(name) for name in names], sets))
+        results += [failed(host, name, "It is full.") | {"code": "no_free_space"} if name == ill else result(host, name) for name in names]
+    return {"looks": looks, "results": results, "hosts": [one["hypervisor"] for one in looks]}

@@ -14,9 +14,12 @@ import pytest
 from axe_playwright_python.sync_playwright import Axe
 from playwright.sync_api import Browser, Page, expect
 
-from .conftest import PLAYBOOKS, REPOSITORY, write
-from .sample import HOSTILE, NIGHT, backup_id, domain, look, nights
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import page as page_of, report
 
+from .conftest import PLAYBOOKS, REPOSITORY, write
+from .sample import HOSTILE, NIGHT, NOW, backup_id, domain, large_night, look, nights
+
+TEMPLATE = REPOSITORY / "roles/status/templates/report.html.j2"
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
 SCREENS = [pytest.param(screen, scheme, id=f"{screen['width']}-{scheme}") for screen in (DESKTOP, PHONE) for scheme in ("light", "dark")]
 
@@ -75,6 +78,30 @@ def test_what_is_wrong_is_seen_first(screen: dict[str, int], browser: Browser, r
     )
     last = problems.last.bounding_box()
     assert last is not None and last["y"] + last["height"] <= screen["height"] * (1 if screen == DESKTOP else 1.5)
+    page.close()
+
+
+def test_a_fleet_of_600_fits_on_few_screens(browser: Browser, tmp_path: Path) -> None:
+    """One cause is one line, and what is well is folded."""
+    night = large_night()
+    html = page_of(report(night["looks"], night["results"], night["hosts"], NOW), TEMPLATE.read_text(encoding="utf-8"), "x")
+    assert len(html.encode()) < 1_000_000
+    (tmp_path / "x.html").write_text(html, encoding="utf-8")
+    page = browser.new_page(viewport=DESKTOP, java_script_enabled=False)
+    page.goto((tmp_path / "x.html").as_uri())
+    expect(page.locator("h1")).to_have_text("1 thing to look at")
+    [problem] = page.locator("#problems > li").all()
+    expect(problem).to_contain_text("20 domains on 20 hypervisors: The backup failed. It is full.")
+    expect(problem.locator("a")).to_have_attribute("href", re.compile(r"/troubleshooting\.md#no_free_space$"))
+    expect(problem.get_by_text("kvm03-vm3 on kvm03.example.org")).to_be_hidden()
+    problem.locator("summary").click()
+    expect(problem.get_by_text("kvm03-vm3 on kvm03.example.org")).to_be_visible()
+    expect(page.locator("#verdict code")).to_contain_text("--limit 'kvm00.example.org,kvm03.example.org,")
+    expect(page.locator("#tiles li").first).to_have_text("580 of 600 have a recent good backup")
+    expect(page.locator("#domains > details")).to_have_count(21)
+    expect(page.locator("#domains > details").last.locator("summary").first).to_have_text("40 hypervisors on which all is well")
+    height = page.evaluate("document.documentElement.scrollHeight")
+    assert height < 3 * DESKTOP["height"]
     page.close()
 
 

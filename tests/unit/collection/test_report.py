@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import DAYS, calendar, page, report, timeline
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import DAYS, calendar, causes, page, report, tiles, timeline
 from tests.report.sample import HOSTILE, NIGHT, NOW, bad_night, domain, failed, look, nights, partial, proof, result, uuid
 
 
@@ -197,3 +197,30 @@ def test_the_page_shows_the_level_and_why_it_is_a_full_one() -> None:
     text = page(told([look("kvm1", [domain("db1")], [one])], [fell_back]), template, "x")
     assert "<td>incremental, 3 sets</td>" in text and '<td class="says">full: &lt;b&gt;</td>' in text
     assert "<td>full</td>" in page(told([look("kvm1", [domain("db1")], nights("db1", 1))], [result("kvm1", "db1")]), template, "x")
+
+
+def test_one_cause_is_told_once_with_all_that_have_it() -> None:
+    full = [failed("kvm1", name, "It is full.") | {"code": "no_free_space"} for name in ("a", "b")]
+    found = causes(told([look("kvm1", [], [])], [*full, failed("kvm2", "c", "No answer.")])["problems"])
+    assert [(one["code"], [subject["domain"] for subject in one["subjects"]]) for one in found] == [
+        ("no_free_space", ["a", "b"]),
+        ("", ["c"]),
+    ]
+    assert found[0]["what"] == ["The backup failed. It is full."]
+
+
+def test_the_numbers_of_a_fleet() -> None:
+    proven = proof("check", NIGHT - timedelta(days=36))
+    sets = [*nights("db1", 1, proof=proven), *nights("web1", 1, seconds=240), *nights("old1", 1, until=5)]
+    fleet = told([look("kvm1", [domain(name) for name in ("db1", "web1", "old1")] + [domain("out", wanted=False)], sets)])
+    shown = [(one["value"], one["name"], one["mark"]) for one in tiles(fleet, NOW)]
+    assert shown == [
+        ("2 of 3", "have a recent good backup", "bad"),
+        ("0 of 3", "were proven within 35 days", ""),
+        ("9 GiB", "in the last backups", ""),
+        ("4 min", "the longest, web1 on kvm1", ""),
+        ("163 ms", "the longest freeze, db1 on kvm1", ""),
+    ]
+    promised = told([look("kvm1", [domain("db1")], nights("db1", 1), {"*": {"proof": "1d"}})])
+    assert ("0 of 1", "meet their objectives") in [(one["value"], one["name"]) for one in tiles(promised, NOW)]
+    assert tiles(told([look("kvm1", [], [])]), NOW) == []
