@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._objectives import objectives as wanted_of, problem
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import page, report
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import message, page, report
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import brief, metrics, status
 
 
@@ -37,4 +37,5 @@ class FilterModule:
             "status_metrics": lambda rows: metrics(rows, time.time()),
             "status_report": lambda looks, results, hosts, limit="": report(looks, results, hosts, time.time(), limit),
             "report_page": page,
+            "report_message": message,
         }

@@ -22,6 +22,8 @@ DAYS = 35
 PROVEN_DAYS = 35
 # With more domains than these, what is well is folded.
 _FEW = 30
+# As many causes are in a message.
+_MOST_CAUSES = 10
 _DAY = 86400
 _STEPS = (10, 30, 60, 300, 600, 1800, 3600, 10800, 21600, _DAY)
 # The worst of a day is what its column shows.
@@ -160,6 +162,21 @@ def causes(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
+def message(told: dict[str, Any]) -> dict[str, Any]:
+    """A report as one message to somebody on call: whether all is well, a title, and a text of a few lines."""
+    found = causes(told["problems"])
+    rows = [row for look in told["hypervisors"] for row in look["domains"] if row["wanted"]]
+    recent = len([row for row in rows if row["ok"]])
+    lines = [f"{recent} of {len(rows)} domains have a good backup that is recent."]
+    for cause in found[:_MOST_CAUSES]:
+        subjects = cause["subjects"]
+        who = ", ".join(_place(one) for one in subjects[:3]) + (f" and {len(subjects) - 3} more" if len(subjects) > 3 else "")
+        lines.append(f"- {who}: {' '.join(cause['what'])}")
+    lines += [f"There are {len(found) - _MOST_CAUSES} more problems in the report."] * (len(found) > _MOST_CAUSES)
+    title = f"Backups: {len(found)} {'thing' if len(found) == 1 else 'things'} to look at" if found else "Backups: all is well"
+    return {"ok": not found, "title": title, "text": "\n".join(lines)}
+
+
 def tiles(told: dict[str, Any], now: float) -> list[dict[str, str]]:
     """The few numbers that say how the fleet is: what they are of, and whether they are as they should be (`good`, `bad` or nothing)."""
     rows = [row for look in told["hypervisors"] for row in look["domains"] if row["wanted"]]
@@ -185,7 +202,7 @@ def tiles(told: dict[str, Any], now: float) -> list[dict[str, str]]:
 
 
 def _place(row: dict[str, Any]) -> str:
-    return f"{row['domain']} on {row['hypervisor']}"
+    return " on ".join(part for part in (row["domain"], row["hypervisor"]) if part)
 
 
 def _findings(one: dict[str, Any]) -> list[str]:
@@ -214,7 +231,7 @@ def page(told: dict[str, Any], template: str, name: str) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["size"] = size_text
     environment.filters["fallback"] = fallback
-    environment.filters["place"] = lambda one: " on ".join(part for part in (one["domain"], one["hypervisor"]) if part)
+    environment.filters["place"] = _place
     failed = [one for one in told["run"]["results"] if one["status"] == "failed"] if told["run"] else []
     return environment.from_string(template).render(
         report=told,

@@ -17,7 +17,7 @@ from playwright.sync_api import Browser, Page, expect
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import page as page_of, report
 
 from .conftest import PLAYBOOKS, REPOSITORY, write
-from .sample import HOSTILE, NIGHT, NOW, backup_id, domain, large_night, look, nights
+from .sample import HOSTILE, NIGHT, NOW, backup_id, bad_night, domain, good_night, large_night, look, nights
 
 TEMPLATE = REPOSITORY / "roles/status/templates/report.html.j2"
 DESKTOP, PHONE = {"width": 1280, "height": 800}, {"width": 360, "height": 740}
@@ -232,3 +232,20 @@ def test_what_a_look_fails_for_is_in_the_report(playbook: str, tmp_path: Path) -
         ("kvm2", "test", "There is no good backup. The objective is 26h (status_max_age)."),
     ]
     assert "Could not examine domain 'test'" in told["problems"][2]["what"][0], "since this driver of libvirt knows no jobs"
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS.values(), ids=["2.19", "2.16"])
+def test_one_message_for_all_hypervisors(playbook: str, tmp_path: Path) -> None:
+    told, tasks = tmp_path / "told", tmp_path / "tasks.yml"
+    copy = "{content: '{{ status_message.title }}', dest: '{{ status_report_directory }}/told', mode: '0600'}"
+    tasks.write_text(f"- ansible.builtin.copy: {copy}\n", encoding="utf-8")
+    ill, well = bad_night(), good_night()
+    write(well, tmp_path, "well", playbook, status_notify=str(tasks))
+    assert not told.exists()
+    write(well, tmp_path, "always", playbook, status_notify=str(tasks), status_notify_always="true")
+    assert told.read_text(encoding="utf-8") == "Backups: all is well"
+    write(ill, tmp_path, "ill", playbook, status_notify=str(tasks))
+    assert told.read_text(encoding="utf-8") == "Backups: 6 things to look at"
+    tasks.write_text("- ansible.builtin.fail: {msg: The server is away.}\n", encoding="utf-8")
+    output = write(ill, tmp_path, "silent", playbook, status_notify=str(tasks))
+    assert "Nobody could be notified. The server is away." in output and (tmp_path / "silent.html").exists()

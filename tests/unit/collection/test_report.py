@@ -10,7 +10,16 @@ from typing import Any
 import pytest
 from hypothesis import given, strategies as st
 
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import DAYS, calendar, causes, page, report, tiles, timeline
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import (
+    DAYS,
+    calendar,
+    causes,
+    message,
+    page,
+    report,
+    tiles,
+    timeline,
+)
 from tests.report.sample import HOSTILE, NIGHT, NOW, bad_night, domain, failed, look, nights, partial, proof, result, uuid
 
 
@@ -224,3 +233,19 @@ def test_the_numbers_of_a_fleet() -> None:
     promised = told([look("kvm1", [domain("db1")], nights("db1", 1), {"*": {"proof": "1d"}})])
     assert ("0 of 1", "meet their objectives") in [(one["value"], one["name"]) for one in tiles(promised, NOW)]
     assert tiles(told([look("kvm1", [], [])]), NOW) == []
+
+
+def test_a_message_says_what_is_wrong() -> None:
+    full = [failed("kvm1", name, "It is full.") for name in "abcde"]
+    shown = message(told([look("kvm1", [domain("db1")], nights("db1", 1))], [*full, failed("kvm2", "", "kvm2: No answer.")]))
+    assert shown == {
+        "ok": False,
+        "title": "Backups: 2 things to look at",
+        "text": "1 of 1 domains have a good backup that is recent.\n"
+        "- a on kvm1, b on kvm1, c on kvm1 and 2 more: The backup failed. It is full.\n"
+        "- kvm2: The backup failed. No answer.",
+    }
+    many = message(told([look("kvm1", [], [])], [failed("kvm1", str(number), f"No. {number}") for number in range(12)]))
+    assert many["text"].count("\n- ") == 10 and many["text"].endswith("There are 2 more problems in the report.")
+    well = message(told([look("kvm1", [domain("db1")], nights("db1", 1))]))
+    assert well == {"ok": True, "title": "Backups: all is well", "text": "1 of 1 domains have a good backup that is recent."}
