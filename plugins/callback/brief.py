@@ -51,7 +51,7 @@ class CallbackModule(CallbackBase):
     def v2_runner_on_ok(self, result: Any) -> None:
         self._handle_warnings(result._result)
         # The items of a loop have told theirs.
-        if "results" not in result._result:
+        if result._task.loop is None:
             self._ended(result)
 
     def v2_runner_item_on_ok(self, result: Any) -> None:
@@ -60,7 +60,7 @@ class CallbackModule(CallbackBase):
 
     def v2_runner_on_failed(self, result: Any, ignore_errors: bool = False) -> None:
         self._handle_warnings(result._result)
-        if not ignore_errors and "results" not in result._result:
+        if not ignore_errors and result._task.loop is None:
             self._failed(result, "FAILED")
 
     def v2_runner_item_on_failed(self, result: Any) -> None:
@@ -69,7 +69,7 @@ class CallbackModule(CallbackBase):
             self._failed(result, "UNREACHABLE" if result._result.get("unreachable") else "FAILED")
 
     def v2_runner_on_unreachable(self, result: Any) -> None:
-        if "results" not in result._result:
+        if result._task.loop is None:
             self._failed(result, "UNREACHABLE")
 
     def v2_on_file_diff(self, result: Any) -> None:

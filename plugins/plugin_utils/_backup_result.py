@@ -92,7 +92,7 @@ def summary(rows: list[Mapping[str, Any]], rerun: Sequence[str] = (), unreached:
         lines.append(f"{skipped} of {len(domains)} domains were not due.")
     lines += [f"Failed: {', '.join(subjects)}: {cause}" for cause, subjects in _by_cause(failed).items()]
     if unreached:
-        lines.append(f"Not reached: {', '.join(unreached)}. What is backed up of their domains is not known.")
+        lines.append(f"Not reached, or failed before the backups: {', '.join(unreached)}. What is backed up of their domains is not known.")
     # Of a hypervisor without rows, all domains are run again; what is published is left alone.
     limit = list(dict.fromkeys([*rerun, *(row["hypervisor"] for row in failed), *unreached]))
     if limit and rows:

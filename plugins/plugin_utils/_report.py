@@ -173,8 +173,9 @@ def message(told: dict[str, Any]) -> dict[str, Any]:
         who = ", ".join(_place(one) for one in subjects[:3]) + (f" and {len(subjects) - 3} more" if len(subjects) > 3 else "")
         lines.append(f"- {who}: {' '.join(cause['what'])}")
     lines += [f"There are {len(found) - _MOST_CAUSES} more problems in the report."] * (len(found) > _MOST_CAUSES)
-    title = f"Backups: {len(found)} {'thing' if len(found) == 1 else 'things'} to look at" if found else "Backups: all is well"
-    return {"ok": not found, "title": title, "text": "\n".join(lines)}
+    well = "Backups: all is well" if rows else "Backups: no domain"
+    title = f"Backups: {len(found)} {'thing' if len(found) == 1 else 'things'} to look at" if found else well
+    return {"ok": not found and bool(rows), "title": title, "text": "\n".join(lines)}
 
 
 def tiles(told: dict[str, Any], now: float) -> list[dict[str, str]]:
@@ -238,12 +239,9 @@ def page(told: dict[str, Any], template: str, name: str) -> str:
         name=name,
         causes=causes(told["problems"]),
         tiles=tiles(told, wall_time(told["made"])),
-        rerun=",".join(dict.fromkeys(one["hypervisor"] for one in failed)),
-        ill_ones=[
-            look["hypervisor"]
-            for look in told["hypervisors"]
-            if look["msg"] or not all(row["within_objectives"] for row in look["domains"])
-        ],
+        # A command has one backup_id.
+        rerun=",".join(dict.fromkeys(one["hypervisor"] for one in failed)) if len({one["backup_id"] for one in failed}) == 1 else "",
+        ill_ones={one["hypervisor"] for one in told["problems"]},
         few=sum(len(look["domains"]) for look in told["hypervisors"]) <= _FEW,
         timeline=timeline(told),
         calendar=calendar(told),

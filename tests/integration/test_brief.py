@@ -39,13 +39,24 @@ PLAYBOOK = """
         - ansible.builtin.fail: {msg: "it is full"}
       rescue:
         - ansible.builtin.debug: {msg: "went on"}
+    - block:
+        # As dnf does, it is no loop, and has results.
+        - listing:
+      rescue:
+        - ansible.builtin.debug: {msg: "went on"}
     - ansible.builtin.fail: {msg: "the end"}
+"""
+LISTING = """#!/usr/bin/python3
+from ansible.module_utils.basic import AnsibleModule
+AnsibleModule({}).fail_json(msg="no package", results=[])
 """
 LINES = ["one line", "two", "lines", "item a", "item b", "it holds"]
 FAILURES = [
     "FAILED [localhost, d] not d",
     "went on",
     "FAILED [localhost] it is full",
+    "went on",
+    "FAILED [localhost] no package",
     "went on",
     "FAILED [localhost] the end",
     "Failed hosts: localhost",
@@ -56,6 +67,8 @@ FAILURES = [
 @pytest.mark.parametrize(("options", "changed"), [([], []), (["-v"], ["changed: [localhost] A change"])], ids=["", "verbose"])
 def test_what_is_printed(core: Path | None, options: list[str], changed: list[str], tmp_path: Path) -> None:
     program = core / "bin/ansible-playbook" if core else PROGRAM
+    (tmp_path / "library").mkdir()
+    (tmp_path / "library/listing.py").write_text(LISTING, encoding="utf-8")
     (tmp_path / "play.yml").write_text(PLAYBOOK, encoding="utf-8")
     settings = {
         "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / ".build/tree"),

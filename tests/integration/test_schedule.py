@@ -98,6 +98,9 @@ def test_units_that_systemd_accepts_and_that_run_the_playbooks(tmp_path: Path) -
 
     again = schedule(tmp_path, schedule_jobs=JOBS, schedule_failure_command="/bin/echo failed:")
     assert again.returncode == 0 and "changed=0" in again.stdout, again
+    one = schedule(tmp_path, schedule_jobs={"backup": {**JOBS["backup"], "not_on": "12-25"}})
+    # Its timer would be stopped first, by the systemd that does not run here.
+    assert "live-backup-list-hosts.timer" in one.stdout and one.returncode != 0, one
 
     [condition] = lines(tmp_path / "units/live-backup-backup.service", "ExecCondition")
     _shell, _c, script = as_systemd_splits(condition)
@@ -110,9 +113,11 @@ def test_units_that_systemd_accepts_and_that_run_the_playbooks(tmp_path: Path) -
     ("job", "says"),
     [
         ({"Night": JOBS["backup"]}, "Night is not a name of lower case letters, digits and hyphens."),
-        ({"a": {"playbook": "x"}}, "Each job needs a playbook and a calendar."),
+        ({"a": {"playbook": "x"}}, "Each job needs a playbook and a calendar, each a text."),
         ({"a": {**JOBS["backup"], "not_on": ["12-32"]}}, "12-32 in not_on is not a day, as 2026-12-31 or 12-25."),
         ({"a": {**JOBS["backup"], "not_on": ["12-25) true;; (x"]}}, "in not_on is not a day"),
+        ({"a": {**JOBS["backup"], "calendar": ["daily"]}}, "Each job needs a playbook and a calendar, each a text."),
+        ({"a": {**JOBS["backup"], "variables": ["x"]}}, "The variables of a job are a mapping."),
         ({"a": {**JOBS["backup"], "when": "x"}}, "when is not known. A job has playbook, calendar,"),
     ],
 )

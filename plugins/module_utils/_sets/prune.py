@@ -114,7 +114,9 @@ def _own_rules(sets: list[SetFacts], given: dict[str, int]) -> dict[str, dict[st
         noted = [one for one in mine if one["manifest"] and one["instant"] and not one["ahead"]]
         rules = [one["manifest"].get("keep", {}) for one in sorted(noted, key=lambda one: str(one["instant"])) if one["manifest"]]
         if any(one["manifest"] is None for one in mine) and any(rules):
-            found[uuid] = {rule: max(one.get(rule, 0) for one in (given, *rules)) for rule in RULES}
+            # Where no rule is known for certain, everything stays.
+            known = [given, *rules] if any(given.values()) else [{}]
+            found[uuid] = {rule: max(one.get(rule, 0) for one in known) for rule in RULES}
         elif rules and rules[-1]:
             found[uuid] = rules[-1]
     return found

@@ -87,7 +87,7 @@ def test_the_summary_of_a_run() -> None:
     again = "To run again what failed: -e backup_id=night-1 --limit 'hv'"
     assert summary(failed) == ["0 of 2 domains backed up.", "Failed: a on hv, b on hv: It is full.", again]
     assert summary([before], [], ["hv3"])[-2:] == [
-        "Not reached: hv3. What is backed up of their domains is not known.",
+        "Not reached, or failed before the backups: hv3. What is backed up of their domains is not known.",
         again.replace("hv", "hv3"),
     ]
     many = summary([*rows * 20, failed[0]])

@@ -245,6 +245,7 @@ def test_a_message_says_what_is_wrong() -> None:
         "- a on kvm1, b on kvm1, c on kvm1 and 2 more: The backup failed. It is full.\n"
         "- kvm2: The backup failed. No answer.",
     }
+    assert message(told([look("kvm1", [], [])])) | {"text": ""} == {"ok": False, "title": "Backups: no domain", "text": ""}
     many = message(told([look("kvm1", [], [])], [failed("kvm1", str(number), f"No. {number}") for number in range(12)]))
     assert many["text"].count("\n- ") == 10 and many["text"].endswith("There are 2 more problems in the report.")
     well = message(told([look("kvm1", [domain("db1")], nights("db1", 1))]))

@@ -270,3 +270,4 @@ def test_while_a_set_may_have_newer_rules_all_stays_that_any_known_rule_keeps(ta
     (target / "db1/n7/manifest.json").write_text("{}", encoding="utf-8")
     assert names(prune(target, 1, check_mode=True), "removed") == ["app/n1", "db1/n1", "db1/n2"], "two stay, by its own rules"
     assert names(prune(target, 3, check_mode=True), "removed") == ["db1/n1"], "three stay, by the others"
+    assert names(prune(target, 0, check_mode=True), "removed") == [], "it may have noted no rules, and there are no others"
