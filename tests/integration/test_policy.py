@@ -25,7 +25,7 @@ def say(guest: Guest, attributes: str) -> None:
 def test_a_fleet_with_every_kind_of_policy(
     hypervisor: Hypervisor, make_guest: Callable[..., Guest], backup_of: Callable[..., Backup], tmp_path: Path
 ) -> None:
-    plain, own, named, out, wrong = (make_guest("still") for _ in range(5))
+    plain, own, named, out, wrong = (make_guest("still") for _number in range(5))
     backup = backup_of(plain)
     player = Player(hypervisor, backup.target)
     say(own, 'exclude_disks="vdb" keep_last="2" rpo="1s" rto="10m" proof="35d"')
