@@ -234,18 +234,27 @@ def test_what_a_look_fails_for_is_in_the_report(playbook: str, tmp_path: Path) -
     assert "Could not examine domain 'test'" in told["problems"][2]["what"][0], "since this driver of libvirt knows no jobs"
 
 
-@pytest.mark.parametrize("playbook", PLAYBOOKS.values(), ids=["2.19", "2.16"])
-def test_one_message_for_all_hypervisors(playbook: str, tmp_path: Path) -> None:
+def test_one_message_for_all_hypervisors(tmp_path: Path) -> None:
+    newest, oldest = PLAYBOOKS.values()
     told, tasks = tmp_path / "told", tmp_path / "tasks.yml"
     copy = "{content: '{{ status_message.title }}', dest: '{{ status_report_directory }}/told', mode: '0600'}"
     tasks.write_text(f"- ansible.builtin.copy: {copy}\n", encoding="utf-8")
-    ill, well = bad_night(), good_night()
-    write(well, tmp_path, "well", playbook, status_notify=str(tasks))
+    write(good_night(), tmp_path, "well", newest, status_notify=str(tasks))
     assert not told.exists()
-    write(well, tmp_path, "always", playbook, status_notify=str(tasks), status_notify_always="true")
+    write(good_night(), tmp_path, "always", oldest, status_notify=str(tasks), status_notify_always="true")
     assert told.read_text(encoding="utf-8") == "Backups: all is well"
-    write(ill, tmp_path, "ill", playbook, status_notify=str(tasks))
+    write(bad_night(), tmp_path, "ill", newest, status_notify=str(tasks))
     assert told.read_text(encoding="utf-8") == "Backups: 6 things to look at"
+
+
+@pytest.mark.parametrize("playbook", PLAYBOOKS.values(), ids=["2.19", "2.16"])
+def test_a_message_that_cannot_be_sent(playbook: str, tmp_path: Path) -> None:
+    """The report is written, the play fails at its end, and no host is lost."""
+    tasks = tmp_path / "tasks.yml"
     tasks.write_text("- ansible.builtin.fail: {msg: The server is away.}\n", encoding="utf-8")
-    output = write(ill, tmp_path, "silent", playbook, status_notify=str(tasks))
-    assert "Nobody could be notified. The server is away." in output and (tmp_path / "silent.html").exists()
+    hosts = ["kvm1", "kvm2"]
+    night = {"looks": [look(host, [domain("db1")], []) for host in hosts], "results": [], "hosts": hosts}
+    output = write(night, tmp_path, "x", playbook, status_notify=str(tasks))
+    assert "Nobody could be notified. The server is away." in output and (tmp_path / "x.html").exists()
+    assert re.search(r"^kvm1 .*failed=1 .*rescued=1 ", output, re.MULTILINE), output
+    assert re.search(r"^kvm2 .*failed=0 .*rescued=0 ", output, re.MULTILINE), output
