@@ -22,7 +22,7 @@ NAMED = [
     ({"backup_id": ".hidden"}, "backup_id '.hidden' is not allowed"),
     ({"backup_id": "x" * 65}, "is not allowed"),
     ({"backup_id": "night\n"}, "is not allowed"),
-    ({"target": "relative/path"}, "is not an absolute path"),
+    ({"target": "relative/path"}, "must be an absolute path"),
     ({"target": "/nowhere/at/all"}, "does not exist"),
     ({"target": "/etc/passwd"}, "is not a directory"),
     ({"exclude_disks": ["vdz"]}, "has no disk vdz to exclude; it has vda, vdb"),

@@ -54,7 +54,7 @@ def refused_restore(backup: Backup, **options: Any) -> str:
 @pytest.mark.parametrize("image_format", ["raw", "qcow2"])
 def test_more_data_than_fits(image_format: str, backed_up: Backup, small: Path) -> None:
     message = refused_restore(backed_up, directory=str(small), format=image_format)
-    assert f"{small} is too small for the disks: " in message and " are free, and 48." in message
+    assert f"{small} is too small for the disks: " in message and " are free, and 48" in message
     assert [path.name for path in backed_up.hypervisor.outside(small).iterdir()] == ["lost+found"]
 
 

@@ -241,20 +241,17 @@ def test_one_message_for_all_hypervisors(tmp_path: Path) -> None:
     tasks.write_text(f"- ansible.builtin.copy: {copy}\n", encoding="utf-8")
     write(good_night(), tmp_path, "well", newest, status_notify=str(tasks))
     assert not told.exists()
-    write(good_night(), tmp_path, "always", oldest, status_notify=str(tasks), status_notify_always="true")
-    assert told.read_text(encoding="utf-8") == "Backups: all is well"
-    write(bad_night(), tmp_path, "ill", newest, status_notify=str(tasks))
+    write(bad_night(), tmp_path, "ill", oldest, status_notify=str(tasks))
     assert told.read_text(encoding="utf-8") == "Backups: 6 things to look at"
 
 
-@pytest.mark.parametrize("playbook", PLAYBOOKS.values(), ids=["2.19", "2.16"])
-def test_a_message_that_cannot_be_sent(playbook: str, tmp_path: Path) -> None:
-    """The report is written, the play fails at its end, and no host is lost."""
+def test_a_message_that_cannot_be_sent(tmp_path: Path) -> None:
+    """The report is written, the play fails at its end, and no host is lost, as ansible-core 2.19 would with run_once."""
     tasks = tmp_path / "tasks.yml"
     tasks.write_text("- ansible.builtin.fail: {msg: The server is away.}\n", encoding="utf-8")
     hosts = ["kvm1", "kvm2"]
-    night = {"looks": [look(host, [domain("db1")], []) for host in hosts], "results": [], "hosts": hosts}
-    output = write(night, tmp_path, "x", playbook, status_notify=str(tasks))
+    night = {"looks": [look(host, [domain("db1")], nights("db1", 1)) for host in hosts], "results": [], "hosts": hosts}
+    output = write(night, tmp_path, "x", status_notify=str(tasks), status_notify_always="true")
     assert "Nobody could be notified. The server is away." in output and (tmp_path / "x.html").exists()
     assert re.search(r"^kvm1 .*failed=1 .*rescued=1 ", output, re.MULTILINE), output
     assert re.search(r"^kvm2 .*failed=0 .*rescued=0 ", output, re.MULTILINE), output
