@@ -48,8 +48,8 @@ def words(phase: str, progress: dict[str, Any], before: dict[str, Any], seconds:
     done, total = (sum(amounts) for amounts in zip([0, 0], *progress["disks"].values()))
     known = before.get("disks", {})
     rate = max(0, done - sum(known[disk][0] for disk in known)) / seconds if seconds > 0 and known else 0
-    # A total that is not known is none, and that of a part says nothing of the whole.
-    complete = all(amount for _done, amount in progress["disks"].values())
+    # A total that is not known is none, and that of a part says nothing of the whole. A disk of which nothing is copied yet has neither.
+    complete = all(total_of or not done_of for done_of, total_of in progress["disks"].values())
     share = f"{100 * done // total} %, {size_text(done)} of {size_text(total)}" if total and complete else size_text(done)
     left = f", {_duration((total - done) / rate)} left" if rate and complete and done < total else ""
     return f"{progress['domain']}: {phase} {share}" + (f", {size_text(rate)}/s" if rate else "") + left

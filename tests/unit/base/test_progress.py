@@ -32,6 +32,7 @@ def told(waits_for: str = "", **disks: list[int]) -> dict[str, Any]:
         (told(vdb=[512, 512], vda=[5, 0]), {}, "db1: copy 517 B"),
         (told(vda=[999, 1000]), told(vda=[999, 1000]), "db1: copy 99 %, 999 B of 1000 B"),
         (told(), {}, "db1: copy 0 B"),
+        (told(vda=[5, 10], vdb=[0, 0]), {}, "db1: copy 50 %, 5 B of 10 B"),
         (told("its turn; under way are db2, web1"), {}, "db1: waits for its turn; under way are db2, web1"),
     ],
 )
