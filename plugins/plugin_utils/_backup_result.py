@@ -12,7 +12,7 @@ from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 
-from ._status import fallback
+from ._status import fallback, place
 
 # Of a run with more domains, only some are named at its end.
 _MOST_NAMED = 20
@@ -111,21 +111,17 @@ def _totals(rows: list[Mapping[str, Any]], published: list[Mapping[str, Any]]) -
     if len(published) == 1:
         return lines
     slowest = max(published, key=lambda row: row["seconds"])
-    lines.append(f"The longest backup was {_place(slowest)}, {round(slowest['seconds'])} s.")
+    lines.append(f"The longest backup was {place(slowest)}, {round(slowest['seconds'])} s.")
     frozen = max((row for row in published if row["frozen_ms"]), key=lambda row: row["frozen_ms"], default=None)
-    return lines if frozen is None else [*lines, f"The longest freeze was {_place(frozen)}, {frozen['frozen_ms']} ms."]
+    return lines if frozen is None else [*lines, f"The longest freeze was {place(frozen)}, {frozen['frozen_ms']} ms."]
 
 
 def _by_cause(failed: list[Mapping[str, Any]]) -> dict[str, list[str]]:
     """Who failed, by the reason: a hundred domains may have the same."""
     causes: dict[str, list[str]] = {}
     for row in failed:
-        causes.setdefault(row["msg"].removeprefix(f"{row['domain'] or row['hypervisor']}: "), []).append(_place(row))
+        causes.setdefault(row["msg"].removeprefix(f"{row['domain'] or row['hypervisor']}: "), []).append(place(row))
     return causes
-
-
-def _place(row: Mapping[str, Any]) -> str:
-    return f"{row['domain']} on {row['hypervisor']}" if row["domain"] else str(row["hypervisor"])
 
 
 def _level_words(of: Mapping[str, Any]) -> str:

@@ -65,7 +65,7 @@ def judged(wanted: Mapping[str, tuple[str, str]], row: Mapping[str, Any], now: f
 def _age(row: Mapping[str, Any], _now: float) -> tuple[float | None, str]:
     """The age of the last good backup."""
     if not row["backup_id"]:
-        return None, "There is no good backup"
+        return None, "No good backup exists"
     return row["age_seconds"], f"The last good backup is {length(row['age_seconds'])} old"
 
 

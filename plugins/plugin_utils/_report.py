@@ -14,7 +14,7 @@ import jinja2
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import length, rfc3339, wall_time
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.text import size_text
 
-from ._status import fallback, is_interrupted, is_past, is_time
+from ._status import fallback, is_interrupted, is_past, is_time, place
 
 # Five weeks of columns fit on a desktop's screen, and daily sets are rarely kept for longer.
 DAYS = 35
@@ -165,14 +165,14 @@ def causes(problems: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def message(told: dict[str, Any]) -> dict[str, Any]:
     """A report as one message to somebody on call: whether all is well, a title, and a text of a few lines."""
     found = causes(told["problems"])
-    rows = [row for look in told["hypervisors"] for row in look["domains"] if row["wanted"]]
+    rows = _wanted(told)
     recent = len([row for row in rows if row["ok"]])
     lines = [f"{recent} of {len(rows)} domains have a good backup that is recent."]
     for cause in found[:_MOST_CAUSES]:
         subjects = cause["subjects"]
-        who = ", ".join(_place(one) for one in subjects[:3]) + (f" and {len(subjects) - 3} more" if len(subjects) > 3 else "")
+        who = ", ".join(place(one) for one in subjects[:3]) + (f" and {len(subjects) - 3} more" if len(subjects) > 3 else "")
         lines.append(f"- {who}: {' '.join(cause['what'])}")
-    lines += [f"There are {len(found) - _MOST_CAUSES} more problems in the report."] * (len(found) > _MOST_CAUSES)
+    lines += [f"The report has {len(found) - _MOST_CAUSES} more problems."] * (len(found) > _MOST_CAUSES)
     well = "Backups: all is well" if rows else "Backups: no domain"
     title = f"Backups: {len(found)} {'thing' if len(found) == 1 else 'things'} to look at" if found else well
     return {"ok": not found and bool(rows), "title": title, "text": "\n".join(lines)}
@@ -180,7 +180,7 @@ def message(told: dict[str, Any]) -> dict[str, Any]:
 
 def tiles(told: dict[str, Any], now: float) -> list[dict[str, str]]:
     """The few numbers that say how the fleet is: what they are of, and whether they are as they should be (`good`, `bad` or nothing)."""
-    rows = [row for look in told["hypervisors"] for row in look["domains"] if row["wanted"]]
+    rows = _wanted(told)
     if not rows:
         return []
     recent, within = ([row for row in rows if row[key]] for key in ("ok", "within_objectives"))
@@ -197,13 +197,13 @@ def tiles(told: dict[str, Any], now: float) -> list[dict[str, str]]:
         *([share(within, "meet their objectives")] if any(len(row["objectives"]) > 1 for row in rows) else []),
         {**share(proven, f"were proven within {PROVEN_DAYS} days"), "mark": ""},
         {"value": size_text(sum(row["bytes"] for row in last)), "name": "in the last backups", "mark": ""},
-        *([{"value": length(slowest["seconds"]), "name": f"the longest, {_place(slowest)}", "mark": ""}] if slowest else []),
-        *([{"value": f"{frozen['frozen_ms']} ms", "name": f"the longest freeze, {_place(frozen)}", "mark": ""}] if frozen else []),
+        *([{"value": length(slowest["seconds"]), "name": f"the longest, {place(slowest)}", "mark": ""}] if slowest else []),
+        *([{"value": f"{frozen['frozen_ms']} ms", "name": f"the longest freeze, {place(frozen)}", "mark": ""}] if frozen else []),
     ]
 
 
-def _place(row: dict[str, Any]) -> str:
-    return " on ".join(part for part in (row["domain"], row["hypervisor"]) if part)
+def _wanted(told: dict[str, Any]) -> list[dict[str, Any]]:
+    return [row for look in told["hypervisors"] for row in look["domains"] if row["wanted"]]
 
 
 def _findings(one: dict[str, Any]) -> list[str]:
@@ -232,7 +232,7 @@ def page(told: dict[str, Any], template: str, name: str) -> str:
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True)
     environment.filters["size"] = size_text
     environment.filters["fallback"] = fallback
-    environment.filters["place"] = _place
+    environment.filters["place"] = place
     failed = [one for one in told["run"]["results"] if one["status"] == "failed"] if told["run"] else []
     return environment.from_string(template).render(
         report=told,
@@ -241,7 +241,7 @@ def page(told: dict[str, Any], template: str, name: str) -> str:
         tiles=tiles(told, wall_time(told["made"])),
         # A command has one backup_id.
         rerun=",".join(dict.fromkeys(one["hypervisor"] for one in failed)) if len({one["backup_id"] for one in failed}) == 1 else "",
-        ill_ones={one["hypervisor"] for one in told["problems"]},
+        troubled={one["hypervisor"] for one in told["problems"]},
         few=sum(len(look["domains"]) for look in told["hypervisors"]) <= _FEW,
         timeline=timeline(told),
         calendar=calendar(told),
@@ -277,7 +277,7 @@ def timeline(told: dict[str, Any]) -> dict[str, Any] | None:
     begin = min(wall_time(one["started"]) for one in windows)
     end = max(begin + 1, *(wall_time(one["finished"]) for one in windows))
 
-    def place(moment: float) -> float:
+    def share(moment: float) -> float:
         return round(100 * (moment - begin) / (end - begin), 3)
 
     days = int((end - begin) / _DAY / 6) + 1
@@ -289,9 +289,9 @@ def timeline(told: dict[str, Any]) -> dict[str, Any] | None:
         lanes.setdefault(one["hypervisor"], []).append(
             {
                 **one,
-                "left": place(started),
-                "width": round(place(finished) - place(started), 3),
-                "instant_at": min(100.0, max(0.0, place(wall_time(one["instant"])))),
+                "left": share(started),
+                "width": round(share(finished) - share(started), 3),
+                "instant_at": min(100.0, max(0.0, share(wall_time(one["instant"])))),
                 "lasted": length(finished - started),
             }
         )
@@ -299,7 +299,7 @@ def timeline(told: dict[str, Any]) -> dict[str, Any] | None:
         "begin": rfc3339(begin),
         "end": rfc3339(end),
         "ticks": [
-            {"left": place(at), "label": _utc(at).strftime("%H:%M:%S" if step < 60 else "%H:%M" if step < _DAY else "%m-%d")}
+            {"left": share(at), "label": _utc(at).strftime("%H:%M:%S" if step < 60 else "%H:%M" if step < _DAY else "%m-%d")}
             for at in range(first, int(end) + 1, step)
         ],
         "lanes": [{"hypervisor": name, "windows": rows} for name, rows in sorted(lanes.items())],

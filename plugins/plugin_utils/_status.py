@@ -77,6 +77,11 @@ def _of_domain(
     return {**row, "msg": _words(row)}
 
 
+def place(row: Mapping[str, Any]) -> str:
+    """`db1 on kvm1`, or the hypervisor alone."""
+    return " on ".join(part for part in (row["domain"], row["hypervisor"]) if part)
+
+
 def is_interrupted(owner: dict[str, Any] | None) -> bool:
     """Whether a backup or a restore owns a domain, and nobody goes on with it."""
     return owner is not None and not owner["alive"]

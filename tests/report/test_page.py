@@ -71,7 +71,7 @@ def test_what_is_wrong_is_seen_first(screen: dict[str, int], browser: Browser, r
             re.compile(r"app1 on kvm2.*not with its group.*1674 ms.*failed its last proof: The guest was not up"),
             re.compile(r"mail on kvm2.*No space left on device.*and run again.*3 days old\. The objective is 26h.*recover repairs it"),
             re.compile(r"kvm3\.example\.org: The backup failed\. There is no domain that matches"),
-            re.compile(r"new1 on kvm3.*There is no good backup"),
+            re.compile(r"new1 on kvm3.*No good backup exists"),
             re.compile(r"kvm4.*could not be reached"),
             re.compile(r"web1 on kvm1.*\d{8}T\d{6}Z is damaged: vda\.qcow2: it has 512 bytes"),
         ]
@@ -229,7 +229,7 @@ def test_what_a_look_fails_for_is_in_the_report(playbook: str, tmp_path: Path) -
     assert [(one["hypervisor"], one["domain"], one["what"][-1]) for one in told["problems"]] == [
         ("kvm1", "", "It could not be examined. status_max_age is 1; it must be a number and s, m, h, d or w, as in 26h."),
         ("kvm2", "", "Its metrics could not be written. Destination directory /nonexistent does not exist"),
-        ("kvm2", "test", "There is no good backup. The objective is 26h (status_max_age)."),
+        ("kvm2", "test", "No good backup exists. The objective is 26h (status_max_age)."),
     ]
     assert "Could not examine domain 'test'" in told["problems"][2]["what"][0], "since this driver of libvirt knows no jobs"
 

@@ -30,7 +30,7 @@ DESCRIPTIONS = {
     "consistency.hook_ms": (
         "How long the guest agent took to freeze and to thaw, with its hooks. The pause was at most frozen_ms and hook_ms together."
     ),
-    "keep": "Only where the domain's own metadata had rules of retention. They hold while this set is the newest good one.",
+    "keep": "Only where the domain's own metadata had rules of retention. They hold while this set is the newest one.",
     "latency": "Only where a limit was set for the latency of the guest's writes.",
     "latency.limit_ms": "The limit, for the average of a second.",
     "latency.worst_ms": "The longest average that was seen.",

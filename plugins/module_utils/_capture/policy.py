@@ -16,6 +16,9 @@ from dataclasses import dataclass, field
 from .._base.clock import is_duration, length, seconds_of, wall_time
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
+from .._hypervisor.bindings import libvirt
+from .._hypervisor.connection import explained
+from .._hypervisor.domains import read_policy
 from .._sets.schema import OBJECTIVES, RULES
 
 # A backup may come so much earlier than it is due.
@@ -35,6 +38,13 @@ class Policy:
     exclude_disks: list[str] = field(default_factory=list)
     keep: dict[str, int] = field(default_factory=dict)
     objectives: dict[str, str] = field(default_factory=dict)
+
+
+def own_policy(domain: libvirt.virDomain) -> Policy:
+    """The policy of a domain, as its definition has it now."""
+    with explained(f"read the definition of domain {domain.name()!r}"):
+        name, given = domain.name(), read_policy(domain)
+    return policy_of(name, given)
 
 
 def policy_of(domain: str, given: Mapping[str, str]) -> Policy:

@@ -23,7 +23,7 @@ from .._capture.levels import Wanted, check_level, collect_checkpoints, plan_lev
 from .._capture.methods import COPIED, METHODS, qemu_writer
 from .._capture.options import BeginOptions
 from .._capture.plan import choose_disks, occupied_by
-from .._capture.policy import policy_of, why_not_due
+from .._capture.policy import own_policy, why_not_due
 from .._claim.claim import Claim
 from .._claim.find import claim_of
 from .._claim.lock import hold
@@ -38,7 +38,7 @@ from .._hypervisor.connection import LibvirtFailure, connect, explain, explained
 from .._hypervisor.disk_place import noted_place
 from .._hypervisor.domain_facts import domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk, sources
-from .._hypervisor.domains import read_domain, read_policy
+from .._hypervisor.domains import read_domain
 from .._hypervisor.numbers import VIR_ERR_CHECKPOINT_INCONSISTENT, VIR_ERR_NO_DOMAIN_CHECKPOINT
 from .._hypervisor.proof_mark import is_proof
 from .._hypervisor.reach import probe_target
@@ -123,7 +123,7 @@ def begin(options: BeginOptions, check_mode: bool, clock: Clock) -> dict[str, An
 
 def _why_not_due(domain: libvirt.virDomain, where: Target, options: BeginOptions, clock: Clock) -> str:
     """Why no backup is due; empty if one is. What is captured at an agreed moment, is captured with all its group."""
-    every = options.every or policy_of(domain.name(), read_policy(domain)).every
+    every = options.every or own_policy(domain).every
     if not every or options.at is not None:
         return ""
     sets = where.sets([literal(domain.UUIDString())])["sets"]
@@ -136,8 +136,7 @@ def plan_backup(domain: libvirt.virDomain, where: Target, options: BeginOptions,
     facts, versions, method = domain_facts(connection, domain), host_versions(connection), METHODS[options.method]
     name, uuid = facts.xml.name, facts.xml.uuid
     target = where.made_in(options.staging_dir)
-    with explained(f"read the definition of domain {name!r}"):
-        policy = policy_of(name, read_policy(domain))
+    policy = own_policy(domain)
     chosen, skipped = choose_disks(facts.xml, options.exclude_disks, policy.exclude_disks)
     obstacle = method.obstacle(versions, facts)
     if obstacle:

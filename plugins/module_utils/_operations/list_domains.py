@@ -13,7 +13,7 @@ from typing import Any
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._capture.choice import choose_method
-from .._capture.policy import Policy, policy_of
+from .._capture.policy import Policy, own_policy
 from .._claim.claim import Claim
 from .._claim.find import all_claims, claim_of
 from .._claim.lock import is_locked
@@ -24,7 +24,6 @@ from .._hypervisor.bindings import libvirt
 from .._hypervisor.connection import FAILURES, connect, explain, explained
 from .._hypervisor.domain_facts import domain_facts, host_versions
 from .._hypervisor.domain_xml import Disk
-from .._hypervisor.domains import read_policy
 from .._hypervisor.numbers import VIR_ERR_NO_DOMAIN
 from .._hypervisor.proof_mark import is_proof
 from .._hypervisor.versions import HostVersions, version_text
@@ -151,11 +150,11 @@ def _domain(
 
 def _policy(domain: libvirt.virDomain) -> tuple[Policy, str]:
     """The policy in a domain's metadata, and what is wrong with it. A backup of the domain fails by that."""
-    with explained(f"read the definition of domain {domain.name()!r}"):
-        given = read_policy(domain)
     try:
-        return policy_of(domain.name(), given), ""
+        return own_policy(domain), ""
     except LiveBackupError as error:
+        if error.code != "policy_invalid":
+            raise
         return Policy(), error.msg
 
 

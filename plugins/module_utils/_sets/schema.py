@@ -251,7 +251,7 @@ SCHEMA["properties"].update(
 SCHEMA["properties"]["consistency"]["properties"]["hook_ms"] = _AMOUNT
 # Only there where a limit was set.
 SCHEMA["properties"]["latency"] = _object(limit_ms=_AMOUNT, worst_ms=_AMOUNT, slowed_seconds=_AMOUNT)
-# Only there where the domain's own metadata had rules. They are those of all its sets while this set is the newest good one.
+# Only there where the domain's own metadata had rules. They are those of all its sets while this set is the newest one.
 SCHEMA["properties"]["keep"] = {**_object(**dict.fromkeys(RULES, _AMOUNT)), "required": []}
 # Only there where the set is encrypted.
 SCHEMA["properties"]["encryption"] = _object(format={"const": "luks"}, key_id=_BACKUP_ID, key_check=_text("[0-9a-f]{32}"))

@@ -48,7 +48,7 @@ def test_the_worst_comes_first_and_all_of_a_domain_is_together() -> None:
             "error",
             "kvm1",
             "new1",
-            "The backup failed. No space left on device. There is no good backup. The objective is 26h (status_max_age).",
+            "The backup failed. No space left on device. No good backup exists. The objective is 26h (status_max_age).",
         ),
         ("warning", "kvm1", "db1", f"Set {sets[0]['backup_id']} is damaged: vda.qcow2: it is missing"),
     ]
@@ -247,6 +247,6 @@ def test_a_message_says_what_is_wrong() -> None:
     }
     assert message(told([look("kvm1", [], [])])) | {"text": ""} == {"ok": False, "title": "Backups: no domain", "text": ""}
     many = message(told([look("kvm1", [], [])], [failed("kvm1", str(number), f"No. {number}") for number in range(12)]))
-    assert many["text"].count("\n- ") == 10 and many["text"].endswith("There are 2 more problems in the report.")
+    assert many["text"].count("\n- ") == 10 and many["text"].endswith("The report has 2 more problems.")
     well = message(told([look("kvm1", [domain("db1")], nights("db1", 1))]))
     assert well == {"ok": True, "title": "Backups: all is well", "text": "1 of 1 domains have a good backup that is recent."}

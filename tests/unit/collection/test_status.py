@@ -234,7 +234,7 @@ def test_objectives_are_judged_by_what_was_measured() -> None:
     assert row([last])["objectives"][1]["msg"].startswith("The guest did not start in time in the last proof by boot.")
     nothing = row([])
     assert [one["met"] for one in nothing["objectives"]] == [False] * 3 and not nothing["ok"]
-    assert nothing["objectives"][0]["msg"] == "There is no good backup. The objective is 26h (a)."
+    assert nothing["objectives"][0]["msg"] == "No good backup exists. The objective is 26h (a)."
     lines = metrics([found], NOW).splitlines()
     assert 'live_backup_objective_met{domain="db1",objective="rto"} 0' in lines
     assert 'live_backup_objective_seconds{domain="db1",objective="proof"} 172800.0' in lines
