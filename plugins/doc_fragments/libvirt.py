@@ -166,7 +166,7 @@ options:
   progress_interval:
     description:
       - Show progress every N seconds, less often in long jobs. V(0) shows nothing.
-      - Each line shows the domain and, for each disk, its percentage, bytes, rate and remaining time.
+      - Each line shows the domain, what is done, and the percentage, bytes, rate and remaining time of all its disks together.
     type: int
     default: 0
 """

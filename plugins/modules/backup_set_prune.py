@@ -66,7 +66,14 @@ options:
     type: list
     elements: str
     default: []
+  own_rules:
+    description:
+      - Follow the rules that a domain has in its metadata, as its sets have noted them.
+      - Set it to V(false) for a second target with a retention of its own.
+    type: bool
+    default: true
 seealso:
+  - module: virtops.live_backup.backup_set_copy
   - module: virtops.live_backup.backup_set_info
   - module: virtops.live_backup.backup_set_verify
 """
@@ -129,7 +136,7 @@ def main() -> None:
         SSH,
         {"domains": {"type": "list", "elements": "str", "default": []}},
         {f"keep_{rule}": {"type": "int"} for rule in RULES},
-        {"keep_ids": {"type": "list", "elements": "str", "default": []}},
+        {"keep_ids": {"type": "list", "elements": "str", "default": []}, "own_rules": {"type": "bool", "default": True}},
     )
 
 

@@ -26,7 +26,7 @@ _END_SECONDS = 1.0
 
 
 # What a module does meanwhile, in a word.
-_PHASES = {"libvirt_job_wait": "backup job", "sparse_copy": "copy", "libvirt_blockcommit": "commit"}
+_PHASES = {"libvirt_job_wait": "backup job", "sparse_copy": "copy", "libvirt_blockcommit": "commit", "backup_set_copy": "copy"}
 
 
 def onward(progress: dict[str, Any], before: dict[str, Any]) -> dict[str, Any]:

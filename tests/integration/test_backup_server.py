@@ -50,7 +50,7 @@ def test_what_is_being_fetched_is_not_removed(sshd: Sshd, tmp_path: Path, monkey
     here.mkdir()
     old = make_set(vault, "old")
     make_set(vault, "new", instant=INSTANT.replace("2021", "2022"))
-    keep = params(sshd, vault, domains=[], keep_ids=[], **{f"keep_{rule}": 1 if rule == "last" else None for rule in RULES})
+    keep = params(sshd, vault, domains=[], keep_ids=[], own_rules=True, **{f"keep_{rule}": 1 if rule == "last" else None for rule in RULES})
     begun, go_on = Event(), Event()
     fetch = FarEnd.fetch
 

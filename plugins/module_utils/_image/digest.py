@@ -37,6 +37,8 @@ DIGEST_BYTES = hashlib.sha256().digest_size
 # Batches whose digests may wait for those before them, holes included; and those whose data may be on its way from the disk.
 _WAITING = 128
 _READING = 16
+# How far what is read may be ahead of something that is still waited for.
+AHEAD = (_WAITING + _READING) * BATCH
 
 
 class Source(Protocol):

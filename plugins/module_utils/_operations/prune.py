@@ -12,6 +12,7 @@ from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.text import foreign
 from .._claim.restore_journal import journals_and_damage
+from .._sets.retention import Keep
 from .._sets.schema import RULES
 from .target import target_of
 
@@ -26,7 +27,8 @@ def prune(params: dict[str, Any], check_mode: bool, _clock: Clock) -> dict[str, 
     journals, held = journals_and_damage()
     held.update((uuid, f"{one.words} is not finished") for one in journals for uuid in (one.uuid, one.stamp["uuid"]))
     target = target_of(params)
-    pruned = target.prune(params["domains"], {"rules": keep, "ids": params["keep_ids"], "held": held}, check_mode)
+    rules: Keep = {"rules": keep, "own": params["own_rules"], "ids": params["keep_ids"], "held": held}
+    pruned = target.prune(params["domains"], rules, check_mode)
     problems = pruned["problems"]
     removed, kept = ("".join(f"{one['path']}\n" for one in some) for some in (pruned["removed"], pruned["kept"]))
     result: dict[str, Any] = {**pruned, "diff": {"before": removed + kept, "after": kept}}

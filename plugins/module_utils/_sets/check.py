@@ -16,13 +16,14 @@ from typing import Any
 from .._base.clock import rfc3339
 from .._base.errors import LiveBackupError
 from .._base.files import read_small, write_durably
+from .._base.schema import violations
 from .._base.text import one_line
 from .._image.digest import file_digest, image_digest
 from .catalogue import SetFacts
 from .chain import chain_below
 from .content import content_findings
 from .locks import reading_set
-from .proofs import PROOFS, Proof, manifest_digest, proof_file, read_proof
+from .proofs import PROOF, PROOFS, Proof, manifest_digest, proof_file, read_proof
 from .read import GUIDE, SUMS, strangers
 from .schema import Manifest
 
@@ -46,10 +47,23 @@ def check_files(target: str, domain: str, backup_id: str | None, deep: bool = Fa
                     if image["file"] not in broken:
                         findings += _proved(image["file"], lambda name: image_digest(path / name), image["digest"])
                 findings += content_findings(path, disk) if deep and not findings else []
-            for file in manifest["files"]:
-                if file["name"] not in broken:
-                    findings += _proved(file["name"], lambda name: file_digest(path / name), file["digest"])
+            findings += _small(path, manifest, broken)
     return {**found, "findings": [one_line(one) for one in findings]}
+
+
+def problems_of_small(path: Path, manifest: Manifest | None) -> list[str]:
+    """What is wrong with the files of a set that are not images."""
+    findings = _sums(path)
+    return findings + (_small(path, manifest, {one.partition(":")[0] for one in findings}) if manifest else [])
+
+
+def _small(path: Path, manifest: Manifest, broken: set[str]) -> list[str]:
+    found = [
+        _proved(file["name"], lambda name: file_digest(path / name), file["digest"])
+        for file in manifest["files"]
+        if file["name"] not in broken
+    ]
+    return [finding for findings in found for finding in findings]
 
 
 def _require_contents(manifest: Manifest, deep: bool) -> None:
@@ -115,9 +129,25 @@ def note_proof(target: str, path: str, level: str, outcome: str, findings: list[
         "rto_ms": rto_ms,
         "findings": findings,
     }
-    directory = Path(path).parent / PROOFS
+    _write_proof(Path(path), record)
+    return record
+
+
+def _write_proof(path: Path, record: Proof) -> None:
+    directory = path.parent / PROOFS
     if directory.is_symlink():
         raise LiveBackupError(f"{directory} is a link, and is not followed. The proof of {path} is not recorded.", code="target_unsafe")
     directory.mkdir(mode=0o700, exist_ok=True)
-    write_durably(proof_file(Path(path)), json.dumps(record).encode())
-    return record
+    write_durably(proof_file(path), json.dumps(record).encode())
+
+
+def take_proof(target: str, path: str, proof: Proof) -> dict[str, bool]:
+    """Record the proof of the same set at another target, unless a newer one is known here."""
+    if Path(target) not in Path(path).parents:
+        raise LiveBackupError(f"{path} is not below {target}.", code="target_unsafe")
+    known = read_proof(Path(path))
+    problems = list(violations(proof, PROOF, "proof"))
+    if problems or proof["manifest"] != manifest_digest(Path(path)) or (known and known["at"] >= proof["at"]):
+        return {"taken": False}
+    _write_proof(Path(path), proof)
+    return {"taken": True}

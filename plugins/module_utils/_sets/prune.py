@@ -57,7 +57,7 @@ def prune_sets(target: str, domains: list[str], keep: Keep, check_mode: bool) ->
     uuids = {one["uuid"] for one in found["sets"] if one["uuid"]}
     # A domain that was renamed has sets in two directories, and one name may have been asked for.
     whole = found if not domains or set(domains) <= uuids else list_sets(target, sorted(uuids))
-    own = _own_rules(whole["sets"], keep["rules"])
+    own = _own_rules(whole["sets"], keep["rules"]) if keep["own"] else {}
     kept: list[Kept] = []
     removed: list[Named] = []
     problems: list[str] = []

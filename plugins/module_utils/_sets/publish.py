@@ -53,11 +53,15 @@ def give_name(paths: SetPaths, manifest: Manifest) -> None:
                     f"Backup {paths.backup_id} was not published: {'; '.join(problems)}. Back the domain up again.",
                     code="parent_gone",
                 )
-        checkpoint = manifest.get("checkpoint")
-        if checkpoint:
-            note_target_id(paths.directory, checkpoint["target_id"], manifest["domain"]["uuid"])
         paths.partial.rename(paths.final)
         sync_path(paths.directory)
+
+
+def note_target_of(paths: SetPaths, manifest: Manifest) -> None:
+    """Note what the checkpoints of the sets here have in their names, if the set has one."""
+    checkpoint = manifest.get("checkpoint")
+    if checkpoint:
+        note_target_id(paths.directory, checkpoint["target_id"], manifest["domain"]["uuid"])
 
 
 def next_set(target: str, name: str, uuid: str) -> NextSet:

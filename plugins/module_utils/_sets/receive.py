@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypedDict
 
@@ -16,10 +17,12 @@ from .._base.errors import LiveBackupError
 from .._base.files import sync_path
 from .._base.filesystem import require_safe
 from .._base.locks import ALONE, IN_TURN, locked, open_locked
-from .._base.space import FreeSpace, free_space, require_space
+from .._base.space import FreeSpace, allocated, free_space, require_space
+from .._image.new_file import kept_bytes, kept_name
+from .check import problems_of_small
 from .content import Noted, ToNote, note_content
 from .layout import SENDER, SetPaths, check_backup_id, claim_domain_directory, content_file, domain_directory
-from .publish import give_name
+from .publish import give_name, note_target_of
 from .read import read_manifest
 
 # Holds its sender's token, and is locked while that lives; a partial set without it is made by a run on this host and is no concern
@@ -40,6 +43,13 @@ class Place(TypedDict):
     path: str
 
 
+class Begun(Place):
+    """Where a set is copied to, which of its files are there, and up to where others are, by name."""
+
+    whole: list[str]
+    kept: dict[str, int]
+
+
 def space_for(target: str, name: str, uuid: str, check_mode: bool) -> Free:
     """The bytes that are free for a domain's next set, when what senders have left of it that are gone is removed."""
     _require_directory(target)
@@ -53,6 +63,13 @@ def space_for(target: str, name: str, uuid: str, check_mode: bool) -> Free:
 
 def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> Place:
     """Make the directory that a set is written in; those of senders that are gone are removed."""
+    partial, _descriptor = _begin(target, name, uuid, backup_id, token, needed)
+    _unfinished.append(partial)
+    return {"path": str(partial)}
+
+
+def _begin(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> tuple[Path, int]:
+    """The new directory of a set, and its lock."""
     check_backup_id(backup_id)
     _require_directory(target)
     paths = SetPaths(claim_domain_directory(Path(target), name, uuid), backup_id)
@@ -63,8 +80,7 @@ def begin_set(target: str, name: str, uuid: str, backup_id: str, token: str, nee
     paths.partial.mkdir(mode=0o700)
     descriptor = open_locked(paths.partial / SENDER, os.O_RDWR | os.O_CREAT | os.O_EXCL, IN_TURN)
     os.write(descriptor, token.encode())
-    _unfinished.append(paths.partial)
-    return {"path": str(paths.partial)}
+    return paths.partial, descriptor
 
 
 def leave_set() -> dict[str, str]:
@@ -110,6 +126,59 @@ def note_sent(target: str, name: str, uuid: str, backup_id: str, token: str, of:
         os.close(descriptor)
 
 
+@contextmanager
+def copying(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> Iterator[Begun]:
+    """As begin_set, for a set that is copied from another target. What is written stays, for the next copy with the same token."""
+    check_backup_id(backup_id)
+    partial = SetPaths(domain_directory(Path(target), name, uuid), backup_id).partial
+    descriptor = _left_by_copy(partial, token)
+    goes_on = descriptor is not None
+    if descriptor is None:
+        partial, descriptor = _begin(target, name, uuid, backup_id, token, needed)
+    try:
+        there = list(partial.iterdir()) if goes_on else []
+        require_space(free_space(partial), max(0, needed - sum(map(allocated, there))), "the rest of the set")
+        kept = [partial / name for name in map(kept_name, there) if name]
+        yield {
+            "path": str(partial),
+            "whole": [path.name for path in there if not path.name.startswith(".")],
+            "kept": {path.name: kept_bytes(path) for path in kept},
+        }
+    finally:
+        os.close(descriptor)
+
+
+def _left_by_copy(partial: Path, token: str) -> int | None:
+    """The lock of a set that a copy with this token has left; None if there is no such set."""
+    try:
+        descriptor = open_locked(partial / SENDER, os.O_RDWR, ALONE)
+    except FileNotFoundError:
+        return None
+    except BlockingIOError:
+        raise LiveBackupError(f"{partial} is being written by another run.", code="set_in_use") from None
+    if os.read(descriptor, len(token) + 1) == token.encode():
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def finish_copy(target: str, name: str, uuid: str, backup_id: str) -> Place:
+    """Give a copied set its name when all of it is there. If it is not what it says, nothing of it stays.
+
+    The target of its checkpoint is the one that it was made for: a backup to this one begins a checkpoint of its own.
+    """
+    paths = SetPaths(domain_directory(Path(target), name, uuid), backup_id)
+    manifest, problems = read_manifest(paths.partial, backup_id)
+    problems += problems_of_small(paths.partial, manifest)
+    if manifest is None or problems:
+        shutil.rmtree(paths.partial)
+        raise LiveBackupError(f"The copy of set {backup_id} is not complete: {'; '.join(problems)}.", code="copy_damaged")
+    sync_path(paths.partial)
+    give_name(paths, manifest)
+    (paths.final / SENDER).unlink()
+    return {"path": str(paths.final)}
+
+
 def discard_unfinished() -> None:
     """Remove what this process has begun and nobody goes on with."""
     for partial in _unfinished:
@@ -123,6 +192,7 @@ def finish_set(target: str, name: str, uuid: str, backup_id: str) -> Place:
     if manifest is None or problems:
         raise LiveBackupError(f"The set in {paths.partial} is not complete: {'; '.join(problems)}.", code="copy_damaged")
     sync_path(paths.partial)
+    note_target_of(paths, manifest)
     give_name(paths, manifest)
     _unfinished.remove(paths.partial)
     # Not before: without it nobody could say whether the writer of a partial set lives.

@@ -33,10 +33,11 @@ PERIODS: dict[str, Callable[[datetime], tuple[int, ...]]] = {
 class Keep(TypedDict):
     """What must stay: how many sets by each rule, those that are named, and all of the domains that are `held`: UUID and why.
 
-    A domain with rules of its own follows those.
+    A domain with rules of its own follows those, where `own` says so.
     """
 
     rules: dict[str, int]
+    own: bool
     ids: list[str]
     held: dict[str, str]
 

@@ -16,19 +16,23 @@ from pathlib import Path
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
 from .._base.threads import DaemonThreads
+from .._image.data import LocalFile, Pace, copy_data
+from .._image.digest import OpenImage
+from .._image.new_file import From, new_file
 from .._image.qcow2 import HEADER_BYTES
 from .._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
-from .._sets.check import check_files, note_proof
+from .._sets.check import check_files, note_proof, take_proof
 from .._sets.consolidate import Consolidated, consolidate_set
 from .._sets.content import Noted, ToNote, note_content
 from .._sets.layout import SetPaths, content_file, domain_directory, published_manifest
 from .._sets.locks import reading, reading_set
+from .._sets.proofs import Proof
 from .._sets.prune import Pruned, prune_sets
-from .._sets.publish import NextSet, give_name, next_set
-from .._sets.receive import space_for
+from .._sets.publish import NextSet, give_name, next_set, note_target_of
+from .._sets.receive import copying, finish_copy, space_for
 from .._sets.restores import forget_restore, note_restore
 from .._sets.retention import Keep
-from .records import MadeSet, Published, SetImage, Unfinished, require_good
+from .records import MadeSet, Published, SetFiles, SetImage, Unfinished, require_good
 
 # How long a directory may take for what a restore can do without.
 ANSWER_SECONDS = 30.0
@@ -68,6 +72,7 @@ class DirectoryTarget:
 
     def publish(self, made: MadeSet, _clock: Clock) -> str:
         paths = SetPaths(made.directory.parent, made.name.backup_id)
+        note_target_of(paths, made.manifest)
         give_name(paths, made.manifest)
         return str(paths.final)
 
@@ -86,6 +91,27 @@ class DirectoryTarget:
         path = Path(found["path"])
         with reading(path.parent):
             yield lambda name, _image_format: _image(path / name)
+
+    @contextmanager
+    def files(self, domain: str, backup_id: str) -> Iterator[SetFiles]:
+        with reading_set(str(self._directory), domain, backup_id) as found:
+            path = Path(found["path"])
+            yield SetFiles(require_good(found), lambda name: _opened(path / name))
+
+    def take_copy(self, of: SetFiles, pace: Pace, _clock: Clock) -> str:
+        known = {"target": str(self._directory), **of.naming}
+        with copying(**known, token=of.token, needed=of.bytes) as begun:
+            for name, digest in of.missing(begun["whole"]):
+                path, there = Path(begun["path"], name), begun["kept"].get(name, 0)
+                with of.open(name) as source, new_file(path, source.size, 0o600, keep=True) as (descriptor, give_name_to):
+                    written = From(LocalFile(descriptor, source.descriptor), there)
+                    found, _data = copy_data(source, written, pace, find_zeroes=True)
+                    of.require(name, digest, found)
+                    give_name_to(found)
+            return finish_copy(**known)["path"]
+
+    def take_proof(self, path: str, proof: Proof) -> None:
+        take_proof(str(self._directory), path, proof)
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         note_proof(str(self._directory), path, level, outcome, findings, rto_ms)
@@ -114,6 +140,12 @@ class DirectoryTarget:
 
     def prune(self, domains: list[str], keep: Keep, check_mode: bool) -> Pruned:
         return prune_sets(str(self._directory), domains, keep, check_mode)
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[OpenImage]:
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW), "rb") as file:
+        yield OpenImage(file.fileno())
 
 
 @contextmanager

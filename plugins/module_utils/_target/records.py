@@ -6,12 +6,20 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
 
 from .._base.errors import LiveBackupError
+from .._image.content import content_bytes
+from .._image.digest import Source
 from .._sets.catalogue import GoodSet, SetFacts
+from .._sets.layout import MANIFEST, content_file
+from .._sets.read import GUIDE, SUMS
 from .._sets.schema import Manifest
 
 
@@ -42,6 +50,50 @@ class MadeSet:
     directory: Path
     manifest: Manifest
     sent: tuple[str, ...] = ()
+
+
+class SetFiles(NamedTuple):
+    """A good set of a target, and what opens a file of it by name."""
+
+    found: GoodSet
+    open: Callable[[str], AbstractContextManager[Source]]
+
+    @property
+    def naming(self) -> dict[str, str]:
+        """How a target is told which set it is about."""
+        return {"name": self.found["domain"], "uuid": self.found["uuid"], "backup_id": self.found["backup_id"]}
+
+    @property
+    def token(self) -> str:
+        """What tells it from another set of its name, so that only a copy of the same set is gone on with."""
+        return hashlib.sha256(json.dumps(self.found["manifest"], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def bytes(self) -> int:
+        """What it takes at most."""
+        disks, files = self.found["manifest"]["disks"], self.found["manifest"]["files"]
+        return sum(disk["allocated"] + content_bytes(disk["capacity"]) for disk in disks) + sum(file["size"] for file in files)
+
+    @property
+    def data_bytes(self) -> int:
+        """The data of its images, holes left out, as far as the manifest knows it."""
+        return sum(disk["allocated"] for disk in self.found["manifest"]["disks"])
+
+    def missing(self, whole: list[str]) -> Iterator[tuple[str, str]]:
+        """The files, with the digests of the images, that a copy lacks which has some. What says that it is a set comes last."""
+        disks, files = self.found["manifest"]["disks"], self.found["manifest"]["files"]
+        contents = [content_file(Path(disk["file"])).name for disk in disks if disk.get("content")]
+        small = [*contents, *(file["name"] for file in files), GUIDE, SUMS, MANIFEST]
+        for name, digest in [*((disk["file"], disk["digest"]) for disk in disks), *((name, "") for name in small)]:
+            if name not in whole:
+                yield name, digest
+
+    def require(self, name: str, digest: str, found: str) -> None:
+        """Refuse a file that has rotted since the set was published."""
+        if digest and digest != found:
+            raise LiveBackupError(
+                f"{self.found['path']}/{name} is damaged: its digest is {found}, not {digest}. It was not copied.", code="set_damaged"
+            )
 
 
 class Published(NamedTuple):

@@ -13,16 +13,18 @@ from typing import Protocol
 
 from .._base.clock import Clock
 from .._base.errors import LiveBackupError
+from .._image.data import Pace
 from .._sets.catalogue import GoodSet, Listing, SetFacts
 from .._sets.consolidate import Consolidated
 from .._sets.content import Noted, ToNote
 from .._sets.layout import check_target
+from .._sets.proofs import Proof
 from .._sets.prune import Pruned
 from .._sets.publish import NextSet
 from .._sets.retention import Keep
 from .address import TargetAddress
 from .directory import DirectoryTarget
-from .records import MadeSet, Published, SetImage, Unfinished
+from .records import MadeSet, Published, SetFiles, SetImage, Unfinished
 from .ssh.address import SCHEME, parse
 from .ssh.target import SshTarget
 
@@ -78,6 +80,15 @@ class Target(Protocol):
 
         Another host is given up if an image is open there for so many seconds.
         """
+
+    def files(self, domain: str, backup_id: str) -> AbstractContextManager[SetFiles]:
+        """The files of a good set, which is not removed in the meantime."""
+
+    def take_copy(self, of: SetFiles, pace: Pace, clock: Clock) -> str:
+        """Copy a set of another target, each file proved, and say where it is. If that is interrupted, the next copy goes on with it."""
+
+    def take_proof(self, path: str, proof: Proof) -> None:
+        """Record the proof of the same set at another target, unless a newer one is known."""
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         """Record how the proof of a set went."""

@@ -77,7 +77,7 @@ def test_its_backup_is_not_published(backup: Backup) -> None:
 def test_its_sets_are_neither_removed_nor_proven(backup: Backup, clock: FakeClock, uuid: str, stamp: str) -> None:
     published(backup)
     journal = journal_of(backup, uuid=uuid, name="db1" if uuid == UUID else "copy", stamp=stamp)
-    params = {**PRUNE, **REMOTE, "target": str(backup.target), "domains": ["*"], "keep_ids": [], "keep_last": 1}
+    params = {**PRUNE, **REMOTE, "target": str(backup.target), "domains": ["*"], "keep_ids": [], "own_rules": True, "keep_last": 1}
     for check in (True, False):
         with pytest.raises(
             LiveBackupError, match="Nothing of domain 'db1' was removed: the restore of domain .* is not finished"
@@ -97,7 +97,16 @@ def test_nothing_is_removed_while_its_journal_is_damaged(backup: Backup, clock: 
     """Nobody knows whether it needs a set."""
     published(backup)
     journal_of(backup).file.write_text("{}", encoding="utf-8")
-    params = {**PRUNE, **REMOTE, "target": str(backup.target), "domains": ["*"], "keep_ids": [], "keep_last": 0, "keep_daily": 1}
+    params = {
+        **PRUNE,
+        **REMOTE,
+        "target": str(backup.target),
+        "domains": ["*"],
+        "keep_ids": [],
+        "own_rules": True,
+        "keep_last": 0,
+        "keep_daily": 1,
+    }
     with pytest.raises(LiveBackupError, match="Nothing of domain 'db1' was removed: The journal .* is damaged"):
         prune(params, False, clock)
 

@@ -369,7 +369,7 @@ def test_far_end_answers(ssh: Path, place: Path, outside: Path, answers: list[by
             attempt(fetch, directory / "x")
             attempt(read)
             attempt(_list_sets.set_info, params, False, Clock())
-            attempt(_prune.prune, {**params, **keep, "keep_ids": []}, False, Clock())
+            attempt(_prune.prune, {**params, **keep, "keep_ids": [], "own_rules": True}, False, Clock())
     finally:
         os.environ["PATH"] = path
 

@@ -40,7 +40,7 @@ def today(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def prune(target: Path, keep: int = 1, check_mode: bool = False, domains: tuple[str, ...] = (), keep_ids: tuple[str, ...] = ()) -> Result:
-    result = prune_sets(str(target), list(domains), {"rules": {"last": keep}, "ids": list(keep_ids), "held": {}}, check_mode)
+    result = prune_sets(str(target), list(domains), {"rules": {"last": keep}, "own": True, "ids": list(keep_ids), "held": {}}, check_mode)
     assert result["changed"] == bool(result["removed"])
     return result
 

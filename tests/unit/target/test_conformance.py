@@ -31,7 +31,7 @@ from ..support.raising import raises_code
 from ..support.sets import OTHER, content, make_set
 
 NAME = SetName("db1", UUID, "night-1")
-LAST: Keep = {"rules": {"last": 1}, "ids": [], "held": {}}
+LAST: Keep = {"rules": {"last": 1}, "own": True, "ids": [], "held": {}}
 
 
 @dataclass
@@ -377,7 +377,7 @@ def test_what_no_rule_keeps_is_removed(place: Place, check_mode: bool) -> None:
     for year in (2020, 2021, 2022):
         make_set(place.root, f"y{year}", instant=f"{year}-01-01T00:00:00.000Z")
     make_set(place.root, name="app", uuid=OTHER)
-    keep: Keep = {"rules": {"last": 1}, "ids": ["y2020"], "held": {OTHER: "a restore is not finished"}}
+    keep: Keep = {"rules": {"last": 1}, "own": True, "ids": ["y2020"], "held": {OTHER: "a restore is not finished"}}
     before = content(place.root)
     result = place.open().prune([], keep, check_mode)
     assert [one["backup_id"] for one in result["removed"]] == ["y2021"] and result["changed"]

@@ -46,6 +46,7 @@ def params(target: str, **changes: Any) -> Result:
         "ssh_options": [],
         "domains": [],
         "keep_ids": [],
+        "own_rules": True,
         **{f"keep_{rule}": None for rule in RULES},
         **changes,
     }

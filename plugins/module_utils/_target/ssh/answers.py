@@ -85,6 +85,10 @@ ANSWERS: dict[str, Schema] = {
     "begin_set": _PLACE,
     "resume_set": _PLACE,
     "finish_set": _PLACE,
+    "begin_copy": _object(path=TEXT, whole=_TEXTS, kept={"type": "object"}),
+    "finish_copy": _PLACE,
+    "take_proof": _object(taken=_BOOL),
+    "extents_of": {"type": "array", "items": {"type": "array", "items": {**_NUMBER, "maximum": 2**63 - 1}}},
     "leave_set": _NOTHING,
     "note_sent": _object(
         content={"type": "string", "pattern": f"^({_DIGEST})?$"},

@@ -29,6 +29,7 @@ from ..._base.pipes import Endless, Pipes, Silence
 from ..._base.text import foreign
 from ..._image.data import LocalFile, Pace, copy_data
 from ..._image.digest import Copied, Source
+from ..._image.new_file import From
 from .address import Address
 from .answers import unexpected
 from .program import program
@@ -138,12 +139,9 @@ class FarEnd:
         """Copy an image to the address or another path there; it has its name when it is whole, on the disk and proved."""
         began = clock.boottime()
         size = source.size
-        self._send_line({"do": "receive", "path": path or self._address.path, "size": size, "mode": mode})
-        digest, data_bytes = copy_data(source, self, pace, find_zeroes=True)
-        source_free()
-        self._send(FRAME.pack(0, 0))
-        self._send_line({"digest": digest})
-        written = self._answer("receive")
+        digest, data_bytes, written = self._copy(
+            source, pace, {"path": path or self._address.path, "mode": mode}, 0, lambda _digest: source_free()
+        )
         return {
             "size": size,
             "data_bytes": data_bytes,
@@ -152,6 +150,23 @@ class FarEnd:
             "seconds": round(clock.boottime() - began, 3),
             "method": "ssh",
         }
+
+    def go_on(self, source: Source, path: str, first: int, pace: Pace, require: Callable[[str], None]) -> None:
+        """Copy a file of which everything before an offset is there. `require` is called with its digest, before it gets its name.
+
+        What is written stays there if this is interrupted.
+        """
+        self._copy(source, pace, {"path": path, "mode": 0o600, "keep": True}, first, require)
+
+    def _copy(
+        self, source: Source, pace: Pace, to: dict[str, Any], first: int, read: Callable[[str], None]
+    ) -> tuple[str, int, dict[str, Any]]:
+        self._send_line({"do": "receive", "size": source.size, **to})
+        digest, data_bytes = copy_data(source, From(self, first), pace, find_zeroes=True)
+        read(digest)
+        self._send(FRAME.pack(0, 0))
+        self._send_line({"digest": digest})
+        return digest, data_bytes, self._answer("receive")
 
     def fetch(self, path: str, destination: Path) -> None:
         """Copy a file from there, its holes kept, to a new one here."""
@@ -169,6 +184,14 @@ class FarEnd:
             size = self._begin_send(path, offset=0, length=0)
             list(self._pieces(0, 0))
         return size
+
+    def extents(self, path: str) -> list[tuple[int, int]]:
+        """Where the data of a file of a set begins and ends."""
+        found = self.call("extents_of", {"target": self._address.path, "path": path})
+        ends = [0, *(offset for extent in found for offset in extent)]
+        if any(len(extent) != 2 for extent in found) or ends != sorted(ends):
+            raise self._not_understood("the data of a file is not in order")
+        return [(start, end) for start, end in found if start < end]
 
     def read(self, path: str, offset: int, length: int) -> bytearray:
         """A piece of a file there; zeroes beyond its end. Several threads may read."""

@@ -22,29 +22,39 @@ import signal
 import stat
 import struct
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 from ..._base.errors import LiveBackupError, from_os_error
-from ..._base.files import sync_path, write_out
-from ..._base.locks import ALONE, hold, locked
+from ..._base.files import write_out
 from ..._base.space import free_space
 from ..._base.streams import fill, read_at
 from ..._image.data import LocalFile
-from ..._image.digest import BATCH, data_extents, open_digest
+from ..._image.digest import BATCH, data_extents
+from ..._image.new_file import ENDING, new_file
 from ..._image.record import NOTHING, Found, identity, look_at, note_copy
 from ..._sets.catalogue import SetFacts, find_set, list_sets
-from ..._sets.check import check_files, note_proof
+from ..._sets.check import check_files, note_proof, take_proof
 from ..._sets.consolidate import consolidate_set
 from ..._sets.locks import reading_set
 from ..._sets.prune import prune_sets
 from ..._sets.publish import next_set
-from ..._sets.receive import begin_set, discard_unfinished, finish_set, leave_set, note_sent, resume_set, space_for
+from ..._sets.receive import (
+    Begun,
+    begin_set,
+    copying,
+    discard_unfinished,
+    finish_copy,
+    finish_set,
+    leave_set,
+    note_sent,
+    resume_set,
+    space_for,
+)
 from ..._sets.restores import forget_restore, note_restore
 
 # What a login shell may print comes before this.
@@ -54,7 +64,6 @@ FRAME = struct.Struct(">QI")
 # How often work shows that it goes on, and the least of the processor's time that is work.
 _SIGN_SECONDS = 10.0
 _WORK_SECONDS = 0.001
-_ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
 # What lasts as long as this program.
 _open = ExitStack()
 
@@ -64,10 +73,27 @@ def open_set(target: str, domain: str, backup_id: str | None) -> SetFacts:
     return _open.enter_context(reading_set(target, domain, backup_id))
 
 
+def extents_of(target: str, path: str) -> list[tuple[int, int]]:
+    """Where the data of a file of a set begins and ends."""
+    if Path(target) not in Path(path).parents:
+        raise LiveBackupError(f"{path} is not below {target}.", code="target_unsafe")
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        return list(data_extents(descriptor, 0, os.fstat(descriptor).st_size))
+    finally:
+        os.close(descriptor)
+
+
+def begin_copy(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> Begun:
+    """Where a set is copied to, by this program alone."""
+    return _open.enter_context(copying(target, name, uuid, backup_id, token, needed))
+
+
 _ABOUT_SETS: list[Callable[..., Any]] = [list_sets, find_set, check_files, note_proof, prune_sets, open_set, consolidate_set]
 _RESTORING: list[Callable[..., Any]] = [note_restore, forget_restore]
 _RECEIVING: list[Callable[..., Any]] = [space_for, next_set, begin_set, leave_set, resume_set, note_sent, finish_set]
-CALLS = {one.__name__: one for one in _ABOUT_SETS + _RESTORING + _RECEIVING}
+_COPYING: list[Callable[..., Any]] = [extents_of, begin_copy, finish_copy, take_proof]
+CALLS = {one.__name__: one for one in _ABOUT_SETS + _RESTORING + _RECEIVING + _COPYING}
 
 
 def call(function: str, arguments: dict[str, Any]) -> Any:
@@ -98,37 +124,13 @@ def note(path: str, record: dict[str, Any]) -> Any:
     return {}
 
 
-def receive(path: str, size: int, mode: int) -> Any:
+def receive(path: str, size: int, mode: int, keep: bool = False) -> Any:
     """Write the frames that follow to a new file, and give it its name when it is whole, on the disk and proved."""
-    directory = os.path.dirname(path)
-    remove_left(path)
-    # Nothing may come between a file and who removes it.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
-    descriptor, temporary = tempfile.mkstemp(".tmp", prefix_of(path), directory)
-    try:
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
-        # It says that this file's writer lives.
-        hold(descriptor)
-        os.ftruncate(descriptor, size)
+    with new_file(Path(path), size, mode, keep=keep) as (descriptor, give_name):
         write_frames(descriptor)
-        expected = json.loads(read_line())["digest"]
-        os.fsync(descriptor)
-        # What is read now comes from the disk.
-        write_out(descriptor, 0, 0)
-        found = open_digest(descriptor)
-        if found != expected:
-            raise LiveBackupError(f"{path} was not written: what was written has digest {found}, not {expected}.", code="copy_damaged")
-        os.fchmod(descriptor, mode)
-        os.fsync(descriptor)
-        os.rename(temporary, path)
-        temporary = ""
-        sync_path(Path(directory))
+        give_name(json.loads(read_line())["digest"])
         status = os.fstat(descriptor)
         return {"dest": identity(status), "allocated": status.st_blocks * 512}
-    finally:
-        if temporary:
-            os.unlink(temporary)
-        os.close(descriptor)
 
 
 def send(path: str, offset: int = 0, length: int | None = None) -> Any:
@@ -161,21 +163,6 @@ def _send(path: str, offset: int, length: int | None) -> Any:
     return {}
 
 
-def prefix_of(path: str) -> str:
-    """How the names of a file's temporary files begin."""
-    return "." + os.path.basename(path) + ".copy-"
-
-
-def remove_left(path: str) -> None:
-    """Remove what writers left that were killed; who lives holds a lock."""
-    directory = os.path.dirname(path)
-    for name in os.listdir(directory):
-        if name.startswith(prefix_of(path)) and name.endswith(".tmp"):
-            left = os.path.join(directory, name)
-            with suppress(BlockingIOError, FileNotFoundError), locked(left, os.O_RDWR, ALONE):
-                os.unlink(left)
-
-
 def write_frames(descriptor: int) -> None:
     """Write what comes until the empty frame."""
     file, header, buffer = LocalFile(descriptor), bytearray(FRAME.size), bytearray(BATCH)
@@ -205,7 +192,7 @@ def end(number: int, frame: Any) -> None:
 
 def main() -> int:
     """Do what comes, until the input ends or something fails."""
-    for number in _ENDING:
+    for number in ENDING:
         signal.signal(number, end)
     actions: Any = {"look": look, "receive": receive, "note": note, "call": call, "send": send}
     say(MARK)
@@ -254,9 +241,9 @@ def showing_work() -> Iterator[None]:
 
     thread = threading.Thread(target=show, daemon=True)
     # It must not be given a signal that is blocked where the work is done.
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
     thread.start()
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _ENDING)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, ENDING)
     try:
         yield
     finally:

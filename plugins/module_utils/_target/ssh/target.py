@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import errno
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import TypeVar, cast
 
@@ -25,21 +26,22 @@ from ..._image.nbd_server import served
 from ..._image.qcow2 import HEADER_BYTES, whole_sectors, without_backing
 from ..._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from ..._sets.chain import ancestors_of, bytes_of, chain_below
-from ..._sets.check import check_files, note_proof
+from ..._sets.check import check_files, note_proof, take_proof
 from ..._sets.consolidate import Consolidated, consolidate_set
 from ..._sets.content import Noted, ToNote, note_content
 from ..._sets.layout import MANIFEST, check_target, content_file
+from ..._sets.proofs import Proof
 from ..._sets.prune import Pruned, prune_sets
 from ..._sets.publish import NextSet, next_set
 from ..._sets.read import GUIDE, SUMS, read_manifest
-from ..._sets.receive import begin_set, finish_set, leave_set, note_sent, resume_set, space_for
+from ..._sets.receive import begin_set, finish_copy, finish_set, leave_set, note_sent, resume_set, space_for
 from ..._sets.restores import forget_restore, note_restore
 from ..._sets.retention import Keep
 from ..._sets.schema import Manifest
-from ..records import MadeSet, Published, SetImage, SetName, Unfinished, require_good
+from ..records import MadeSet, Published, SetFiles, SetImage, SetName, Unfinished, require_good
 from .address import Address
 from .client import FarEnd
-from .server import open_set
+from .server import begin_copy, open_set
 
 T = TypeVar("T")
 # Where a set is made whose disks are sent directly, if the user names no other place. The rest of it is small.
@@ -116,13 +118,14 @@ class SshTarget:
         known = _naming(made.name)
         with self.connection() as far_end:
             if made.sent:
-                partial = self._call(far_end, resume_set, **known, token=made.token)["path"]
+                directory = self._call(far_end, resume_set, **known, token=made.token)["path"]
             else:
                 needed = sum((made.directory / name).stat().st_blocks * 512 for name in names)
-                partial = self._call(far_end, begin_set, **known, token=made.token, needed=needed)["path"]
+                directory = self._call(far_end, begin_set, **known, token=made.token, needed=needed)["path"]
             for name in names:
                 with (made.directory / name).open("rb") as file:
-                    digest = far_end.copy(OpenImage(file.fileno()), 0o600, Pace(clock), clock, lambda: None, f"{partial}/{name}")["digest"]
+                    source, path = OpenImage(file.fileno()), f"{directory}/{name}"
+                    digest = far_end.copy(source, 0o600, Pace(clock), clock, lambda: None, path)["digest"]
                 if digest != digests.get(name, digest):
                     raise LiveBackupError(
                         f"{made.directory / name} has changed since it was backed up: its digest is {digest}.", code="copy_damaged"
@@ -166,6 +169,24 @@ class SshTarget:
                 sync_path(path)
             yield {**found, "path": str(path), "directory": str(staging)}
 
+    @contextmanager
+    def files(self, domain: str, backup_id: str) -> Iterator[SetFiles]:
+        with self.connection() as far_end:
+            found = require_good(self._call(far_end, open_set, domain=domain, backup_id=backup_id), self.host)
+            yield SetFiles(found, lambda name: nullcontext(_FarFile(far_end, f"{found['path']}/{name}")))
+
+    def take_copy(self, of: SetFiles, pace: Pace, clock: Clock) -> str:
+        with self.connection() as far_end:
+            begun = self._call(far_end, begin_copy, **of.naming, token=of.token, needed=of.bytes)
+            for name, digest in of.missing(begun["whole"]):
+                with of.open(name) as source:
+                    first = begun["kept"].get(name, 0)
+                    far_end.go_on(source, f"{begun['path']}/{name}", first, pace, partial(of.require, name, digest))
+            return self._call(far_end, finish_copy, **of.naming)["path"]
+
+    def take_proof(self, path: str, proof: Proof) -> None:
+        self._alone(take_proof, path=path, proof=proof)
+
     def check(self, domain: str, backup_id: str | None, *, deep: bool) -> SetFacts:
         return self._alone(check_files, domain=domain, backup_id=backup_id, deep=deep)
 
@@ -207,6 +228,27 @@ class SshTarget:
 def _naming(name: SetName) -> dict[str, str]:
     """How the other host is told which set it is about."""
     return {"name": name.domain, "uuid": name.uuid, "backup_id": name.backup_id}
+
+
+class _FarFile:
+    """A file there, read as a copy's source."""
+
+    descriptor: int | None = None
+
+    def __init__(self, far_end: FarEnd, path: str) -> None:
+        self._far_end = far_end
+        self._path = path
+        self.size = far_end.size(path)
+        self._data = [(start, min(end, self.size)) for start, end in far_end.extents(path) if start < self.size]
+
+    def data(self) -> Iterator[tuple[int, int]]:
+        yield from self._data
+
+    def will_read(self, _start: int, _end: int) -> None:
+        """The other host is told when it is read."""
+
+    def read(self, buffer: memoryview, offset: int) -> None:
+        buffer[:] = self._far_end.read(self._path, offset, len(buffer))
 
 
 @contextmanager
