@@ -26,6 +26,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._sets.check im
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.layout import SENDER
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.prune import prune_sets
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import RULES, Manifest
+from ansible_collections.virtops.live_backup.plugins.module_utils._target import directory as _directory
 from ansible_collections.virtops.live_backup.plugins.module_utils._target.ssh import client as _client, server as _server
 
 from ..support.clock import FakeClock
