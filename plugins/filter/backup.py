@@ -2,7 +2,7 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""The filters of the roles backup and restore. Each is documented in the file of its name."""
+"""The filters of the roles backup, restore and copy. Each is documented in the file of its name."""
 
 from __future__ import annotations
 
@@ -36,6 +36,7 @@ class FilterModule:
             "backup_result": _backup_result.result,
             "backup_results": _backup_result.results,
             "prune_summary": _summaries.pruned,
+            "copy_summary": _summaries.copied,
             "recover_summary": _summaries.recovered,
             "backup_summary": _backup_result.summary,
             "backup_verdict": _backup_result.verdict,

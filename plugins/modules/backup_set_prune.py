@@ -69,7 +69,7 @@ options:
   own_rules:
     description:
       - Follow the rules that a domain has in its metadata, as its sets have noted them.
-      - Set it to V(false) for a second target with a retention of its own.
+      - Set it to V(false) for a second target whose rules are given here.
     type: bool
     default: true
 seealso:

@@ -70,7 +70,7 @@ FAR_END = {
         "looking for space": "far._sets.receive.space_for",
         "making the set": "far._sets.receive.begin_set",
         "receiving": "far._target.ssh.server.write_frames",
-        "proving what was received": "far._target.ssh.server.open_digest",
+        "proving what was received": "far._image.new_file.open_digest",
         "looking at the set": "far._sets.receive.read_manifest",
         "syncing the set": "far._sets.receive.sync_path",
         "syncing its name": "far._sets.publish.sync_path",

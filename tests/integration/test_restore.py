@@ -329,7 +329,7 @@ def test_a_half_restored_domain_is_not_taken_for_a_sound_one(make_guest: Callabl
     ):
         assert refused["failed"] and "from backup night-1 is not finished" in refused["msg"], refused
     # The server of the sets, or another host, has no journal.
-    pruned = prune_sets(str(backup.target), [], {"rules": {"last": 1}, "ids": [], "held": {}}, check_mode=False)
+    pruned = prune_sets(str(backup.target), [], {"rules": {"last": 1}, "own": True, "ids": [], "held": {}}, check_mode=False)
     assert pruned["removed"] == [] and "from backup night-1 on host" in pruned["problems"][0], pruned
     listed = backup.module("libvirt_domain_info", domains=[guest.name])
     assert listed["restores"][0]["backup_id"] == listed["domains"][0]["restore"]["backup_id"] == "night-1", listed

@@ -13,7 +13,7 @@ from typing import Any
 from .._base import progress
 from .._base.clock import Clock, is_duration, seconds_of
 from .._base.errors import LiveBackupError
-from .._base.text import foreign, size_text
+from .._base.text import foreign
 from .._hypervisor.connection import FAILURES, explain
 from .._image.data import Pace
 from .._sets.copies import Choice, CopyPlan, SetToCopy, of_domains, plan_copies
@@ -50,11 +50,10 @@ def copy_sets(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[st
         "findings": [*listed["findings"], *there["findings"], *plan.findings],
         "diff": {"before": "", "after": "".join(f"{one['path']}\n" for one in copied)},
     }
-    result["msg"] = _words(result, check_mode)
     if plan.problems:
         raise LiveBackupError(
             " ".join(foreign(problem, 1000) for problem in plan.problems),
-            **{key: value for key, value in result.items() if key != "msg"},
+            **result,
             code="copy_incomplete",
         )
     return result
@@ -134,8 +133,3 @@ class _Shown(Pace):
         if now - self._shown_at >= _SHOWN_SECONDS:
             self._shown_at = now
             self._about()
-
-
-def _words(result: dict[str, Any], check_mode: bool) -> str:
-    verb = "would be copied" if check_mode else "copied"
-    return f"{len(result['copied'])} sets {verb}, {size_text(result['bytes'])}. {len(result['present'])} were there."

@@ -20,7 +20,7 @@ RULES = ("required_one_of", "mutually_exclusive", "required_together")
 PACKAGE = "ansible_collections.virtops.live_backup.plugins"
 
 # What they do is done with files alone.
-WITHOUT_LIBVIRT = {"backup_set_extract", "backup_set_consolidate", "backup_set_info", "backup_set_prune"}
+WITHOUT_LIBVIRT = {"backup_set_copy", "backup_set_extract", "backup_set_consolidate", "backup_set_info", "backup_set_prune"}
 
 
 def load(name: str) -> Any:

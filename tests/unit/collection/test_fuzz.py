@@ -276,7 +276,7 @@ def test_set_directories(
             attempt(list_sets, str(target))
             attempt(check_files, str(target), "db1", None)
             before = {path.name for path in (target / "db1").iterdir()}
-            pruned = attempt(prune_sets, str(target), [], {"rules": keep, "ids": [], "held": {}}, False)
+            pruned = attempt(prune_sets, str(target), [], {"rules": keep, "own": True, "ids": [], "held": {}}, False)
             after = {path.name for path in (target / "db1").iterdir()}
             # What went had the name of a set, or of one that was being removed.
             gone = {one["path"] for one in pruned["removed"]} if pruned else set()

@@ -32,7 +32,7 @@ def test_what_is_said_of_a_name(names: list[str], said: str) -> None:
     assert unknown(names, ["backup_target", "backup_keep"]) == said
 
 
-@pytest.mark.parametrize("role", ["backup", "restore", "status"])
+@pytest.mark.parametrize("role", ["backup", "restore", "status", "copy"])
 def test_what_is_read_is_known(role: str) -> None:
     """Otherwise a right variable would be called a wrong one."""
     variables = (ROOT / f"roles/{role}/vars/main.yml").read_text(encoding="utf-8")

@@ -119,7 +119,7 @@ def test_a_set_loses_its_name_before_its_files(target: Path, monkeypatch: pytest
         prune(target, domains=("db1",))
     monkeypatch.undo()
     assert {one["status"] for one in list_sets(str(target), ["db1"])["sets"]} == {"removing", "good"}
-    none: Keep = {"rules": {}, "ids": [], "held": {}}
+    none: Keep = {"rules": {}, "own": True, "ids": [], "held": {}}
     assert prune_sets(str(target), ["db1"], none, False)["problems"] == [] and there(target) == ["app/n1", "app/n2", "db1/n3"]
 
 

@@ -44,7 +44,7 @@ def answers(tmp_path: Path) -> dict[str, Any]:
         "open_set": {**found, "findings": ["a: it is missing"]},
         "check_files": check_files(str(target), "db1", "y2021"),
         "note_proof": proof,
-        "prune_sets": {**prune_sets(str(target), [], {"rules": {"last": 1}, "ids": [], "held": {}}, True), "problems": ["no"]},
+        "prune_sets": {**prune_sets(str(target), [], {"rules": {"last": 1}, "own": True, "ids": [], "held": {}}, True), "problems": ["no"]},
         "space_for": {"free": 1},
         "note_restore": {},
         "forget_restore": {},
