@@ -12,7 +12,7 @@ from tests.rig.guest import Guest
 from tests.rig.oracle import judge
 from tests.rig.sshd import Sshd
 
-from .conftest import KILLED, Backup
+from .conftest import ALL, KILLED, Backup
 from .test_levels_trouble import Nights
 from .test_role import Player
 
@@ -56,11 +56,11 @@ def test_killed_at_each_step_and_restored_from_the_second_server(
         there = {"dest": f"{sshd.url}{vault}", **{f"dest_{name}": value for name, value in sshd.options.items()}}
         planned = copy(nights, check=True, **there)
         assert planned["changed"] and len(planned["copied"]) == 3 and list(vault.iterdir()) == [], planned
-        for fault in HERE:
+        for fault in HERE if ALL else HERE[1::2]:
             killed = nights.last.start_module("backup_set_copy", fault=fault, **nights.where, **there)
             killed.communicate(timeout=60)
             assert killed.returncode in KILLED, fault
-        for fault in THERE:
+        for fault in THERE if ALL else THERE[2::2]:
             failed = copy(nights, fault=fault, **there)
             assert failed.get("failed") and "The connection to 127.0.0.1 was lost" in failed["msg"], (fault, failed)
         done = copy(nights, **there)
@@ -70,7 +70,7 @@ def test_killed_at_each_step_and_restored_from_the_second_server(
         assert not again["changed"] and len(again["present"]) == 3, again
         # The building burns down.
         guest.destroy()
-        shutil.rmtree(nights.target)
+        shutil.rmtree(nights.target / guest.name)
         for image, _format in guest.images:
             image.unlink()
         nights.where = {"target": there["dest"], **sshd.options}
