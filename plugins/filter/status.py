@@ -21,9 +21,10 @@ def domain_status(
     hypervisor: str,
     max_age: str,
     objectives: dict[str, dict[str, str]] | None = None,
+    copies: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
     """The status now, by these objectives."""
-    return status(domains, sets, hypervisor, time.time(), lambda domain: wanted_of(domain, objectives or {}, max_age))
+    return status(domains, sets, hypervisor, time.time(), lambda domain: wanted_of(domain, objectives or {}, max_age), copies)
 
 
 class FilterModule:

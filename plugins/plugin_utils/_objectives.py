@@ -14,7 +14,7 @@ from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock im
 from ansible_collections.virtops.live_backup.plugins.module_utils._sets.schema import OBJECTIVES
 
 _FORM = (
-    "backup_objectives must map names or globs of domains to rpo, rto and proof. Each is a number with s, m, h, d or w, "
+    "backup_objectives must map names or globs of domains to rpo, rto, proof and copy. Each is a number with s, m, h, d or w, "
     "as in {'*': {'rpo': '26h', 'proof': '35d'}, 'db1': {'rpo': '4h', 'rto': '10m'}}."
 )
 
@@ -51,7 +51,7 @@ def objectives(domain: Mapping[str, Any], given: Mapping[str, Mapping[str, str]]
 
 def judged(wanted: Mapping[str, tuple[str, str]], row: Mapping[str, Any], now: float) -> list[dict[str, Any]]:
     """Whether each objective is met, by what is known of the domain's backups."""
-    says = {"rpo": _age, "rto": _recovery, "proof": _proof}
+    says = {"rpo": _age, "rto": _recovery, "proof": _proof, "copy": _copy}
     found = []
     for name, (text, source) in wanted.items():
         seconds = seconds_of(text)
@@ -85,3 +85,13 @@ def _proof(row: Mapping[str, Any], now: float) -> tuple[float | None, str]:
         return None, "No backup was ever proven"
     age = now - wall_time(row["last_proof"]["at"])
     return age, f"The last proof is {length(age)} old"
+
+
+def _copy(row: Mapping[str, Any], _now: float) -> tuple[float | None, str]:
+    """The age of the last good backup at the second target."""
+    copy = row["copy"]
+    if copy is None:
+        return None, "No second target is looked at (status_copy_target)"
+    if not copy["backup_id"]:
+        return None, "No good backup is known at the second target"
+    return copy["age_seconds"], f"The last good backup at the second target is {length(copy['age_seconds'])} old"

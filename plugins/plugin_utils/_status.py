@@ -34,11 +34,23 @@ def status(
     hypervisor: str,
     now: float,
     wanted: Callable[[dict[str, Any]], dict[str, tuple[str, str]]],
+    copies: dict[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row for each domain that libvirt_domain_info tells of, from the sets that backup_set_info tells of and its `wanted` objectives."""
+    """A row for each domain that libvirt_domain_info tells of, from the sets that backup_set_info tells of and its `wanted` objectives.
+
+    `copies` are the `sets` at the second target, with its name, or in `error` why they are not known.
+    """
     # A domain that was renamed has sets in two directories.
     return [
-        _of_domain(domain, [one for one in sets if one["uuid"] == domain["uuid"]], hypervisor, now, wanted(domain)) for domain in domains
+        _of_domain(
+            domain,
+            [one for one in sets if one["uuid"] == domain["uuid"]],
+            hypervisor,
+            now,
+            wanted(domain),
+            _copy_of(domain["uuid"], copies, now) if copies else None,
+        )
+        for domain in domains
     ]
 
 
@@ -49,10 +61,14 @@ def brief(sets: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _of_domain(
-    domain: dict[str, Any], sets: list[dict[str, Any]], hypervisor: str, now: float, wanted: dict[str, tuple[str, str]]
+    domain: dict[str, Any],
+    sets: list[dict[str, Any]],
+    hypervisor: str,
+    now: float,
+    wanted: dict[str, tuple[str, str]],
+    copy: dict[str, Any] | None,
 ) -> dict[str, Any]:
-    # By this clock or by the target's. What seems to come from the future may be the oldest, and so may what has no time.
-    ahead = [one for one in sets if one["good"] and (one["ahead"] or not is_past(one["instant"], now))]
+    ahead = [one for one in sets if one["good"] and not _counts(one, now)]
     row = {
         "domain": domain["name"],
         "uuid": domain["uuid"],
@@ -65,6 +81,7 @@ def _of_domain(
         "ahead": [one["backup_id"] for one in ahead],
         "damaged": [one["backup_id"] for one in sets if one["status"] == "damaged"],
         "disproved": [one["backup_id"] for one in sets if one["status"] == "good" and not one["good"]],
+        "copy": copy,
         "claim": domain["claim"],
         "restore": domain["restore"],
         "error": domain["error"],
@@ -75,6 +92,25 @@ def _of_domain(
     met = {one["name"]: one["met"] for one in found}
     row |= {"ok": met.get("rpo", True), "objectives": found, "within_objectives": all(met.values())}
     return {**row, "msg": _words(row)}
+
+
+def _counts(one: dict[str, Any], now: float) -> bool:
+    """By this clock or by the target's. What seems to come from the future may be the oldest, and so may what has no time."""
+    return not one["ahead"] and is_past(one["instant"], now)
+
+
+def _copy_of(uuid: str, copies: dict[str, Any], now: float) -> dict[str, Any]:
+    """The last good set of a domain at the second target."""
+    sets = [one for one in copies["sets"] if one["uuid"] == uuid]
+    last = max((one for one in sets if one["good"] and _counts(one, now)), key=lambda one: str(one["instant"]), default=None)
+    return {
+        "target": copies["target"],
+        "error": copies["error"],
+        "sets": len([one for one in sets if one["good"]]),
+        "backup_id": last["backup_id"] if last else "",
+        "instant": last["instant"] if last else "",
+        "age_seconds": int(now - wall_time(last["instant"])) if last else -1,
+    }
 
 
 def place(row: Mapping[str, Any]) -> str:
@@ -151,9 +187,20 @@ def _words(row: dict[str, Any]) -> str:
         words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
     ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
     restore = f"; {row['restore']['msg']}" if row["restore"] else ""
+    copy = _words_of_copy(row["copy"]) if row["copy"] else ""
     missed = [one["msg"].removesuffix(".") for one in row["objectives"] if not one["met"] and (row["backup_id"] or one["name"] != "rpo")]
     problems = [text for text in (*missed, row["policy_problem"], row["error"]) if text]
-    return ". ".join([f"{row['domain']}: {words}{ahead}{restore}", *problems])
+    return ". ".join([f"{row['domain']}: {words}{ahead}{copy}{restore}", *problems])
+
+
+def _words_of_copy(copy: dict[str, Any]) -> str:
+    if copy["error"]:
+        return f"; {copy['target']} could not be examined"
+    return f"; at {copy['target']} {length(copy['age_seconds'])} old" if copy["backup_id"] else f"; no good copy at {copy['target']}"
+
+
+def _copied_at(copy: dict[str, Any]) -> float:
+    return wall_time(copy["instant"]) if copy["instant"] else 0
 
 
 _Number = Callable[[dict[str, Any]], Any]
@@ -173,6 +220,8 @@ _METRICS: list[tuple[str, str, _Number]] = [
      lambda row: wall_time(row["last_proof"]["at"]) if row["last_proof"] else 0),
     ("last_success_recovery_seconds", "How long the guest took to come up when the last good backup was proven by a boot.",
      lambda row: row["rto_seconds"]),
+    ("copy_timestamp_seconds", "The instant of the last good backup at the second target; 0 if there is none.",
+     lambda row: _copied_at(row["copy"]) if row["copy"] and not row["copy"]["error"] else None),
     ("disproved_sets", "Sets whose last proof failed.", lambda row: len(row["disproved"])),
     ("damaged_sets", "Sets that are damaged.", lambda row: len(row["damaged"])),
     ("interrupted", "Whether an interrupted backup or restore waits to be recovered; its guest may run on an overlay or on mixed disks.",

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from tests.rig.guest import Guest
+from tests.rig.hypervisor import Hypervisor
 from tests.rig.oracle import judge
 from tests.rig.sshd import Sshd
 
@@ -80,20 +82,34 @@ def test_killed_at_each_step_and_restored_from_the_second_server(
     assert verdict.ok and verdict.number == instant, str(verdict)
 
 
-def test_the_playbook(make_guest: Callable[..., Guest], player: Player, tmp_path: Path) -> None:
+def test_the_playbook(make_guest: Callable[..., Guest], hypervisor: Hypervisor, tmp_path: Path) -> None:
+    """Each night the sets are copied and reported, and when the first target is lost, the backups go on at the second."""
     guest = make_guest("still")
-    archive = tmp_path / "archive"
-    archive.mkdir()
-    options = {"backup_domains": [guest.name], "copy_target": str(archive), "copy_keep": {"last": 1}}
-    for night in ("night-1", "night-2"):
+    first, archive = tmp_path / "first", tmp_path / "archive"
+    for directory in (first, archive):
+        directory.mkdir()
+    player = Player(hypervisor, first)
+    options = {"backup_domains": [guest.name], "backup_level": "auto", "copy_target": str(archive), "copy_keep": {"last": 1}}
+    for expected in (["night-1"], ["night-1", "night-2"]):
+        night = expected[-1]
         assert player.run(backup_id=night, **options).status == 0
         planned = player.run("--check", book="virtops.live_backup.copy", **options)
         assert planned.status == 0 and f"{guest.name} {night}: would be copied" in planned.output, planned.output
         done = player.run(book="virtops.live_backup.copy", **options)
-        assert done.status == 0 and f"{guest.name} {night}: copied" in done.output and names(archive) == [night], done.output
+        assert done.status == 0 and f"{guest.name} {night}: copied" in done.output and names(archive) == expected, done.output
     again = player.run(book="virtops.live_backup.copy", **options)
     assert again.status == 0 and again.recap["hv"]["changed"] == 0 and "0 sets copied" in again.output, again.output
     wrong = player.run(book="virtops.live_backup.copy", **{**options, "copy_keep": {"lats": 1}})
     assert wrong.status == 2 and "lats" in wrong.output, wrong.output
     other = player.run(book="virtops.live_backup.copy", **{**options, "copy_domains": ["none"]})
-    assert other.status == 0 and names(archive) == ["night-2"], other.output
+    assert other.status == 0 and names(archive) == ["night-1", "night-2"], other.output
+    objectives = {"*": {"copy": "1d"}}
+    status = player.run(book="virtops.live_backup.status", **options, backup_objectives=objectives)
+    assert status.status == 0 and f"at {archive} " in status.output, status.output
+    gone = player.run(book="virtops.live_backup.status", **{**options, "copy_target": "/none"}, backup_objectives=objectives)
+    assert gone.status == 2 and "No good backup is known at the second target" in gone.output, gone.output
+    lost = Player(hypervisor, archive).run(backup_id="night-3", **options)
+    assert lost.status == 0 and lost.rows[guest.name]["level"] == "incremental", lost.output
+    assert json.loads((archive / guest.name / "night-3/manifest.json").read_bytes())["parent"] == "night-2"
+    verdict = judge([(path, "qcow2") for path in sorted((archive / guest.name / "night-3").glob("vd?.qcow2"))])
+    assert verdict.ok, str(verdict)

@@ -17,8 +17,9 @@ from .._base.schema import MOST, TEXT, Schema
 VERSION = 2
 # What a rule of retention counts.
 RULES = ("last", "hourly", "daily", "weekly", "monthly", "yearly")
-# What may be promised of a domain's backups: the age of the last one, how long the guest takes to start, the age of the last proof.
-OBJECTIVES = ("rpo", "rto", "proof")
+# What may be promised of a domain's backups: the age of the last one, how long the guest takes to start, the age of the last proof, and
+# that of the last one at the second target.
+OBJECTIVES = ("rpo", "rto", "proof", "copy")
 
 
 class _MaybeOfSource(TypedDict, total=False):

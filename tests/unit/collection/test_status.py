@@ -258,7 +258,7 @@ def test_a_policy_that_is_not_valid_is_an_error_of_the_domain() -> None:
     "given", [[], "x", {"*": "26h"}, {"*": {"rpo": 26}}, {"*": {"rpo": "26"}}, {"*": {"rpt": "26h"}}, {101: {"rpo": "26h"}}], ids=str
 )
 def test_objectives_that_are_none_are_refused(given: Any) -> None:
-    assert problem(given).startswith("backup_objectives must map names or globs of domains to rpo, rto and proof")
+    assert problem(given).startswith("backup_objectives must map names or globs of domains to rpo, rto, proof and copy")
 
 
 def test_objectives() -> None:
