@@ -84,9 +84,15 @@ def nights(name: str, count: int, *, until: int = 0, minute: int = 0, **more: An
 
 
 def look(
-    hypervisor: str, domains: list[dict[str, Any]], sets: list[dict[str, Any]], given: dict[str, dict[str, str]] | None = None, **more: Any
+    hypervisor: str,
+    domains: list[dict[str, Any]],
+    sets: list[dict[str, Any]],
+    given: dict[str, dict[str, str]] | None = None,
+    copied: list[dict[str, Any]] | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    rows = status(domains, sets, hypervisor, NOW, lambda one: objectives(one, given or {}, "26h"))
+    there = None if copied is None else {"target": "ssh://vault/copies", "sets": copied, "error": ""}
+    rows = status(domains, sets, hypervisor, NOW, lambda one: objectives(one, given or {}, "26h"), there)
     return {
         "hypervisor": hypervisor,
         "status": rows,
@@ -150,7 +156,8 @@ def bad_night() -> dict[str, Any]:
 def good_night() -> dict[str, Any]:
     proven = proof("check", NIGHT + timedelta(hours=1))
     sets = [*nights("db1", 7, proof=proven), *nights("web1", 7, minute=2, proof=proven)]
-    return {"looks": [look("kvm1.example.org", [domain("db1"), domain("web1")], sets)], "results": [], "hosts": ["kvm1.example.org"]}
+    here = look("kvm1.example.org", [domain("db1"), domain("web1")], sets, copied=sets[:6])
+    return {"looks": [here], "results": [], "hosts": ["kvm1.example.org"]}
 
 
 def large_night() -> dict[str, Any]:

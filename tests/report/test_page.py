@@ -171,6 +171,18 @@ def test_the_domains_and_what_is_kept_of_them(desktop: Page) -> None:
     expect(desktop.locator("#calendar tbody tr").filter(has_text="mail")).to_contain_text("1 unfinished")
 
 
+def test_both_targets_are_in_a_domains_line(browser: Browser, reports: Path) -> None:
+    """Of one domain there is no copy. Where there is no second target, there is no column."""
+    page = browser.new_page(viewport=DESKTOP)
+    page.goto((reports / "good.html").as_uri())
+    expect(page.locator("#domains th").last).to_have_text("web1")
+    assert page.locator("#domains thead th").last.inner_text() == "Age at the second target"
+    assert [row.locator("td").last.inner_text() for row in page.locator("#domains tbody tr").all()] == ["29 h, 6 sets", "none"]
+    page.goto((reports / "bad.html").as_uri())
+    expect(page.locator("#domains")).not_to_contain_text("second target")
+    page.close()
+
+
 def test_a_name_is_text_whatever_is_in_it(desktop: Page, reports: Path) -> None:
     expect(desktop.locator("#domains").get_by_text(HOSTILE, exact=True)).to_be_visible()
     told = json.loads((reports / "bad.json").read_text(encoding="utf-8"))

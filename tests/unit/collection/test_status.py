@@ -263,3 +263,25 @@ def test_objectives_that_are_none_are_refused(given: Any) -> None:
 
 def test_objectives() -> None:
     assert problem(GIVEN) == problem({}) == ""
+
+
+@pytest.mark.parametrize(
+    ("copies", "words", "met", "metric"),
+    [
+        (None, "", False, ""),
+        ({"sets": nights("db1", 2), "error": ""}, "; at /mnt/archive 5 h old", True, " 1"),
+        ({"sets": nights("web1", 1), "error": ""}, "; no good copy at /mnt/archive", False, " 0"),
+        ({"sets": [{**nights("db1", 1)[0], "good": False}], "error": ""}, "; no good copy at /mnt/archive", False, " 0"),
+        ({"sets": [{**nights("db1", 1)[0], "ahead": True}], "error": ""}, "; no good copy at /mnt/archive", False, " 0"),
+        ({"sets": [], "error": "It hangs."}, "; /mnt/archive could not be examined", False, ""),
+    ],
+)
+def test_the_second_target(copies: dict[str, Any] | None, words: str, met: bool, metric: str) -> None:
+    """An objective that nobody looks at is not met, and nothing is told of a target that does not answer."""
+    there = {"target": "/mnt/archive", **copies} if copies else None
+    wanted = {"*": {"copy": "6h"}}
+    [row] = status([domain("db1")], nights("db1", 1), "kvm1", NOW, lambda one: objectives(one, wanted, "26h"), there)
+    assert row["msg"].partition(". The objective is 6h")[0].startswith(f"db1: {backup_id(NIGHT)}, 5 h old") and words in row["msg"]
+    assert {one["name"]: one["met"] for one in row["objectives"]} == {"rpo": True, "copy": met} and row["ok"]
+    found = [line for line in metrics([row], NOW).splitlines() if line.startswith("live_backup_copy_timestamp_seconds{")]
+    assert len(found) == bool(metric) and (not metric or found[0].endswith(" 0") == (metric == " 0"))

@@ -365,7 +365,7 @@ def test_a_large_file_goes_on_where_it_was(to: Pair, monkeypatch: pytest.MonkeyP
     assert kept.stat().st_size == 64 << 20
     before = len(pieces)
     to.copy()
-    # The start of each of the six files; here not that of the first image. The far end is another process, where the pieces may be far apart.
+    # The start of each of six files, here without that of the first image. At the far end, another process, the pieces may be far apart.
     assert same(to.first, to.second) and pieces[before:].count(0) == (6 if to.names[1] else 5)
 
 
