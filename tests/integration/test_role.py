@@ -77,6 +77,8 @@ class Player:
                 **os.environ,
                 "ANSIBLE_COLLECTIONS_PATH": str(REPOSITORY / ".build/tree"),
                 "ANSIBLE_SHOW_CUSTOM_STATS": "1",
+                # Ansible leaves it to Python when to write to a pipe.
+                "PYTHONUNBUFFERED": "1",
                 "LC_ALL": "C.UTF-8",
             },
             stdout=-1,
