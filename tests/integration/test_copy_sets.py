@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tests.rig.guest import Guest
-from tests.rig.hypervisor import Hypervisor
 from tests.rig.oracle import judge
 from tests.rig.sshd import Sshd
 
@@ -82,12 +81,12 @@ def test_killed_at_each_step_and_restored_from_the_second_server(
     assert verdict.ok and verdict.number == instant, str(verdict)
 
 
-def test_the_playbook(make_guest: Callable[..., Guest], hypervisor: Hypervisor, tmp_path: Path) -> None:
+def test_the_playbook(make_guest: Callable[..., Guest], backup_of: Callable[..., Backup]) -> None:
     """Each night the sets are copied and reported, and when the first target is lost, the backups go on at the second."""
     guest = make_guest("still")
-    first, archive = tmp_path / "first", tmp_path / "archive"
-    for directory in (first, archive):
-        directory.mkdir()
+    first, hypervisor = backup_of(guest).target, guest.hypervisor
+    archive = hypervisor.directory / f"archive-{guest.name}"
+    archive.mkdir()
     player = Player(hypervisor, first)
     options = {"backup_domains": [guest.name], "backup_level": "auto", "copy_target": str(archive), "copy_keep": {"last": 1}}
     for expected in (["night-1"], ["night-1", "night-2"]):
