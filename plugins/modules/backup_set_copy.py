@@ -17,8 +17,8 @@ description:
   - A set that depends on others is copied after them. So each set at O(dest) can be restored from O(dest) alone.
   - Each file is read again from the disk of O(dest), and its digest is compared. A set gets its name there when it is complete.
   - >-
-    An interrupted copy continues at the next run. Complete files are not sent again. Of a large file, all but about the last 600 MiB that
-    were written is not sent again.
+    An interrupted copy continues at the next run. Complete files are not sent again. Of a large file only the rest is sent, and about 600
+    MiB before it once more. It is read from its start for its digest.
   - The record of the last proof is copied with a set, if the proof succeeded. A newer proof is copied later.
   - >-
     A set is not removed while it is copied. M(virtops.live_backup.backup_set_prune) then fails with the C(code) V(set_in_use).

@@ -129,8 +129,10 @@ def clone(source: int, destination: int) -> bool:
     return True
 
 
-def copy_data(source: Source, destination: Destination, pace: Pace, *, find_zeroes: bool) -> tuple[str, int]:
+def copy_data(source: Source, destination: Destination, pace: Pace, *, find_zeroes: bool, first: int = 0) -> tuple[str, int]:
     """Give all data of an image to a destination; the image's digest, and how many bytes were data.
+
+    What lies before `first` is there already, and is read for the digest only.
 
     With `find_zeroes` also those zeroes are left out that are not in a hole, as on a block device or in a preallocated file.
     """
@@ -139,6 +141,8 @@ def copy_data(source: Source, destination: Destination, pace: Pace, *, find_zero
 
     def pass_on(offset: int, data: memoryview) -> None:
         nonlocal passed
+        known = min(max(0, first - offset), len(data))
+        offset, data = offset + known, data[known:]
         for start, end in _without_zeroes(data) if find_zeroes else [(0, len(data))]:
             pace.pass_through(end - start)
             destination.write(offset + start, data[start:end])

@@ -17,8 +17,7 @@ from pathlib import Path
 from .._base.errors import LiveBackupError
 from .._base.files import sync_path, write_out
 from .._base.locks import ALONE, hold, locked
-from .data import Destination
-from .digest import AHEAD, data_extents, open_digest
+from .digest import AHEAD, open_digest
 
 # The signals that end a program.
 ENDING = (signal.SIGHUP, signal.SIGTERM, signal.SIGINT)
@@ -33,16 +32,21 @@ def new_file(path: Path, size: int, mode: int, *, keep: bool) -> Iterator[tuple[
     """
     # Nothing may come between a file and who removes it.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, ENDING)
-    descriptor, temporary = _open(path, keep)
+    try:
+        descriptor, temporary = _open(path, keep)
+    except BaseException:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        raise
     left = not keep
     try:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         # It says that this file's writer lives.
         hold(descriptor)
-        os.ftruncate(descriptor, size)
 
         def give_name(expected: str) -> None:
             nonlocal left
+            # Not before: as long as it is written, its size says how far.
+            os.ftruncate(descriptor, size)
             os.fsync(descriptor)
             # What is read now comes from the disk.
             write_out(descriptor, 0, 0)
@@ -88,26 +92,8 @@ def kept_name(temporary: Path) -> str:
 
 def kept_bytes(path: Path) -> int:
     """From where on the next writer of a file has to write it. All before is there, as far as the disk did not lose it."""
-    descriptor = os.open(kept_file(path), os.O_RDONLY | os.O_NOFOLLOW)
-    try:
-        last = max((end for _start, end in data_extents(descriptor, 0, os.fstat(descriptor).st_size)), default=0)
-    finally:
-        os.close(descriptor)
     # Pieces are written as they are read, some before those in front of them.
-    return max(0, last - AHEAD)
-
-
-class From:
-    """A destination that has everything before an offset already."""
-
-    def __init__(self, destination: Destination, first: int) -> None:
-        self._destination = destination
-        self._first = first
-
-    def write(self, offset: int, data: memoryview) -> None:
-        known = max(0, self._first - offset)
-        if known < len(data):
-            self._destination.write(offset + known, data[known:])
+    return max(0, kept_file(path).lstat().st_size - AHEAD)
 
 
 def remove_left(path: Path) -> None:

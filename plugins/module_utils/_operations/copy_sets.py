@@ -7,7 +7,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from .._base import progress
@@ -16,14 +17,16 @@ from .._base.errors import LiveBackupError
 from .._base.text import foreign
 from .._hypervisor.connection import FAILURES, explain
 from .._image.data import Pace
+from .._sets.catalogue import SetFacts, matches
 from .._sets.copies import Choice, CopyPlan, SetToCopy, of_domains, plan_copies
+from .._sets.proofs import Proof
 from .._sets.schema import RULES
 from .._target.address import TargetAddress
 from .._target.target import Target, open_target
 from .target import target_of
 
 # After these the second target, or the first one, is not there for any other set either.
-_GONE = ("ssh_", "server_", "host_key_", "target_")
+_GONE = ("ssh_", "server_", "host_key_", "target_missing", "target_no_answer")
 _SHOWN_SECONDS = 1.0
 
 
@@ -35,28 +38,34 @@ def copy_sets(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[st
         raise LiveBackupError(f"dest {params['dest']} is the target itself. Name another place.", code="option_invalid")
     listed = target.sets(params["domains"])
     there = second.sets(sorted({one["uuid"] or "" for one in listed["sets"]}) or [""])
-    plan = plan_copies(listed["sets"], there["sets"], choice, clock.wall())
-    copied = [_planned(one) for one in plan.copies]
+    if listed["identity"] == there["identity"]:
+        raise LiveBackupError(f"dest {params['dest']} is the same directory as target {params['target']}.", code="option_invalid")
+    plan = plan_copies(_asked_for(listed["sets"], params["domains"]), there["sets"], choice, clock.wall())
+    copied, proofs = [_planned(one) for one in plan.copies], len(plan.proofs)
     if not check_mode:
-        copied = _copy_all(plan, target, second, _Shown(clock, params["bandwidth"] or 0), clock)
-        for path, proof in plan.proofs:
-            second.take_proof(path, proof)
+        copying = _Copying(plan, target, second, _Shown(clock, params["bandwidth"] or 0), clock)
+        copied, proofs = copying.run(), copying.proofs
     result: dict[str, Any] = {
-        "changed": bool(copied or plan.proofs),
+        "changed": bool(copied or proofs),
         "copied": copied,
         "present": [{key: one[key] for key in ("domain", "uuid", "backup_id", "path")} for one in plan.present],
-        "proofs": len(plan.proofs),
+        "proofs": proofs,
         "bytes": sum(one["bytes"] for one in copied),
         "findings": [*listed["findings"], *there["findings"], *plan.findings],
         "diff": {"before": "", "after": "".join(f"{one['path']}\n" for one in copied)},
     }
     if plan.problems:
-        raise LiveBackupError(
-            " ".join(foreign(problem, 1000) for problem in plan.problems),
-            **result,
-            code="copy_incomplete",
-        )
+        raise LiveBackupError(" ".join(foreign(problem, 1000) for problem in plan.problems), **result, code="copy_incomplete")
     return result
+
+
+def _asked_for(sets: list[SetFacts], domains: list[str]) -> list[SetFacts]:
+    """Another host may list what nobody asked for."""
+    return [
+        one
+        for one in sets
+        if not domains or any(matches(name, pattern) for pattern in domains for name in (one["domain"], one["uuid"] or ""))
+    ]
 
 
 def _choice(params: dict[str, Any]) -> Choice:
@@ -82,36 +91,63 @@ def _planned(one: SetToCopy) -> dict[str, Any]:
     }
 
 
-def _copy_all(plan: CopyPlan, target: Target, second: Target, pace: _Shown, clock: Clock) -> list[dict[str, Any]]:
-    """Copy domain by domain. What fails ends the copies of its domain, and all of them where a target is gone."""
-    copied: list[dict[str, Any]] = []
-    for copies in of_domains(plan.copies):
-        for one in copies:
-            began, before = clock.boottime(), pace.passed
-            try:
-                path = _copy_one(one, target, second, pace, clock)
-            except FAILURES as error:
-                reason = explain(error, "copy the set")
-                plan.problems.append(f"Set {one.backup_id} of domain {one.found['domain']!r} was not copied: {reason.msg}")
-                if (reason.code or "").startswith(_GONE):
-                    return copied
-                break
-            seconds = round(clock.boottime() - began, 3)
-            copied.append({**_planned(one), "path": path, "bytes": pace.passed - before, "seconds": seconds})
-    return copied
+class _Copying:
+    """The copies of a plan. What fails ends the copies of its domain, and all of them where a target is gone."""
 
+    def __init__(self, plan: CopyPlan, target: Target, second: Target, pace: _Shown, clock: Clock) -> None:
+        self._plan = plan
+        self._target = target
+        self._second = second
+        self._pace = pace
+        self._clock = clock
+        # How many newer proofs were recorded, of sets that were there.
+        self.proofs = 0
 
-def _copy_one(one: SetToCopy, target: Target, second: Target, pace: _Shown, clock: Clock) -> str:
-    uuid = str(one.found["uuid"])
-    if one.consolidate:
-        target.consolidate(uuid, one.found["backup_id"], check_mode=False)
-    with target.files(uuid, one.backup_id) as files:
-        pace.show(files.found["domain"], one.backup_id, files.data_bytes)
-        path = second.take_copy(files, pace, clock)
-        proof = files.found["proof"]
-    if proof and proof["verified"]:
-        second.take_proof(path, proof)
-    return path
+    def run(self) -> list[dict[str, Any]]:
+        """Copy domain by domain, and then the proofs of what was there."""
+        copied: list[dict[str, Any]] = []
+        for copies in of_domains(self._plan.copies):
+            for one in copies:
+                began, before = self._clock.boottime(), self._pace.passed
+                with self._failing(f"Set {one.backup_id} of domain {one.found['domain']!r} was not copied") as failed:
+                    path, proof = self._copy(one)
+                if failed:
+                    if failed[0].startswith(_GONE):
+                        return copied
+                    break
+                seconds = round(self._clock.boottime() - began, 3)
+                copied.append({**_planned(one), "path": path, "bytes": self._pace.passed - before, "seconds": seconds})
+                if proof and proof["verified"]:
+                    self._take(path, proof)
+        self.proofs = sum([self._take(path, proof) for path, proof in self._plan.proofs])
+        return copied
+
+    def _copy(self, one: SetToCopy) -> tuple[str, Proof | None]:
+        planned, uuid = one.found, str(one.found["uuid"])
+        if one.consolidate:
+            self._target.consolidate(uuid, planned["backup_id"], check_mode=False)
+        with self._target.files(uuid, one.backup_id) as files:
+            found = files.found
+            if any(found[key] != planned[key] for key in ("domain", "uuid", "directory")) or found["backup_id"] != one.backup_id:
+                raise LiveBackupError(f"{found['path']} has the same name. Move one of them away.", code="backup_id_taken")
+            self._pace.show(found["domain"], one.backup_id, files.data_bytes)
+            return self._second.take_copy(files, self._pace, self._clock), found["proof"]
+
+    def _take(self, path: str, proof: Proof) -> bool:
+        with self._failing(f"The proof of {path} was not copied"):
+            return self._second.take_proof(path, proof)
+        return False
+
+    @contextmanager
+    def _failing(self, what: str) -> Iterator[list[str]]:
+        """Note what fails, and its code."""
+        failed: list[str] = []
+        try:
+            yield failed
+        except FAILURES as error:
+            reason = explain(error, "copy the set")
+            self._plan.problems.append(f"{what}: {reason.msg}")
+            failed.append(reason.code)
 
 
 class _Shown(Pace):

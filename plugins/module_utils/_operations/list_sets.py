@@ -14,5 +14,5 @@ from .target import target_of
 
 def set_info(params: dict[str, Any], _check_mode: bool, _clock: Clock) -> dict[str, Any]:
     """The sets below a target."""
-    target = target_of(params)
-    return {"changed": False, **target.sets(params["domains"])}
+    found = target_of(params).sets(params["domains"])
+    return {"changed": False, "sets": found["sets"], "findings": found["findings"]}

@@ -72,10 +72,11 @@ class GoodSet(_Found):
 
 
 class Listing(TypedDict):
-    """The sets below a target, and what is not a set and should be one."""
+    """The sets below a target, what is not a set and should be one, and what tells the target's directory from others on any host."""
 
     sets: list[SetFacts]
     findings: list[str]
+    identity: list[int]
 
 
 def list_sets(target: str, domains: list[str] | None = None) -> Listing:
@@ -94,14 +95,16 @@ def list_sets(target: str, domains: list[str] | None = None) -> Listing:
         elif directory.is_dir():
             owner, problem = owner_of(directory)
             names = (str(owner["name"]), str(owner["uuid"])) if owner else (directory.name, "")
-            if domains and not any(_matches(name, pattern) for pattern in domains for name in names):
+            if domains and not any(matches(name, pattern) for pattern in domains for name in names):
                 continue
             found = sets_in(directory, findings)
             # A directory of somebody else's holds no set and is no concern of ours.
             if problem and (found or owner is not None or os.path.lexists(directory / OWNER)):
                 findings.append(problem)
             sets += found
-    return {"sets": sets, "findings": [one_line(one) for one in findings]}
+    status = os.stat(target)
+    # Another host that has mounted it sees the same numbers.
+    return {"sets": sets, "findings": [one_line(one) for one in findings], "identity": [status.st_ino, status.st_ctime_ns]}
 
 
 def sets_in(directory: Path, findings: list[str]) -> list[SetFacts]:
@@ -148,7 +151,8 @@ def _why_not(one: SetFacts) -> str:
     return ", ".join([*words, *["from the future"] * one["ahead"]])
 
 
-def _matches(name: str, pattern: str) -> bool:
+def matches(name: str, pattern: str) -> bool:
+    """Whether the name or UUID of a domain is meant by a pattern."""
     try:
         return fnmatchcase(name, pattern)
     except re.error as error:

@@ -142,12 +142,19 @@ def _write_proof(path: Path, record: Proof) -> None:
 
 
 def take_proof(target: str, path: str, proof: Proof) -> dict[str, bool]:
-    """Record the proof of the same set at another target, unless a newer one is known here."""
+    """Record the proof of the same set at another target, unless a newer one is known here, or one that failed."""
     if Path(target) not in Path(path).parents:
         raise LiveBackupError(f"{path} is not below {target}.", code="target_unsafe")
+    try:
+        digest = manifest_digest(Path(path))
+    except ValueError:
+        # It was removed meanwhile.
+        return {"taken": False}
     known = read_proof(Path(path))
-    problems = list(violations(proof, PROOF, "proof"))
-    if problems or proof["manifest"] != manifest_digest(Path(path)) or (known and known["at"] >= proof["at"]):
+    if list(violations(proof, PROOF, "proof")) or proof["manifest"] != digest:
+        return {"taken": False}
+    # Of files that were found bad, those elsewhere say nothing.
+    if known and (known["at"] >= proof["at"] or known["outcome"] == "failed"):
         return {"taken": False}
     _write_proof(Path(path), proof)
     return {"taken": True}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import groupby
+from typing import cast
 
 from .._base.clock import wall_time
 from .catalogue import SetFacts, is_made_of
@@ -57,7 +58,7 @@ def plan_copies(here: list[SetFacts], there: list[SetFacts], choice: Choice, now
     """The plan, from the sets of both targets. What a set builds on is copied before it, whatever was chosen."""
     plan = CopyPlan()
     for (uuid, domain), group in groupby(sorted(here, key=_directory), key=_directory):
-        sets = list(group)
+        sets = [one for one in group if not one["manifest"] or (domain and one["manifest"]["domain"]["uuid"] == uuid)]
         theirs = [one for one in there if _directory(one) == (uuid, domain) and one["status"] in ("good", "damaged")]
         for one in sets:
             if one["status"] == "damaged" or (one["status"] == "good" and not one["good"]):
@@ -80,7 +81,7 @@ def _plan_domain(plan: CopyPlan, good: list[SetFacts], theirs: list[SetFacts], c
         for wanted in _with_parents(chosen, sets, theirs, choice.consolidate):
             name = wanted.backup_id
             if name not in looked_at:
-                looked_at[name] = _obstacle(wanted, known.get(name))
+                looked_at[name] = _obstacle(wanted, known.get(name), plan)
                 if not looked_at[name]:
                     _add(plan, wanted, known.get(name))
             if looked_at[name]:
@@ -94,7 +95,12 @@ def _chosen(good: list[SetFacts], theirs: list[SetFacts], choice: Choice, now: f
     if not any(choice.keep.values()):
         return chosen
     names = {one["backup_id"] for one in chosen}
-    kept = plan_retention(chosen + [one for one in theirs if one["backup_id"] not in names], choice.keep, now).kept
+    # One of which a proof failed there would keep everything.
+    both = chosen + [one for one in theirs if one["good"] and one["backup_id"] not in names]
+    if choice.consolidate:
+        # Nothing that is copied builds on another set.
+        both = [cast(SetFacts, {**one, "parent": None}) for one in both]
+    kept = plan_retention(sorted(both, key=lambda one: str(one["instant"])), choice.keep, now).kept
     return [one for one in chosen if one["backup_id"] in kept]
 
 
@@ -114,20 +120,30 @@ def _with_parents(chosen: SetFacts, sets: dict[str, SetFacts], theirs: list[SetF
         full = sets.get(full_of(chosen["backup_id"]))
         if full is not None and is_made_of(full, chosen):
             yield SetToCopy(full)
-        elif not any(is_made_of(one, chosen) for one in theirs):
+        elif not any(one["good"] and is_made_of(one, chosen) for one in theirs):
             yield SetToCopy(chosen, consolidate=True)
         return
-    for name in [*chain, chosen["backup_id"]]:
-        yield SetToCopy(sets[name])
+    # A listing that is not honest may name what it does not list.
+    yield from (SetToCopy(sets[name]) for name in [*chain, chosen["backup_id"]] if name in sets)
 
 
-def _obstacle(wanted: SetToCopy, there: SetFacts | None) -> str:
-    """What has the name of a set at the second target, and is not that set; empty if nothing has."""
+def _obstacle(wanted: SetToCopy, there: SetFacts | None, plan: CopyPlan) -> str:
+    """What has the name of a set at the second target, and is not that set, or is not good; empty if nothing has."""
     if there is None:
         return ""
+    same = not wanted.consolidate and there["manifest"] == wanted.found["manifest"]
     if there["status"] == "damaged":
+        # With what it builds on it is whole again.
+        comes = {one.backup_id for one in plan.copies if _directory(one.found) == _directory(there)}
+        if same and comes & {*ancestors_of(there["manifest"])}:
+            return ""
         return f"{there['path']} is damaged ({'; '.join(there['findings'])}); move it away, and copy again"
-    return f"{there['path']} is another set; move it away" if wanted.consolidate or there["manifest"] != wanted.found["manifest"] else ""
+    if not same:
+        return f"{there['path']} is another set; move it away"
+    # A proof of the first target's files says nothing about these.
+    return (
+        "" if there["good"] else f"the last proof of {there['path']}, or of a set that it builds on, failed; move it away, and copy again"
+    )
 
 
 def _add(plan: CopyPlan, wanted: SetToCopy, there: SetFacts | None) -> None:

@@ -40,8 +40,8 @@ def describe_set(partial: Path, manifest: Manifest, nvram: str) -> None:
     sync_path(partial)
 
 
-def give_name(paths: SetPaths, manifest: Manifest) -> None:
-    """Rename a set. What it builds on must be there, and nobody removes that before the set is seen."""
+def give_name(paths: SetPaths, manifest: Manifest, otherwise: str = "Back the domain up again") -> None:
+    """Rename a set. What it builds on must be there, and nobody removes that before the set is seen; `otherwise` says what to do."""
     with ExitStack() as stack:
         if ancestors_of(manifest):
             stack.enter_context(reading(paths.directory))
@@ -50,7 +50,7 @@ def give_name(paths: SetPaths, manifest: Manifest) -> None:
             problems = list(chain_problems(manifest, whole))
             if problems:
                 raise LiveBackupError(
-                    f"Backup {paths.backup_id} was not published: {'; '.join(problems)}. Back the domain up again.",
+                    f"Backup {paths.backup_id} was not published: {'; '.join(problems)}. {otherwise}.",
                     code="parent_gone",
                 )
         paths.partial.rename(paths.final)

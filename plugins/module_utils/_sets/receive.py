@@ -130,7 +130,8 @@ def note_sent(target: str, name: str, uuid: str, backup_id: str, token: str, of:
 def copying(target: str, name: str, uuid: str, backup_id: str, token: str, needed: int) -> Iterator[Begun]:
     """As begin_set, for a set that is copied from another target. What is written stays, for the next copy with the same token."""
     check_backup_id(backup_id)
-    partial = SetPaths(domain_directory(Path(target), name, uuid), backup_id).partial
+    _require_directory(target)
+    partial = SetPaths(claim_domain_directory(Path(target), name, uuid), backup_id).partial
     descriptor = _left_by_copy(partial, token)
     goes_on = descriptor is not None
     if descriptor is None:
@@ -163,7 +164,7 @@ def _left_by_copy(partial: Path, token: str) -> int | None:
 
 
 def finish_copy(target: str, name: str, uuid: str, backup_id: str) -> Place:
-    """Give a copied set its name when all of it is there. If it is not what it says, nothing of it stays.
+    """Give a copied set its name when all of it is there. Of its files those go that are not what the manifest says.
 
     The target of its checkpoint is the one that it was made for: a backup to this one begins a checkpoint of its own.
     """
@@ -171,10 +172,12 @@ def finish_copy(target: str, name: str, uuid: str, backup_id: str) -> Place:
     manifest, problems = read_manifest(paths.partial, backup_id)
     problems += problems_of_small(paths.partial, manifest)
     if manifest is None or problems:
-        shutil.rmtree(paths.partial)
+        for path in list(paths.partial.iterdir()):
+            if any(problem.startswith(f"{path.name}:") for problem in problems):
+                path.unlink()
         raise LiveBackupError(f"The copy of set {backup_id} is not complete: {'; '.join(problems)}.", code="copy_damaged")
     sync_path(paths.partial)
-    give_name(paths, manifest)
+    give_name(paths, manifest, "Copy it again")
     (paths.final / SENDER).unlink()
     return {"path": str(paths.final)}
 
@@ -212,4 +215,8 @@ def remove_dead(left: Path) -> None:
     with suppress(OSError):
         left.rmdir()
     with suppress(FileNotFoundError, BlockingIOError), locked(left / SENDER, os.O_RDWR, ALONE):
+        # Without that, nobody could say that its writer is gone: it goes last.
+        for path in left.iterdir():
+            if path.name != SENDER:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
         shutil.rmtree(left)

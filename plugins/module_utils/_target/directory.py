@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import TimeoutError as TooLate
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from .._base.errors import LiveBackupError
 from .._base.threads import DaemonThreads
 from .._image.data import LocalFile, Pace, copy_data
 from .._image.digest import OpenImage
-from .._image.new_file import From, new_file
+from .._image.new_file import new_file
 from .._image.qcow2 import HEADER_BYTES
 from .._sets.catalogue import GoodSet, Listing, SetFacts, list_sets
 from .._sets.check import check_files, note_proof, take_proof
@@ -103,15 +103,21 @@ class DirectoryTarget:
         with copying(**known, token=of.token, needed=of.bytes) as begun:
             for name, digest in of.missing(begun["whole"]):
                 path, there = Path(begun["path"], name), begun["kept"].get(name, 0)
-                with of.open(name) as source, new_file(path, source.size, 0o600, keep=True) as (descriptor, give_name_to):
-                    written = From(LocalFile(descriptor, source.descriptor), there)
-                    found, _data = copy_data(source, written, pace, find_zeroes=True)
-                    of.require(name, digest, found)
+                with of.opened(name, digest) as source, new_file(path, source.size, 0o600, keep=True) as (descriptor, give_name_to):
+                    written = LocalFile(descriptor, source.descriptor)
+                    found, _data = copy_data(source, written, pace, find_zeroes=True, first=there)
+                    try:
+                        of.require(name, digest, found)
+                    except LiveBackupError:
+                        # So that nothing of it is kept.
+                        with suppress(LiveBackupError):
+                            give_name_to("")
+                        raise
                     give_name_to(found)
             return finish_copy(**known)["path"]
 
-    def take_proof(self, path: str, proof: Proof) -> None:
-        take_proof(str(self._directory), path, proof)
+    def take_proof(self, path: str, proof: Proof) -> bool:
+        return take_proof(str(self._directory), path, proof)["taken"]
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         note_proof(str(self._directory), path, level, outcome, findings, rto_ms)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, cast
@@ -80,17 +80,34 @@ class SetFiles(NamedTuple):
         return sum(disk["allocated"] for disk in self.found["manifest"]["disks"])
 
     def missing(self, whole: list[str]) -> Iterator[tuple[str, str]]:
-        """The files, with the digests of the images, that a copy lacks which has some. What says that it is a set comes last."""
+        """The files, with their digests as far as the manifest has them, that a copy lacks which has some.
+
+        The small ones come first, and what says that it is a set comes last.
+        """
         disks, files = self.found["manifest"]["disks"], self.found["manifest"]["files"]
         contents = [content_file(Path(disk["file"])).name for disk in disks if disk.get("content")]
-        small = [*contents, *(file["name"] for file in files), GUIDE, SUMS, MANIFEST]
-        for name, digest in [*((disk["file"], disk["digest"]) for disk in disks), *((name, "") for name in small)]:
+        named = [*((file["name"], file["digest"]) for file in files), *((disk["file"], disk["digest"]) for disk in disks)]
+        for name, digest in [*named, *((name, "") for name in (*contents, GUIDE, SUMS, MANIFEST))]:
             if name not in whole:
                 yield name, digest
 
+    @contextmanager
+    def opened(self, name: str, digest: str) -> Iterator[Source]:
+        """A file as a copy's source. What has another digest for small files than the manifest says is refused at once."""
+        with self.open(name) as source:
+            if digest.startswith("sha256:"):
+                data = bytearray(source.size)
+                source.read(memoryview(data), 0)
+                self._require(name, digest, "sha256:" + hashlib.sha256(data).hexdigest())
+            yield source
+
     def require(self, name: str, digest: str, found: str) -> None:
-        """Refuse a file that has rotted since the set was published."""
-        if digest and digest != found:
+        """Refuse an image that has rotted since the set was published, by its digest when it was read."""
+        if digest.startswith("sha256-64k:"):
+            self._require(name, digest, found)
+
+    def _require(self, name: str, digest: str, found: str) -> None:
+        if digest != found:
             raise LiveBackupError(
                 f"{self.found['path']}/{name} is damaged: its digest is {found}, not {digest}. It was not copied.", code="set_damaged"
             )

@@ -87,8 +87,8 @@ class Target(Protocol):
     def take_copy(self, of: SetFiles, pace: Pace, clock: Clock) -> str:
         """Copy a set of another target, each file proved, and say where it is. If that is interrupted, the next copy goes on with it."""
 
-    def take_proof(self, path: str, proof: Proof) -> None:
-        """Record the proof of the same set at another target, unless a newer one is known."""
+    def take_proof(self, path: str, proof: Proof) -> bool:
+        """Record the proof of the same set at another target, unless a newer one is known, or one that failed; whether it was recorded."""
 
     def note_proof(self, path: str, level: str, outcome: str, findings: list[str], rto_ms: int | None) -> None:
         """Record how the proof of a set went."""

@@ -59,7 +59,7 @@ _NOTHING = _object()
 _DIGEST = "sha256-64k:[0-9a-f]{64}"
 # By the functions of _far_end.CALLS, and by what else it is told to do.
 ANSWERS: dict[str, Schema] = {
-    "list_sets": _object(sets=_objects(_LISTED), findings=_TEXTS),
+    "list_sets": _object(sets=_objects(_LISTED), findings=_TEXTS, identity={"type": "array", "items": _NUMBER}),
     "find_set": _FOUND,
     "open_set": _FOUND,
     "check_files": _FOUND,
@@ -85,7 +85,7 @@ ANSWERS: dict[str, Schema] = {
     "begin_set": _PLACE,
     "resume_set": _PLACE,
     "finish_set": _PLACE,
-    "begin_copy": _object(path=TEXT, whole=_TEXTS, kept={"type": "object"}),
+    "begin_copy": _object(path=TEXT, whole=_TEXTS, kept={"type": "object", "additionalProperties": _NUMBER}),
     "finish_copy": _PLACE,
     "take_proof": _object(taken=_BOOL),
     "extents_of": {"type": "array", "items": {"type": "array", "items": {**_NUMBER, "maximum": 2**63 - 1}}},

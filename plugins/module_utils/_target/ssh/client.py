@@ -29,7 +29,6 @@ from ..._base.pipes import Endless, Pipes, Silence
 from ..._base.text import foreign
 from ..._image.data import LocalFile, Pace, copy_data
 from ..._image.digest import Copied, Source
-from ..._image.new_file import From
 from .address import Address
 from .answers import unexpected
 from .program import program
@@ -162,8 +161,16 @@ class FarEnd:
         self, source: Source, pace: Pace, to: dict[str, Any], first: int, read: Callable[[str], None]
     ) -> tuple[str, int, dict[str, Any]]:
         self._send_line({"do": "receive", "size": source.size, **to})
-        digest, data_bytes = copy_data(source, From(self, first), pace, find_zeroes=True)
-        read(digest)
+        digest, data_bytes = copy_data(source, self, pace, find_zeroes=True, first=first)
+        try:
+            read(digest)
+        except LiveBackupError:
+            # So that nothing of it is kept.
+            self._send(FRAME.pack(0, 0))
+            self._send_line({"digest": ""})
+            with suppress(LiveBackupError):
+                self._answer("receive")
+            raise
         self._send(FRAME.pack(0, 0))
         self._send_line({"digest": digest})
         return digest, data_bytes, self._answer("receive")
@@ -329,7 +336,7 @@ class FarEnd:
         if self._given_up:
             what = self._given_up
         elif self._answers and status == 255:
-            what = Advice(f"The connection to {host} was lost. It removes what is unfinished. Copy again", code="ssh_connection_lost")
+            what = Advice(f"The connection to {host} was lost. Copy again", code="ssh_connection_lost")
         elif status == 255:
             what = next((meaning for sign, meaning in _SSH_FAILURES if sign in said), _SSH_FAILED)
             what = what._replace(text=what.text.format(host=host))

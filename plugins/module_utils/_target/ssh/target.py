@@ -179,13 +179,13 @@ class SshTarget:
         with self.connection() as far_end:
             begun = self._call(far_end, begin_copy, **of.naming, token=of.token, needed=of.bytes)
             for name, digest in of.missing(begun["whole"]):
-                with of.open(name) as source:
+                with of.opened(name, digest) as source:
                     first = begun["kept"].get(name, 0)
                     far_end.go_on(source, f"{begun['path']}/{name}", first, pace, partial(of.require, name, digest))
             return self._call(far_end, finish_copy, **of.naming)["path"]
 
-    def take_proof(self, path: str, proof: Proof) -> None:
-        self._alone(take_proof, path=path, proof=proof)
+    def take_proof(self, path: str, proof: Proof) -> bool:
+        return self._alone(take_proof, path=path, proof=proof)["taken"]
 
     def check(self, domain: str, backup_id: str | None, *, deep: bool) -> SetFacts:
         return self._alone(check_files, domain=domain, backup_id=backup_id, deep=deep)
