@@ -21,7 +21,7 @@ from .test_role import Player
 HERE = [
     "KILL before _target.ssh.client.copy_data",
     "KILL after _target.ssh.client.copy_data#2",
-    "KILL after _operations.copy_sets._copy_one",
+    "KILL before _target.ssh.client.copy_data#3",
     "KILL before _target.ssh.client.copy_data#4",
 ]
 THERE = [
