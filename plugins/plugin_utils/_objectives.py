@@ -89,7 +89,7 @@ def _proof(row: Mapping[str, Any], now: float) -> tuple[float | None, str]:
 
 def _copy(row: Mapping[str, Any], _now: float) -> tuple[float | None, str]:
     """The age of the last good backup at the second target."""
-    copy = row["copy"]
+    copy = row["copied"]
     if copy is None:
         return None, "No second target is looked at (status_copy_target)"
     if not copy["backup_id"]:

@@ -58,7 +58,7 @@ def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: li
                     {
                         **row,
                         "age": length(row["age_seconds"]) if row["instant"] else "",
-                        "copy_age": length(row["copy"]["age_seconds"]) if row["copy"] and row["copy"]["instant"] else "",
+                        "copy_age": length(row["copied"]["age_seconds"]) if row["copied"] and row["copied"]["instant"] else "",
                         "bytes_per_second": _rate(row),
                         "sets": [one for one in look["sets"] if one["uuid"] == row["uuid"]],
                     }
@@ -98,7 +98,7 @@ def _problems(looks: list[dict[str, Any]], results: list[dict[str, Any]]) -> lis
         if look["msg"]:
             add("error", look, look["msg"])
         for row in look["status"]:
-            for problem in (row["error"], row["policy_problem"], row["copy"] and row["copy"]["error"]):
+            for problem in (row["error"], row["policy_problem"], row["copied"] and row["copied"]["error"]):
                 if problem:
                     add("error", row, problem)
             for objective in row["objectives"]:

@@ -66,7 +66,7 @@ def _of_domain(
     hypervisor: str,
     now: float,
     wanted: dict[str, tuple[str, str]],
-    copy: dict[str, Any] | None,
+    copied: dict[str, Any] | None,
 ) -> dict[str, Any]:
     ahead = [one for one in sets if one["good"] and not _counts(one, now)]
     row = {
@@ -81,7 +81,7 @@ def _of_domain(
         "ahead": [one["backup_id"] for one in ahead],
         "damaged": [one["backup_id"] for one in sets if one["status"] == "damaged"],
         "disproved": [one["backup_id"] for one in sets if one["status"] == "good" and not one["good"]],
-        "copy": copy,
+        "copied": copied,
         "claim": domain["claim"],
         "restore": domain["restore"],
         "error": domain["error"],
@@ -187,7 +187,7 @@ def _words(row: dict[str, Any]) -> str:
         words = f"{row['backup_id']}, {length(row['age_seconds'])} old, {what}, {proven}{up}"
     ahead = f" (not counted, since from the future: {', '.join(row['ahead'])})" if row["ahead"] else ""
     restore = f"; {row['restore']['msg']}" if row["restore"] else ""
-    copy = _words_of_copy(row["copy"]) if row["copy"] else ""
+    copy = _words_of_copy(row["copied"]) if row["copied"] else ""
     missed = [one["msg"].removesuffix(".") for one in row["objectives"] if not one["met"] and (row["backup_id"] or one["name"] != "rpo")]
     problems = [text for text in (*missed, row["policy_problem"], row["error"]) if text]
     return ". ".join([f"{row['domain']}: {words}{ahead}{copy}{restore}", *problems])
@@ -221,7 +221,7 @@ _METRICS: list[tuple[str, str, _Number]] = [
     ("last_success_recovery_seconds", "How long the guest took to come up when the last good backup was proven by a boot.",
      lambda row: row["rto_seconds"]),
     ("copy_timestamp_seconds", "The instant of the last good backup at the second target; 0 if there is none.",
-     lambda row: _copied_at(row["copy"]) if row["copy"] and not row["copy"]["error"] else None),
+     lambda row: _copied_at(row["copied"]) if row["copied"] and not row["copied"]["error"] else None),
     ("disproved_sets", "Sets whose last proof failed.", lambda row: len(row["disproved"])),
     ("damaged_sets", "Sets that are damaged.", lambda row: len(row["damaged"])),
     ("interrupted", "Whether an interrupted backup or restore waits to be recovered; its guest may run on an overlay or on mixed disks.",

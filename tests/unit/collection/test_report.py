@@ -56,7 +56,7 @@ def test_the_worst_comes_first_and_all_of_a_domain_is_together() -> None:
 
 def test_a_second_target_that_does_not_answer_is_a_problem() -> None:
     seen = look("kvm1", [domain("db1")], nights("db1", 1), copied=[])
-    seen["status"][0]["copy"]["error"] = "The second target could not be examined. It hangs."
+    seen["status"][0]["copied"]["error"] = "The second target could not be examined. It hangs."
     assert problems(seen) == [("error", "kvm1", "db1", "The second target could not be examined. It hangs.")]
 
 
