@@ -10,9 +10,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._metrics import attempts, metrics
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._objectives import objectives as wanted_of, problem
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._report import message, page, report
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import brief, metrics, status
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import brief, status
 
 
 def domain_status(
@@ -35,7 +36,8 @@ class FilterModule:
             "domain_status": domain_status,
             "objectives_problem": problem,
             "brief_sets": brief,
-            "status_metrics": lambda rows: metrics(rows, time.time()),
+            "status_metrics": lambda rows, targets=(): metrics(rows, targets, time.time()),
+            "attempt_metrics": lambda results, before="": attempts(results, before, time.time()),
             "status_report": lambda looks, results, hosts, limit="": report(looks, results, hosts, time.time(), limit),
             "report_page": page,
             "report_message": message,

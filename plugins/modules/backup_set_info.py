@@ -105,6 +105,16 @@ findings:
   type: list
   elements: str
   sample: []
+free_bytes:
+  description: The free disk space at the target, in bytes. What is reserved for root does not count.
+  returned: success
+  type: int
+  sample: 1099511627776
+size_bytes:
+  description: The size of the target's file system, in bytes.
+  returned: success
+  type: int
+  sample: 4398046511104
 code:
   description: The stable name of the cause, even if the message changes. The troubleshooting guide has a section for each code.
   returned: failure

@@ -22,6 +22,8 @@ DAYS = 35
 PROVEN_DAYS = 35
 # With more domains than these, what is well is folded.
 _FEW = 30
+# The share of a target's disk space that should be free.
+_LEAST_FREE = 0.1
 # As many causes are in a message.
 _MOST_CAUSES = 10
 _DAY = 86400
@@ -33,7 +35,7 @@ _TEXTS = (
     "domain", "uuid", "hypervisor", "status", "backup_id", "method", "level", "level_reason", "consistency", "instant", "started",
     "finished", "proof", "group", "group_problem", "msg",
 )  # fmt: skip
-_NOTHING: dict[str, Any] = {"status": [], "sets": [], "claims": [], "restores": [], "matched": [], "unmatched": []}
+_NOTHING: dict[str, Any] = {"status": [], "sets": [], "claims": [], "restores": [], "matched": [], "unmatched": [], "targets": []}
 
 
 def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: list[str], now: float, limit: str = "") -> dict[str, Any]:
@@ -54,6 +56,7 @@ def report(looks: list[dict[str, Any]], results: list[dict[str, Any]], hosts: li
             {
                 "hypervisor": look["hypervisor"],
                 "msg": look["msg"],
+                "targets": look["targets"],
                 "domains": [
                     {
                         **row,
@@ -198,9 +201,20 @@ def tiles(told: dict[str, Any], now: float) -> list[dict[str, str]]:
         *([share(within, "meet their objectives")] if any(len(row["objectives"]) > 1 for row in rows) else []),
         {**share(proven, f"were proven within {PROVEN_DAYS} days"), "mark": ""},
         {"value": size_text(sum(row["bytes"] for row in last)), "name": "in the last backups", "mark": ""},
+        *_least_free(told),
         *([{"value": length(slowest["seconds"]), "name": f"the longest, {place(slowest)}", "mark": ""}] if slowest else []),
         *([{"value": f"{frozen['frozen_ms']} ms", "name": f"the longest freeze, {place(frozen)}", "mark": ""}] if frozen else []),
     ]
+
+
+def _least_free(told: dict[str, Any]) -> list[dict[str, str]]:
+    """Of the target with the least free disk space."""
+    targets = [(one["free"] / one["size"], one, look) for look in told["hypervisors"] for one in look["targets"] if one["size"]]
+    if not targets:
+        return []
+    share, target, look = min(targets, key=lambda one: one[0])
+    name = f"or {size_text(target['free'])} free at {target['target']} of {look['hypervisor']}"
+    return [{"value": f"{100 * share:.0f} %", "name": name, "mark": "bad" if share < _LEAST_FREE else ""}]
 
 
 def _wanted(told: dict[str, Any]) -> list[dict[str, Any]]:

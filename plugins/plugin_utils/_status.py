@@ -6,7 +6,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import is_ahead, length, seconds_of, wall_time
@@ -197,66 +197,3 @@ def _words_of_copy(copy: dict[str, Any]) -> str:
     if copy["error"]:
         return f"; {copy['target']} could not be examined"
     return f"; at {copy['target']} {length(copy['age_seconds'])} old" if copy["backup_id"] else f"; no good copy at {copy['target']}"
-
-
-def _copied_at(copy: dict[str, Any]) -> float:
-    return wall_time(copy["instant"]) if copy["instant"] else 0
-
-
-_Number = Callable[[dict[str, Any]], Any]
-# None where there is nothing to tell. Names and units follow Prometheus' own rules.
-_METRICS: list[tuple[str, str, _Number]] = [
-    ("last_success_timestamp_seconds", "The instant of the last good backup; 0 if there is none.",
-     lambda row: wall_time(row["instant"]) if row["instant"] else 0 if row["wanted"] else None),
-    ("last_success_age_seconds", "Its age when this was written.", lambda row: row["age_seconds"] if row["instant"] else None),
-    ("max_age_seconds", "The age that it may have.", lambda row: row["max_age_seconds"] if row["wanted"] else None),
-    ("last_success_bytes", "What its images occupy.", lambda row: row["bytes"] if row["instant"] else None),
-    ("last_success_chain_sets", "How many sets a restore of it needs, itself and those that it builds on.",
-     lambda row: row["chain_sets"] if row["instant"] else None),
-    ("last_success_duration_seconds", "How long it took to make.", lambda row: row["seconds"] if row["instant"] else None),
-    ("last_success_frozen_seconds", "How long the guest's file systems were frozen for it.",
-     lambda row: row["frozen_ms"] / 1000 if row["frozen_ms"] is not None else None),
-    ("last_proof_timestamp_seconds", "When a backup was last proven, the last or one before; 0 if none ever was.",
-     lambda row: wall_time(row["last_proof"]["at"]) if row["last_proof"] else 0),
-    ("last_success_recovery_seconds", "How long the guest took to come up when the last good backup was proven by a boot.",
-     lambda row: row["rto_seconds"]),
-    ("copy_timestamp_seconds", "The instant of the last good backup at the second target; 0 if there is none.",
-     lambda row: _copied_at(row["copied"]) if row["copied"] and not row["copied"]["error"] else None),
-    ("disproved_sets", "Sets whose last proof failed.", lambda row: len(row["disproved"])),
-    ("damaged_sets", "Sets that are damaged.", lambda row: len(row["damaged"])),
-    ("interrupted", "Whether an interrupted backup or restore waits to be recovered; its guest may run on an overlay or on mixed disks.",
-     lambda row: None if row["error"] else int(is_interrupted(row["claim"]) or is_interrupted(row["restore"]))),
-]  # fmt: skip
-# Prometheus' way to tell a word: one series for each, and 1 for the one that holds.
-_WORDS = [
-    ("last_success_consistency", "What the last good backup is consistent for.", "consistency", ("filesystem", "crash", "offline")),
-    ("last_success_level", "What the last good backup contains.", "level", ("full", "incremental", "differential")),
-    ("last_success_proof", "How it was proven.", "proof", ("none", "check", "deep", "boot")),
-]
-
-
-def metrics(rows: list[dict[str, Any]], now: float) -> str:
-    """The rows of `status` as a file for node_exporter's textfile collector."""
-    lines = []
-    for name, meaning, number in _METRICS:
-        values = [(_label("domain", row["domain"]), number(row)) for row in rows]
-        lines += _family(name, meaning, [(labels, value) for labels, value in values if value is not None])
-    for name, meaning, key, words in _WORDS:
-        pairs = [(row, word) for row in rows if row["instant"] for word in words]
-        samples = [(f"{_label('domain', row['domain'])},{_label(key, word)}", int((row[key] or "none") == word)) for row, word in pairs]
-        lines += _family(name, meaning, samples)
-    promised = [(f"{_label('domain', row['domain'])},{_label('objective', one['name'])}", one) for row in rows for one in row["objectives"]]
-    lines += _family("objective_seconds", "What an objective allows.", [(labels, one["seconds"]) for labels, one in promised])
-    lines += _family("objective_met", "Whether an objective is met.", [(labels, int(one["met"])) for labels, one in promised])
-    lines += _family("status_timestamp_seconds", "When this was written.", [("", now)])
-    return "\n".join(lines) + "\n"
-
-
-def _family(name: str, meaning: str, samples: Iterable[tuple[str, float]]) -> list[str]:
-    head = [f"# HELP live_backup_{name} {meaning}", f"# TYPE live_backup_{name} gauge"]
-    return [*head, *(f"live_backup_{name}{{{labels}}} {value}" if labels else f"live_backup_{name} {value}" for labels, value in samples)]
-
-
-def _label(name: str, value: str) -> str:
-    escaped = value.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
-    return f'{name}="{escaped}"'

@@ -101,6 +101,7 @@ def look(
         "restores": [],
         "matched": ["*"],
         "unmatched": [],
+        "targets": [{"target": "/srv/backup", "free": 700 * GIB, "size": 1000 * GIB}],
         "msg": "",
         **more,
     }

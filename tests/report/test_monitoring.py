@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import yaml
 
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import metrics
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._metrics import attempts, metrics
 
 from .conftest import REPOSITORY
 from .sample import NOW, bad_night
@@ -33,7 +33,10 @@ def promtool(*arguments: Any, **more: Any) -> str:
 
 @pytest.fixture(scope="module")
 def exposed() -> str:
-    return metrics([row for look in bad_night()["looks"] for row in look["status"]], NOW)
+    night = bad_night()
+    rows = [row for look in night["looks"] for row in look["status"]]
+    targets = [one for look in night["looks"] for one in look["targets"]]
+    return metrics(rows, targets, NOW) + attempts(night["results"], "", NOW)
 
 
 def test_the_metrics_are_well_formed_and_named(exposed: str) -> None:
@@ -48,7 +51,7 @@ def test_each_metric_is_documented(exposed: str) -> None:
 
 
 def test_the_alert_rules_are_well_formed_and_of_metrics_that_there_are(exposed: str) -> None:
-    assert "SUCCESS: 8 rules found" in promtool("check", "rules", FILES / "alerts.yml")
+    assert "SUCCESS: 10 rules found" in promtool("check", "rules", FILES / "alerts.yml")
     [group] = yaml.safe_load((FILES / "alerts.yml").read_text(encoding="utf-8"))["groups"]
     for rule in group["rules"]:
         assert_known(rule["expr"], exposed)

@@ -32,6 +32,12 @@ def free_space(path: str | Path) -> FreeSpace:
     return FreeSpace(str(path), found.f_bavail * found.f_frsize, found.f_favail if found.f_files else None)
 
 
+def file_system_size(path: str | Path) -> int:
+    """The bytes of the file system that a path is on."""
+    found = os.statvfs(path)
+    return found.f_blocks * found.f_frsize
+
+
 def space_problem(there: FreeSpace, needed: int, what: str, others: int = 0, advice: str = "") -> LiveBackupError | None:
     """The error if so many bytes and some files do not fit, beside what `others`, other unfinished backups, still write there.
 

@@ -15,4 +15,10 @@ from .target import target_of
 def set_info(params: dict[str, Any], _check_mode: bool, _clock: Clock) -> dict[str, Any]:
     """The sets below a target."""
     found = target_of(params).sets(params["domains"])
-    return {"changed": False, "sets": found["sets"], "findings": found["findings"]}
+    return {
+        "changed": False,
+        "sets": found["sets"],
+        "findings": found["findings"],
+        "free_bytes": found["free"],
+        "size_bytes": found["size"],
+    }

@@ -20,6 +20,7 @@ from typing import Any, TypedDict, cast
 
 from .._base.clock import is_ahead
 from .._base.errors import LiveBackupError
+from .._base.space import file_system_size, free_space
 from .._base.text import foreign, one_line
 from .chain import ancestors_of, chain_problems
 from .layout import BACKUP_ID, MANIFEST, OWNER, full_of
@@ -72,10 +73,15 @@ class GoodSet(_Found):
 
 
 class Listing(TypedDict):
-    """The sets below a target, what is not a set and should be one, and what tells the target's directory from others on any host."""
+    """The sets below a target, what is not a set and should be one, and the target's disk space: what is free, and all.
+
+    `identity` tells the target's directory from others on any host.
+    """
 
     sets: list[SetFacts]
     findings: list[str]
+    free: int
+    size: int
     identity: list[int]
 
 
@@ -104,7 +110,13 @@ def list_sets(target: str, domains: list[str] | None = None) -> Listing:
             sets += found
     status = os.stat(target)
     # Another host that has mounted it sees the same numbers.
-    return {"sets": sets, "findings": [one_line(one) for one in findings], "identity": [status.st_ino, status.st_ctime_ns]}
+    return {
+        "sets": sets,
+        "findings": [one_line(one) for one in findings],
+        "free": free_space(target).bytes,
+        "size": file_system_size(target),
+        "identity": [status.st_ino, status.st_ctime_ns],
+    }
 
 
 def sets_in(directory: Path, findings: list[str]) -> list[SetFacts]:

@@ -233,6 +233,7 @@ def test_the_numbers_of_a_fleet() -> None:
         ("2 of 3", "have a recent good backup", "bad"),
         ("0 of 3", "were proven within 35 days", ""),
         ("9 GiB", "in the last backups", ""),
+        ("70 %", "or 700 GiB free at /srv/backup of kvm1", ""),
         ("4 min", "the longest, web1 on kvm1", ""),
         ("163 ms", "the longest freeze, db1 on kvm1", ""),
     ]
@@ -256,3 +257,10 @@ def test_a_message_says_what_is_wrong() -> None:
     assert many["text"].count("\n- ") == 10 and many["text"].endswith("The report has 2 more problems.")
     well = message(told([look("kvm1", [domain("db1")], nights("db1", 1))]))
     assert well == {"ok": True, "title": "Backups: all is well", "text": "1 of 1 domains have a good backup that is recent."}
+
+
+def test_the_target_with_the_least_free_disk_space_has_a_tile() -> None:
+    full = [{"target": "/srv/backup", "free": 5 << 30, "size": 100 << 30}]
+    found = told([look("kvm1", [domain("db1")], nights("db1", 1)), look("kvm2", [domain("db2")], nights("db2", 1), targets=full)])
+    [tile] = [one for one in tiles(found, NOW) if " free at " in one["name"]]
+    assert tile == {"value": "5 %", "name": "or 5 GiB free at /srv/backup of kvm2", "mark": "bad"}

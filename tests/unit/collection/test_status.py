@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from ansible_collections.virtops.live_backup.plugins.module_utils._base.clock import length, seconds_of
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._metrics import attempts, metrics
 from ansible_collections.virtops.live_backup.plugins.plugin_utils._objectives import objectives, problem
-from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import metrics, status
+from ansible_collections.virtops.live_backup.plugins.plugin_utils._status import status
 from tests.report.sample import NIGHT, NOW, POLICY, backup_id, backup_set, domain, nights, partial, proof
 
 
@@ -57,7 +58,7 @@ def test_the_level_of_the_newest_set_and_its_chain(level: str, chain: list[str],
     row = row_of([on_level(level, chain, reason)])
     assert (row["level"], row["level_reason"], row["chain_sets"]) == (level, reason, len(chain) + 1)
     assert f" old, {words}, " in row["msg"]
-    lines = metrics([row], NOW).splitlines()
+    lines = metrics([row], [], NOW).splitlines()
     assert f'live_backup_last_success_chain_sets{{domain="db1"}} {len(chain) + 1}' in lines
     held = [line for line in lines if line.startswith("live_backup_last_success_level{") and line.endswith(" 1")]
     assert held == [f'live_backup_last_success_level{{domain="db1",level="{level}"}} 1']
@@ -107,7 +108,7 @@ def test_a_proof_of_no_time() -> None:
     one["proof"] = {**proof("check", NIGHT), "at": "soon"}
     row = row_of([one])
     assert (row["proof"], row["proved"], row["last_proof"]) == ("check", "", None)
-    assert 'last_proof_timestamp_seconds{domain="db1"} 0\n' in metrics([row], NOW)
+    assert 'last_proof_timestamp_seconds{domain="db1"} 0\n' in metrics([row], [], NOW)
 
 
 def test_a_proof_from_the_future() -> None:
@@ -124,17 +125,17 @@ def test_a_set_of_no_time_by_this_clock(instant: str) -> None:
     """By no time of it would an alert come."""
     row = row_of([backup_set("db1", NIGHT, instant=instant)])
     assert (row["ok"], row["backup_id"], row["ahead"]) == (False, "", [backup_id(NIGHT)])
-    assert 'last_success_timestamp_seconds{domain="db1"} 0\n' in metrics([row], NOW)
+    assert 'last_success_timestamp_seconds{domain="db1"} 0\n' in metrics([row], [], NOW)
 
 
 def test_a_domain_that_could_not_be_examined() -> None:
     row = row_of(nights("db1", 1), error="Could not examine domain 'db1': no monitor.")
     assert row["msg"].endswith("never proven. Could not examine domain 'db1': no monitor.")
-    assert "interrupted{" not in metrics([row], NOW)
+    assert "interrupted{" not in metrics([row], [], NOW)
 
 
 def test_metrics_of_a_domain_without_a_backup() -> None:
-    lines = [line for line in metrics([row_of([])], 1000.5).splitlines() if not line.startswith("#")]
+    lines = [line for line in metrics([row_of([])], [], 1000.5).splitlines() if not line.startswith("#")]
     assert lines == [
         'live_backup_last_success_timestamp_seconds{domain="db1"} 0',
         'live_backup_max_age_seconds{domain="db1"} 93600',
@@ -151,7 +152,7 @@ def test_metrics_of_a_domain_without_a_backup() -> None:
 @pytest.mark.parametrize("kind", ["claim", "restore"])
 @pytest.mark.parametrize(("owner", "value"), [(None, 0), ({"alive": True, "msg": ""}, 0), ({"alive": False, "msg": ""}, 1)])
 def test_the_metric_of_an_interrupted_backup_or_restore(kind: str, owner: dict[str, Any] | None, value: int) -> None:
-    assert f'live_backup_interrupted{{domain="db1"}} {value}\n' in metrics([row_of([], **{kind: owner})], NOW)
+    assert f'live_backup_interrupted{{domain="db1"}} {value}\n' in metrics([row_of([], **{kind: owner})], [], NOW)
 
 
 def test_an_unfinished_restore_is_told() -> None:
@@ -161,14 +162,14 @@ def test_an_unfinished_restore_is_told() -> None:
 
 def test_the_metrics_of_words() -> None:
     [one] = nights("db1", 1, consistency="crash", proof=proof("boot", NIGHT, rto_ms=8123))
-    told = metrics([row_of([one])], NOW)
+    told = metrics([row_of([one])], [], NOW)
     assert 'consistency{domain="db1",consistency="crash"} 1' in told and 'consistency{domain="db1",consistency="filesystem"} 0' in told
     assert 'proof{domain="db1",proof="boot"} 1' in told and 'recovery_seconds{domain="db1"} 8.123' in told
 
 
 def test_a_metrics_label_holds_any_name() -> None:
     row = {**row_of([]), "domain": 'a"b\\c\nd'}
-    assert 'live_backup_interrupted{domain="a\\"b\\\\c\\nd"} 0' in metrics([row], NOW)
+    assert 'live_backup_interrupted{domain="a\\"b\\\\c\\nd"} 0' in metrics([row], [], NOW)
 
 
 def of(name: str, **objectives_of: str) -> dict[str, Any]:
@@ -235,7 +236,7 @@ def test_objectives_are_judged_by_what_was_measured() -> None:
     nothing = row([])
     assert [one["met"] for one in nothing["objectives"]] == [False] * 3 and not nothing["ok"]
     assert nothing["objectives"][0]["msg"] == "No good backup exists. The objective is 26h (a)."
-    lines = metrics([found], NOW).splitlines()
+    lines = metrics([found], [], NOW).splitlines()
     assert 'live_backup_objective_met{domain="db1",objective="rto"} 0' in lines
     assert 'live_backup_objective_seconds{domain="db1",objective="proof"} 172800.0' in lines
 
@@ -244,14 +245,14 @@ def test_nothing_is_promised_of_a_domain_that_leaves_itself_out() -> None:
     row = row_of([], wanted=False)
     assert row["ok"] and row["within_objectives"] and row["objectives"] == []
     assert row["msg"] == "db1: no backup, since its own metadata says backup=no"
-    told = metrics([row], NOW)
+    told = metrics([row], [], NOW)
     assert "last_success_timestamp_seconds{" not in told and "max_age_seconds{" not in told, "or an alert would never end"
 
 
 def test_a_policy_that_is_not_valid_is_an_error_of_the_domain() -> None:
     row = row_of(nights("db1", 1), policy_problem="The metadata is not valid.", claim={"alive": False, "msg": ""})
     assert row["msg"].endswith(". The metadata is not valid.") and row["error"] == ""
-    assert 'live_backup_interrupted{domain="db1"} 1' in metrics([row], NOW), "which is known"
+    assert 'live_backup_interrupted{domain="db1"} 1' in metrics([row], [], NOW), "which is known"
 
 
 @pytest.mark.parametrize(
@@ -283,5 +284,30 @@ def test_the_second_target(copies: dict[str, Any] | None, words: str, met: bool,
     [row] = status([domain("db1")], nights("db1", 1), "kvm1", NOW, lambda one: objectives(one, wanted, "26h"), there)
     assert row["msg"].partition(". The objective is 6h")[0].startswith(f"db1: {backup_id(NIGHT)}, 5 h old") and words in row["msg"]
     assert {one["name"]: one["met"] for one in row["objectives"]} == {"rpo": True, "copy": met} and row["ok"]
-    found = [line for line in metrics([row], NOW).splitlines() if line.startswith("live_backup_copy_timestamp_seconds{")]
+    found = [line for line in metrics([row], [], NOW).splitlines() if line.startswith("live_backup_copy_timestamp_seconds{")]
     assert len(found) == bool(metric) and (not metric or found[0].endswith(" 0") == (metric == " 0"))
+
+
+def tried(name: str, status: str) -> dict[str, Any]:
+    return {"domain": name, "status": status}
+
+
+def test_attempts() -> None:
+    """Of a run, and of domains that others have backed up; what was not done is no attempt."""
+    hostile = 'a"b\\c\n'
+    first = attempts([tried("db1", "published"), tried(hostile, "failed"), tried("web1", "skipped"), tried("", "failed")], "", NOW)
+    assert first.count("# TYPE ") == 2 and "web1" not in first
+    assert 'live_backup_last_attempt_failed{domain="db1"} 0.0' in first
+    [line] = [line for line in first.splitlines() if line.startswith('live_backup_last_attempt_failed{domain="a')]
+    assert line.endswith("} 1.0")
+    second = attempts([tried("db1", "failed"), tried("new1", "planned")], first, NOW + 60)
+    assert 'live_backup_last_attempt_failed{domain="db1"} 1.0' in second and line in second and "new1" not in second
+    assert f'live_backup_last_attempt_timestamp_seconds{{domain="db1"}} {NOW + 60}' in second
+    assert attempts([], second, NOW + 61) == second, "it stays as it is"
+    assert "domain=" not in attempts([], second + "nonsense{} x", NOW + 36 * 86400)
+
+
+def test_the_disk_space_of_each_target() -> None:
+    found = metrics([], [{"target": "/srv/backup", "free": 5, "size": 9}, {"target": "ssh://a/b", "free": 6, "size": 8}], NOW)
+    assert 'live_backup_target_free_bytes{target="/srv/backup"} 5' in found
+    assert 'live_backup_target_size_bytes{target="ssh://a/b"} 8' in found

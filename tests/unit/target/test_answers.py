@@ -133,6 +133,12 @@ def test_a_found_set_names_no_other_place(answers: dict[str, Any]) -> None:
     found = json.loads(json.dumps(answers["open_set"]))
     for change in ({"backup_id": "../../etc"}, {"status": "partial"}):
         assert list(unexpected("open_set", {**found, **change}))
-    listing = {"sets": [{**found, "backup_id": ".8e6d-x.new", "status": "partial"}], "findings": [], "identity": [1, 2]}
+    listing = {
+        "sets": [{**found, "backup_id": ".8e6d-x.new", "status": "partial"}],
+        "findings": [],
+        "free": 1,
+        "size": 2,
+        "identity": [1, 2],
+    }
     assert not list(unexpected("list_sets", listing))
     assert _answers.ANSWERS["open_set"] is ANSWERS["check_files"]
