@@ -137,6 +137,12 @@ def test_the_job_templates(everyday: Guest, awx: Awx) -> None:
     recovered = awx.launch("recover")
     assert recovered.status == 0 and recovered.hosts("changed") == set(), recovered.output
 
+    archive = awx.directory / "archive"
+    archive.mkdir()
+    awx.inventory["copy_target"] = str(archive)
+    copied = awx.launch("copy")
+    assert copied.status == 0 and [path.name for path in archive.glob("*/*[!.json]")] == [newest], copied.output
+
     directory = everyday.directory / "restored"
     directory.mkdir()
     asked = {"live_backup_hosts": "hv", "restore_domain": everyday.name, "restore_name": "copy", "restore_directory": str(directory)}
