@@ -95,7 +95,7 @@ def test_each_job_template_has_its_playbook_and_a_survey(awx: Controller) -> Non
 def test_a_question_asks_for_what_its_playbook_takes(awx: Controller) -> None:
     """A misspelled variable would be passed, and heeded by nobody."""
     options: dict[str, Any] = {}
-    for role in ("backup", "restore"):
+    for role in ("backup", "restore", "copy"):
         options |= yaml.safe_load((ROOT / f"roles/{role}/meta/argument_specs.yml").read_text())["argument_specs"]["main"]["options"]
     for survey in awx.surveys.values():
         for question in survey["spec"]:

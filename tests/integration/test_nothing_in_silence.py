@@ -62,10 +62,14 @@ def test_what_limit_leaves_out_does_not_count(tmp_path: Path) -> None:
         ("backup", "backup_kep", "backup_keep"),
         ("restore", "restore_overwrit", "restore_overwrite"),
         ("status", "status_maxage", "status_max_age"),
+        ("copy", "copy_kep", "copy_keep"),
+        ("recover", "recover_takeover", "recover_take_over"),
+        ("extract", "extract_path", "extract_paths"),
+        ("prepare", "hypervisor_directory", "hypervisor_directories"),
     ],
 )
 def test_a_misspelled_variable(playbook: str, wrong: str, right: str, tmp_path: Path) -> None:
-    needed = dict.fromkeys(("backup_target", "restore_target", "status_target"), "/t") | {
+    needed = dict.fromkeys(("backup_target", "restore_target", "status_target", "copy_target"), "/t") | {
         "restore_domain": "db1",
         "live_backup_hosts": "kvm",
     }

@@ -32,7 +32,7 @@ def test_what_is_said_of_a_name(names: list[str], said: str) -> None:
     assert unknown(names, ["backup_target", "backup_keep"]) == said
 
 
-@pytest.mark.parametrize("role", ["backup", "restore", "status", "copy"])
+@pytest.mark.parametrize("role", ["backup", "restore", "status", "copy", "hypervisor"])
 def test_what_is_read_is_known(role: str) -> None:
     """Otherwise a right variable would be called a wrong one."""
     variables = (ROOT / f"roles/{role}/vars/main.yml").read_text(encoding="utf-8")
@@ -50,3 +50,11 @@ def test_what_is_read_is_known(role: str) -> None:
         # An option of ansible.builtin.uri.
         others = FILTERS | {"status_code"}
         assert set(re.findall(rf"(?<![\w.]){role}_[a-z_]+\b", text)) - known - others == set(), path
+
+
+@pytest.mark.parametrize("playbook", ["extract", "recover"])
+def test_what_a_playbook_reads_is_known(playbook: str) -> None:
+    text = (ROOT / f"playbooks/{playbook}.yml").read_text(encoding="utf-8")
+    [listed] = re.findall(r"unknown_variables\(\[([^\]]*)\]", text)
+    read = set(re.findall(rf"{{{{ (?:\()?({playbook}_[a-z_]+)\b", text))
+    assert read == set(re.findall(rf"'({playbook}_[a-z_]+)'", listed)) and read
