@@ -2,7 +2,10 @@
 # GNU General Public License v3.0+ (see LICENSE or https://www.gnu.org/licenses/gpl-3.0.txt)
 # SPDX-License-Identifier: GPL-3.0-or-later
 
-"""Where the sets are: a directory of this host, or a server. Nothing else asks which of them it is."""
+"""Where the sets are: a directory of this host, or a server. Nothing else asks which of them it is.
+
+See docs/internals/target.md.
+"""
 
 from __future__ import annotations
 
