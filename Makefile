@@ -134,10 +134,13 @@ contract integration faults molecule: export LIVE_BACKUP_RIG ?= $(shell tests/to
 contract: venv install-rig ## Check that the fakes of the unit tests behave as the real libvirt
 	$(AS_ROOT) $(PYTEST) tests/contract
 
+# What takes longest comes first: otherwise one of two processes waits at the end for the other.
+LONGEST := $(patsubst %,tests/integration/test_%.py,role fleet extract pull live_restore encryption)
+
 # Not with the contract: the modules run in forks, and a fork does not get on with libvirt's connections of its parent.
 .PHONY: integration
 integration: venv install-rig ## Run the modules and roles against real hypervisors and guests
-	$(AS_ROOT) $(PYTEST) --numprocesses=2 --dist=loadfile tests/rig tests/integration tests/faults
+	$(AS_ROOT) $(PYTEST) --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(LONGEST) tests/rig tests/integration tests/faults
 
 .PHONY: faults
 faults: export LIVE_BACKUP_TEST_ALL := 1
