@@ -38,7 +38,7 @@ def copy_sets(params: dict[str, Any], check_mode: bool, clock: Clock) -> dict[st
         raise LiveBackupError(f"dest {params['dest']} is the target itself. Name another place.", code="option_invalid")
     listed = target.sets(params["domains"])
     there = second.sets(sorted({one["uuid"] or "" for one in listed["sets"]}) or [""])
-    if listed["identity"] == there["identity"]:
+    if {*listed["identity"]} & {*there["identity"]}:
         raise LiveBackupError(f"dest {params['dest']} is the same directory as target {params['target']}.", code="option_invalid")
     plan = plan_copies(_asked_for(listed["sets"], params["domains"]), there["sets"], choice, clock.wall())
     copied, proofs = [_planned(one) for one in plan.copies], len(plan.proofs)

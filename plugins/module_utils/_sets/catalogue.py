@@ -75,14 +75,14 @@ class GoodSet(_Found):
 class Listing(TypedDict):
     """The sets below a target, what is not a set and should be one, and the target's disk space: what is free, and all.
 
-    `identity` tells the target's directory from others on any host.
+    `identity` has what only the same directories have, on whatever host they are mounted.
     """
 
     sets: list[SetFacts]
     findings: list[str]
     free: int
     size: int
-    identity: list[int]
+    identity: list[str]
 
 
 def list_sets(target: str, domains: list[str] | None = None) -> Listing:
@@ -93,6 +93,7 @@ def list_sets(target: str, domains: list[str] | None = None) -> Listing:
         )
     sets: list[SetFacts] = []
     findings: list[str] = []
+    identity: list[str] = []
     for directory in sorted(Path(target).iterdir()):
         if directory.name.startswith(".") or directory.name == "lost+found":
             continue
@@ -104,18 +105,20 @@ def list_sets(target: str, domains: list[str] | None = None) -> Listing:
             if domains and not any(matches(name, pattern) for pattern in domains for name in names):
                 continue
             found = sets_in(directory, findings)
+            if owner:
+                # It is written once, so that an NFS client's view of it is not old.
+                status = (directory / OWNER).lstat()
+                identity.append(f"{status.st_ino}:{status.st_mtime_ns}")
             # A directory of somebody else's holds no set and is no concern of ours.
             if problem and (found or owner is not None or os.path.lexists(directory / OWNER)):
                 findings.append(problem)
             sets += found
-    status = os.stat(target)
-    # Another host that has mounted it sees the same numbers.
     return {
         "sets": sets,
         "findings": [one_line(one) for one in findings],
         "free": free_space(target).bytes,
         "size": file_system_size(target),
-        "identity": [status.st_ino, status.st_ctime_ns],
+        "identity": identity,
     }
 
 

@@ -138,7 +138,7 @@ def test_a_found_set_names_no_other_place(answers: dict[str, Any]) -> None:
         "findings": [],
         "free": 1,
         "size": 2,
-        "identity": [1, 2],
+        "identity": ["1:2"],
     }
     assert not list(unexpected("list_sets", listing))
     assert _answers.ANSWERS["open_set"] is ANSWERS["check_files"]
