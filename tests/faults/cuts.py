@@ -105,6 +105,14 @@ FAR_CALL = {
         "a disk": "far._target.ssh.server.send#5",
         "the data of a disk": "far._target.ssh.server.read_at#5",
     },
+    "backup_set_copy": {
+        "listing the sets": "far._sets.catalogue.list_sets",
+        "finding a set": "far._target.ssh.server.open_set",
+        "the size of a file": "far._target.ssh.server.send",
+        "where its data is": "far._target.ssh.server.extents_of",
+        "a later file": "far._target.ssh.server.extents_of#3",
+        "the data of a file": "far._target.ssh.server.read_at#2",
+    },
     "backup_set_consolidate": {
         "the first image": "far._sets.consolidate.new_image",
         "the second image": "far._sets.consolidate.new_image#2",

@@ -219,7 +219,7 @@ def test_the_far_end_is_killed(
         assert [path for path in backup.target.rglob("*") if path.is_file()] == []
 
 
-@pytest.mark.parametrize("point", FAR_CALLS if ALL else FAR_CALLS[6::18], ids=str)
+@pytest.mark.parametrize("point", FAR_CALLS if ALL else FAR_CALLS[6::12], ids=str)
 def test_the_far_end_is_killed_as_it_is_asked(
     point: Cut,
     guests: Callable[[str], Guest],
@@ -233,7 +233,13 @@ def test_the_far_end_is_killed_as_it_is_asked(
     shutil.copytree(three_sets("still", "auto" if point.what == "backup_set_consolidate" else "full"), vault)
     guest.write(5)
     newest, night = 0, {"domain": guest.name, "backup_id": "night-1"}
-    asked: dict[str, Any] = {"backup_set_prune": {"keep_last": 1}, "libvirt_domain_restore": {**night, "overwrite": True, "again": True}}
+    archive = tmp_path / "archive"
+    archive.mkdir()
+    asked: dict[str, Any] = {
+        "backup_set_prune": {"keep_last": 1},
+        "backup_set_copy": {"dest": str(archive)},
+        "libvirt_domain_restore": {**night, "overwrite": True, "again": True},
+    }
     with Sshd(tmp_path / "sshd", hypervisor) as sshd:
         backup = backup_of(guest)
         server = {"target": f"{sshd.url}{vault}", **sshd.options}
@@ -254,6 +260,11 @@ def test_the_far_end_is_killed_as_it_is_asked(
             sets.insert(2, "night-1.full")
             assert judge(images_of(vault / guest.name / sets[2])).number == judge(images_of(vault / guest.name / "night-1")).number
         assert assert_sets_whole(run) == (["night-2"] if point.what == "backup_set_prune" else sets)
+        if point.what == "backup_set_copy":
+            assert sorted(path.name for path in (archive / guest.name).iterdir() if path.name[0] != ".") == sets
+            for name in sets:
+                copied, first = (judge(images_of(place / guest.name / name)) for place in (archive, vault))
+                assert copied.ok and copied.number == first.number, (str(copied), str(first))
         if restores:
             assert judge(guest.images).number == judge(images_of(vault / guest.name / "night-1")).number
             guest.start()
