@@ -98,7 +98,7 @@ options:
     description: As O(keep_last).
     type: int
   bandwidth:
-    description: Maximum throughput in bytes per second, for example V(50M). By default there is no limit.
+    description: Maximum throughput in bytes per second, for example V(50M). The default is not to limit it.
     type: bytes
 seealso:
   - module: virtops.live_backup.backup_set_info

@@ -151,7 +151,7 @@ class _Copying:
 
 
 class _Shown(Pace):
-    """A pace that tells how far the copy of a set is."""
+    """A pace that also reports the progress of a copy."""
 
     def __init__(self, clock: Clock, bytes_per_second: int) -> None:
         super().__init__(clock, bytes_per_second)
@@ -159,7 +159,7 @@ class _Shown(Pace):
         self._about: Callable[[], None] = lambda: None
 
     def show(self, domain: str, backup_id: str, total: int) -> None:
-        """A set begins."""
+        """The copy of this set starts."""
         first = self.passed
         self._about = lambda: progress.tell(domain, lambda: {backup_id: (self.passed - first, total)})
 

@@ -45,7 +45,11 @@ class SetToCopy:
 
 @dataclass
 class CopyPlan:
-    """What is copied, what is there already, the newer proofs of that by its path there, and what cannot be copied or is no set."""
+    """What is copied, and what is `present` at the second target already.
+
+    `proofs` are newer proofs of present sets, by their paths there. `problems` are about sets that cannot be copied, and `findings` about
+    sets that are not good.
+    """
 
     copies: list[SetToCopy] = field(default_factory=list)
     present: list[SetFacts] = field(default_factory=list)

@@ -150,7 +150,7 @@ def copying(target: str, name: str, uuid: str, backup_id: str, token: str, neede
 
 
 def _left_by_copy(partial: Path, token: str) -> int | None:
-    """The lock of a set that a copy with this token has left; None if there is no such set."""
+    """The lock of the unfinished set that an earlier copy with this token has left, or None."""
     try:
         descriptor = open_locked(partial / SENDER, os.O_RDWR, ALONE)
     except FileNotFoundError:

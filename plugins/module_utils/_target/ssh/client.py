@@ -162,16 +162,15 @@ class FarEnd:
     ) -> tuple[str, int, dict[str, Any]]:
         self._send_line({"do": "receive", "size": source.size, **to})
         digest, data_bytes = copy_data(source, self, pace, find_zeroes=True, first=first)
+        self._send(FRAME.pack(0, 0))
         try:
             read(digest)
         except LiveBackupError:
-            # So that nothing of it is kept.
-            self._send(FRAME.pack(0, 0))
+            # No file has this digest, so nothing of it is kept.
             self._send_line({"digest": ""})
             with suppress(LiveBackupError):
                 self._answer("receive")
             raise
-        self._send(FRAME.pack(0, 0))
         self._send_line({"digest": digest})
         return digest, data_bytes, self._answer("receive")
 
